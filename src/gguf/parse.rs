@@ -1,0 +1,313 @@
+//! Parsing, with every length checked before it is used.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{GgufError, GgufFile, Map, TensorInfo, Value, ValueType};
+use crate::quant::BlockType;
+
+/// Arrays of arrays deeper than this are refused; the specification sets no limit and no known file has any.
+const MAX_DEPTH: usize = 4;
+/// ggml's limit on a tensor's rank.
+const MAX_RANK: usize = 4;
+const DEFAULT_ALIGNMENT: usize = 32;
+
+pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
+    let mut reader = Reader {
+        path,
+        bytes: map.bytes(),
+        at: 0,
+    };
+
+    let magic = reader.take(4, "the magic number").map_err(|_| GgufError::NotGguf {
+        path: path.to_owned(),
+        magic: map.bytes()[..map.bytes().len().min(4)].to_vec(),
+    })?;
+    if magic != b"GGUF" {
+        return Err(GgufError::NotGguf {
+            path: path.to_owned(),
+            magic: magic.to_vec(),
+        });
+    }
+    let version = reader.u32("the version")?;
+    if !(2..=3).contains(&version) {
+        return Err(GgufError::Version {
+            path: path.to_owned(),
+            version,
+            big_endian: (2..=3).contains(&version.swap_bytes()),
+        });
+    }
+    // A tensor entry takes 24 bytes at the least, a metadata entry 13: wild counts are refused before any allocation.
+    let tensor_count = reader.count("the tensor count", 24)?;
+    let metadata_count = reader.count("the metadata count", 13)?;
+
+    let mut metadata = BTreeMap::new();
+    for i in 0..metadata_count {
+        let at = reader.at;
+        let key = reader.string(&format!("the name of metadata entry {i}"))?;
+        let what = format!("the value of metadata key {key:?}");
+        let value_type = reader.value_type(&what)?;
+        let value = reader.value(value_type, &what, 0)?;
+        if metadata.insert(key.clone(), value).is_some() {
+            return Err(reader.malformed(at, "the metadata", format!("key {key:?} occurs twice")));
+        }
+    }
+
+    let alignment = match metadata.get("general.alignment") {
+        None => DEFAULT_ALIGNMENT,
+        Some(value) => value
+            .as_i128()
+            .and_then(|v| usize::try_from(v).ok())
+            .filter(|v| v.is_power_of_two() && *v <= 1 << 20)
+            .ok_or_else(|| GgufError::Metadata {
+                path: path.to_owned(),
+                key: "general.alignment".into(),
+                problem: format!("must be a power of two up to 1 MiB, found {value}"),
+            })?,
+    };
+
+    let mut tensors = Vec::with_capacity(tensor_count);
+    for i in 0..tensor_count {
+        tensors.push(reader.tensor_entry(i, alignment)?);
+    }
+
+    let data_start = reader.at.next_multiple_of(alignment);
+    let file_len = map.bytes().len();
+    let mut by_name = BTreeMap::new();
+    for (i, tensor) in tensors.iter_mut().enumerate() {
+        let fail = |problem: String| GgufError::Tensor {
+            path: path.to_owned(),
+            tensor: tensor.name.clone(),
+            problem,
+        };
+        let range = data_start
+            .checked_add(tensor.range.start)
+            .zip(data_start.checked_add(tensor.range.end))
+            .filter(|(_, end)| *end <= file_len);
+        let Some((start, end)) = range else {
+            return Err(fail(format!(
+                "its data (bytes {} to {} after the data's start at {data_start}) reaches past the end of the file at byte {file_len}; the file is truncated or damaged, fetch it again",
+                tensor.range.start, tensor.range.end
+            )));
+        };
+        tensor.range = start..end;
+        if by_name.insert(tensor.name.clone(), i).is_some() {
+            return Err(fail("the name occurs twice in the tensor table".into()));
+        }
+    }
+
+    let mut by_offset: Vec<&TensorInfo> = tensors.iter().filter(|t| !t.range.is_empty()).collect();
+    by_offset.sort_by_key(|t| t.range.start);
+    for pair in by_offset.windows(2) {
+        if pair[1].range.start < pair[0].range.end {
+            return Err(GgufError::Tensor {
+                path: path.to_owned(),
+                tensor: pair[1].name.clone(),
+                problem: format!(
+                    "its data at byte {} overlaps tensor {} (bytes {} to {}); the file is damaged, fetch it again",
+                    pair[1].range.start, pair[0].name, pair[0].range.start, pair[0].range.end
+                ),
+            });
+        }
+    }
+
+    Ok(GgufFile {
+        path: path.to_owned(),
+        version,
+        map,
+        metadata,
+        tensors,
+        by_name,
+    })
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn malformed(&self, offset: usize, what: &str, problem: String) -> GgufError {
+        GgufError::Malformed {
+            path: self.path.to_owned(),
+            what: what.to_owned(),
+            offset: offset as u64,
+            problem,
+        }
+    }
+
+    fn take(&mut self, len: usize, what: &str) -> Result<&'a [u8], GgufError> {
+        let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len());
+        let Some(end) = end else {
+            return Err(GgufError::Truncated {
+                path: self.path.to_owned(),
+                what: what.to_owned(),
+                offset: self.at as u64,
+                need: len as u64,
+                len: self.bytes.len() as u64,
+            });
+        };
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], GgufError> {
+        let taken = self.take(N, what)?;
+        Ok(taken.try_into().expect("take returns what was asked for"))
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32, GgufError> {
+        self.array(what).map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64, GgufError> {
+        self.array(what).map(u64::from_le_bytes)
+    }
+
+    /// A count of things that take at least `min_size` bytes each, checked against what is left of the file.
+    fn count(&mut self, what: &str, min_size: usize) -> Result<usize, GgufError> {
+        let at = self.at;
+        let count = self.u64(what)?;
+        let room = (self.bytes.len() - self.at) / min_size;
+        match usize::try_from(count) {
+            Ok(n) if n <= room => Ok(n),
+            _ => Err(self.malformed(
+                at,
+                what,
+                format!(
+                    "{count} entries of at least {min_size} bytes cannot fit in the {} bytes that are left; the file is damaged, fetch it again",
+                    self.bytes.len() - self.at
+                ),
+            )),
+        }
+    }
+
+    fn string(&mut self, what: &str) -> Result<String, GgufError> {
+        let len = self.count(what, 1)?;
+        let at = self.at;
+        let bytes = self.take(len, what)?;
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(error) => Err(self.malformed(
+                at + error.valid_up_to(),
+                what,
+                "the string is not valid UTF-8".into(),
+            )),
+        }
+    }
+
+    fn value_type(&mut self, what: &str) -> Result<ValueType, GgufError> {
+        let at = self.at;
+        let id = self.u32(what)?;
+        ValueType::from_id(id)
+            .ok_or_else(|| self.malformed(at, what, format!("unknown value type {id} (0 to 12 are known)")))
+    }
+
+    fn value(&mut self, value_type: ValueType, what: &str, depth: usize) -> Result<Value, GgufError> {
+        Ok(match value_type {
+            ValueType::U8 => Value::U8(self.array::<1>(what)?[0]),
+            ValueType::I8 => Value::I8(self.array::<1>(what)?[0] as i8),
+            ValueType::U16 => Value::U16(u16::from_le_bytes(self.array(what)?)),
+            ValueType::I16 => Value::I16(i16::from_le_bytes(self.array(what)?)),
+            ValueType::U32 => Value::U32(self.u32(what)?),
+            ValueType::I32 => Value::I32(i32::from_le_bytes(self.array(what)?)),
+            ValueType::F32 => Value::F32(f32::from_le_bytes(self.array(what)?)),
+            ValueType::U64 => Value::U64(self.u64(what)?),
+            ValueType::I64 => Value::I64(i64::from_le_bytes(self.array(what)?)),
+            ValueType::F64 => Value::F64(f64::from_le_bytes(self.array(what)?)),
+            ValueType::Bool => match self.array::<1>(what)?[0] {
+                0 => Value::Bool(false),
+                1 => Value::Bool(true),
+                other => {
+                    return Err(self.malformed(
+                        self.at - 1,
+                        what,
+                        format!("a boolean must be 0 or 1, found {other}"),
+                    ));
+                }
+            },
+            ValueType::String => Value::String(self.string(what)?),
+            ValueType::Array => {
+                if depth == MAX_DEPTH {
+                    return Err(self.malformed(
+                        self.at,
+                        what,
+                        format!("arrays are nested more than {MAX_DEPTH} deep"),
+                    ));
+                }
+                let item_type = self.value_type(what)?;
+                let count = self.count(what, item_type.min_size())?;
+                if item_type == ValueType::String {
+                    let items = (0..count).map(|_| self.string(what)).collect::<Result<_, _>>()?;
+                    Value::StringArray(items)
+                } else {
+                    let items = (0..count)
+                        .map(|_| self.value(item_type, what, depth + 1))
+                        .collect::<Result<_, _>>()?;
+                    Value::Array(item_type, items)
+                }
+            }
+        })
+    }
+
+    /// One row of the tensor table; its range is still relative to the start of the data.
+    fn tensor_entry(&mut self, index: usize, alignment: usize) -> Result<TensorInfo, GgufError> {
+        let path = self.path;
+        let name = self.string(&format!("the name of tensor {index}"))?;
+        let fail = |problem: String| GgufError::Tensor {
+            path: path.to_owned(),
+            tensor: name.clone(),
+            problem,
+        };
+        let what = format!("the table entry of tensor {name:?}");
+        let rank = self.u32(&what)? as usize;
+        if rank == 0 || rank > MAX_RANK {
+            return Err(fail(format!("it has {rank} dimensions (1 to {MAX_RANK} are possible)")));
+        }
+        let mut shape = Vec::with_capacity(rank);
+        for _ in 0..rank {
+            let extent = self.u64(&what)?;
+            shape.push(usize::try_from(extent).map_err(|_| fail(format!("extent {extent} is too large")))?);
+        }
+        // GGUF lists the fastest-running extent first.
+        shape.reverse();
+        let type_id = self.u32(&what)?;
+        let block_type = BlockType::from_id(type_id).ok_or_else(|| {
+            fail(format!(
+                "{}; supported are {}",
+                match BlockType::name_of_unsupported(type_id) {
+                    Some(type_name) => format!("type {type_name} is not supported yet"),
+                    None => format!("unknown type {type_id}"),
+                },
+                BlockType::supported_names()
+            ))
+        })?;
+        let offset = self.u64(&what)?;
+        let offset = usize::try_from(offset)
+            .ok()
+            .filter(|o| o.is_multiple_of(alignment))
+            .ok_or_else(|| fail(format!("its offset {offset} is not a multiple of the alignment {alignment}")))?;
+
+        let columns = *shape.last().expect("rank is at least 1");
+        let rows = shape[..rank - 1].iter().try_fold(1usize, |n, e| n.checked_mul(*e));
+        let row_bytes = block_type.checked_row_bytes(columns).ok_or_else(|| {
+            fail(format!(
+                "a row of {columns} is not a whole number of {} blocks of {}",
+                block_type.name(),
+                block_type.block_len()
+            ))
+        })?;
+        let end = rows
+            .and_then(|rows| rows.checked_mul(row_bytes))
+            .and_then(|size| size.checked_add(offset))
+            .ok_or_else(|| fail(format!("shape {shape:?} is too large")))?;
+        Ok(TensorInfo {
+            name,
+            shape,
+            block_type,
+            range: offset..end,
+        })
+    }
+}

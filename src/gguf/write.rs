@@ -1,0 +1,158 @@
+//! Writing GGUF files: beside the target, flushed to disk, put in place by rename.
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::{GgufError, Value};
+use crate::quant::BlockType;
+
+const ALIGNMENT: usize = 32;
+
+/// Collects metadata and tensors and writes them as a GGUF version 3 file.
+#[derive(Debug, Default)]
+pub struct Writer<'a> {
+    metadata: Vec<(String, Value)>,
+    tensors: Vec<TensorEntry<'a>>,
+}
+
+#[derive(Debug)]
+struct TensorEntry<'a> {
+    name: String,
+    shape: Vec<usize>,
+    block_type: BlockType,
+    bytes: std::borrow::Cow<'a, [u8]>,
+}
+
+impl<'a> Writer<'a> {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a metadata entry; entries are written in the order in which they were added.
+    pub fn metadata(&mut self, key: impl Into<String>, value: Value) -> &mut Self {
+        self.metadata.push((key.into(), value));
+        self
+    }
+
+    /// Adds a tensor of row-major `shape` whose data is `bytes`.
+    ///
+    /// # Panics
+    /// If the number of bytes is not what shape and type ask for.
+    pub fn tensor(
+        &mut self,
+        name: impl Into<String>,
+        shape: &[usize],
+        block_type: BlockType,
+        bytes: impl Into<std::borrow::Cow<'a, [u8]>>,
+    ) -> &mut Self {
+        let bytes = bytes.into();
+        let columns = *shape.last().expect("a tensor has at least one dimension");
+        let rows: usize = shape[..shape.len() - 1].iter().product();
+        assert_eq!(
+            bytes.len(),
+            rows * block_type.row_bytes(columns),
+            "the data must fill the shape"
+        );
+        self.tensors.push(TensorEntry {
+            name: name.into(),
+            shape: shape.to_vec(),
+            block_type,
+            bytes,
+        });
+        self
+    }
+
+    /// Writes the whole file to `out`.
+    pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut head = Vec::new();
+        head.extend_from_slice(b"GGUF");
+        head.extend_from_slice(&3u32.to_le_bytes());
+        head.extend_from_slice(&(self.tensors.len() as u64).to_le_bytes());
+        head.extend_from_slice(&(self.metadata.len() as u64).to_le_bytes());
+        for (key, value) in &self.metadata {
+            put_string(&mut head, key);
+            head.extend_from_slice(&(value.value_type() as u32).to_le_bytes());
+            put_value(&mut head, value);
+        }
+        let mut offset = 0usize;
+        for tensor in &self.tensors {
+            put_string(&mut head, &tensor.name);
+            head.extend_from_slice(&(tensor.shape.len() as u32).to_le_bytes());
+            for extent in tensor.shape.iter().rev() {
+                head.extend_from_slice(&(*extent as u64).to_le_bytes());
+            }
+            head.extend_from_slice(&tensor.block_type.id().to_le_bytes());
+            head.extend_from_slice(&(offset as u64).to_le_bytes());
+            offset = (offset + tensor.bytes.len()).next_multiple_of(ALIGNMENT);
+        }
+        head.resize(head.len().next_multiple_of(ALIGNMENT), 0);
+        out.write_all(&head)?;
+        for tensor in &self.tensors {
+            out.write_all(&tensor.bytes)?;
+            let padding = tensor.bytes.len().next_multiple_of(ALIGNMENT) - tensor.bytes.len();
+            out.write_all(&[0u8; ALIGNMENT][..padding])?;
+        }
+        Ok(())
+    }
+
+    /// Writes the file beside `path`, flushes it to disk and renames it into place, so that `path` is either the old
+    /// file or the whole new one.
+    ///
+    /// # Errors
+    /// [`GgufError::Io`]; the old file, if there was one, is then untouched.
+    pub fn save(&self, path: &Path) -> Result<(), GgufError> {
+        let run = || -> io::Result<()> {
+            let folder = match path.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+                _ => PathBuf::from("."),
+            };
+            let file = tempfile::NamedTempFile::new_in(folder)?;
+            let mut out = BufWriter::new(file);
+            self.write_to(&mut out)?;
+            let file = out.into_inner().map_err(|e| e.into_error())?;
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|e| e.error)?;
+            Ok(())
+        };
+        run().map_err(|source| GgufError::Io {
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+fn put_string(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(&(text.len() as u64).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn put_value(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::U8(v) => out.push(*v),
+        Value::I8(v) => out.push(*v as u8),
+        Value::U16(v) => out.extend_from_slice(&v.to_le_bytes()),
+        Value::I16(v) => out.extend_from_slice(&v.to_le_bytes()),
+        Value::U32(v) => out.extend_from_slice(&v.to_le_bytes()),
+        Value::I32(v) => out.extend_from_slice(&v.to_le_bytes()),
+        Value::F32(v) => out.extend_from_slice(&v.to_le_bytes()),
+        Value::U64(v) => out.extend_from_slice(&v.to_le_bytes()),
+        Value::I64(v) => out.extend_from_slice(&v.to_le_bytes()),
+        Value::F64(v) => out.extend_from_slice(&v.to_le_bytes()),
+        Value::Bool(v) => out.push(u8::from(*v)),
+        Value::String(s) => put_string(out, s),
+        Value::Array(item_type, items) => {
+            out.extend_from_slice(&(*item_type as u32).to_le_bytes());
+            out.extend_from_slice(&(items.len() as u64).to_le_bytes());
+            for item in items {
+                put_value(out, item);
+            }
+        }
+        Value::StringArray(items) => {
+            out.extend_from_slice(&(super::ValueType::String as u32).to_le_bytes());
+            out.extend_from_slice(&(items.len() as u64).to_le_bytes());
+            for item in items {
+                put_string(out, item);
+            }
+        }
+    }
+}

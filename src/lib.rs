@@ -1,0 +1,4 @@
+pub mod gguf;
+pub mod hub;
+pub mod quant;
+pub mod tokenize;

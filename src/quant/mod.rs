@@ -1,0 +1,137 @@
+//! The block formats of weights as types: sizes, layout, decoding and encoding.
+//!
+//! Layouts are ggml's, so that a GGUF tensor is used as it lies in the file. Everything here is plain scalar code: it is
+//! the definition that the vector kernels are tested against, and what pruning uses to re-encode columns.
+
+mod blocks;
+
+pub use blocks::{decode_row, encode_row};
+
+/// The element type of a stored tensor. The discriminants are GGUF's type numbers (`ggml_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum BlockType {
+    /// IEEE single precision.
+    F32 = 0,
+    /// IEEE half precision.
+    F16 = 1,
+    /// 32 values of 4 bits with one scale: w = d (q − 8). 18 bytes: d f16, 16 bytes of nibbles.
+    Q4_0 = 2,
+    /// 32 values of 4 bits with scale and minimum: w = d q + m. 20 bytes: d f16, m f16, 16 bytes of nibbles.
+    Q4_1 = 3,
+    /// 32 values of 8 bits with one scale: w = d q. 34 bytes: d f16, 32 signed bytes.
+    Q8_0 = 8,
+    /// The upper half of single precision.
+    BF16 = 30,
+}
+
+impl BlockType {
+    pub const ALL: [BlockType; 6] = [
+        BlockType::F32,
+        BlockType::F16,
+        BlockType::BF16,
+        BlockType::Q8_0,
+        BlockType::Q4_0,
+        BlockType::Q4_1,
+    ];
+
+    /// The type with this GGUF number, if it is supported.
+    pub fn from_id(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.id() == id)
+    }
+
+    /// The GGUF number.
+    pub const fn id(self) -> u32 {
+        self as u32
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            BlockType::F32 => "F32",
+            BlockType::F16 => "F16",
+            BlockType::BF16 => "BF16",
+            BlockType::Q8_0 => "Q8_0",
+            BlockType::Q4_0 => "Q4_0",
+            BlockType::Q4_1 => "Q4_1",
+        }
+    }
+
+    /// Values per block.
+    pub const fn block_len(self) -> usize {
+        match self {
+            BlockType::F32 | BlockType::F16 | BlockType::BF16 => 1,
+            BlockType::Q8_0 | BlockType::Q4_0 | BlockType::Q4_1 => 32,
+        }
+    }
+
+    /// Bytes per block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            BlockType::F32 => 4,
+            BlockType::F16 | BlockType::BF16 => 2,
+            BlockType::Q8_0 => 34,
+            BlockType::Q4_0 => 18,
+            BlockType::Q4_1 => 20,
+        }
+    }
+
+    /// Bytes of a row of `columns` values; `None` if that is not a whole number of blocks or too large.
+    pub const fn checked_row_bytes(self, columns: usize) -> Option<usize> {
+        if !columns.is_multiple_of(self.block_len()) {
+            return None;
+        }
+        (columns / self.block_len()).checked_mul(self.block_bytes())
+    }
+
+    /// Bytes of a row of `columns` values.
+    ///
+    /// # Panics
+    /// If `columns` is not a whole number of blocks.
+    pub const fn row_bytes(self, columns: usize) -> usize {
+        match self.checked_row_bytes(columns) {
+            Some(bytes) => bytes,
+            None => panic!("a row must be a whole number of blocks"),
+        }
+    }
+
+    /// Whether values are stored one by one, as floating-point numbers.
+    pub const fn is_float(self) -> bool {
+        self.block_len() == 1
+    }
+
+    pub(crate) fn supported_names() -> String {
+        Self::ALL.map(Self::name).join(", ")
+    }
+
+    /// The names of GGUF types that exist but that we cannot read yet, for error messages.
+    pub(crate) fn name_of_unsupported(id: u32) -> Option<&'static str> {
+        Some(match id {
+            6 => "Q5_0",
+            7 => "Q5_1",
+            10 => "Q2_K",
+            11 => "Q3_K",
+            12 => "Q4_K",
+            13 => "Q5_K",
+            14 => "Q6_K",
+            15 => "Q8_K",
+            16 => "IQ2_XXS",
+            17 => "IQ2_XS",
+            18 => "IQ3_XXS",
+            19 => "IQ1_S",
+            20 => "IQ4_NL",
+            21 => "IQ3_S",
+            22 => "IQ2_S",
+            23 => "IQ4_XS",
+            24 => "I8",
+            25 => "I16",
+            26 => "I32",
+            27 => "I64",
+            28 => "F64",
+            29 => "IQ1_M",
+            34 => "TQ1_0",
+            35 => "TQ2_0",
+            39 => "MXFP4",
+            _ => return None,
+        })
+    }
+}
