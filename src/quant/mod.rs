@@ -135,3 +135,11 @@ impl BlockType {
         })
     }
 }
+
+/// How a weight matrix lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Layout {
+    /// Row after row, as GGUF stores it.
+    #[default]
+    Native,
+}

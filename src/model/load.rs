@@ -1,0 +1,198 @@
+//! From a GGUF file to a model: finding tensors and checking their shapes.
+
+use super::{Config, Layer, Linear, Model, ModelError, Rope, Weight};
+use crate::gguf::{GgufError, GgufFile, TensorInfo};
+use crate::quant::{Layout, decode_row};
+
+impl Model {
+    /// Takes views on the weights of `file`.
+    ///
+    /// # Errors
+    /// If the architecture is not `llama`, or metadata or a tensor is missing, unknown, or of the wrong shape or type.
+    pub fn load(file: GgufFile) -> Result<Self, ModelError> {
+        let architecture = file.require::<&str>("general.architecture")?;
+        if architecture != "llama" {
+            return Err(ModelError::Architecture {
+                path: file.path().to_owned(),
+                found: architecture.to_owned(),
+            });
+        }
+        let config = Config::from_gguf(&file)?;
+        let mut tensors = Tensors {
+            file: &file,
+            used: 0,
+        };
+        let d = config.embedding_length;
+
+        let embedding = tensors.matrix("token_embd.weight", config.vocabulary, d)?;
+        let output = tensors.optional_matrix("output.weight", config.vocabulary, d)?;
+        let output_norm = tensors.vector("output_norm.weight", d)?;
+        let factors = tensors.optional_vector("rope_freqs.weight", config.rope_dim / 2)?;
+        if let Some(bad) = factors
+            .iter()
+            .flatten()
+            .find(|f| !(f.is_finite() && **f > 0.0))
+        {
+            return Err(file
+                .tensor_error("rope_freqs.weight", format!("a frequency factor is {bad}"))
+                .into());
+        }
+
+        let mut layers = Vec::with_capacity(config.layers());
+        for l in 0..config.layers() {
+            let queries = config.heads[l] * config.head_dim;
+            let keys = config.kv_heads[l] * config.head_dim;
+            let channels = config.channels[l];
+            let mut linear = |name: &str, rows, cols| -> Result<Linear, GgufError> {
+                Ok(Linear {
+                    weight: tensors.matrix(&format!("blk.{l}.{name}.weight"), rows, cols)?,
+                    bias: tensors.optional_vector(&format!("blk.{l}.{name}.bias"), rows)?,
+                })
+            };
+            let (q, k) = (linear("attn_q", queries, d)?, linear("attn_k", keys, d)?);
+            let (v, o) = (linear("attn_v", keys, d)?, linear("attn_output", d, queries)?);
+            let (gate, up) = (
+                linear("ffn_gate", channels, d)?,
+                linear("ffn_up", channels, d)?,
+            );
+            let down = linear("ffn_down", d, channels)?;
+            let group = config.heads[l].checked_div(config.kv_heads[l]).unwrap_or(0);
+            layers.push(Layer {
+                attention_norm: tensors.vector(&format!("blk.{l}.attn_norm.weight"), d)?,
+                q,
+                k,
+                v,
+                o,
+                group_sizes: vec![group; config.kv_heads[l]],
+                mlp_norm: tensors.vector(&format!("blk.{l}.ffn_norm.weight"), d)?,
+                gate,
+                up,
+                down,
+            });
+        }
+        tensors.refuse_unused()?;
+
+        let rope = Rope::new(
+            config.rope_dim,
+            config.rope_base,
+            config.rope_scale,
+            factors.as_deref(),
+        );
+        Ok(Self {
+            path: file.path().to_owned(),
+            config,
+            map: file.into_map(),
+            embedding,
+            layers,
+            output_norm,
+            output,
+            rope,
+        })
+    }
+}
+
+struct Tensors<'a> {
+    file: &'a GgufFile,
+    used: usize,
+}
+
+impl Tensors<'_> {
+    fn find(&mut self, name: &str, shape: &[usize]) -> Result<Option<&TensorInfo>, GgufError> {
+        let Some(tensor) = self.file.tensor(name) else {
+            return Ok(None);
+        };
+        if tensor.shape != shape {
+            return Err(self.file.tensor_error(
+                name,
+                format!(
+                    "has shape {:?} where the metadata asks for {shape:?}",
+                    tensor.shape
+                ),
+            ));
+        }
+        self.used += 1;
+        Ok(Some(tensor))
+    }
+
+    fn missing(&self, name: &str) -> GgufError {
+        self.file.tensor_error(name, "is missing from the file")
+    }
+
+    fn optional_matrix(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<Weight>, GgufError> {
+        Ok(self.find(name, &[rows, cols])?.map(|tensor| Weight {
+            name: tensor.name.clone(),
+            block_type: tensor.block_type,
+            layout: Layout::Native,
+            rows,
+            cols,
+            range: tensor.range.clone(),
+        }))
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight, GgufError> {
+        self.optional_matrix(name, rows, cols)?
+            .ok_or_else(|| self.missing(name))
+    }
+
+    fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, GgufError> {
+        let file = self.file;
+        Ok(self.find(name, &[len])?.map(|tensor| {
+            let mut values = vec![0.0; len];
+            decode_row(tensor.block_type, file.bytes(tensor), &mut values);
+            values
+        }))
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, GgufError> {
+        self.optional_vector(name, len)?
+            .ok_or_else(|| self.missing(name))
+    }
+
+    /// A tensor that we do not know would change what the model computes, so it must not be passed over.
+    fn refuse_unused(&self) -> Result<(), GgufError> {
+        if self.used == self.file.tensors().len() {
+            return Ok(());
+        }
+        let stranger = self.file.tensors().iter().find(|t| !is_known(&t.name));
+        match stranger {
+            Some(tensor) => Err(self.file.tensor_error(
+                &tensor.name,
+                "is not part of a llama model as flapjack knows it; running without it would give wrong results",
+            )),
+            None => Err(self.file.metadata_error(
+                "llama.block_count",
+                "is smaller than the number of layers that have tensors",
+            )),
+        }
+    }
+}
+
+fn is_known(name: &str) -> bool {
+    const LAYER: [&str; 7] = [
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_output",
+        "ffn_gate",
+        "ffn_up",
+        "ffn_down",
+    ];
+    match name.strip_prefix("blk.").and_then(|n| n.split_once('.')) {
+        None => matches!(
+            name,
+            "token_embd.weight" | "output.weight" | "output_norm.weight" | "rope_freqs.weight"
+        ),
+        Some((_, rest)) => {
+            rest == "attn_norm.weight"
+                || rest == "ffn_norm.weight"
+                || rest
+                    .rsplit_once('.')
+                    .is_some_and(|(stem, kind)| LAYER.contains(&stem) && matches!(kind, "weight" | "bias"))
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! LLaMA-family models: configuration, weights as typed views on the map, one readable forward pass, the KV cache.
+//!
+//! [`Model::load`] reads a [`GgufFile`](crate::gguf::GgufFile) of architecture `llama`. Every layer owns its widths: head
+//! counts, the sizes of KV groups and the number of MLP channels may differ from layer to layer, as they do after pruning.
+//! [`Model::forward`] takes a batch of tokens through all layers; [`Model::logits`] applies the output head to the rows
+//! that are wanted.
+
+mod cache;
+mod config;
+mod forward;
+mod load;
+mod rope;
+mod weights;
+
+pub use cache::KvCache;
+pub use config::Config;
+pub use forward::{Observer, Scratch, Unobserved};
+pub use rope::Rope;
+pub use weights::{Layer, Linear, Model, Weight};
+
+use crate::gguf::GgufError;
+
+/// Why a model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error("{path}: architecture {found:?} is not supported; flapjack runs \"llama\" models")]
+    Architecture {
+        path: std::path::PathBuf,
+        found: String,
+    },
+    #[error("token {token} at place {place} is not in the vocabulary of {vocabulary}")]
+    Token {
+        token: u32,
+        place: usize,
+        vocabulary: usize,
+    },
+    #[error(
+        "{needed} positions do not fit in the KV cache of {capacity}; ask for a larger context or a shorter text"
+    )]
+    CacheFull { needed: usize, capacity: usize },
+}

@@ -1,0 +1,171 @@
+//! Weights as typed views on the map.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::{Config, Rope};
+use crate::gguf::Map;
+use crate::kernels::MatrixView;
+use crate::quant::{BlockType, Layout};
+
+/// A weight matrix `[rows, cols]` = `[out_features, in_features]`: where and how it lies in the map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weight {
+    /// The tensor's name in the file, for messages.
+    pub name: String,
+    pub block_type: BlockType,
+    pub layout: Layout,
+    pub rows: usize,
+    pub cols: usize,
+    /// The bytes of the map that it takes, exactly.
+    pub range: Range<usize>,
+}
+
+impl Weight {
+    pub fn view<'m>(&self, map: &'m Map) -> MatrixView<'m> {
+        MatrixView::new(
+            self.block_type,
+            self.layout,
+            self.rows,
+            self.cols,
+            &map.bytes()[self.range.clone()],
+        )
+    }
+
+    pub fn row_bytes(&self) -> usize {
+        self.block_type.row_bytes(self.cols)
+    }
+
+    /// The bytes of one row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row<'m>(&self, map: &'m Map, row: usize) -> &'m [u8] {
+        assert!(row < self.rows, "row {row} of {}", self.name);
+        &map.bytes()[self.range.clone()][row * self.row_bytes()..][..self.row_bytes()]
+    }
+
+    pub fn parameters(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.range.len()
+    }
+}
+
+/// y = W x + bias.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    pub weight: Weight,
+    /// `[rows]`. Biases and norms are vectors of a few KiB a layer; they are decoded once.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// One decoder layer.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub attention_norm: Vec<f32>,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub o: Linear,
+    /// Query heads that read each KV head; query heads lie in the order of their KV heads.
+    pub group_sizes: Vec<usize>,
+    pub mlp_norm: Vec<f32>,
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+}
+
+impl Layer {
+    pub fn heads(&self) -> usize {
+        self.group_sizes.iter().sum()
+    }
+
+    pub fn kv_heads(&self) -> usize {
+        self.group_sizes.len()
+    }
+
+    pub fn channels(&self) -> usize {
+        self.down.weight.cols
+    }
+
+    /// The seven projections.
+    pub fn linears(&self) -> [&Linear; 7] {
+        [
+            &self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down,
+        ]
+    }
+
+    /// Parameters of the attention and MLP weights, without norms and biases.
+    pub fn parameters(&self) -> usize {
+        self.linears().iter().map(|l| l.weight.parameters()).sum()
+    }
+
+    /// Bytes of the attention and MLP weights.
+    pub fn bytes(&self) -> usize {
+        self.linears().iter().map(|l| l.weight.bytes()).sum()
+    }
+}
+
+/// A model: its shape, and its weights on the map that it owns.
+#[derive(Debug)]
+pub struct Model {
+    pub path: PathBuf,
+    pub config: Config,
+    pub map: Map,
+    pub embedding: Weight,
+    pub layers: Vec<Layer>,
+    pub output_norm: Vec<f32>,
+    /// The output head; `None` when it is tied to the embedding.
+    pub output: Option<Weight>,
+    pub(super) rope: Rope,
+}
+
+impl Model {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The output head, `[vocabulary, embedding_length]`.
+    pub fn head(&self) -> &Weight {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Parameters of all weight matrices and vectors.
+    pub fn parameters(&self) -> usize {
+        let bias = |l: &Linear| l.bias.as_ref().map_or(0, Vec::len);
+        let layers: usize = self
+            .layers
+            .iter()
+            .map(|l| {
+                l.parameters()
+                    + l.linears().into_iter().map(bias).sum::<usize>()
+                    + l.attention_norm.len()
+                    + l.mlp_norm.len()
+            })
+            .sum();
+        layers
+            + self.embedding.parameters()
+            + self.output.as_ref().map_or(0, Weight::parameters)
+            + self.output_norm.len()
+    }
+
+    /// Parameters of the layers' attention and MLP weights: what a pruning ratio counts.
+    pub fn layer_parameters(&self) -> usize {
+        self.layers.iter().map(Layer::parameters).sum()
+    }
+
+    /// Bytes of all weight matrices.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(Layer::bytes).sum::<usize>()
+            + self.embedding.bytes()
+            + self.output.as_ref().map_or(0, Weight::bytes)
+    }
+
+    /// Bytes of weights that generating one token reads.
+    pub fn bytes_per_token(&self) -> usize {
+        self.layers.iter().map(Layer::bytes).sum::<usize>() + self.head().bytes()
+    }
+}

@@ -1,0 +1,128 @@
+/* flapkern: the vector kernels of flapjack.
+ *
+ * Weights come in ggml's block formats, as they lie in a GGUF file (ggml's ggml-common.h and the GGUF specification are
+ * the sources of the layouts). The library knows neither models nor files nor threads: a caller splits the rows of a
+ * matrix among its threads and calls with ranges. Nothing here allocates, and nothing keeps state.
+ *
+ * One table of functions exists for each instruction set; fk_kernels_for() hands it out if the processor has the set.
+ * Results of one table do not depend on how a caller splits its rows. They differ from table to table in the last bits.
+ */
+#ifndef FLAPKERN_H
+#define FLAPKERN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Element types of weights; the numbers are GGUF's. */
+typedef enum fk_type {
+    FK_TYPE_F32 = 0,
+    FK_TYPE_F16 = 1,
+    FK_TYPE_Q4_0 = 2,
+    FK_TYPE_Q4_1 = 3,
+    FK_TYPE_Q8_0 = 8,
+    FK_TYPE_BF16 = 30
+} fk_type;
+
+/* How a matrix lies in memory. */
+typedef enum fk_layout {
+    FK_LAYOUT_NATIVE = 0 /* row after row, as GGUF stores it */
+} fk_layout;
+
+typedef enum fk_isa {
+    FK_ISA_GENERIC = 0,
+    FK_ISA_AVX2 = 1,        /* AVX2, FMA, F16C */
+    FK_ISA_AVX512 = 2,      /* AVX-512 F, BW, DQ, VL */
+    FK_ISA_AVX512_VNNI = 3, /* the same and VNNI */
+    FK_ISA_COUNT = 4
+} fk_isa;
+
+/* Values per block of quantised activations and of the quantised weight types here. */
+#define FK_BLOCK 32
+
+/* A weight matrix W [rows, cols], row-major. */
+typedef struct fk_weights {
+    fk_type type;
+    fk_layout layout;
+    const uint8_t *data;
+    size_t row_bytes;
+    size_t rows;
+    size_t cols;
+} fk_weights;
+
+/* Activations X [tokens, cols], row-major, and their 8-bit form, which is needed when fk_kernels.wants_quantized says so:
+ * x = scale * q in blocks of FK_BLOCK, block_sum = scale * sum(q). */
+typedef struct fk_activations {
+    size_t tokens;
+    size_t cols;
+    const float *values;     /* [tokens, cols] */
+    const int8_t *quantized; /* [tokens, cols] */
+    const float *scales;     /* [tokens, cols / FK_BLOCK] */
+    const float *block_sums; /* [tokens, cols / FK_BLOCK] */
+} fk_activations;
+
+/* The keys and values of one KV head: [positions, head_dim] each, in half precision, one position after the other. */
+typedef struct fk_kv_head {
+    const uint16_t *keys;
+    const uint16_t *values;
+    size_t head_dim;
+} fk_kv_head;
+
+typedef struct fk_kernels {
+    const char *name;
+
+    /* Rows are best split at multiples of this. */
+    size_t row_granule;
+
+    /* 1 if matmul reads the 8-bit form of so many activations for this weight type, 0 if it reads `values`. */
+    int (*wants_quantized)(fk_type type, size_t tokens);
+
+    /* x [n] to 8 bits; n is a multiple of FK_BLOCK. Writes q [n], scales and block_sums [n / FK_BLOCK]. */
+    void (*quantize)(const float *x, size_t n, int8_t *q, float *scales, float *block_sums);
+
+    /* Floats of scratch that matmul needs for this matrix and so many tokens. */
+    size_t (*matmul_scratch)(const fk_weights *w, size_t tokens);
+
+    /* out[t * out_stride + r] = W[r] . X[t] for rows r in [row_begin, row_end) and all tokens t. For blocked types cols
+     * is a multiple of FK_BLOCK. */
+    void (*matmul)(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+                   size_t out_stride, float *scratch);
+
+    /* Decodes n values (whole blocks) of a row. */
+    void (*dequantize)(fk_type type, const uint8_t *src, size_t n, float *out);
+
+    /* out = x / sqrt(mean(x^2) + eps) * weight; all of n values. out may be x. */
+    void (*rms_norm)(const float *x, const float *weight, size_t n, float eps, float *out);
+
+    /* Rotates pairs (x[2i], x[2i + 1]) by angles given as cosines and sines, i < pairs. */
+    void (*rope)(float *x, const float *cosines, const float *sines, size_t pairs);
+
+    /* gate = silu(gate) * up, n values. */
+    void (*silu_mul)(float *gate, const float *up, size_t n);
+
+    /* x += y, n values. */
+    void (*add)(float *x, const float *y, size_t n);
+
+    /* To half precision, round to nearest even. */
+    void (*to_half)(const float *x, size_t n, uint16_t *out);
+
+    /* Floats of scratch that attend needs. */
+    size_t (*attend_scratch)(size_t queries, size_t head_dim, size_t positions);
+
+    /* Attention of `queries` query vectors q [queries, head_dim] to one KV head; query i sees positions
+     * [0, visible[i]), visible[i] >= 1. scale multiplies the scores. Writes out [queries, head_dim]. */
+    void (*attend)(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale, float *out,
+                   float *scratch);
+} fk_kernels;
+
+/* The kernels for an instruction set; NULL if they were not compiled in or the processor lacks it. */
+const fk_kernels *fk_kernels_for(fk_isa isa);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

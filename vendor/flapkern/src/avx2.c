@@ -1,0 +1,67 @@
+/* AVX2, FMA and F16C: laptops and desktops since about 2013. */
+#include <immintrin.h>
+
+#define FK_LANES 8
+#include "lanes.h"
+#include "half.h"
+
+#define GEMM_TOKENS 6
+#define GEMM_VECTORS 2
+
+INLINE vf load_half(const uint16_t *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+
+INLINE void store_half(uint16_t *p, vf v) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+INLINE float half_at(const uint8_t *p) { return _cvtsh_ss(load_u16(p)); }
+
+/* The 32 nibbles of 16 bytes as bytes: the low ones, then the high ones. */
+INLINE __m256i unpack_nibbles(const uint8_t *packed) {
+    __m128i raw = _mm_loadu_si128((const __m128i *)packed);
+    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(raw), _mm_srli_epi16(raw, 4), 1);
+    return _mm256_and_si256(both, _mm256_set1_epi8(15));
+}
+
+/* Eight sums of four products each. No pair of products leaves 16 bits: |u * s| * 2 <= 128 * 127 * 2. */
+INLINE vf dot_bytes(__m256i u, __m256i s) {
+    __m256i pairs = _mm256_maddubs_epi16(u, s);
+    return (vf)_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+static float dot_q8_0(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    (void)sums;
+    vf total = {0};
+    for (size_t b = 0; b < blocks; b++, row += 34, q += 32) {
+        __m256i w = _mm256_loadu_si256((const __m256i *)(row + 2));
+        __m256i x = _mm256_loadu_si256((const __m256i *)q);
+        /* |w| * (x with the sign of w) */
+        total += half_at(row) * scales[b] * dot_bytes(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w));
+    }
+    return sum_lanes(total);
+}
+
+static float dot_q4_0(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    vf total = {0};
+    float offset = 0;
+    for (size_t b = 0; b < blocks; b++, row += 18, q += 32) {
+        float d = half_at(row);
+        total += d * scales[b] * dot_bytes(unpack_nibbles(row + 2), _mm256_loadu_si256((const __m256i *)q));
+        offset += d * sums[b];
+    }
+    return sum_lanes(total) - 8 * offset;
+}
+
+static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    vf total = {0};
+    float offset = 0;
+    for (size_t b = 0; b < blocks; b++, row += 20, q += 32) {
+        total += half_at(row) * scales[b] * dot_bytes(unpack_nibbles(row + 4), _mm256_loadu_si256((const __m256i *)q));
+        offset += half_at(row + 2) * sums[b];
+    }
+    return sum_lanes(total) + offset;
+}
+
+#define FK_TABLE fk_table_avx2
+#define FK_NAME "avx2"
+#include "body.h"

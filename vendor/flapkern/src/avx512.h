@@ -1,0 +1,118 @@
+/* AVX-512 with and without VNNI: the including file says which by FK_VNNI, and defines FK_TABLE and FK_NAME. Vectors of
+ * 64 bytes hold two blocks. */
+#include <immintrin.h>
+
+#define FK_LANES 16
+#include "lanes.h"
+#include "half.h"
+
+#define GEMM_TOKENS 12
+#define GEMM_VECTORS 2
+
+INLINE vf load_half(const uint16_t *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+
+INLINE void store_half(uint16_t *p, vf v) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+INLINE float half_at(const uint8_t *p) { return _cvtsh_ss(load_u16(p)); }
+
+/* Sixteen sums of four products each. */
+INLINE vf dot_bytes(__m512i u, __m512i s) {
+#if FK_VNNI
+    return (vf)_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), u, s));
+#else
+    __m512i pairs = _mm512_maddubs_epi16(u, s);
+    return (vf)_mm512_cvtepi32_ps(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#endif
+}
+
+INLINE __m512i join(__m256i low, __m256i high) { return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
+
+/* a in the lanes of the first block, b in those of the second. */
+INLINE vf pair(float a, float b) {
+    return (vf)_mm512_mask_broadcastss_ps(_mm512_set1_ps(a), 0xff00, _mm_set_ss(b));
+}
+
+/* The nibbles of two blocks as bytes: the low and the high ones of the first, then of the second. */
+INLINE __m512i unpack_nibbles(const uint8_t *first, const uint8_t *second) {
+    __m256i raw = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)first)),
+                                          _mm_loadu_si128((const __m128i *)second), 1);
+    __m512i spread = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), _mm512_castsi256_si512(raw));
+    __m512i shifted = _mm512_mask_srli_epi16(spread, 0xff00ff00, spread, 4);
+    return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
+}
+
+/* The nibbles of one block and 32 zeros. */
+INLINE __m512i unpack_nibbles_once(const uint8_t *packed) {
+    __m128i raw = _mm_loadu_si128((const __m128i *)packed);
+    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(raw), _mm_srli_epi16(raw, 4), 1);
+    return _mm512_zextsi256_si512(_mm256_and_si256(both, _mm256_set1_epi8(15)));
+}
+
+INLINE __m512i load_once(const void *p) { return _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)p)); }
+
+/* Signed weights by signed activations. With VNNI the weights are shifted to unsigned by 128, which the sums undo;
+ * without, |w| times (x with the sign of w), whose pairs of products stay within 16 bits. */
+INLINE vf dot_signed(__m512i w, __m512i x) {
+#if FK_VNNI
+    return dot_bytes(_mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)), x);
+#else
+    __mmask64 negative = _mm512_movepi8_mask(w);
+    return dot_bytes(_mm512_abs_epi8(w), _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x));
+#endif
+}
+
+static float dot_q8_0(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    vf total = {0};
+    float offset = 0;
+    size_t b = 0;
+    for (; b + 2 <= blocks; b += 2, row += 68, q += 64) {
+        float d = half_at(row), e = half_at(row + 34);
+        __m512i w = join(_mm256_loadu_si256((const __m256i *)(row + 2)), _mm256_loadu_si256((const __m256i *)(row + 36)));
+        total += pair(d * scales[b], e * scales[b + 1]) * dot_signed(w, _mm512_loadu_si512(q));
+        offset += d * sums[b] + e * sums[b + 1];
+    }
+    if (b < blocks) {
+        float d = half_at(row);
+        total += d * scales[b] * dot_signed(load_once(row + 2), load_once(q));
+        offset += d * sums[b];
+    }
+    return sum_lanes(total) - (FK_VNNI ? 128 * offset : 0);
+}
+
+static float dot_q4_0(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    vf total = {0};
+    float offset = 0;
+    size_t b = 0;
+    for (; b + 2 <= blocks; b += 2, row += 36, q += 64) {
+        float d = half_at(row), e = half_at(row + 18);
+        total += pair(d * scales[b], e * scales[b + 1]) *
+                 dot_bytes(unpack_nibbles(row + 2, row + 20), _mm512_loadu_si512(q));
+        offset += d * sums[b] + e * sums[b + 1];
+    }
+    if (b < blocks) {
+        float d = half_at(row);
+        total += d * scales[b] * dot_bytes(unpack_nibbles_once(row + 2), load_once(q));
+        offset += d * sums[b];
+    }
+    return sum_lanes(total) - 8 * offset;
+}
+
+static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    vf total = {0};
+    float offset = 0;
+    size_t b = 0;
+    for (; b + 2 <= blocks; b += 2, row += 40, q += 64) {
+        total += pair(half_at(row) * scales[b], half_at(row + 20) * scales[b + 1]) *
+                 dot_bytes(unpack_nibbles(row + 4, row + 24), _mm512_loadu_si512(q));
+        offset += half_at(row + 2) * sums[b] + half_at(row + 22) * sums[b + 1];
+    }
+    if (b < blocks) {
+        total += half_at(row) * scales[b] * dot_bytes(unpack_nibbles_once(row + 4), load_once(q));
+        offset += half_at(row + 2) * sums[b];
+    }
+    return sum_lanes(total) + offset;
+}
+
+#include "body.h"

@@ -1,0 +1,484 @@
+/* The kernels that are the same for every instruction set but for the width of a vector. An instruction set's file
+ * defines, in this order:
+ *
+ *   FK_LANES                           floats per vector; then includes lanes.h
+ *   GEMM_TOKENS, GEMM_VECTORS          the GEMM tile: tokens by vectors of weight rows
+ *   load_half, store_half              FK_LANES half-precision values from and to memory
+ *   dot_q8_0, dot_q4_0, dot_q4_1       one native row times one token's quantised activations
+ *   FK_TABLE, FK_NAME                  the table's symbol and name
+ *
+ * and includes this file. */
+#include "flapkern.h"
+#include "half.h"
+
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* ---- rows of plain floats ---- */
+
+INLINE vf load_bfloat(const uint16_t *p) {
+    uint16_t raw[FK_LANES];
+    memcpy(raw, p, sizeof raw);
+    vu bits;
+    for (int i = 0; i < FK_LANES; i++) bits[i] = (uint32_t)raw[i] << 16;
+    return (vf)bits;
+}
+
+INLINE float load_scalar(fk_type type, const uint8_t *p) {
+    float f;
+    switch (type) {
+    case FK_TYPE_F16:
+        return half_to_float(load_u16(p));
+    case FK_TYPE_BF16:
+        return bfloat_to_float(load_u16(p));
+    default:
+        memcpy(&f, p, sizeof f);
+        return f;
+    }
+}
+
+INLINE vf load_lanes(fk_type type, const uint8_t *p) {
+    switch (type) {
+    case FK_TYPE_F16:
+        return load_half((const uint16_t *)p);
+    case FK_TYPE_BF16:
+        return load_bfloat((const uint16_t *)p);
+    default:
+        return load((const float *)p);
+    }
+}
+
+/* `type` is a constant wherever this is inlined. */
+INLINE float dot_float(fk_type type, const uint8_t *row, const float *x, size_t n) {
+    const size_t width = type == FK_TYPE_F32 ? 4 : 2;
+    vf a = {0}, b = {0}, c = {0}, d = {0};
+    size_t i = 0;
+    for (; i + 4 * FK_LANES <= n; i += 4 * FK_LANES) {
+        a += load_lanes(type, row + i * width) * load(x + i);
+        b += load_lanes(type, row + (i + FK_LANES) * width) * load(x + i + FK_LANES);
+        c += load_lanes(type, row + (i + 2 * FK_LANES) * width) * load(x + i + 2 * FK_LANES);
+        d += load_lanes(type, row + (i + 3 * FK_LANES) * width) * load(x + i + 3 * FK_LANES);
+    }
+    for (; i + FK_LANES <= n; i += FK_LANES) a += load_lanes(type, row + i * width) * load(x + i);
+    float sum = sum_lanes((a + b) + (c + d));
+    for (; i < n; i++) sum += load_scalar(type, row + i * width) * x[i];
+    return sum;
+}
+
+/* ---- activations to 8 bits ---- */
+
+static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *block_sums) {
+    for (size_t block = 0; block < n / FK_BLOCK; block++, x += FK_BLOCK, q += FK_BLOCK) {
+        vf largest = {0};
+        for (int i = 0; i < FK_BLOCK; i += FK_LANES) largest = vmax(vabs(load(x + i)), largest);
+        float peak = max_lane(largest);
+        float scale = peak / 127.0f;
+        float inverse = peak > 0 ? 127.0f / peak : 0;
+        vi sum = {0};
+        for (int i = 0; i < FK_BLOCK; i += FK_LANES) {
+            vi rounded = round_to_int(load(x + i) * inverse);
+            sum += rounded;
+            vb bytes = __builtin_convertvector(rounded, vb);
+            memcpy(q + i, &bytes, sizeof bytes);
+        }
+        int32_t total = 0;
+        for (int i = 0; i < FK_LANES; i++) total += sum[i];
+        /* A block with an infinity or a NaN must not pass for a finite one. */
+        if (!(peak <= 3.4e38f)) scale = NAN;
+        scales[block] = scale;
+        block_sums[block] = scale * (float)total;
+    }
+}
+
+/* ---- decoding ---- */
+
+static void dequantize(fk_type type, const uint8_t *src, size_t n, float *out) {
+    switch (type) {
+    case FK_TYPE_Q8_0:
+        for (size_t block = 0; block < n / FK_BLOCK; block++, src += 34, out += FK_BLOCK) {
+            float d = half_to_float(load_u16(src));
+            for (int i = 0; i < FK_BLOCK; i++) out[i] = d * (float)(int8_t)src[2 + i];
+        }
+        break;
+    case FK_TYPE_Q4_0:
+        for (size_t block = 0; block < n / FK_BLOCK; block++, src += 18, out += FK_BLOCK) {
+            float d = half_to_float(load_u16(src));
+            for (int i = 0; i < 16; i++) {
+                out[i] = d * (float)((src[2 + i] & 15) - 8);
+                out[i + 16] = d * (float)((src[2 + i] >> 4) - 8);
+            }
+        }
+        break;
+    case FK_TYPE_Q4_1:
+        for (size_t block = 0; block < n / FK_BLOCK; block++, src += 20, out += FK_BLOCK) {
+            float d = half_to_float(load_u16(src)), m = half_to_float(load_u16(src + 2));
+            for (int i = 0; i < 16; i++) {
+                out[i] = d * (float)(src[4 + i] & 15) + m;
+                out[i + 16] = d * (float)(src[4 + i] >> 4) + m;
+            }
+        }
+        break;
+    default: {
+        const size_t width = type == FK_TYPE_F32 ? 4 : 2;
+        size_t i = 0;
+        for (; i + FK_LANES <= n; i += FK_LANES) store(out + i, load_lanes(type, src + i * width));
+        for (; i < n; i++) out[i] = load_scalar(type, src + i * width);
+    }
+    }
+}
+
+/* ---- GEMM ----
+ *
+ * out [tokens, rows] = X [tokens, cols] W^T. Weights are decoded in panels: GEMM_ROWS rows by up to GEMM_DEPTH columns,
+ * column by column, so that one column of a panel is GEMM_VECTORS vectors. A tile of GEMM_TOKENS tokens by one panel is
+ * summed in registers. Every element of the output is summed over the columns in the same order whatever tile it falls in. */
+
+#define GEMM_ROWS (GEMM_VECTORS * FK_LANES)
+#define GEMM_DEPTH 512
+
+/* acc[t][v] += sum over k of x[t * x_stride + k] * panel[k][v]; out is loaded first unless `fresh`. */
+INLINE void gemm_tile(int tokens, const float *x, size_t x_stride, const float *panel, size_t depth, int fresh,
+                      float *out, size_t out_stride) {
+    vf acc[GEMM_TOKENS][GEMM_VECTORS];
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int v = 0; v < GEMM_VECTORS; v++)
+            acc[t][v] = fresh ? (vf){0} : load(out + t * out_stride + v * FK_LANES);
+    for (size_t k = 0; k < depth; k++, panel += GEMM_ROWS) {
+        vf column[GEMM_VECTORS];
+        UNROLL for (int v = 0; v < GEMM_VECTORS; v++) column[v] = load(panel + v * FK_LANES);
+        UNROLL for (int t = 0; t < tokens; t++) {
+            vf value = splat(x[t * x_stride + k]);
+            UNROLL for (int v = 0; v < GEMM_VECTORS; v++) acc[t][v] += value * column[v];
+        }
+    }
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int v = 0; v < GEMM_VECTORS; v++) store(out + t * out_stride + v * FK_LANES, acc[t][v]);
+}
+
+static void gemm_tile_any(size_t tokens, const float *x, size_t x_stride, const float *panel, size_t depth, int fresh,
+                          float *out, size_t out_stride) {
+    switch (tokens) {
+#define CASE(N)                                                                        \
+    case N:                                                                            \
+        gemm_tile(N, x, x_stride, panel, depth, fresh, out, out_stride);               \
+        break;
+        CASE(1) CASE(2) CASE(3) CASE(4)
+#if GEMM_TOKENS > 4
+        CASE(5) CASE(6)
+#endif
+#if GEMM_TOKENS > 6
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+#undef CASE
+    }
+}
+
+/* All tokens by one panel; `rows` of its rows are real. Where the panel is wider than the output a block of scratch
+ * [GEMM_TOKENS, GEMM_ROWS] stands in for it. */
+static void gemm_panel(size_t tokens, const float *x, size_t x_stride, const float *panel, size_t depth, int fresh,
+                       size_t rows, float *out, size_t out_stride, float *block) {
+    for (size_t t = 0; t < tokens; t += GEMM_TOKENS) {
+        size_t count = tokens - t < GEMM_TOKENS ? tokens - t : GEMM_TOKENS;
+        const float *from = x + t * x_stride;
+        float *to = out + t * out_stride;
+        if (rows == GEMM_ROWS) {
+            gemm_tile_any(count, from, x_stride, panel, depth, fresh, to, out_stride);
+            continue;
+        }
+        if (!fresh)
+            for (size_t i = 0; i < count; i++)
+                memcpy(block + i * GEMM_ROWS, to + i * out_stride, rows * sizeof *out);
+        gemm_tile_any(count, from, x_stride, panel, depth, fresh, block, GEMM_ROWS);
+        for (size_t i = 0; i < count; i++) memcpy(to + i * out_stride, block + i * GEMM_ROWS, rows * sizeof *out);
+    }
+}
+
+/* Writes rows [row, row + count) of columns [k, k + depth), decoded, into panel [depth, GEMM_ROWS]; missing rows are 0. */
+static void decode_panel(const fk_weights *w, size_t row, size_t count, size_t k, size_t depth, float *panel,
+                         float *line) {
+    size_t skip;
+    switch (w->type) {
+    case FK_TYPE_F32: skip = k * 4; break;
+    case FK_TYPE_Q8_0: skip = k / FK_BLOCK * 34; break;
+    case FK_TYPE_Q4_0: skip = k / FK_BLOCK * 18; break;
+    case FK_TYPE_Q4_1: skip = k / FK_BLOCK * 20; break;
+    default: skip = k * 2;
+    }
+    for (size_t r = 0; r < count; r++) {
+        dequantize(w->type, w->data + (row + r) * w->row_bytes + skip, depth, line);
+        for (size_t i = 0; i < depth; i++) panel[i * GEMM_ROWS + r] = line[i];
+    }
+    for (size_t r = count; r < GEMM_ROWS; r++)
+        for (size_t i = 0; i < depth; i++) panel[i * GEMM_ROWS + r] = 0;
+}
+
+#define GEMM_SCRATCH (GEMM_DEPTH * GEMM_ROWS + GEMM_DEPTH + GEMM_TOKENS * GEMM_ROWS)
+
+static void gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+                 size_t out_stride, float *scratch) {
+    float *panel = scratch, *line = panel + GEMM_DEPTH * GEMM_ROWS, *block = line + GEMM_DEPTH;
+    for (size_t row = row_begin; row < row_end; row += GEMM_ROWS) {
+        size_t count = row_end - row < GEMM_ROWS ? row_end - row : GEMM_ROWS;
+        for (size_t k = 0; k < w->cols; k += GEMM_DEPTH) {
+            size_t depth = w->cols - k < GEMM_DEPTH ? w->cols - k : GEMM_DEPTH;
+            decode_panel(w, row, count, k, depth, panel, line);
+            gemm_panel(x->tokens, x->values + k, x->cols, panel, depth, k == 0, count, out + row, out_stride, block);
+        }
+    }
+}
+
+/* ---- matrix times activations ---- */
+
+/* From here on decoding a panel costs less than decoding every row for every token. */
+#define GEMM_MIN_TOKENS 8
+
+static int is_blocked(fk_type type) { return type == FK_TYPE_Q8_0 || type == FK_TYPE_Q4_0 || type == FK_TYPE_Q4_1; }
+
+static int wants_quantized(fk_type type, size_t tokens) { return is_blocked(type) && tokens < GEMM_MIN_TOKENS; }
+
+static size_t matmul_scratch(const fk_weights *w, size_t tokens) {
+    (void)w;
+    return tokens < GEMM_MIN_TOKENS ? 0 : GEMM_SCRATCH;
+}
+
+static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+                   size_t out_stride, float *scratch) {
+    if (x->tokens >= GEMM_MIN_TOKENS) {
+        gemm(w, row_begin, row_end, x, out, out_stride, scratch);
+        return;
+    }
+    const size_t blocks = w->cols / FK_BLOCK;
+#define ROWS(DOT)                                                                      \
+    for (size_t r = row_begin; r < row_end; r++) {                                     \
+        const uint8_t *row = w->data + r * w->row_bytes;                               \
+        for (size_t t = 0; t < x->tokens; t++) out[t * out_stride + r] = DOT;          \
+    }
+#define QUANTIZED x->quantized + t * x->cols, x->scales + t * blocks, x->block_sums + t * blocks, blocks
+    switch (w->type) {
+    case FK_TYPE_Q8_0: ROWS(dot_q8_0(row, QUANTIZED)) break;
+    case FK_TYPE_Q4_0: ROWS(dot_q4_0(row, QUANTIZED)) break;
+    case FK_TYPE_Q4_1: ROWS(dot_q4_1(row, QUANTIZED)) break;
+    case FK_TYPE_F32: ROWS(dot_float(FK_TYPE_F32, row, x->values + t * x->cols, w->cols)) break;
+    case FK_TYPE_F16: ROWS(dot_float(FK_TYPE_F16, row, x->values + t * x->cols, w->cols)) break;
+    case FK_TYPE_BF16: ROWS(dot_float(FK_TYPE_BF16, row, x->values + t * x->cols, w->cols)) break;
+    }
+#undef QUANTIZED
+#undef ROWS
+}
+
+/* ---- element by element ---- */
+
+static void rms_norm(const float *x, const float *weight, size_t n, float eps, float *out) {
+    vf squares = {0};
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) squares += load(x + i) * load(x + i);
+    float sum = sum_lanes(squares);
+    for (; i < n; i++) sum += x[i] * x[i];
+    float scale = 1.0f / sqrtf(sum / (float)n + eps);
+    for (i = 0; i + FK_LANES <= n; i += FK_LANES) store(out + i, load(x + i) * scale * load(weight + i));
+    for (; i < n; i++) out[i] = x[i] * scale * weight[i];
+}
+
+static void rope(float *x, const float *cosines, const float *sines, size_t pairs) {
+    for (size_t i = 0; i < pairs; i++) {
+        float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = a * cosines[i] - b * sines[i];
+        x[2 * i + 1] = a * sines[i] + b * cosines[i];
+    }
+}
+
+/* Fewer than FK_LANES values as a vector, the rest 0. */
+INLINE vf load_some(const float *p, size_t n) {
+    float lane[FK_LANES] = {0};
+    memcpy(lane, p, n * sizeof *p);
+    return load(lane);
+}
+
+INLINE void store_some(float *p, vf v, size_t n) {
+    float lane[FK_LANES];
+    store(lane, v);
+    memcpy(p, lane, n * sizeof *p);
+}
+
+INLINE vf silu(vf x) { return x / (1.0f + vexp(-x)); }
+
+static void silu_mul(float *gate, const float *up, size_t n) {
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) store(gate + i, silu(load(gate + i)) * load(up + i));
+    if (i < n) store_some(gate + i, silu(load_some(gate + i, n - i)) * load_some(up + i, n - i), n - i);
+}
+
+static void add(float *x, const float *y, size_t n) {
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) store(x + i, load(x + i) + load(y + i));
+    for (; i < n; i++) x[i] += y[i];
+}
+
+static void to_half(const float *x, size_t n, uint16_t *out) {
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) store_half(out + i, load(x + i));
+    for (; i < n; i++) out[i] = float_to_half(x[i]);
+}
+
+/* ---- attention ---- */
+
+/* Positions per tile: two GEMM panels or more. */
+#define ATTEND_TILE 64
+
+/* From so many queries on, tiles of keys and values are decoded once for all of them. */
+#define ATTEND_MIN_TILED 8
+
+static size_t attend_scratch(size_t queries, size_t head_dim, size_t positions) {
+    if (queries < ATTEND_MIN_TILED) return positions + FK_LANES;
+    size_t padded = (head_dim + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
+    return queries * ATTEND_TILE          /* scores */
+           + 2 * queries                  /* running maxima and sums */
+           + GEMM_ROWS * head_dim         /* a panel of keys */
+           + ATTEND_TILE * GEMM_ROWS      /* a panel of values */
+           + queries * padded             /* the output so far */
+           + GEMM_DEPTH + GEMM_TOKENS * GEMM_ROWS;
+}
+
+/* In place: e^(x - peak); returns the sum. */
+INLINE float exponentials(float *x, size_t n, float peak) {
+    vf total = {0};
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) {
+        vf e = vexp(load(x + i) - peak);
+        store(x + i, e);
+        total += e;
+    }
+    float sum = sum_lanes(total);
+    if (i < n) {
+        vf e = vexp(load_some(x + i, n - i) - peak);
+        store_some(x + i, e, n - i);
+        for (; i < n; i++) sum += x[i];
+    }
+    return sum;
+}
+
+INLINE float peak_of(const float *x, size_t n, float start) {
+    vf peak = splat(start);
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) peak = vmax(load(x + i), peak);
+    float largest = max_lane(peak);
+    for (; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    return largest;
+}
+
+/* One query at a time: for generation, where there is little to share. */
+static void attend_each(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
+                        float *out, float *scores) {
+    const size_t dim = kv->head_dim;
+    for (size_t i = 0; i < queries; i++, q += dim, out += dim) {
+        const size_t n = visible[i];
+        for (size_t p = 0; p < n; p++)
+            scores[p] = scale * dot_float(FK_TYPE_F16, (const uint8_t *)(kv->keys + p * dim), q, dim);
+        float sum = exponentials(scores, n, peak_of(scores, n, -INFINITY));
+        float norm = 1.0f / sum;
+        size_t d = 0;
+        for (; d + 2 * FK_LANES <= dim; d += 2 * FK_LANES) {
+            vf a = {0}, b = {0};
+            for (size_t p = 0; p < n; p++) {
+                const uint16_t *value = kv->values + p * dim + d;
+                a += scores[p] * load_half(value);
+                b += scores[p] * load_half(value + FK_LANES);
+            }
+            store(out + d, a * norm);
+            store(out + d + FK_LANES, b * norm);
+        }
+        for (; d < dim; d++) {
+            float a = 0;
+            for (size_t p = 0; p < n; p++) a += scores[p] * half_to_float(kv->values[p * dim + d]);
+            out[d] = a * norm;
+        }
+    }
+}
+
+/* Blocks of queries against tiles of positions with an online softmax (Milakov and Gimelshein, arXiv 1805.02867): when a
+ * tile raises a query's maximum, what it has summed so far is scaled down. */
+static void attend_tiled(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
+                         float *out, float *scratch) {
+    const size_t dim = kv->head_dim;
+    const size_t padded = (dim + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
+    float *scores = scratch;
+    float *peaks = scores + queries * ATTEND_TILE;
+    float *sums = peaks + queries;
+    float *key_panel = sums + queries;
+    float *value_panel = key_panel + GEMM_ROWS * dim;
+    float *total = value_panel + ATTEND_TILE * GEMM_ROWS;
+    float *line = total + queries * padded;
+    float *block = line + GEMM_DEPTH;
+
+    size_t last = 0;
+    for (size_t i = 0; i < queries; i++) {
+        peaks[i] = -INFINITY;
+        sums[i] = 0;
+        last = visible[i] > last ? visible[i] : last;
+    }
+    memset(total, 0, queries * padded * sizeof *total);
+    fk_weights keys = {FK_TYPE_F16, FK_LAYOUT_NATIVE, (const uint8_t *)kv->keys, dim * 2, last, dim};
+
+    for (size_t from = 0; from < last; from += ATTEND_TILE) {
+        const size_t positions = last - from < ATTEND_TILE ? last - from : ATTEND_TILE;
+        for (size_t p = 0; p < positions; p += GEMM_ROWS) {
+            size_t count = positions - p < GEMM_ROWS ? positions - p : GEMM_ROWS;
+            for (size_t k = 0; k < dim; k += GEMM_DEPTH) {
+                size_t depth = dim - k < GEMM_DEPTH ? dim - k : GEMM_DEPTH;
+                decode_panel(&keys, from + p, count, k, depth, key_panel, line);
+                gemm_panel(queries, q + k, dim, key_panel, depth, k == 0, count, scores + p, ATTEND_TILE, block);
+            }
+        }
+        for (size_t i = 0; i < queries; i++) {
+            float *row = scores + i * ATTEND_TILE;
+            size_t seen = visible[i] <= from ? 0 : visible[i] - from < positions ? visible[i] - from : positions;
+            if (seen > 0) {
+                for (size_t p = 0; p < seen; p++) row[p] *= scale;
+                float peak = peak_of(row, seen, peaks[i]);
+                float shrink = peaks[i] == -INFINITY ? 0 : expf(peaks[i] - peak);
+                sums[i] = sums[i] * shrink + exponentials(row, seen, peak);
+                peaks[i] = peak;
+                float *so_far = total + i * padded;
+                if (shrink != 1)
+                    for (size_t d = 0; d < padded; d++) so_far[d] *= shrink;
+            }
+            memset(row + seen, 0, (ATTEND_TILE - seen) * sizeof *row);
+        }
+        /* Values lie position by position already, as a panel wants them. */
+        for (size_t d = 0; d < dim; d += GEMM_ROWS) {
+            size_t count = dim - d < GEMM_ROWS ? dim - d : GEMM_ROWS;
+            for (size_t p = 0; p < positions; p++) {
+                float *column = value_panel + p * GEMM_ROWS;
+                dequantize(FK_TYPE_F16, (const uint8_t *)(kv->values + (from + p) * dim + d), count, column);
+                for (size_t i = count; i < GEMM_ROWS; i++) column[i] = 0;
+            }
+            gemm_panel(queries, scores, ATTEND_TILE, value_panel, positions, 0, GEMM_ROWS, total + d, padded, block);
+        }
+    }
+    for (size_t i = 0; i < queries; i++)
+        for (size_t d = 0; d < dim; d++) out[i * dim + d] = total[i * padded + d] / sums[i];
+}
+
+static void attend(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale, float *out,
+                   float *scratch) {
+    if (queries < ATTEND_MIN_TILED)
+        attend_each(q, queries, visible, kv, scale, out, scratch);
+    else
+        attend_tiled(q, queries, visible, kv, scale, out, scratch);
+}
+
+const fk_kernels FK_TABLE = {
+    .name = FK_NAME,
+    .row_granule = GEMM_ROWS,
+    .wants_quantized = wants_quantized,
+    .quantize = quantize,
+    .matmul_scratch = matmul_scratch,
+    .matmul = matmul,
+    .dequantize = dequantize,
+    .rms_norm = rms_norm,
+    .rope = rope,
+    .silu_mul = silu_mul,
+    .add = add,
+    .to_half = to_half,
+    .attend_scratch = attend_scratch,
+    .attend = attend,
+};

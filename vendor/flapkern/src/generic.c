@@ -1,0 +1,53 @@
+/* Plain C and the compiler's four-lane vectors: for every processor, and the yardstick of the other files. */
+#define FK_LANES 4
+#include "lanes.h"
+#include "half.h"
+
+#define GEMM_TOKENS 4
+#define GEMM_VECTORS 2
+
+INLINE vf load_half(const uint16_t *p) {
+    vf v;
+    for (int i = 0; i < FK_LANES; i++) v[i] = half_to_float(p[i]);
+    return v;
+}
+
+INLINE void store_half(uint16_t *p, vf v) {
+    for (int i = 0; i < FK_LANES; i++) p[i] = float_to_half(v[i]);
+}
+
+static float dot_q8_0(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    (void)sums;
+    float total = 0;
+    for (size_t b = 0; b < blocks; b++, row += 34, q += 32) {
+        int32_t sum = 0;
+        for (int i = 0; i < 32; i++) sum += (int8_t)row[2 + i] * q[i];
+        total += half_to_float(load_u16(row)) * scales[b] * (float)sum;
+    }
+    return total;
+}
+
+static inline int32_t dot_nibbles(const uint8_t *packed, const int8_t *q) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) sum += (packed[i] & 15) * q[i] + (packed[i] >> 4) * q[i + 16];
+    return sum;
+}
+
+static float dot_q4_0(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    float total = 0;
+    for (size_t b = 0; b < blocks; b++, row += 18, q += 32)
+        total += half_to_float(load_u16(row)) * (scales[b] * (float)dot_nibbles(row + 2, q) - 8 * sums[b]);
+    return total;
+}
+
+static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    float total = 0;
+    for (size_t b = 0; b < blocks; b++, row += 20, q += 32)
+        total += half_to_float(load_u16(row)) * scales[b] * (float)dot_nibbles(row + 4, q) +
+                 half_to_float(load_u16(row + 2)) * sums[b];
+    return total;
+}
+
+#define FK_TABLE fk_table_generic
+#define FK_NAME "generic"
+#include "body.h"

@@ -1,0 +1,77 @@
+/* A vector of FK_LANES floats, in terms of the compiler's vector extension: one source for every instruction set. The file
+ * that includes this defines FK_LANES first, and load_half/store_half after it. */
+#ifndef FK_LANES
+#error "define FK_LANES"
+#endif
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef float vf __attribute__((vector_size(FK_LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(FK_LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(FK_LANES * 4)));
+typedef int8_t vb __attribute__((vector_size(FK_LANES)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+
+INLINE vf splat(float x) { return x - (vf){0}; }
+
+INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+
+INLINE vf vmax(vf a, vf b) { return pick(a > b, a, b); }
+
+INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+
+INLINE float sum_lanes(vf v) {
+    float lane[FK_LANES];
+    store(lane, v);
+    for (int width = FK_LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lane[i] += lane[i + width];
+    return lane[0];
+}
+
+INLINE float max_lane(vf v) {
+    float lane[FK_LANES];
+    store(lane, v);
+    for (int width = FK_LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+    return lane[0];
+}
+
+/* 1.5 * 2^23: a float of |x| < 2^22 plus this has the nearest integer, ties to even, in its low bits. */
+#define ROUNDER 12582912.0f
+
+INLINE vi round_to_int(vf x) { return (vi)(x + ROUNDER) - (vi)splat(ROUNDER); }
+
+/* e^x to about 2 units in the last place: x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial for e^r. Below -87.3 the
+ * result is 0 and above 88.7 it is infinite. NaN stays NaN. */
+INLINE vf vexp(vf x) {
+    vf clamped = pick(x < -87.3f, splat(-87.3f), pick(x > 88.7f, splat(88.7f), x));
+    vi k = round_to_int(clamped * 1.44269504f);
+    vf n = __builtin_convertvector(k, vf);
+    vf r = clamped - n * 0.693145752f;
+    r = r - n * 1.42860677e-6f;
+    /* The Taylor series up to r^7 / 7!: its next term is below 2^-24 on this interval. */
+    vf p = r * 1.98412698e-4f + 1.38888889e-3f;
+    p = p * r + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    /* 2^k in two steps, since k may be 128. */
+    vi half = k >> 1;
+    vf scaled = p * (vf)((half + 127) << 23) * (vf)((k - half + 127) << 23);
+    scaled = pick(x < -87.3f, splat(0.0f), scaled);
+    scaled = pick(x > 88.7f, splat(INFINITY), scaled);
+    return pick(x == x, scaled, x);
+}
