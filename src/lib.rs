@@ -1,6 +1,9 @@
+pub mod eval;
+pub mod generate;
 pub mod gguf;
 pub mod hub;
 pub mod kernels;
 pub mod model;
+pub mod prune;
 pub mod quant;
 pub mod tokenize;

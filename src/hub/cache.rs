@@ -127,7 +127,9 @@ impl Slot<'_> {
             let cause = match self.fetch(download, progress) {
                 Ok(()) => return Ok(()),
                 Err(HubError::Damaged { problem }) if tries < TRIES => {
-                    tracing::warn!("download {tries} of at most {TRIES}: {problem}; trying again");
+                    tracing::warn!(
+                        "download {tries} of at most {TRIES} failed, trying again: {problem}"
+                    );
                     continue;
                 }
                 // A full disk is not cured by a file that the user brings along to the same disk.

@@ -12,11 +12,11 @@ const TAIL_LINES: usize = 8;
 const TAIL_LINE_CHARS: usize = 400;
 
 /// What pip says when a download broke off half-way or arrived damaged, as opposed to one that could not even begin. Only
-/// the former is worth another try; pip has by then repeated the latter on its own.
-const BROKEN_OFF: [&str; 5] = [
+/// the former is worth another try; pip has by then repeated the latter on its own. (Newer versions also resume what broke
+/// off, and say so in other words when even that is in vain.)
+const BROKEN_OFF: [&str; 4] = [
     "IncompleteRead",
     "Connection broken",
-    "not enough bytes were received",
     "urllib3.exceptions.ReadTimeoutError: ",
     "DO NOT MATCH THE HASHES",
 ];
@@ -71,7 +71,10 @@ pub fn pip_download(python: &OsStr, package: &Package, folder: &Path) -> Result<
         let stderr = String::from_utf8_lossy(&output.stderr);
         if BROKEN_OFF.iter().any(|sign| stderr.contains(sign)) {
             return Err(HubError::Damaged {
-                problem: format!("the download broke off:\n{}", tail(&stderr)),
+                problem: format!(
+                    "the download broke off or arrived damaged:\n{}",
+                    tail(&stderr)
+                ),
             });
         }
         return Err(failed(tail(&stderr)));
@@ -95,10 +98,13 @@ fn program(python: &OsStr) -> OsString {
 
 /// The last lines that say something, indented.
 fn tail(stderr: &str) -> String {
+    // Of a traceback only the exceptions are of interest; what lies between them is indented.
+    let traceback = stderr.contains("Traceback (most recent call last)");
     let lines: Vec<&str> = stderr
         .lines()
         .map(str::trim_end)
         .filter(|line| !line.is_empty())
+        .filter(|line| !traceback || !line.starts_with(' '))
         .collect();
     if lines.is_empty() {
         return "  (nothing)".to_owned();

@@ -253,6 +253,35 @@ impl Kernels {
     }
 }
 
+/// Kernels and threads: what running a model takes besides the model.
+#[derive(Debug)]
+pub struct Runtime {
+    pub kernels: Kernels,
+    pub pool: Pool,
+}
+
+impl Runtime {
+    /// The process's kernels and `threads` threads.
+    ///
+    /// # Errors
+    /// If [`ISA_VARIABLE`] asks for what the processor lacks, or the system gives no threads.
+    pub fn new(threads: usize) -> Result<Self, RuntimeError> {
+        Ok(Self {
+            kernels: Kernels::get()?,
+            pool: Pool::new(threads)?,
+        })
+    }
+}
+
+/// Why there is no [`Runtime`].
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    #[error("no threads to compute with: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
 fn type_of(block_type: BlockType) -> sys::fk_type {
     match block_type {
         BlockType::F32 => sys::fk_type::FK_TYPE_F32,

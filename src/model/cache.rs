@@ -3,11 +3,14 @@
 use half::f16;
 
 use super::Model;
+use super::rope::Angles;
 
 /// A KV cache in half precision. Layers differ in their number of KV heads.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
+    /// The rotation angles of every position that there is room for.
+    angles: Angles,
     capacity: usize,
     len: usize,
 }
@@ -37,6 +40,7 @@ impl KvCache {
             .collect();
         Self {
             layers,
+            angles: model.rope.angles(capacity),
             capacity,
             len: 0,
         }
@@ -71,6 +75,10 @@ impl KvCache {
 
     pub(super) fn layer(&mut self, layer: usize) -> &mut LayerCache {
         &mut self.layers[layer]
+    }
+
+    pub(super) fn angles(&self) -> &Angles {
+        &self.angles
     }
 
     pub(super) fn advance(&mut self, tokens: usize) {

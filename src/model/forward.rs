@@ -53,11 +53,6 @@ impl Scratch {
 }
 
 impl Model {
-    /// Makes the rotation angles of the first `positions` positions ready; a pass that goes beyond them panics.
-    pub fn prepare(&mut self, positions: usize) {
-        self.rope.prepare(positions);
-    }
-
     /// Takes the next tokens through all layers: their keys and values go into the cache, and the residual stream of each
     /// token, `[n, d]`, stays in `scratch` for [`Model::logits`].
     ///
@@ -65,7 +60,7 @@ impl Model {
     /// If a token is not in the vocabulary or the cache is too small; nothing has then changed.
     ///
     /// # Panics
-    /// If the cache was made for a model of another shape, or its positions were not prepared.
+    /// If the cache was made for a model of another shape.
     pub fn forward(
         &self,
         kernels: Kernels,
@@ -76,7 +71,6 @@ impl Model {
         observer: &mut impl Observer,
     ) -> Result<(), ModelError> {
         let d = self.config.embedding_length;
-        let first = cache.len();
         self.check(tokens, cache)?;
 
         scratch.x.resize(tokens.len() * d, 0.0);
@@ -89,7 +83,7 @@ impl Model {
             // x += o(attention(rope(q), rope(k), v)) of norm(x)
             self.norm(kernels, team, &layer.attention_norm, scratch);
             self.project_qkv(kernels, team, layer, scratch);
-            self.rotate(kernels, team, layer, first, scratch);
+            self.rotate(kernels, team, layer, cache, scratch);
             self.remember(kernels, team, layer, l, cache, scratch);
             self.attend(kernels, team, layer, l, cache, scratch);
             observer.attention_output(team, l, &scratch.input);
@@ -186,7 +180,7 @@ impl Model {
         kernels: Kernels,
         team: &Team,
         layer: &Layer,
-        first: usize,
+        cache: &KvCache,
         scratch: &mut Scratch,
     ) {
         let e = self.config.head_dim;
@@ -195,7 +189,7 @@ impl Model {
             (&mut scratch.k, layer.kv_heads()),
         ] {
             team.chunks_mut(vectors, heads * e, |i, row| {
-                let (cosines, sines) = self.rope.angles(first + i);
+                let (cosines, sines) = cache.angles().at(cache.len() + i);
                 for head in row.chunks_exact_mut(e) {
                     kernels.rope(head, cosines, sines);
                 }

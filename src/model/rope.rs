@@ -1,11 +1,18 @@
 //! Rotary position embedding: Su et al., "RoFormer", arXiv 2104.09864.
 
-/// Angles for every position: cosines and sines of p / scale · base^(−2i / dim) / factor_i, for pairs i < dim / 2.
+/// How fast each pair of a head turns: base^(−2i / dim) / scale / factor_i radians per position, for pairs i < dim / 2.
 #[derive(Debug, Clone)]
 pub struct Rope {
-    /// Radians per position of each pair, with scaling and factors in it.
     frequencies: Vec<f64>,
+}
+
+/// The angles of a run of positions from 0 on, as cosines and sines.
+#[derive(Debug, Clone)]
+pub struct Angles {
+    pairs: usize,
+    /// `[positions, pairs]`
     cosines: Vec<f32>,
+    /// `[positions, pairs]`
     sines: Vec<f32>,
 }
 
@@ -23,33 +30,36 @@ impl Rope {
                 plain / f64::from(scale) / factors.map_or(1.0, |f| f64::from(f[i]))
             })
             .collect();
-        Self {
-            frequencies,
-            cosines: Vec::new(),
-            sines: Vec::new(),
-        }
+        Self { frequencies }
     }
 
-    /// Makes the angles of all positions below `positions` ready.
-    pub fn prepare(&mut self, positions: usize) {
+    /// The angles of positions 0 to `positions` − 1.
+    pub fn angles(&self, positions: usize) -> Angles {
         let pairs = self.frequencies.len();
-        let ready = self.cosines.len().checked_div(pairs).unwrap_or(positions);
-        for position in ready..positions {
+        let mut cosines = Vec::with_capacity(positions * pairs);
+        let mut sines = Vec::with_capacity(positions * pairs);
+        for position in 0..positions {
             for frequency in &self.frequencies {
                 let (sine, cosine) = (position as f64 * frequency).sin_cos();
-                self.cosines.push(cosine as f32);
-                self.sines.push(sine as f32);
+                cosines.push(cosine as f32);
+                sines.push(sine as f32);
             }
         }
+        Angles {
+            pairs,
+            cosines,
+            sines,
+        }
     }
+}
 
-    /// Cosines and sines of one prepared position, one of each per pair.
+impl Angles {
+    /// Cosines and sines of one position, one of each per pair.
     ///
     /// # Panics
-    /// If the position was not prepared.
-    pub fn angles(&self, position: usize) -> (&[f32], &[f32]) {
-        let pairs = self.frequencies.len();
-        let range = position * pairs..(position + 1) * pairs;
+    /// If the table does not reach so far.
+    pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let range = position * self.pairs..(position + 1) * self.pairs;
         (&self.cosines[range.clone()], &self.sines[range])
     }
 }

@@ -91,10 +91,22 @@ impl Layer {
         self.down.weight.cols
     }
 
-    /// The seven projections.
+    /// The seven projections: q, k, v, o, gate, up, down.
     pub fn linears(&self) -> [&Linear; 7] {
         [
             &self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down,
+        ]
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        [
+            &mut self.q,
+            &mut self.k,
+            &mut self.v,
+            &mut self.o,
+            &mut self.gate,
+            &mut self.up,
+            &mut self.down,
         ]
     }
 

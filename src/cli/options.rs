@@ -1,0 +1,92 @@
+//! Options that several subcommands share.
+
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use flapjack::gguf::GgufFile;
+use flapjack::hub;
+use flapjack::kernels::Runtime;
+use flapjack::model::Model;
+use flapjack::tokenize::Tokenizer;
+
+use super::progress;
+
+#[derive(Debug, Args)]
+pub struct ModelOptions {
+    /// A GGUF model [default: SmolLM2-135M-Instruct, fetched once and kept in the cache folder]
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Threads to compute with [default: one for each processor]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// A model that is ready to run.
+pub struct Loaded {
+    pub model: Model,
+    pub tokenizer: Tokenizer,
+    pub runtime: Runtime,
+    /// What mapping and checking took, without fetching the file.
+    pub load_time: Duration,
+}
+
+impl ModelOptions {
+    pub fn load(&self) -> Result<Loaded> {
+        let path = match &self.model {
+            Some(path) => hub::local(path)?,
+            None => progress::default_model()?,
+        };
+        let threads = match self.threads {
+            Some(n) => usize::from(n),
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let runtime = Runtime::new(threads)?;
+        let start = Instant::now();
+        let file = GgufFile::open(&path)?;
+        let tokenizer = Tokenizer::from_gguf(&file)?;
+        let model = Model::load(file)?;
+        if tokenizer.vocab_size() > model.config.vocabulary {
+            bail!(
+                "{}: the tokenizer has {} tokens and the embedding only {}; the file is damaged",
+                path.display(),
+                tokenizer.vocab_size(),
+                model.config.vocabulary
+            );
+        }
+        Ok(Loaded {
+            model,
+            tokenizer,
+            runtime,
+            load_time: start.elapsed(),
+        })
+    }
+}
+
+/// Reads a text file.
+pub fn read_text(path: &Path) -> Result<String> {
+    let bytes =
+        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    String::from_utf8(bytes).map_err(|error| {
+        anyhow::anyhow!(
+            "{} is not UTF-8 text: the byte at offset {} is out of place",
+            path.display(),
+            error.utf8_error().valid_up_to()
+        )
+    })
+}
+
+/// Reads standard input to its end, unless it is a terminal.
+pub fn read_standard_input() -> Result<String> {
+    let mut input = std::io::stdin();
+    if input.is_terminal() {
+        bail!("there is no prompt; give one with -p TEXT, -f FILE or on standard input");
+    }
+    let mut text = String::new();
+    input
+        .read_to_string(&mut text)
+        .context("cannot read the prompt from standard input")?;
+    Ok(text)
+}

@@ -1,0 +1,114 @@
+//! `flapjack perplexity`
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+use flapjack::eval::{self, PerplexityOptions};
+use serde::Serialize;
+
+use super::options::{ModelOptions, read_text};
+use super::progress;
+use super::pruning::{self, PruneOptions};
+
+#[derive(Debug, Args)]
+pub struct PerplexityArgs {
+    #[command(flatten)]
+    model: ModelOptions,
+    /// The text to score
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Tokens of a chunk; each is scored on its own
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    ctx: usize,
+    /// Score only the first N chunks
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunks: Option<u32>,
+    /// Score every position of a chunk but the first, not only the second half
+    #[arg(long)]
+    all_positions: bool,
+    #[command(flatten)]
+    pruning: PruneOptions,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Output {
+    model: String,
+    file: String,
+    perplexity: f64,
+    stderr: f64,
+    tokens: usize,
+    chunks: usize,
+    context: usize,
+    all_positions: bool,
+    isa: &'static str,
+    /// The share of the layers' weights that was removed.
+    prune_ratio: f64,
+    seconds: f64,
+}
+
+pub fn run(args: PerplexityArgs) -> Result<()> {
+    let text = read_text(&args.file)?;
+    let mut loaded = args.model.load()?;
+    let mut prune_ratio = 0.0;
+    if let Some(ratio) = args.pruning.ratio() {
+        let calibrated = args.pruning.calibrate(&loaded)?;
+        let pruned =
+            pruning::prune(&mut loaded.model, &loaded.runtime, &calibrated.profile, ratio)?;
+        prune_ratio = pruned.plan.ratio();
+    }
+
+    let tokens = loaded.tokenizer.encode_prompt(&text)?;
+    let bos = loaded.tokenizer.bos().filter(|_| loaded.tokenizer.adds_bos());
+    let options = PerplexityOptions {
+        context: args.ctx,
+        chunks: args.chunks.map(|n| n as usize),
+        all_positions: args.all_positions,
+    };
+    let start = Instant::now();
+    let bar = progress::bar("scoring", 0, "chunks");
+    let result = eval::perplexity(
+        &loaded.model,
+        &loaded.runtime,
+        &tokens,
+        bos,
+        options,
+        &mut |so_far, chunks| {
+            bar.set_length(chunks as u64);
+            bar.set_position(so_far.chunks as u64);
+            tracing::info!("chunk {}: perplexity {:.4}", so_far.chunks, so_far.perplexity);
+        },
+    )?;
+    bar.finish_and_clear();
+
+    let output = Output {
+        model: loaded.model.path().display().to_string(),
+        file: args.file.display().to_string(),
+        perplexity: result.perplexity,
+        stderr: result.stderr,
+        tokens: result.tokens,
+        chunks: result.chunks,
+        context: args.ctx,
+        all_positions: args.all_positions,
+        isa: loaded.runtime.kernels.isa().name(),
+        prune_ratio,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    let mut out = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer(&mut out, &output)?;
+        writeln!(out)?;
+    } else {
+        writeln!(
+            out,
+            "perplexity {:.4} ± {:.4} ({} predictions in {} chunks of {})",
+            output.perplexity, output.stderr, output.tokens, output.chunks, output.context
+        )?;
+    }
+    Ok(())
+}

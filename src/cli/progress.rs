@@ -1,0 +1,39 @@
+//! Progress bars: on standard error, and only where that is a terminal.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use flapjack::hub;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A bar of `total` units; it draws nothing if standard error is not a terminal, and goes away when it is dropped.
+pub fn bar(title: &'static str, total: u64, unit: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(&format!(
+        "{{msg:>12}} [{{bar:40}}] {{pos}}/{{len}} {unit} {{eta}}"
+    ))
+    .unwrap_or_else(|_| ProgressStyle::default_bar())
+    .progress_chars("=> ");
+    ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+        .with_style(style)
+        .with_message(title)
+}
+
+/// The default model, fetched if it is not there yet.
+pub fn default_model() -> Result<PathBuf> {
+    let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let path = hub::default_model_with(&mut |progress| match progress {
+        hub::Progress::Downloading => {
+            tracing::info!("downloading the default model (93 MB)");
+            spinner.set_message("downloading the default model (93 MB)");
+            spinner.enable_steady_tick(Duration::from_millis(100));
+        }
+        hub::Progress::Unpacking { done, total } => {
+            spinner.set_message(format!("unpacking the default model: {} %", done * 100 / total.max(1)));
+        }
+        hub::Progress::Checking => spinner.set_message("checking the default model"),
+        hub::Progress::Ready => {}
+    })?;
+    spinner.finish_and_clear();
+    Ok(path)
+}

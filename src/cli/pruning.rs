@@ -1,0 +1,165 @@
+//! `--prune` and what belongs to it.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use flapjack::gguf::Residency;
+use flapjack::kernels::Runtime;
+use flapjack::model::Model;
+use flapjack::prune::{self, Calibration, Plan, Profile, calibrate};
+use flapjack::tokenize::Tokenizer;
+
+use super::memory;
+use super::options::{Loaded, read_text};
+use super::progress;
+
+/// Tokens that are used of a file unless --calib-tokens says otherwise.
+const DEFAULT_FILE_TOKENS: usize = 32_768;
+
+#[derive(Debug, Args)]
+pub struct PruneOptions {
+    /// Remove this share of the layers' weights before running (at least 0, below 0.9)
+    #[arg(long, value_name = "RATIO", value_parser = parse_ratio)]
+    pub prune: Option<f64>,
+    /// Calibrate on this text file instead of the built-in text
+    #[arg(long, value_name = "FILE", requires = "prune")]
+    pub calib: Option<PathBuf>,
+    /// Calibrate on the first N tokens only [default: all of the built-in text, 32768 of a file]
+    #[arg(long, value_name = "N", requires = "prune")]
+    pub calib_tokens: Option<usize>,
+}
+
+fn parse_ratio(text: &str) -> Result<f64, String> {
+    let ratio: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if prune::RATIOS.contains(&ratio) {
+        Ok(ratio)
+    } else {
+        Err(format!("must be at least {} and below {}", prune::RATIOS.start, prune::RATIOS.end))
+    }
+}
+
+/// Sizes of a model and memory of this process at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub parameters: usize,
+    pub bytes: usize,
+    pub map: Option<Residency>,
+    pub process: Option<u64>,
+    /// Heads, KV heads and channels of each layer.
+    pub widths: Vec<[usize; 3]>,
+}
+
+impl Snapshot {
+    fn take(model: &Model) -> Self {
+        Self {
+            parameters: model.parameters(),
+            bytes: model.bytes(),
+            map: model.map.residency(),
+            process: memory::resident(),
+            widths: model
+                .layers
+                .iter()
+                .map(|l| [l.heads(), l.kv_heads(), l.channels()])
+                .collect(),
+        }
+    }
+}
+
+/// What pruning did.
+#[derive(Debug, Clone)]
+pub struct Pruned {
+    pub asked: f64,
+    pub plan: Plan,
+    pub before: Snapshot,
+    pub after: Snapshot,
+    pub time: Duration,
+}
+
+/// A profile and what it took to get it.
+pub struct Calibrated {
+    pub profile: Profile,
+    pub source: String,
+    pub tokens: usize,
+    pub time: Duration,
+}
+
+impl PruneOptions {
+    /// The ratio, if there is anything to do.
+    pub fn ratio(&self) -> Option<f64> {
+        self.prune.filter(|r| *r > 0.0)
+    }
+
+    pub fn calibrate(&self, loaded: &Loaded) -> Result<Calibrated> {
+        let (source, text) = match &self.calib {
+            Some(path) => (path.display().to_string(), read_text(path)?),
+            None => ("the built-in text".to_owned(), calibrate::TEXT.to_owned()),
+        };
+        let start = Instant::now();
+        let limit = self.calib_tokens.unwrap_or(match &self.calib {
+            Some(_) => DEFAULT_FILE_TOKENS,
+            None => usize::MAX,
+        });
+        let tokens = first_tokens(&loaded.tokenizer, &text, limit)?;
+        if self.calib_tokens.is_none() && self.calib.is_some() && tokens.len() == limit {
+            tracing::info!("calibrating on the first {limit} tokens of {source}; --calib-tokens takes more");
+        }
+        let bos = loaded.tokenizer.bos().filter(|_| loaded.tokenizer.adds_bos());
+        let bar = progress::bar("calibrating", tokens.len() as u64, "tokens");
+        let calibration = Calibration {
+            tokens: &tokens,
+            bos,
+        };
+        let profile = prune::calibrate(
+            &loaded.model,
+            &loaded.runtime,
+            calibration,
+            &mut |done, _| bar.set_position(done as u64),
+        )
+        .with_context(|| format!("calibrating on {source}"))?;
+        bar.finish_and_clear();
+        Ok(Calibrated {
+            profile,
+            source,
+            tokens: tokens.len(),
+            time: start.elapsed(),
+        })
+    }
+}
+
+/// The first `limit` tokens of a text, without tokenising all of a long one.
+fn first_tokens(tokenizer: &Tokenizer, text: &str, limit: usize) -> Result<Vec<u32>> {
+    // No token of a usual vocabulary is longer on average than this in running text.
+    const BYTES_PER_TOKEN: usize = 16;
+    let mut end = limit.saturating_mul(BYTES_PER_TOKEN).min(text.len());
+    while !text.is_char_boundary(end) {
+        end += 1;
+    }
+    let mut tokens = tokenizer.encode(&text[..end])?;
+    tokens.truncate(limit);
+    Ok(tokens)
+}
+
+/// Prunes in place.
+pub fn prune(
+    model: &mut Model,
+    runtime: &Runtime,
+    profile: &Profile,
+    ratio: f64,
+) -> Result<Pruned> {
+    let before = Snapshot::take(model);
+    let start = Instant::now();
+    let bar = progress::bar("pruning", model.layers.len() as u64, "layers");
+    let plan = prune::flap(model, runtime, profile, ratio, &|done, _| {
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok(Pruned {
+        asked: ratio,
+        plan,
+        before,
+        after: Snapshot::take(model),
+        time: start.elapsed(),
+    })
+}

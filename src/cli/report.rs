@@ -1,0 +1,231 @@
+//! What `run` says at the end, on standard error.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use flapjack::generate::{Outcome, Timings};
+
+use super::options::Loaded;
+use super::pruning::{Calibrated, Pruned};
+
+/// Everything that the report tells.
+pub struct Run {
+    title: String,
+    map_time: Duration,
+    pub calibrated: Option<CalibrationNote>,
+    /// The dense model's speed on the same prompt, where the model was pruned.
+    pub dense: Option<Timings>,
+    pub pruned: Option<Pruned>,
+}
+
+/// What calibration took.
+pub struct CalibrationNote {
+    source: String,
+    tokens: usize,
+    time: Duration,
+}
+
+impl From<Calibrated> for CalibrationNote {
+    fn from(calibrated: Calibrated) -> Self {
+        Self {
+            source: calibrated.source,
+            tokens: calibrated.tokens,
+            time: calibrated.time,
+        }
+    }
+}
+
+impl Run {
+    pub fn new(loaded: &Loaded) -> Self {
+        let name = loaded.model.path().file_name().unwrap_or_default();
+        Self {
+            title: format!(
+                "{}: {} layers, {} parameters, {}; {} with {}",
+                name.to_string_lossy(),
+                loaded.model.layers.len(),
+                millions(loaded.model.parameters()),
+                mebibytes(loaded.model.bytes() as u64),
+                loaded.runtime.kernels.isa().name(),
+                plural(loaded.runtime.pool.threads(), "thread"),
+            ),
+            map_time: loaded.load_time,
+            calibrated: None,
+            dense: None,
+            pruned: None,
+        }
+    }
+
+    pub fn print(&self, outcome: &Outcome) {
+        eprint!("\n{}", self.text(outcome));
+    }
+
+    fn text(&self, outcome: &Outcome) -> String {
+        let mut lines = vec![self.title.clone()];
+        lines.push(format!("  map        {}", seconds(self.map_time)));
+        if let Some(note) = &self.calibrated {
+            lines.push(format!(
+                "  calibrate  {}  {} tokens of {}, {:.0} tokens/s",
+                seconds(note.time),
+                note.tokens,
+                note.source,
+                note.tokens as f64 / note.time.as_secs_f64().max(1e-9),
+            ));
+        }
+        if let Some(pruned) = &self.pruned {
+            lines.extend(pruned_lines(pruned));
+        }
+        lines.extend(self.speed_lines(outcome));
+        lines.into_iter().fold(String::new(), |mut text, line| {
+            let _ = writeln!(text, "{line}");
+            text
+        })
+    }
+
+    fn speed_lines(&self, outcome: &Outcome) -> Vec<String> {
+        let timings = &outcome.timings;
+        let dense = self.dense.as_ref();
+        let mut lines = vec![speed_line(
+            "prompt",
+            &plural(timings.prompt_tokens, "token"),
+            Some(timings.prompt_speed()),
+            dense.map(Timings::prompt_speed),
+        )];
+        lines.push(speed_line(
+            "generate",
+            &plural(outcome.tokens.len(), "token"),
+            timings.generation_speed(),
+            dense.and_then(Timings::generation_speed),
+        ));
+        lines
+    }
+}
+
+fn pruned_lines(pruned: &Pruned) -> Vec<String> {
+    let Pruned {
+        asked,
+        plan,
+        before,
+        after,
+        time,
+    } = pruned;
+    let change = |name: &str, was: String, is: String, part: f64| {
+        format!("  {name:<10} {was} -> {is}  ({:+.1} %)", (part - 1.0) * 100.0)
+    };
+    let mut lines = vec![format!(
+        "  prune      {}  asked {:.1} %, removed {:.1} % of the layers' weights",
+        seconds(*time),
+        asked * 100.0,
+        plan.ratio() * 100.0
+    )];
+    for (name, column) in [("heads", 0), ("KV heads", 1), ("channels", 2)] {
+        lines.push(kept_line(
+            name,
+            before.widths.iter().map(|w| w[column]),
+            after.widths.iter().map(|w| w[column]),
+        ));
+    }
+    lines.push(change(
+        "parameters",
+        millions(before.parameters),
+        millions(after.parameters),
+        after.parameters as f64 / before.parameters as f64,
+    ));
+    lines.push(change(
+        "weights",
+        mebibytes(before.bytes as u64),
+        mebibytes(after.bytes as u64),
+        after.bytes as f64 / before.bytes as f64,
+    ));
+    if let (Some(was), Some(is)) = (before.map, after.map) {
+        lines.push(format!(
+            "  map        resident {} -> {}, of it private {} -> {}",
+            mebibytes(was.resident),
+            mebibytes(is.resident),
+            mebibytes(was.private),
+            mebibytes(is.private)
+        ));
+    }
+    if let (Some(was), Some(is)) = (before.process, after.process) {
+        lines.push(change(
+            "process",
+            format!("resident {}", mebibytes(was)),
+            mebibytes(is),
+            is as f64 / was as f64,
+        ));
+    }
+    lines
+}
+
+/// Layer by layer what is left of what, in runs of equal numbers: "9 of 9 ×3, 7, 8 ×2".
+fn kept_line(
+    name: &str,
+    before: impl Iterator<Item = usize>,
+    after: impl Iterator<Item = usize>,
+) -> String {
+    let before: Vec<usize> = before.collect();
+    let after: Vec<usize> = after.collect();
+    let (was, is): (usize, usize) = (before.iter().sum(), after.iter().sum());
+    let runs: Vec<String> = after
+        .chunk_by(|a, b| a == b)
+        .map(|run| match run.len() {
+            1 => run[0].to_string(),
+            n => format!("{}×{n}", run[0]),
+        })
+        .collect();
+    format!("  {name:<10} {is} of {was}, by layer: {}", runs.join(" "))
+}
+
+fn speed_line(name: &str, amount: &str, speed: Option<f64>, dense: Option<f64>) -> String {
+    let mut line = format!("  {name:<10} {amount}");
+    match (speed, dense) {
+        (Some(speed), Some(dense)) => {
+            let _ = write!(
+                line,
+                ", {speed:.1} tokens/s; dense {dense:.1} tokens/s, ratio {:.2}",
+                speed / dense
+            );
+        }
+        (Some(speed), None) => {
+            let _ = write!(line, ", {speed:.1} tokens/s");
+        }
+        // Nothing was generated behind the first token, so there is no speed.
+        (None, _) => {}
+    }
+    line
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
+}
+
+fn millions(count: usize) -> String {
+    format!("{:.1} M", count as f64 / 1e6)
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_widths_are_told_in_runs() {
+        let line = kept_line("heads", [9, 9, 9, 9].into_iter(), [9, 9, 7, 8].into_iter());
+        assert_eq!(line, "  heads      33 of 36, by layer: 9×2 7 8");
+    }
+
+    #[test]
+    fn a_speed_is_told_with_its_ratio_to_dense_where_there_is_one() {
+        assert_eq!(
+            speed_line("generate", "3 tokens", Some(30.0), Some(20.0)),
+            "  generate   3 tokens, 30.0 tokens/s; dense 20.0 tokens/s, ratio 1.50"
+        );
+        assert_eq!(speed_line("generate", "1 token", None, Some(20.0)), "  generate   1 token");
+    }
+}

@@ -1,0 +1,5 @@
+//! Measuring models.
+
+mod perplexity;
+
+pub use perplexity::{Perplexity, PerplexityError, PerplexityOptions, perplexity};

@@ -1,0 +1,170 @@
+//! Perplexity, by the protocol of llama.cpp's `llama-perplexity`.
+
+use std::sync::Mutex;
+
+use crate::kernels::{Runtime, Team};
+use crate::model::{KvCache, Model, ModelError, Scratch, Unobserved};
+
+/// Rows of logits that are held at a time; a vocabulary of 128k makes 32 MiB of them.
+const LOGIT_ROWS: usize = 64;
+/// Tokens of a chunk that go through the model together.
+const BATCH: usize = 512;
+
+/// What to score.
+#[derive(Debug, Clone, Copy)]
+pub struct PerplexityOptions {
+    /// Tokens of a chunk; every chunk is scored on its own.
+    pub context: usize,
+    /// Score only so many chunks from the start.
+    pub chunks: Option<usize>,
+    /// Score every position of a chunk but the first, as the pruning papers do; else the second half, as llama.cpp does.
+    pub all_positions: bool,
+}
+
+/// The result.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Perplexity {
+    /// e to the mean negative log-likelihood.
+    pub perplexity: f64,
+    /// Its standard error, from the spread of the log-likelihoods.
+    pub stderr: f64,
+    /// Predictions that were scored.
+    pub tokens: usize,
+    pub chunks: usize,
+}
+
+/// Why there is no perplexity.
+#[derive(Debug, thiserror::Error)]
+pub enum PerplexityError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("the context must be at least 4 tokens, found {0}")]
+    Context(usize),
+    #[error(
+        "the text has {tokens} tokens, and one chunk takes {context}; name a longer text or a smaller context with -c"
+    )]
+    TooShort { tokens: usize, context: usize },
+    #[error("the model's output in chunk {chunk} is not a number (NaN); its weights are damaged")]
+    NotANumber { chunk: usize },
+}
+
+/// Scores `tokens`, a text that was tokenised whole. It is cut into chunks of `context`; what is left over is not used. In
+/// each chunk the predictions for positions context / 2 + 1 to context − 1 count (with `all_positions`, 1 to context − 1).
+/// Where the model wants a beginning-of-sequence token, `bos`, it takes the place of each chunk's first token.
+///
+/// `progress` is called after every chunk with the figure so far.
+///
+/// # Errors
+/// [`PerplexityError`].
+pub fn perplexity(
+    model: &Model,
+    runtime: &Runtime,
+    tokens: &[u32],
+    bos: Option<u32>,
+    options: PerplexityOptions,
+    progress: &mut (dyn FnMut(Perplexity, usize) + Send),
+) -> Result<Perplexity, PerplexityError> {
+    let context = options.context;
+    if context < 4 {
+        return Err(PerplexityError::Context(context));
+    }
+    let available = tokens.len() / context;
+    if available == 0 {
+        return Err(PerplexityError::TooShort {
+            tokens: tokens.len(),
+            context,
+        });
+    }
+    let chunks = options.chunks.map_or(available, |n| n.clamp(1, available));
+    let first = if options.all_positions { 0 } else { context / 2 };
+
+    let kernels = runtime.kernels;
+    let mut cache = KvCache::new(model, context);
+    let mut scratch = Scratch::new();
+    let mut logits = Vec::new();
+    let mut losses = Losses::default();
+    for (c, chunk) in tokens.chunks_exact(context).take(chunks).enumerate() {
+        let mut input = chunk.to_vec();
+        if let Some(bos) = bos {
+            input[0] = bos;
+        }
+        cache.truncate(0);
+        runtime.pool.region(|team| {
+            for (b, batch) in input.chunks(BATCH).enumerate() {
+                model.forward(kernels, team, batch, &mut cache, &mut scratch, &mut Unobserved)?;
+                // Row i of the batch predicts position b · BATCH + i + 1.
+                let start = b * BATCH;
+                let end = (start + batch.len()).min(context - 1);
+                for row in (start.max(first)..end).step_by(LOGIT_ROWS) {
+                    let rows = row..(row + LOGIT_ROWS).min(end);
+                    model.logits(
+                        kernels,
+                        team,
+                        rows.start - start..rows.end - start,
+                        &mut scratch,
+                        &mut logits,
+                    );
+                    losses.add(team, &logits, &chunk[rows.start + 1..rows.end + 1]);
+                }
+            }
+            Ok::<_, PerplexityError>(())
+        })?;
+        if !losses.sum.is_finite() {
+            return Err(PerplexityError::NotANumber { chunk: c });
+        }
+        progress(losses.perplexity(c + 1), chunks);
+    }
+    Ok(losses.perplexity(chunks))
+}
+
+#[derive(Default)]
+struct Losses {
+    count: usize,
+    sum: f64,
+    squares: f64,
+}
+
+impl Losses {
+    /// Adds the negative log-likelihoods of `targets` under logits `[targets.len(), vocabulary]`.
+    fn add(&mut self, team: &Team, logits: &[f32], targets: &[u32]) {
+        let vocabulary = logits.len() / targets.len();
+        let losses: Vec<Mutex<f64>> = targets.iter().map(|_| Mutex::new(f64::NAN)).collect();
+        team.items(targets.len(), |_, i| {
+            let loss = negative_log_likelihood(&logits[i * vocabulary..][..vocabulary], targets[i]);
+            if let Ok(mut slot) = losses[i].lock() {
+                *slot = loss;
+            }
+        });
+        // Summed in order, so that the result does not depend on the threads.
+        for loss in losses {
+            let loss = loss.into_inner().unwrap_or(f64::NAN);
+            self.count += 1;
+            self.sum += loss;
+            self.squares += loss * loss;
+        }
+    }
+
+    fn perplexity(&self, chunks: usize) -> Perplexity {
+        let n = self.count as f64;
+        let mean = self.sum / n;
+        let variance = (self.squares / n - mean * mean).max(0.0);
+        let perplexity = mean.exp();
+        Perplexity {
+            perplexity,
+            stderr: if self.count > 1 {
+                perplexity * (variance / (n - 1.0)).sqrt()
+            } else {
+                0.0
+            },
+            tokens: self.count,
+            chunks,
+        }
+    }
+}
+
+/// −log softmax(logits)\[target\]
+fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
+    let peak = logits.iter().fold(f32::NEG_INFINITY, |m, l| m.max(*l));
+    let sum: f64 = logits.iter().map(|l| f64::from((l - peak).exp())).sum();
+    sum.ln() - f64::from(logits[target as usize] - peak)
+}

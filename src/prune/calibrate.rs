@@ -1,0 +1,115 @@
+//! Running text through the dense model and watching the inputs of the projections that can lose columns.
+
+use super::{FeatureStats, LayerProfile, Module, Profile, PruneError};
+use crate::kernels::{Activations, Runtime, Team};
+use crate::model::{KvCache, Model, Observer, Scratch};
+
+/// The built-in calibration text: varied prose, exposition, dialogue, lists, tables and code, written for this purpose.
+pub const TEXT: &str = include_str!("calibration.txt");
+
+/// Tokens of one sequence; each starts afresh.
+pub const SEQUENCE: usize = 512;
+
+/// Fewer tokens than this say too little about any feature.
+pub const LEAST_TOKENS: usize = 128;
+
+/// How to calibrate.
+#[derive(Debug, Clone, Copy)]
+pub struct Calibration<'a> {
+    /// The text's tokens.
+    pub tokens: &'a [u32],
+    /// Put in front of every sequence, where the model wants one.
+    pub bos: Option<u32>,
+}
+
+/// Runs the text in sequences of [`SEQUENCE`] tokens (or of the model's context, if that is shorter).
+///
+/// `progress` is called with the number of tokens done and their total.
+///
+/// # Errors
+/// If the text is too short, has tokens that the model does not know, or drives activations out of range.
+pub fn calibrate(
+    model: &Model,
+    runtime: &Runtime,
+    calibration: Calibration,
+    progress: &mut (dyn FnMut(usize, usize) + Send),
+) -> Result<Profile, PruneError> {
+    let Calibration { tokens, bos } = calibration;
+    if tokens.len() < LEAST_TOKENS {
+        return Err(PruneError::TooShort {
+            tokens: tokens.len(),
+            least: LEAST_TOKENS,
+        });
+    }
+    let sequence = SEQUENCE.min(model.config.context_length);
+    let mut recorder = Recorder::new(model);
+    let mut cache = KvCache::new(model, sequence);
+    let mut scratch = Scratch::new();
+    let mut batch = Vec::with_capacity(sequence);
+    let mut done = 0;
+    while done < tokens.len() {
+        batch.clear();
+        batch.extend(bos);
+        let take = (sequence - batch.len()).min(tokens.len() - done);
+        batch.extend_from_slice(&tokens[done..done + take]);
+        cache.truncate(0);
+        runtime.pool.region(|team| {
+            model.forward(
+                runtime.kernels,
+                team,
+                &batch,
+                &mut cache,
+                &mut scratch,
+                &mut recorder,
+            )
+        })?;
+        done += take;
+        progress(done, tokens.len());
+    }
+    check_finite(&recorder.profile)?;
+    Ok(recorder.profile)
+}
+
+fn check_finite(profile: &Profile) -> Result<(), PruneError> {
+    for (layer, stats) in profile.layers.iter().enumerate() {
+        for (module, stats) in [
+            (Module::Attention, &stats.attention),
+            (Module::Mlp, &stats.mlp),
+        ] {
+            if !stats.is_finite() {
+                return Err(PruneError::NotFinite { layer, module });
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Recorder {
+    profile: Profile,
+}
+
+impl Recorder {
+    fn new(model: &Model) -> Self {
+        let layers = model
+            .layers
+            .iter()
+            .map(|layer| LayerProfile {
+                attention: FeatureStats::new(layer.o.weight.cols),
+                mlp: FeatureStats::new(layer.channels()),
+            })
+            .collect();
+        Self {
+            profile: Profile { layers },
+        }
+    }
+}
+
+impl Observer for Recorder {
+    fn attention_output(&mut self, team: &Team, layer: usize, x: &Activations) {
+        self.profile.layers[layer].attention.add(team, x.values());
+    }
+
+    fn mlp_down(&mut self, team: &Team, layer: usize, x: &Activations) {
+        self.profile.layers[layer].mlp.add(team, x.values());
+    }
+}

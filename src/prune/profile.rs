@@ -1,0 +1,126 @@
+//! What calibration leaves behind.
+
+use crate::kernels::Team;
+
+/// Features per piece of work when statistics are split among threads.
+const PIECE: usize = 64;
+
+/// Running statistics of the features of a projection's input, one sample per token. Means and sums of squared
+/// deviations are merged batch by batch (Chan, Golub and LeVeque 1979), so that a large mean does not swallow a small
+/// variance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeatureStats {
+    count: u64,
+    features: Vec<Moments>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Moments {
+    mean: f64,
+    /// Σ (x − mean)²
+    deviation: f64,
+}
+
+impl FeatureStats {
+    pub fn new(features: usize) -> Self {
+        Self {
+            count: 0,
+            features: vec![Moments::default(); features],
+        }
+    }
+
+    /// Adds a batch x `[n, features]`, row-major.
+    ///
+    /// # Panics
+    /// If x is not a whole number of rows.
+    pub fn add(&mut self, team: &Team, x: &[f32]) {
+        let width = self.features.len();
+        if width == 0 || x.is_empty() {
+            return;
+        }
+        assert!(x.len().is_multiple_of(width), "whole rows");
+        let rows = x.len() / width;
+        let (before, batch) = (self.count as f64, rows as f64);
+        let all = before + batch;
+        team.chunks_mut(&mut self.features, PIECE, |piece, moments| {
+            let columns = || {
+                x.chunks_exact(width)
+                    .map(|row| &row[piece * PIECE..][..moments.len()])
+            };
+            let mut means = [0.0f64; PIECE];
+            for row in columns() {
+                for (m, v) in means.iter_mut().zip(row) {
+                    *m += f64::from(*v);
+                }
+            }
+            means.iter_mut().for_each(|m| *m /= batch);
+            let mut deviations = [0.0f64; PIECE];
+            for row in columns() {
+                for ((d, m), v) in deviations.iter_mut().zip(&means).zip(row) {
+                    let difference = f64::from(*v) - m;
+                    *d += difference * difference;
+                }
+            }
+            for ((old, mean), deviation) in moments.iter_mut().zip(means).zip(deviations) {
+                let shift = mean - old.mean;
+                old.mean += shift * batch / all;
+                old.deviation += deviation + shift * shift * before * batch / all;
+            }
+        });
+        self.count += rows as u64;
+    }
+
+    /// Tokens seen.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Number of features.
+    pub fn len(&self) -> usize {
+        self.features.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.features.is_empty()
+    }
+
+    pub fn mean(&self, feature: usize) -> f64 {
+        self.features[feature].mean
+    }
+
+    /// Sample variance, with n − 1: FLAP's *fluctuation*. 0 for fewer than two tokens.
+    pub fn variance(&self, feature: usize) -> f64 {
+        match self.count {
+            0 | 1 => 0.0,
+            n => self.features[feature].deviation / (n - 1) as f64,
+        }
+    }
+
+    /// Mean of squares.
+    pub fn mean_square(&self, feature: usize) -> f64 {
+        let Moments { mean, deviation } = self.features[feature];
+        deviation / self.count.max(1) as f64 + mean * mean
+    }
+
+    /// Whether every statistic is a finite number.
+    pub fn is_finite(&self) -> bool {
+        self.features
+            .iter()
+            .all(|m| m.mean.is_finite() && m.deviation.is_finite())
+    }
+}
+
+/// The inputs of the two projections of a layer that lose columns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerProfile {
+    /// Of the attention output projection: `[heads · head_dim]` features.
+    pub attention: FeatureStats,
+    /// Of the MLP down projection: `[channels]` features.
+    pub mlp: FeatureStats,
+}
+
+/// What calibration leaves behind: statistics for every layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    pub layers: Vec<LayerProfile>,
+}

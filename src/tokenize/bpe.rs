@@ -1,0 +1,173 @@
+//! Byte-level BPE (`tokenizer.ggml.model` = "gpt2"): text is split into words, each byte of a word becomes a character of
+//! the GPT-2 alphabet, and the merges of the file join characters to tokens.
+
+use std::collections::HashSet;
+
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{SplitDelimiterBehavior, Tokenizer};
+
+use super::vocab::{TokenBytes, TokenType, Vocabulary};
+use super::{Family, Kind, TokenizeError, pretokenize};
+
+const MERGES: &str = "tokenizer.ggml.merges";
+const PRE: &str = "tokenizer.ggml.pre";
+
+pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
+    let file = vocabulary.file;
+    let name = file.get::<&str>(PRE)?.unwrap_or("default");
+    let rule = pretokenize::rule(name).ok_or_else(|| TokenizeError::PreTokenizer {
+        path: file.path().to_owned(),
+        name: name.to_owned(),
+    })?;
+
+    let alphabet = Alphabet::new();
+    let model = BPE::builder()
+        .vocab_and_merges(model_vocab(vocabulary, &alphabet), merges(vocabulary)?)
+        .ignore_merges(rule.whole_words)
+        .build();
+    let splits: Result<Vec<PreTokenizerWrapper>, _> = rule
+        .patterns
+        .iter()
+        .map(|pattern| {
+            let pattern = SplitPattern::Regex((*pattern).to_owned());
+            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map(Into::into)
+        })
+        .collect();
+    let built = model.and_then(|model| {
+        let mut steps = splits?;
+        steps.push(ByteLevel::new(false, false, false).into());
+        let mut encoder = Tokenizer::new(model);
+        encoder.with_pre_tokenizer(Some(Sequence::new(steps)));
+        Ok(encoder)
+    });
+    let encoder = built.map_err(|source| TokenizeError::Build {
+        path: file.path().to_owned(),
+        source,
+    })?;
+
+    Ok(Family {
+        kind: Kind::ByteLevel,
+        encoder,
+        bytes: TokenBytes::new(vocabulary, |text, token_type, out| {
+            match alphabet.bytes(text) {
+                // User-defined tokens are plain text, not spelt in the alphabet.
+                Some(bytes) if token_type != TokenType::UserDefined => out.extend(bytes),
+                _ => out.extend_from_slice(text.as_bytes()),
+            }
+        })?,
+        adds_bos: rule.adds_bos,
+        default_bos: None,
+        default_eos: None,
+    })
+}
+
+/// The tokens that words can be made of.
+///
+/// A vocabulary need not have all 256 bytes. A byte without a token gets an id behind the last one, which `encode` leaves
+/// out of its result: so, as in llama.cpp, the byte is lost, but its neighbours are not merged across the gap.
+fn model_vocab(vocabulary: &Vocabulary, alphabet: &Alphabet) -> Vocab {
+    let mut vocab: Vocab = vocabulary
+        .iter()
+        .filter(|(_, text, token_type)| token_type.comes_from_text() && !text.is_empty())
+        .map(|(id, text, _)| (text.to_owned(), id))
+        .collect();
+    let mut spare = vocabulary.len() as u32;
+    for character in alphabet.characters {
+        vocab.entry(character.to_string()).or_insert_with(|| {
+            spare += 1;
+            spare - 1
+        });
+    }
+    vocab
+}
+
+/// The merges of the file, best first, each checked to join two tokens to a third.
+fn merges(vocabulary: &Vocabulary) -> Result<Merges, TokenizeError> {
+    let file = vocabulary.file;
+    let lines: &[String] = file.require(MERGES)?;
+    let mut seen = HashSet::with_capacity(lines.len());
+    let mut merges = Merges::with_capacity(lines.len());
+    for (rank, line) in lines.iter().enumerate() {
+        let fail = |problem: String| -> TokenizeError {
+            let problem = format!("merge {rank} ({line:?}) {problem}");
+            file.metadata_error(MERGES, problem).into()
+        };
+        let parts = line.split_once(' ').filter(|(left, right)| {
+            !left.is_empty() && !right.is_empty() && !right.contains(' ')
+        });
+        let Some((left, right)) = parts else {
+            return Err(fail("is not two tokens with one space between them".into()));
+        };
+        let joined = format!("{left}{right}");
+        let mut from_text = true;
+        for text in [left, right, &joined] {
+            let Some(id) = vocabulary.id(text) else {
+                return Err(fail(format!("needs {text:?}, which is not in the vocabulary")));
+            };
+            from_text &= vocabulary.types[id as usize].comes_from_text();
+        }
+        // The first of two equal merges counts; and no merge may make a control token out of text.
+        if from_text && seen.insert((left, right)) {
+            merges.push((left.to_owned(), right.to_owned()));
+        }
+    }
+    Ok(merges)
+}
+
+/// The GPT-2 alphabet: a printable character for every byte.
+///
+/// Bytes that are printable in Latin-1 are their own characters, the others are U+0100 and up in their order.
+/// Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), the encoder of the released code.
+struct Alphabet {
+    characters: [char; 256],
+}
+
+impl Alphabet {
+    fn new() -> Self {
+        let mut spare = '\u{100}'..;
+        let characters = std::array::from_fn(|byte| match byte as u8 {
+            byte @ (b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff) => char::from(byte),
+            // The range has more than a million characters.
+            _ => spare.next().unwrap_or(char::REPLACEMENT_CHARACTER),
+        });
+        Self { characters }
+    }
+
+    /// The bytes that `text` spells; `None` if it has a character from outside the alphabet.
+    fn bytes(&self, text: &str) -> Option<Vec<u8>> {
+        text.chars().map(|character| self.byte(character)).collect()
+    }
+
+    fn byte(&self, character: char) -> Option<u8> {
+        if let Ok(byte) = u8::try_from(character)
+            && self.characters[usize::from(byte)] == character
+        {
+            return Some(byte);
+        }
+        let at = self.characters.iter().position(|c| *c == character)?;
+        u8::try_from(at).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alphabet_has_a_character_of_its_own_for_each_byte() {
+        let alphabet = Alphabet::new();
+        let distinct: HashSet<char> = alphabet.characters.into_iter().collect();
+        assert_eq!(distinct.len(), 256);
+        for byte in 0..=255u8 {
+            assert_eq!(alphabet.byte(alphabet.characters[usize::from(byte)]), Some(byte));
+        }
+        assert_eq!(alphabet.bytes("Ġthe"), Some(b" the".to_vec()));
+        assert_eq!(alphabet.bytes("ĊĊ"), Some(b"\n\n".to_vec()));
+        assert_eq!(alphabet.bytes("Ã©"), Some("é".as_bytes().to_vec()));
+        assert_eq!(alphabet.bytes("a b"), None);
+    }
+}

@@ -1,0 +1,84 @@
+//! User-defined tokens: found in the text as they are written, before anything else looks at it.
+
+/// A stretch of text: to be encoded, or a token already.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fragment<'t> {
+    Text(&'t str),
+    Token(u32),
+}
+
+/// The texts of user-defined tokens.
+#[derive(Debug)]
+pub(super) struct Literals {
+    /// Longest first.
+    tokens: Vec<(String, u32)>,
+}
+
+impl Literals {
+    pub(super) fn new(mut tokens: Vec<(String, u32)>) -> Self {
+        tokens.retain(|(text, _)| !text.is_empty());
+        tokens.sort_by_key(|(text, id)| (std::cmp::Reverse(text.len()), *id));
+        Self { tokens }
+    }
+
+    pub(super) fn contains(&self, id: u32) -> bool {
+        self.tokens.iter().any(|(_, literal)| *literal == id)
+    }
+
+    /// Cuts `text` at all user-defined tokens in it. Where two overlap the longer one wins, wherever it begins; that is
+    /// llama.cpp's rule.
+    pub(super) fn cut<'t>(&self, text: &'t str) -> Vec<Fragment<'t>> {
+        let mut fragments = vec![Fragment::Text(text)];
+        for (literal, id) in &self.tokens {
+            if !text.contains(literal.as_str()) {
+                continue;
+            }
+            let mut finer = Vec::with_capacity(fragments.len() + 2);
+            for fragment in fragments {
+                let Fragment::Text(stretch) = fragment else {
+                    finer.push(fragment);
+                    continue;
+                };
+                for (i, between) in stretch.split(literal.as_str()).enumerate() {
+                    if i > 0 {
+                        finer.push(Fragment::Token(*id));
+                    }
+                    finer.push(Fragment::Text(between));
+                }
+            }
+            fragments = finer;
+        }
+        fragments.retain(|fragment| *fragment != Fragment::Text(""));
+        fragments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Fragment::{Text, Token};
+    use super::*;
+
+    fn literals(texts: &[&str]) -> Literals {
+        Literals::new((0..).zip(texts).map(|(id, text)| (text.to_string(), id)).collect())
+    }
+
+    #[test]
+    fn text_without_literals_stays_whole() {
+        assert_eq!(literals(&[]).cut("abc"), [Text("abc")]);
+        assert_eq!(literals(&["<x>", ""]).cut("abc"), [Text("abc")]);
+        assert_eq!(literals(&["<x>"]).cut(""), []);
+    }
+
+    #[test]
+    fn literals_are_found_wherever_they_are() {
+        let tags = literals(&["<x>", "<y>"]);
+        assert_eq!(tags.cut("<x>a<y><x>"), [Token(0), Text("a"), Token(1), Token(0)]);
+        assert_eq!(tags.cut("b<x"), [Text("b<x")]);
+    }
+
+    #[test]
+    fn the_longest_literal_wins_even_over_an_earlier_one() {
+        assert_eq!(literals(&["ab", "bcd"]).cut("abcd"), [Text("a"), Token(1)]);
+        assert_eq!(literals(&["  ", "    "]).cut("     x"), [Token(1), Text(" x")]);
+    }
+}

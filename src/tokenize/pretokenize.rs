@@ -1,0 +1,118 @@
+//! How text is split into words before byte-level BPE, for each name that `tokenizer.ggml.pre` can have.
+//!
+//! Every pattern of a rule splits further what the patterns before it have left; what no pattern matches is a word too.
+//!
+//! Sources: the patterns are those of the models' own `tokenizer.json` files; which name means which patterns, and the
+//! switches beside them, follow llama.cpp (`llama-vocab.cpp`).
+
+/// What one or several names of `tokenizer.ggml.pre` mean.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    names: &'static [&'static str],
+    pub(super) patterns: &'static [&'static str],
+    /// A word that is a token as it stands is taken whole, without asking the merges.
+    pub(super) whole_words: bool,
+    /// Whether prompts begin with BOS when `tokenizer.ggml.add_bos_token` is absent.
+    pub(super) adds_bos: bool,
+}
+
+const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// The case of contractions is spelt out: `(?i:…)` would also fold `ſ` to `s`.
+const LLAMA3: &str = concat!(
+    r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]",
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
+/// As `LLAMA3`, with every digit a word of its own.
+const QWEN2: &str = concat!(
+    r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]",
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
+/// Words break where lower case turns to upper case.
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
+const RULES: &[Rule] = &[
+    Rule {
+        names: &["default"],
+        patterns: &[r"[\p{P}$+<=>^~|]+", GPT2, r"\p{N}+", r"[0-9]{3}"],
+        whole_words: false,
+        adds_bos: false,
+    },
+    Rule {
+        names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat", "mellum"],
+        patterns: &[GPT2],
+        whole_words: false,
+        adds_bos: false,
+    },
+    Rule {
+        names: &[
+            "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2",
+        ],
+        patterns: &[r"\p{N}", GPT2],
+        whole_words: false,
+        adds_bos: false,
+    },
+    Rule {
+        names: &["falcon"],
+        patterns: &[r"[\p{P}$+<=>^~|`]+", GPT2, r"[0-9]{3}"],
+        whole_words: false,
+        adds_bos: false,
+    },
+    Rule {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+        patterns: &[LLAMA3],
+        whole_words: true,
+        adds_bos: true,
+    },
+    Rule {
+        names: &["dbrx", "smaug-bpe"],
+        patterns: &[LLAMA3],
+        whole_words: false,
+        adds_bos: false,
+    },
+    Rule {
+        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "solar-open", "megrez", "grok-2"],
+        patterns: &[QWEN2],
+        whole_words: false,
+        adds_bos: false,
+    },
+    Rule {
+        names: &["tekken"],
+        patterns: &[TEKKEN],
+        whole_words: true,
+        adds_bos: true,
+    },
+];
+
+/// The rule of a name; `None` if it is not known.
+pub(super) fn rule(name: &str) -> Option<&'static Rule> {
+    RULES.iter().find(|rule| rule.names.contains(&name))
+}
+
+/// All names, for an error message.
+pub(super) fn known_names() -> String {
+    let names: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_leads_to_its_own_rule() {
+        for rule_ in RULES {
+            for name in rule_.names {
+                assert_eq!(rule(name), Some(rule_), "{name} occurs in two rules");
+            }
+        }
+        assert_eq!(rule("no-such-name"), None);
+    }
+}
