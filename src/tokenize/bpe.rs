@@ -18,7 +18,10 @@ const PRE: &str = "tokenizer.ggml.pre";
 
 pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
     let file = vocabulary.file;
-    let name = file.get::<&str>(PRE)?.unwrap_or("default");
+    let name = file
+        .get::<&str>(PRE)?
+        .filter(|name| !name.is_empty())
+        .unwrap_or("default");
     let rule = pretokenize::rule(name).ok_or_else(|| TokenizeError::PreTokenizer {
         path: file.path().to_owned(),
         name: name.to_owned(),
@@ -96,9 +99,9 @@ fn merges(vocabulary: &Vocabulary) -> Result<Merges, TokenizeError> {
             let problem = format!("merge {rank} ({line:?}) {problem}");
             file.metadata_error(MERGES, problem).into()
         };
-        let parts = line.split_once(' ').filter(|(left, right)| {
-            !left.is_empty() && !right.is_empty() && !right.contains(' ')
-        });
+        let parts = line
+            .split_once(' ')
+            .filter(|(left, right)| !left.is_empty() && !right.is_empty() && !right.contains(' '));
         let Some((left, right)) = parts else {
             return Err(fail("is not two tokens with one space between them".into()));
         };
@@ -106,7 +109,9 @@ fn merges(vocabulary: &Vocabulary) -> Result<Merges, TokenizeError> {
         let mut from_text = true;
         for text in [left, right, &joined] {
             let Some(id) = vocabulary.id(text) else {
-                return Err(fail(format!("needs {text:?}, which is not in the vocabulary")));
+                return Err(fail(format!(
+                    "needs {text:?}, which is not in the vocabulary"
+                )));
             };
             from_text &= vocabulary.types[id as usize].comes_from_text();
         }
@@ -163,7 +168,10 @@ mod tests {
         let distinct: HashSet<char> = alphabet.characters.into_iter().collect();
         assert_eq!(distinct.len(), 256);
         for byte in 0..=255u8 {
-            assert_eq!(alphabet.byte(alphabet.characters[usize::from(byte)]), Some(byte));
+            assert_eq!(
+                alphabet.byte(alphabet.characters[usize::from(byte)]),
+                Some(byte)
+            );
         }
         assert_eq!(alphabet.bytes("Ġthe"), Some(b" the".to_vec()));
         assert_eq!(alphabet.bytes("ĊĊ"), Some(b"\n\n".to_vec()));

@@ -59,7 +59,12 @@ mod tests {
     use super::*;
 
     fn literals(texts: &[&str]) -> Literals {
-        Literals::new((0..).zip(texts).map(|(id, text)| (text.to_string(), id)).collect())
+        Literals::new(
+            (0..)
+                .zip(texts)
+                .map(|(id, text)| (text.to_string(), id))
+                .collect(),
+        )
     }
 
     #[test]
@@ -72,13 +77,19 @@ mod tests {
     #[test]
     fn literals_are_found_wherever_they_are() {
         let tags = literals(&["<x>", "<y>"]);
-        assert_eq!(tags.cut("<x>a<y><x>"), [Token(0), Text("a"), Token(1), Token(0)]);
+        assert_eq!(
+            tags.cut("<x>a<y><x>"),
+            [Token(0), Text("a"), Token(1), Token(0)]
+        );
         assert_eq!(tags.cut("b<x"), [Text("b<x")]);
     }
 
     #[test]
     fn the_longest_literal_wins_even_over_an_earlier_one() {
         assert_eq!(literals(&["ab", "bcd"]).cut("abcd"), [Text("a"), Token(1)]);
-        assert_eq!(literals(&["  ", "    "]).cut("     x"), [Token(1), Text(" x")]);
+        assert_eq!(
+            literals(&["  ", "    "]).cut("     x"),
+            [Token(1), Text(" x")]
+        );
     }
 }

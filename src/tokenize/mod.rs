@@ -103,7 +103,10 @@ impl Tokenizer {
 
         let bos = vocabulary.special_id(BOS)?.or(family.default_bos);
         let eos = vocabulary.special_id(EOS)?.or(family.default_eos);
-        let mut ends: BTreeSet<u32> = END_TEXTS.iter().filter_map(|text| vocabulary.id(text)).collect();
+        let mut ends: BTreeSet<u32> = END_TEXTS
+            .iter()
+            .filter_map(|text| vocabulary.id(text))
+            .collect();
         ends.extend(eos);
         ends.extend(vocabulary.special_id(EOT)?);
         ends.extend(vocabulary.special_id(EOM)?);
@@ -251,7 +254,13 @@ impl fmt::Debug for Tokenizer {
 }
 
 /// Whether a prompt gets the token `id`: what `key` says, or else `default` if there is such a token.
-fn adds(file: &GgufFile, key: &str, default: bool, id_key: &str, id: Option<u32>) -> Result<bool, TokenizeError> {
+fn adds(
+    file: &GgufFile,
+    key: &str,
+    default: bool,
+    id_key: &str,
+    id: Option<u32>,
+) -> Result<bool, TokenizeError> {
     match (file.get::<bool>(key)?, id) {
         (Some(true), None) => Err(file
             .metadata_error(key, format!("is true, but {id_key} is missing"))
@@ -264,7 +273,11 @@ fn check_blank_runs(text: &str) -> Result<(), TokenizeError> {
     let mut len = 0;
     let mut longest = 0;
     for character in text.chars() {
-        len = if character.is_whitespace() { len + 1 } else { 0 };
+        len = if character.is_whitespace() {
+            len + 1
+        } else {
+            0
+        };
         longest = longest.max(len);
     }
     if longest > MAX_BLANK_RUN {

@@ -16,8 +16,7 @@ pub(super) struct Rule {
     pub(super) adds_bos: bool,
 }
 
-const GPT2: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// The case of contractions is spelt out: `(?i:…)` would also fold `ſ` to `s`.
 const LLAMA3: &str = concat!(
@@ -31,7 +30,8 @@ const QWEN2: &str = concat!(
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-/// Words break where lower case turns to upper case.
+/// Words break where lower case turns to upper case. (llama.cpp has a simpler stand-in, whose ids differ where combining
+/// marks or the case of letters beyond ASCII matter.)
 const TEKKEN: &str = concat!(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
@@ -46,14 +46,23 @@ const RULES: &[Rule] = &[
         adds_bos: false,
     },
     Rule {
-        names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat", "mellum"],
+        names: &[
+            "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat", "mellum",
+        ],
         patterns: &[GPT2],
         whole_words: false,
         adds_bos: false,
     },
     Rule {
         names: &[
-            "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2",
+            "smollm",
+            "starcoder",
+            "refact",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+            "mellum2",
         ],
         patterns: &[r"\p{N}", GPT2],
         whole_words: false,
@@ -66,7 +75,16 @@ const RULES: &[Rule] = &[
         adds_bos: false,
     },
     Rule {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+        names: &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+        ],
         patterns: &[LLAMA3],
         whole_words: true,
         adds_bos: true,
@@ -78,7 +96,15 @@ const RULES: &[Rule] = &[
         adds_bos: false,
     },
     Rule {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "solar-open", "megrez", "grok-2"],
+        names: &[
+            "qwen2",
+            "deepseek-r1-qwen",
+            "stablelm2",
+            "hunyuan",
+            "solar-open",
+            "megrez",
+            "grok-2",
+        ],
         patterns: &[QWEN2],
         whole_words: false,
         adds_bos: false,

@@ -88,9 +88,10 @@ pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
 
 /// Every way in which a token is two other tokens, best first.
 ///
-/// SentencePiece knows scores, `tokenizers` knows merges in an order. The higher score goes first. Where scores are equal
-/// (LLaMA-2 gives all runs of spaces the same one) SentencePiece takes the leftmost pair, so that a run grows from its left
-/// end: the longer token before the shorter, and of one token's splits the one with the longer left part, come to the same.
+/// SentencePiece knows scores, `tokenizers` knows merges in an order, so the higher score goes first. Where scores are equal
+/// SentencePiece takes the leftmost pair. Trained vocabularies have equal scores for runs of one character (LLaMA-2 for all
+/// its runs of spaces), which so grow from their left end; the longer token before the shorter, and of one token's splits
+/// the one with the longer left part, do the same. No order of merges does it for any vocabulary one could think of.
 fn merges(vocabulary: &Vocabulary, scores: &[f32]) -> Merges {
     let is_part = |text: &str| {
         vocabulary
@@ -160,6 +161,7 @@ fn has_byte_tokens(vocabulary: &Vocabulary) -> Result<bool, TokenizeError> {
     if count == 0 || count == 256 {
         return Ok(count == 256);
     }
-    let problem = format!("has {count} of the 256 byte tokens <0x00> to <0xFF>; it must have all or none");
+    let problem =
+        format!("has {count} of the 256 byte tokens <0x00> to <0xFF>; it must have all or none");
     Err(vocabulary.file.metadata_error(TOKENS, problem).into())
 }

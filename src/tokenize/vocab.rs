@@ -68,7 +68,7 @@ impl<'a> Vocabulary<'a> {
             return Err(file.metadata_error(TOKENS, "is empty").into());
         }
         // Room for 256 ids behind the last one, see `bpe`.
-        if u32::try_from(texts.len()).is_ok_and(|n| n > u32::MAX - 256) {
+        if texts.len() > (u32::MAX - 256) as usize {
             return Err(file
                 .metadata_error(TOKENS, format!("{} tokens are too many", texts.len()))
                 .into());
@@ -83,7 +83,8 @@ impl<'a> Vocabulary<'a> {
                     .enumerate()
                     .map(|(id, &number)| {
                         TokenType::from_number(number).ok_or_else(|| {
-                            let problem = format!("token {id} has type {number} (0 to 6 are known)");
+                            let problem =
+                                format!("token {id} has type {number} (0 to 6 are known)");
                             file.metadata_error(TOKEN_TYPE, problem).into()
                         })
                     })
@@ -191,7 +192,9 @@ impl TokenBytes {
             match token_type {
                 TokenType::Control | TokenType::Unknown => {}
                 TokenType::Byte => bytes.push(named_byte(text).ok_or_else(|| {
-                    let problem = format!("token {id} is a byte token but its text is {text:?} (<0x00> to <0xFF>)");
+                    let problem = format!(
+                        "token {id} is a byte token but its text is {text:?} (<0x00> to <0xFF>)"
+                    );
                     vocabulary.file.metadata_error(TOKENS, problem)
                 })?),
                 _ => write(text, token_type, &mut bytes),

@@ -66,13 +66,26 @@ INLINE float dot_float(fk_type type, const uint8_t *row, const float *x, size_t 
 
 /* ---- activations to 8 bits ---- */
 
+/* Blocks whose largest value is below this become 0: the inverse of their scale would overflow. */
+#define LEAST_PEAK 1e-36f
+
 static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *block_sums) {
     for (size_t block = 0; block < n / FK_BLOCK; block++, x += FK_BLOCK, q += FK_BLOCK) {
-        vf largest = {0};
-        for (int i = 0; i < FK_BLOCK; i += FK_LANES) largest = vmax(vabs(load(x + i)), largest);
-        float peak = max_lane(largest);
-        float scale = peak / 127.0f;
-        float inverse = peak > 0 ? 127.0f / peak : 0;
+        /* Absolute values compare as integers like the numbers they stand for, and NaN is the greatest. */
+        vi largest = {0};
+        for (int i = 0; i < FK_BLOCK; i += FK_LANES) {
+            vi bits = (vi)vabs(load(x + i));
+            vi greater = bits > largest;
+            largest = (greater & bits) | (~greater & largest);
+        }
+        float peak = max_bits(largest);
+        float scale = peak >= LEAST_PEAK ? peak / 127.0f : 0;
+        float inverse = peak >= LEAST_PEAK ? 127.0f / peak : 0;
+        /* A block with an infinity or a NaN must not pass for a finite one. */
+        if (!(peak < INFINITY)) {
+            scale = NAN;
+            inverse = 0;
+        }
         vi sum = {0};
         for (int i = 0; i < FK_BLOCK; i += FK_LANES) {
             vi rounded = round_to_int(load(x + i) * inverse);
@@ -82,8 +95,6 @@ static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *
         }
         int32_t total = 0;
         for (int i = 0; i < FK_LANES; i++) total += sum[i];
-        /* A block with an infinity or a NaN must not pass for a finite one. */
-        if (!(peak <= 3.4e38f)) scale = NAN;
         scales[block] = scale;
         block_sums[block] = scale * (float)total;
     }

@@ -47,6 +47,17 @@ INLINE float max_lane(vf v) {
     return lane[0];
 }
 
+/* The greatest of the lanes as integers, as the float with those bits. */
+INLINE float max_bits(vi v) {
+    int32_t lane[FK_LANES];
+    memcpy(lane, &v, sizeof lane);
+    for (int width = FK_LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+    float f;
+    memcpy(&f, lane, sizeof f);
+    return f;
+}
+
 /* 1.5 * 2^23: a float of |x| < 2^22 plus this has the nearest integer, ties to even, in its low bits. */
 #define ROUNDER 12582912.0f
 

@@ -1,0 +1,76 @@
+//! What several test files share: small random models, an independent reference, and the paths of real data.
+#![allow(dead_code)]
+
+pub mod reference;
+pub mod synthetic;
+
+use std::path::PathBuf;
+
+/// A file of the folder beside the project that holds evaluation texts and fixtures; `None`, after saying so, where there
+/// is none.
+pub fn shared(file: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../shared")
+        .join(file);
+    if path.exists() {
+        return Some(path);
+    }
+    println!("skipped: ../shared/{file} is not there");
+    None
+}
+
+/// The default model, fetched if need be.
+pub fn default_model() -> PathBuf {
+    flapjack::hub::default_model().expect("the default model can be had")
+}
+
+/// Small, fast, reproducible random numbers (xorshift64*).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Standard normal.
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+
+    pub fn normals(&mut self, n: usize, scale: f64) -> Vec<f32> {
+        (0..n).map(|_| (self.normal() * scale) as f32).collect()
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    pub fn tokens(&mut self, n: usize, vocabulary: usize) -> Vec<u32> {
+        (0..n).map(|_| self.below(vocabulary) as u32).collect()
+    }
+}
+
+/// |a − b| / |b| of two vectors.
+pub fn relative_error(a: &[f32], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let difference: f64 = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| (f64::from(*a) - b).powi(2))
+        .sum();
+    let size: f64 = b.iter().map(|b| b * b).sum();
+    if size == 0.0 { difference.sqrt() } else { (difference / size).sqrt() }
+}

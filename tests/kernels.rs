@@ -1,0 +1,503 @@
+//! Every kernel, on every instruction set that this machine has, against naive code.
+
+mod common;
+
+use common::Random;
+use flapjack::kernels::{
+    ACTIVATION_BLOCK, Activations, AttentionShape, Isa, Kernels, MatrixView, Pool, Product, Team,
+    attention, matmul,
+};
+use flapjack::quant::{BlockType, Layout, decode_row, encode_row};
+use half::f16;
+
+fn every_isa() -> Vec<Kernels> {
+    let all: Vec<Kernels> = Isa::available().filter_map(Kernels::for_isa).collect();
+    println!("instruction sets tested: {all:?}");
+    all
+}
+
+/// Widths that are whole blocks, and for float types also odd ones.
+fn widths(block_type: BlockType) -> Vec<usize> {
+    let mut widths = vec![32, 64, 96, 160, 576, 1056];
+    if block_type.is_float() {
+        widths.extend([1, 2, 3, 7, 17, 45, 65, 131, 577, 1030]);
+    }
+    widths
+}
+
+/// Random rows in a block format, and what they decode to.
+fn random_matrix(
+    random: &mut Random,
+    block_type: BlockType,
+    rows: usize,
+    cols: usize,
+) -> (Vec<u8>, Vec<f32>) {
+    let mut bytes = vec![0u8; rows * block_type.row_bytes(cols)];
+    let mut decoded = vec![0.0; rows * cols];
+    for r in 0..rows {
+        let mut values = random.normals(cols, 1.0);
+        if r % 5 == 3 {
+            // A block of zeros, and one of equal values.
+            values.iter_mut().take(ACTIVATION_BLOCK).for_each(|v| *v = 0.0);
+            values.iter_mut().skip(ACTIVATION_BLOCK).take(ACTIVATION_BLOCK).for_each(|v| *v = 0.5);
+        }
+        let row = &mut bytes[r * block_type.row_bytes(cols)..][..block_type.row_bytes(cols)];
+        encode_row(block_type, &values, row);
+        decode_row(block_type, row, &mut decoded[r * cols..][..cols]);
+    }
+    (bytes, decoded)
+}
+
+/// W · x in double precision, and the sum of the terms' sizes, which rounding errors are in proportion to.
+fn naive_product(row: &[f32], x: &[f64]) -> (f64, f64) {
+    row.iter()
+        .zip(x)
+        .map(|(w, x)| f64::from(*w) * x)
+        .fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+}
+
+/// What an activation row is after its trip through 8 bits, as the kernels themselves quantise it.
+fn through_8_bits(kernels: Kernels, x: &[f32]) -> Vec<f64> {
+    let blocks = x.len() / ACTIVATION_BLOCK;
+    let (mut q, mut scales, mut sums) = (vec![0; x.len()], vec![0.0; blocks], vec![0.0; blocks]);
+    kernels.quantize(x, &mut q, &mut scales, &mut sums);
+    q.iter()
+        .enumerate()
+        .map(|(i, q)| f64::from(*q) * f64::from(scales[i / ACTIVATION_BLOCK]))
+        .collect()
+}
+
+#[test]
+fn products_of_every_type_width_and_batch() {
+    let mut random = Random::new(1);
+    for kernels in every_isa() {
+        for block_type in BlockType::ALL {
+            for cols in widths(block_type) {
+                for (rows, tokens) in [(1, 1), (2, 2), (15, 7), (31, 8), (33, 9), (70, 1), (40, 13), (65, 31)] {
+                    let (bytes, decoded) = random_matrix(&mut random, block_type, rows, cols);
+                    let x = random.normals(tokens * cols, 1.0);
+                    let mut activations = Activations::default();
+                    activations.begin(tokens, cols).copy_from_slice(&x);
+                    let mut out = vec![f32::NAN; tokens * rows];
+                    let weights = MatrixView::new(block_type, Layout::Native, rows, cols, &bytes);
+                    let product = Product {
+                        weights,
+                        out: &mut out,
+                    };
+                    matmul(kernels, &Team::solo(), &mut activations, &mut [product]);
+                    for t in 0..tokens {
+                        let exact: Vec<f64> =
+                            x[t * cols..][..cols].iter().map(|v| f64::from(*v)).collect();
+                        let rounded = (!block_type.is_float())
+                            .then(|| through_8_bits(kernels, &x[t * cols..][..cols]));
+                        for r in 0..rows {
+                            let row = &decoded[r * cols..][..cols];
+                            let got = f64::from(out[t * rows + r]);
+                            let fits = |x: &[f64]| {
+                                let (expected, size) = naive_product(row, x);
+                                (got - expected).abs() <= 4e-6 * size + 1e-12
+                            };
+                            // A batch may use either form of the activations; both are exact products of what they use.
+                            assert!(
+                                fits(&exact) || rounded.as_deref().is_some_and(fits),
+                                "{kernels:?} {block_type:?} {rows}x{cols}, token {t} of {tokens}, row {r}: {got}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
+    let mut random = Random::new(2);
+    for kernels in every_isa() {
+        for tokens in [1, 3, 20] {
+            let cols = 96;
+            let shapes = [(70, BlockType::Q4_1), (1, BlockType::F16), (129, BlockType::Q8_0), (0, BlockType::F32)];
+            let matrices: Vec<_> = shapes
+                .iter()
+                .map(|(rows, t)| random_matrix(&mut random, *t, *rows, cols).0)
+                .collect();
+            let x = random.normals(tokens * cols, 1.0);
+            let run = |team: &Team, together: bool| -> Vec<Vec<f32>> {
+                let mut outs: Vec<Vec<f32>> = shapes.iter().map(|(r, _)| vec![f32::NAN; r * tokens]).collect();
+                let mut activations = Activations::default();
+                activations.begin(tokens, cols).copy_from_slice(&x);
+                let mut products: Vec<Product> = shapes
+                    .iter()
+                    .zip(&matrices)
+                    .zip(&mut outs)
+                    .map(|(((rows, t), bytes), out)| Product {
+                        weights: MatrixView::new(*t, Layout::Native, *rows, cols, bytes),
+                        out,
+                    })
+                    .collect();
+                if together {
+                    matmul(kernels, team, &mut activations, &mut products);
+                } else {
+                    for product in products {
+                        matmul(kernels, team, &mut activations, &mut [product]);
+                    }
+                }
+                outs
+            };
+            let expected = run(&Team::solo(), false);
+            for threads in [2, 3, 7] {
+                let pool = Pool::new(threads).unwrap();
+                assert_eq!(pool.region(|team| run(team, true)), expected, "{kernels:?} {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_scales_and_denormals() {
+    for kernels in every_isa() {
+        for block_type in [BlockType::Q8_0, BlockType::Q4_0, BlockType::Q4_1] {
+            // Scales: the least denormal, the largest finite, negative, zero; every code.
+            for scale in [0x0001u16, 0x03ff, 0x0400, 0x7bff, 0xbc00, 0x0000, 0x8001] {
+                let cols = 96;
+                let row_bytes = block_type.row_bytes(cols);
+                let mut bytes = vec![0u8; row_bytes];
+                for (i, block) in bytes.chunks_exact_mut(block_type.block_bytes()).enumerate() {
+                    let header = if block_type == BlockType::Q4_1 { 4 } else { 2 };
+                    block[..2].copy_from_slice(&scale.to_le_bytes());
+                    if header == 4 {
+                        block[2..4].copy_from_slice(&0xc000u16.to_le_bytes());
+                    }
+                    for (j, code) in block[header..].iter_mut().enumerate() {
+                        *code = (i * 89 + j * 37) as u8;
+                    }
+                    // −128 is a code that encoders do not write but files may hold.
+                    block[header] = 0x80;
+                }
+                let mut decoded = vec![0.0; cols];
+                decode_row(block_type, &bytes, &mut decoded);
+                for size in [1e-40f32, 1e-20, 1.0, 1e20] {
+                    let x: Vec<f32> = (0..cols).map(|i| size * ((i as f32) - 40.5)).collect();
+                    for tokens in [1, 12] {
+                        let mut activations = Activations::default();
+                        let rows: Vec<f32> = (0..tokens).flat_map(|_| x.clone()).collect();
+                        activations.begin(tokens, cols).copy_from_slice(&rows);
+                        let mut out = vec![f32::NAN; tokens];
+                        let weights = MatrixView::new(block_type, Layout::Native, 1, cols, &bytes);
+                        matmul(
+                            kernels,
+                            &Team::solo(),
+                            &mut activations,
+                            &mut [Product {
+                                weights,
+                                out: &mut out,
+                            }],
+                        );
+                        let exact: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+                        let (expected, sizes) = naive_product(&decoded, &exact);
+                        for got in out {
+                            // 8-bit activations are off by half a step of the largest value, and denormal ones may pass for 0.
+                            let allowed = if size < 1e-36 { sizes } else { 0.02 * sizes };
+                            let error = (f64::from(got) - expected).abs();
+                            assert!(
+                                error <= allowed + 1e-38,
+                                "{kernels:?} {block_type:?} scale {scale:#06x}, x {size:e}, {tokens} tokens: {got} for {expected}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_does_not_come_out_finite() {
+    for kernels in every_isa() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for block_type in BlockType::ALL {
+                let (bytes, _) = random_matrix(&mut Random::new(3), block_type, 4, 64);
+                for tokens in [1, 9] {
+                    let mut x = vec![0.5f32; tokens * 64];
+                    x[37] = bad;
+                    let mut activations = Activations::default();
+                    activations.begin(tokens, 64).copy_from_slice(&x);
+                    let mut out = vec![0.0; tokens * 4];
+                    let weights = MatrixView::new(block_type, Layout::Native, 4, 64, &bytes);
+                    matmul(
+                        kernels,
+                        &Team::solo(),
+                        &mut activations,
+                        &mut [Product {
+                            weights,
+                            out: &mut out,
+                        }],
+                    );
+                    assert!(
+                        out[..4].iter().all(|v| !v.is_finite()),
+                        "{kernels:?} {block_type:?} {bad}: {:?}",
+                        &out[..4]
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn decoding_equals_the_scalar_definition() {
+    let mut random = Random::new(4);
+    for kernels in every_isa() {
+        for block_type in BlockType::ALL {
+            for cols in widths(block_type) {
+                let (bytes, decoded) = random_matrix(&mut random, block_type, 1, cols);
+                let mut out = vec![f32::NAN; cols];
+                kernels.dequantize(block_type, &bytes, &mut out);
+                for (a, b) in out.iter().zip(&decoded) {
+                    // A fused multiplication and addition may round once less.
+                    assert!((a - b).abs() <= 1e-6 * b.abs().max(1e-3), "{kernels:?} {block_type:?}");
+                }
+            }
+        }
+        // Every half-precision number.
+        let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let mut out = vec![0.0; 1 << 16];
+        kernels.dequantize(BlockType::F16, &halves, &mut out);
+        for (bits, got) in out.iter().enumerate() {
+            let expected = f16::from_bits(bits as u16).to_f32();
+            assert!(
+                got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan()),
+                "{kernels:?} half {bits:#06x}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rounding_to_half_precision_is_to_nearest_even() {
+    let mut random = Random::new(5);
+    let mut values: Vec<f32> = (0..=u16::MAX)
+        .map(|bits| f16::from_bits(bits).to_f32())
+        .filter(|v| !v.is_nan())
+        .collect();
+    // Between neighbours, and exactly half-way.
+    let between: Vec<f32> = values
+        .iter()
+        .filter(|v| v.is_finite())
+        .flat_map(|v| {
+            let next = f16::from_bits(f16::from_f32(*v).to_bits().wrapping_add(1)).to_f32();
+            let middle = (f64::from(*v) + f64::from(next)) / 2.0;
+            [middle as f32, v + (next - v) * random.uniform() as f32]
+        })
+        .filter(|v| !v.is_nan())
+        .collect();
+    values.extend(between);
+    values.extend([65519.9, 65520.0, 1e30, -1e30, 1e-30, f32::MIN_POSITIVE, 1e-45]);
+    values.truncate(values.len() / 16 * 16 + 3);
+    for kernels in every_isa() {
+        let mut out = vec![f16::ZERO; values.len()];
+        kernels.to_half(&values, &mut out);
+        for (v, got) in values.iter().zip(&out) {
+            assert_eq!(got.to_bits(), f16::from_f32(*v).to_bits(), "{kernels:?} {v:e}");
+        }
+    }
+}
+
+#[test]
+fn activations_are_quantised_to_within_half_a_step() {
+    let mut random = Random::new(6);
+    for kernels in every_isa() {
+        for scale in [1.0, 1e-30, 1e30] {
+            let mut x = random.normals(ACTIVATION_BLOCK * 9, scale);
+            x[..ACTIVATION_BLOCK].fill(0.0);
+            let blocks = x.len() / ACTIVATION_BLOCK;
+            let (mut q, mut scales, mut sums) =
+                (vec![1i8; x.len()], vec![f32::NAN; blocks], vec![f32::NAN; blocks]);
+            kernels.quantize(&x, &mut q, &mut scales, &mut sums);
+            assert!(q[..ACTIVATION_BLOCK].iter().all(|q| *q == 0) && scales[0] == 0.0 && sums[0] == 0.0);
+            for b in 0..blocks {
+                let block = b * ACTIVATION_BLOCK..(b + 1) * ACTIVATION_BLOCK;
+                let step = f64::from(scales[b]);
+                for (x, q) in x[block.clone()].iter().zip(&q[block.clone()]) {
+                    let error = (f64::from(*x) - step * f64::from(*q)).abs();
+                    assert!(error <= 0.5001 * step, "{kernels:?}: {x} as {q} steps of {step}");
+                    assert_ne!(*q, -128);
+                }
+                let sum: i32 = q[block].iter().map(|q| i32::from(*q)).sum();
+                let expected = step * f64::from(sum);
+                assert!((f64::from(sums[b]) - expected).abs() <= 1e-6 * expected.abs());
+            }
+        }
+    }
+}
+
+#[test]
+fn root_mean_square_normalisation() {
+    let mut random = Random::new(7);
+    for kernels in every_isa() {
+        for n in [1, 2, 7, 16, 31, 45, 576, 1000] {
+            let (x, weight) = (random.normals(n, 3.0), random.normals(n, 1.0));
+            let mut out = vec![f32::NAN; n];
+            kernels.rms_norm(&x, &weight, 1e-5, &mut out);
+            let mean: f64 = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / n as f64;
+            for i in 0..n {
+                let expected = f64::from(x[i]) / (mean + f64::from(1e-5f32)).sqrt() * f64::from(weight[i]);
+                assert!((f64::from(out[i]) - expected).abs() <= 1e-5 * expected.abs().max(1e-3), "{kernels:?} n {n}");
+            }
+        }
+    }
+}
+
+#[test]
+fn silu_of_the_gate_times_up() {
+    let mut random = Random::new(8);
+    for kernels in every_isa() {
+        for n in [1, 5, 15, 16, 17, 33, 200] {
+            let mut gate = random.normals(n, 8.0);
+            gate[0] = [-200.0, 200.0, -88.0, 0.0, -0.0, 1e-30, 95.0][n % 7];
+            let up = random.normals(n, 1.0);
+            let mut out = gate.clone();
+            kernels.silu_mul(&mut out, &up);
+            for i in 0..n {
+                let g = f64::from(gate[i]);
+                let expected = g / (1.0 + (-g).exp()) * f64::from(up[i]);
+                let error = (f64::from(out[i]) - expected).abs();
+                assert!(error <= 2e-6 * expected.abs() + 1e-35, "{kernels:?} gate {g}: {} for {expected}", out[i]);
+            }
+        }
+        let mut out = [f32::NAN, f32::INFINITY, 1.0];
+        kernels.silu_mul(&mut out, &[1.0; 3]);
+        assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2] > 0.73);
+    }
+}
+
+#[test]
+fn rotation_turns_pairs_and_leaves_the_rest() {
+    let mut random = Random::new(9);
+    for kernels in every_isa() {
+        for (n, pairs) in [(2, 1), (10, 5), (64, 32), (64, 8), (45, 20), (7, 0)] {
+            let x = random.normals(n, 1.0);
+            let angles: Vec<f64> = (0..pairs).map(|_| random.uniform() * 7.0).collect();
+            let (cosines, sines): (Vec<f32>, Vec<f32>) =
+                angles.iter().map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+            let mut out = x.clone();
+            kernels.rope(&mut out, &cosines, &sines);
+            assert_eq!(out[2 * pairs..], x[2 * pairs..]);
+            for (i, angle) in angles.iter().enumerate() {
+                let (a, b) = (f64::from(x[2 * i]), f64::from(x[2 * i + 1]));
+                let expected = [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()];
+                for (got, expected) in out[2 * i..].iter().zip(expected) {
+                    assert!((f64::from(*got) - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{kernels:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn addition() {
+    let mut random = Random::new(10);
+    for kernels in every_isa() {
+        for n in [0, 1, 15, 16, 47, 100] {
+            let (x, y) = (random.normals(n, 1.0), random.normals(n, 1.0));
+            let mut out = x.clone();
+            kernels.add(&mut out, &y);
+            assert!(out.iter().zip(x.iter().zip(&y)).all(|(o, (x, y))| *o == x + y));
+        }
+    }
+}
+
+#[test]
+fn attention_of_every_shape() {
+    let mut random = Random::new(11);
+    for kernels in every_isa() {
+        for head_dim in [2, 10, 16, 33, 64, 80, 128] {
+            for (groups, first, tokens) in [
+                (vec![1], 0, 1),
+                (vec![3, 3], 0, 5),
+                (vec![2, 0, 5, 1], 70, 1),
+                (vec![4], 130, 17),
+                (vec![1, 1], 0, 100),
+                (vec![9], 5, 40),
+            ] {
+                let heads: usize = groups.iter().sum();
+                let capacity = first + tokens + 3;
+                let to_half = |v: Vec<f32>| v.into_iter().map(f16::from_f32).collect::<Vec<_>>();
+                let q = random.normals(tokens * heads * head_dim, 1.0);
+                let keys = to_half(random.normals(groups.len() * capacity * head_dim, 1.5));
+                let values = to_half(random.normals(groups.len() * capacity * head_dim, 1.0));
+                let shape = AttentionShape {
+                    head_dim,
+                    group_sizes: &groups,
+                    capacity,
+                    first_position: first,
+                    tokens,
+                };
+                let mut out = vec![f32::NAN; q.len()];
+                attention(kernels, &Team::solo(), shape, &q, &keys, &values, &mut out);
+                let group_of: Vec<usize> = groups
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(g, size)| std::iter::repeat_n(g, *size))
+                    .collect();
+                for t in 0..tokens {
+                    for (h, g) in group_of.iter().enumerate() {
+                        let at = (t * heads + h) * head_dim;
+                        let row = |x: &[f16], p: usize| -> Vec<f64> {
+                            x[(g * capacity + p) * head_dim..][..head_dim].iter().map(|v| v.to_f64()).collect()
+                        };
+                        let scores: Vec<f64> = (0..=first + t)
+                            .map(|p| {
+                                let dot: f64 = q[at..at + head_dim]
+                                    .iter()
+                                    .zip(row(&keys, p))
+                                    .map(|(a, b)| f64::from(*a) * b)
+                                    .sum();
+                                dot / (head_dim as f64).sqrt()
+                            })
+                            .collect();
+                        let peak = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                        let weights: Vec<f64> = scores.iter().map(|s| (s - peak).exp()).collect();
+                        let total: f64 = weights.iter().sum();
+                        for d in 0..head_dim {
+                            let expected: f64 = weights
+                                .iter()
+                                .enumerate()
+                                .map(|(p, w)| w / total * row(&values, p)[d])
+                                .sum();
+                            let got = f64::from(out[at + d]);
+                            assert!(
+                                (got - expected).abs() < 2e-5 * (1.0 + expected.abs()),
+                                "{kernels:?} head_dim {head_dim} {groups:?} at {first}, token {t}, head {h}: {got} for {expected}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_does_not_overflow_with_large_scores() {
+    for kernels in every_isa() {
+        for tokens in [1, 20] {
+            let head_dim = 16;
+            let q = vec![1000.0f32; tokens * head_dim];
+            let keys: Vec<f16> = (0..tokens * head_dim)
+                .map(|i| f16::from_f32(if i / head_dim % 2 == 0 { 50.0 } else { -50.0 }))
+                .collect();
+            let values = vec![f16::from_f32(2.0); tokens * head_dim];
+            let mut out = vec![f32::NAN; q.len()];
+            let shape = AttentionShape {
+                head_dim,
+                group_sizes: &[1],
+                capacity: tokens,
+                first_position: 0,
+                tokens,
+            };
+            attention(kernels, &Team::solo(), shape, &q, &keys, &values, &mut out);
+            assert!(out.iter().all(|v| (v - 2.0).abs() < 1e-5), "{kernels:?}");
+        }
+    }
+}
