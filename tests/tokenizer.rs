@@ -866,6 +866,7 @@ fn unsupported_tokenizers_are_named() -> Result {
 #[test]
 fn known_pre_tokenizers() -> Result {
     for pre in [
+        "",
         "default",
         "gpt-2",
         "llama-bpe",

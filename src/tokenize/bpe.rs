@@ -32,16 +32,8 @@ pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
         .vocab_and_merges(model_vocab(vocabulary, &alphabet), merges(vocabulary)?)
         .ignore_merges(rule.whole_words)
         .build();
-    let splits: Result<Vec<PreTokenizerWrapper>, _> = rule
-        .patterns
-        .iter()
-        .map(|pattern| {
-            let pattern = SplitPattern::Regex((*pattern).to_owned());
-            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map(Into::into)
-        })
-        .collect();
     let built = model.and_then(|model| {
-        let mut steps = splits?;
+        let mut steps = splits(rule)?;
         steps.push(ByteLevel::new(false, false, false).into());
         let mut encoder = Tokenizer::new(model);
         encoder.with_pre_tokenizer(Some(Sequence::new(steps)));
@@ -66,6 +58,17 @@ pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
         default_bos: None,
         default_eos: None,
     })
+}
+
+/// One step for each pattern of a rule.
+fn splits(rule: &pretokenize::Rule) -> tokenizers::Result<Vec<PreTokenizerWrapper>> {
+    rule.patterns
+        .iter()
+        .map(|pattern| {
+            let pattern = SplitPattern::Regex((*pattern).to_owned());
+            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map(Into::into)
+        })
+        .collect()
 }
 
 /// The tokens that words can be made of.
@@ -160,7 +163,46 @@ impl Alphabet {
 
 #[cfg(test)]
 mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
     use super::*;
+
+    fn words(name: &str, text: &str) -> Vec<String> {
+        let rule = pretokenize::rule(name).expect("a known name");
+        let mut pieces = PreTokenizedString::from(text);
+        Sequence::new(splits(rule).expect("valid patterns"))
+            .pre_tokenize(&mut pieces)
+            .expect("patterns that match");
+        pieces
+            .get_splits(OffsetReferential::Original, OffsetType::Byte)
+            .into_iter()
+            .map(|(word, _, _)| word.to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn names_split_words_in_their_own_ways() {
+        let text = "It's 12345  IT'S,\n\n x";
+        for (name, expected) in [
+            ("gpt-2", "It|'s| 12345| | IT|'|S|,|\n\n| x"),
+            ("smollm", "It|'s| |1|2|3|4|5| | IT|'|S|,|\n\n| x"),
+            ("default", "It|'|s| |123|45| | IT|'|S|,|\n\n| x"),
+            ("falcon", "It|'|s| |123|45| | IT|'|S|,|\n\n| x"),
+            ("llama-bpe", "It|'s| |123|45| | IT|'S|,\n\n| x"),
+            ("qwen2", "It|'s| |1|2|3|4|5| | IT|'S|,\n\n| x"),
+            ("tekken", "It|'s| |1|2|3|4|5| | IT|'S|,\n\n| x"),
+        ] {
+            assert_eq!(words(name, text).join("|"), expected, "{name}");
+        }
+        assert_eq!(words("falcon", " `a`").join("|"), " |`|a|`");
+        assert_eq!(words("default", " `a`").join("|"), " `|a|`");
+        assert_eq!(
+            words("tekken", "camelCaseHTTPServer").join("|"),
+            "camel|Case|HTTPServer"
+        );
+        // A run of blanks leaves its last one to the word behind it, and keeps it at the end of the text.
+        assert_eq!(words("gpt-2", "a   b   "), ["a", "  ", " b", "   "]);
+    }
 
     #[test]
     fn the_alphabet_has_a_character_of_its_own_for_each_byte() {
