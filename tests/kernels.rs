@@ -38,8 +38,15 @@ fn random_matrix(
         let mut values = random.normals(cols, 1.0);
         if r % 5 == 3 {
             // A block of zeros, and one of equal values.
-            values.iter_mut().take(ACTIVATION_BLOCK).for_each(|v| *v = 0.0);
-            values.iter_mut().skip(ACTIVATION_BLOCK).take(ACTIVATION_BLOCK).for_each(|v| *v = 0.5);
+            values
+                .iter_mut()
+                .take(ACTIVATION_BLOCK)
+                .for_each(|v| *v = 0.0);
+            values
+                .iter_mut()
+                .skip(ACTIVATION_BLOCK)
+                .take(ACTIVATION_BLOCK)
+                .for_each(|v| *v = 0.5);
         }
         let row = &mut bytes[r * block_type.row_bytes(cols)..][..block_type.row_bytes(cols)];
         encode_row(block_type, &values, row);
@@ -53,7 +60,9 @@ fn naive_product(row: &[f32], x: &[f64]) -> (f64, f64) {
     row.iter()
         .zip(x)
         .map(|(w, x)| f64::from(*w) * x)
-        .fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+        .fold((0.0, 0.0), |(sum, size), term| {
+            (sum + term, size + term.abs())
+        })
 }
 
 /// What an activation row is after its trip through 8 bits, as the kernels themselves quantise it.
@@ -73,7 +82,16 @@ fn products_of_every_type_width_and_batch() {
     for kernels in every_isa() {
         for block_type in BlockType::ALL {
             for cols in widths(block_type) {
-                for (rows, tokens) in [(1, 1), (2, 2), (15, 7), (31, 8), (33, 9), (70, 1), (40, 13), (65, 31)] {
+                for (rows, tokens) in [
+                    (1, 1),
+                    (2, 2),
+                    (15, 7),
+                    (31, 8),
+                    (33, 9),
+                    (70, 1),
+                    (40, 13),
+                    (65, 31),
+                ] {
                     let (bytes, decoded) = random_matrix(&mut random, block_type, rows, cols);
                     let x = random.normals(tokens * cols, 1.0);
                     let mut activations = Activations::default();
@@ -86,8 +104,10 @@ fn products_of_every_type_width_and_batch() {
                     };
                     matmul(kernels, &Team::solo(), &mut activations, &mut [product]);
                     for t in 0..tokens {
-                        let exact: Vec<f64> =
-                            x[t * cols..][..cols].iter().map(|v| f64::from(*v)).collect();
+                        let exact: Vec<f64> = x[t * cols..][..cols]
+                            .iter()
+                            .map(|v| f64::from(*v))
+                            .collect();
                         let rounded = (!block_type.is_float())
                             .then(|| through_8_bits(kernels, &x[t * cols..][..cols]));
                         for r in 0..rows {
@@ -116,14 +136,22 @@ fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
     for kernels in every_isa() {
         for tokens in [1, 3, 20] {
             let cols = 96;
-            let shapes = [(70, BlockType::Q4_1), (1, BlockType::F16), (129, BlockType::Q8_0), (0, BlockType::F32)];
+            let shapes = [
+                (70, BlockType::Q4_1),
+                (1, BlockType::F16),
+                (129, BlockType::Q8_0),
+                (0, BlockType::F32),
+            ];
             let matrices: Vec<_> = shapes
                 .iter()
                 .map(|(rows, t)| random_matrix(&mut random, *t, *rows, cols).0)
                 .collect();
             let x = random.normals(tokens * cols, 1.0);
             let run = |team: &Team, together: bool| -> Vec<Vec<f32>> {
-                let mut outs: Vec<Vec<f32>> = shapes.iter().map(|(r, _)| vec![f32::NAN; r * tokens]).collect();
+                let mut outs: Vec<Vec<f32>> = shapes
+                    .iter()
+                    .map(|(r, _)| vec![f32::NAN; r * tokens])
+                    .collect();
                 let mut activations = Activations::default();
                 activations.begin(tokens, cols).copy_from_slice(&x);
                 let mut products: Vec<Product> = shapes
@@ -147,7 +175,11 @@ fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
             let expected = run(&Team::solo(), false);
             for threads in [2, 3, 7] {
                 let pool = Pool::new(threads).unwrap();
-                assert_eq!(pool.region(|team| run(team, true)), expected, "{kernels:?} {threads} threads");
+                assert_eq!(
+                    pool.region(|team| run(team, true)),
+                    expected,
+                    "{kernels:?} {threads} threads"
+                );
             }
         }
     }
@@ -255,7 +287,10 @@ fn decoding_equals_the_scalar_definition() {
                 kernels.dequantize(block_type, &bytes, &mut out);
                 for (a, b) in out.iter().zip(&decoded) {
                     // A fused multiplication and addition may round once less.
-                    assert!((a - b).abs() <= 1e-6 * b.abs().max(1e-3), "{kernels:?} {block_type:?}");
+                    assert!(
+                        (a - b).abs() <= 1e-6 * b.abs().max(1e-3),
+                        "{kernels:?} {block_type:?}"
+                    );
                 }
             }
         }
@@ -292,13 +327,25 @@ fn rounding_to_half_precision_is_to_nearest_even() {
         .filter(|v| !v.is_nan())
         .collect();
     values.extend(between);
-    values.extend([65519.9, 65520.0, 1e30, -1e30, 1e-30, f32::MIN_POSITIVE, 1e-45]);
+    values.extend([
+        65519.9,
+        65520.0,
+        1e30,
+        -1e30,
+        1e-30,
+        f32::MIN_POSITIVE,
+        1e-45,
+    ]);
     values.truncate(values.len() / 16 * 16 + 3);
     for kernels in every_isa() {
         let mut out = vec![f16::ZERO; values.len()];
         kernels.to_half(&values, &mut out);
         for (v, got) in values.iter().zip(&out) {
-            assert_eq!(got.to_bits(), f16::from_f32(*v).to_bits(), "{kernels:?} {v:e}");
+            assert_eq!(
+                got.to_bits(),
+                f16::from_f32(*v).to_bits(),
+                "{kernels:?} {v:e}"
+            );
         }
     }
 }
@@ -311,16 +358,24 @@ fn activations_are_quantised_to_within_half_a_step() {
             let mut x = random.normals(ACTIVATION_BLOCK * 9, scale);
             x[..ACTIVATION_BLOCK].fill(0.0);
             let blocks = x.len() / ACTIVATION_BLOCK;
-            let (mut q, mut scales, mut sums) =
-                (vec![1i8; x.len()], vec![f32::NAN; blocks], vec![f32::NAN; blocks]);
+            let (mut q, mut scales, mut sums) = (
+                vec![1i8; x.len()],
+                vec![f32::NAN; blocks],
+                vec![f32::NAN; blocks],
+            );
             kernels.quantize(&x, &mut q, &mut scales, &mut sums);
-            assert!(q[..ACTIVATION_BLOCK].iter().all(|q| *q == 0) && scales[0] == 0.0 && sums[0] == 0.0);
+            assert!(
+                q[..ACTIVATION_BLOCK].iter().all(|q| *q == 0) && scales[0] == 0.0 && sums[0] == 0.0
+            );
             for b in 0..blocks {
                 let block = b * ACTIVATION_BLOCK..(b + 1) * ACTIVATION_BLOCK;
                 let step = f64::from(scales[b]);
                 for (x, q) in x[block.clone()].iter().zip(&q[block.clone()]) {
                     let error = (f64::from(*x) - step * f64::from(*q)).abs();
-                    assert!(error <= 0.5001 * step, "{kernels:?}: {x} as {q} steps of {step}");
+                    assert!(
+                        error <= 0.5001 * step,
+                        "{kernels:?}: {x} as {q} steps of {step}"
+                    );
                     assert_ne!(*q, -128);
                 }
                 let sum: i32 = q[block].iter().map(|q| i32::from(*q)).sum();
@@ -341,8 +396,12 @@ fn root_mean_square_normalisation() {
             kernels.rms_norm(&x, &weight, 1e-5, &mut out);
             let mean: f64 = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / n as f64;
             for i in 0..n {
-                let expected = f64::from(x[i]) / (mean + f64::from(1e-5f32)).sqrt() * f64::from(weight[i]);
-                assert!((f64::from(out[i]) - expected).abs() <= 1e-5 * expected.abs().max(1e-3), "{kernels:?} n {n}");
+                let expected =
+                    f64::from(x[i]) / (mean + f64::from(1e-5f32)).sqrt() * f64::from(weight[i]);
+                assert!(
+                    (f64::from(out[i]) - expected).abs() <= 1e-5 * expected.abs().max(1e-3),
+                    "{kernels:?} n {n}"
+                );
             }
         }
     }
@@ -362,7 +421,11 @@ fn silu_of_the_gate_times_up() {
                 let g = f64::from(gate[i]);
                 let expected = g / (1.0 + (-g).exp()) * f64::from(up[i]);
                 let error = (f64::from(out[i]) - expected).abs();
-                assert!(error <= 2e-6 * expected.abs() + 1e-35, "{kernels:?} gate {g}: {} for {expected}", out[i]);
+                assert!(
+                    error <= 2e-6 * expected.abs() + 1e-35,
+                    "{kernels:?} gate {g}: {} for {expected}",
+                    out[i]
+                );
             }
         }
         let mut out = [f32::NAN, f32::INFINITY, 1.0];
@@ -378,16 +441,24 @@ fn rotation_turns_pairs_and_leaves_the_rest() {
         for (n, pairs) in [(2, 1), (10, 5), (64, 32), (64, 8), (45, 20), (7, 0)] {
             let x = random.normals(n, 1.0);
             let angles: Vec<f64> = (0..pairs).map(|_| random.uniform() * 7.0).collect();
-            let (cosines, sines): (Vec<f32>, Vec<f32>) =
-                angles.iter().map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+            let (cosines, sines): (Vec<f32>, Vec<f32>) = angles
+                .iter()
+                .map(|a| (a.cos() as f32, a.sin() as f32))
+                .unzip();
             let mut out = x.clone();
             kernels.rope(&mut out, &cosines, &sines);
             assert_eq!(out[2 * pairs..], x[2 * pairs..]);
             for (i, angle) in angles.iter().enumerate() {
                 let (a, b) = (f64::from(x[2 * i]), f64::from(x[2 * i + 1]));
-                let expected = [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()];
+                let expected = [
+                    a * angle.cos() - b * angle.sin(),
+                    a * angle.sin() + b * angle.cos(),
+                ];
                 for (got, expected) in out[2 * i..].iter().zip(expected) {
-                    assert!((f64::from(*got) - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{kernels:?}");
+                    assert!(
+                        (f64::from(*got) - expected).abs() < 1e-6 * (1.0 + expected.abs()),
+                        "{kernels:?}"
+                    );
                 }
             }
         }
@@ -402,7 +473,11 @@ fn addition() {
             let (x, y) = (random.normals(n, 1.0), random.normals(n, 1.0));
             let mut out = x.clone();
             kernels.add(&mut out, &y);
-            assert!(out.iter().zip(x.iter().zip(&y)).all(|(o, (x, y))| *o == x + y));
+            assert!(
+                out.iter()
+                    .zip(x.iter().zip(&y))
+                    .all(|(o, (x, y))| *o == x + y)
+            );
         }
     }
 }
@@ -444,7 +519,10 @@ fn attention_of_every_shape() {
                     for (h, g) in group_of.iter().enumerate() {
                         let at = (t * heads + h) * head_dim;
                         let row = |x: &[f16], p: usize| -> Vec<f64> {
-                            x[(g * capacity + p) * head_dim..][..head_dim].iter().map(|v| v.to_f64()).collect()
+                            x[(g * capacity + p) * head_dim..][..head_dim]
+                                .iter()
+                                .map(|v| v.to_f64())
+                                .collect()
                         };
                         let scores: Vec<f64> = (0..=first + t)
                             .map(|p| {

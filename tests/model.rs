@@ -146,7 +146,12 @@ fn a_prefill_of_n_equals_n_steps_of_one_and_any_other_split() {
         .into_iter()
         .map(f64::from)
         .collect();
-    for split in [vec![1; 100], vec![50, 50], vec![7, 64, 1, 3, 25], vec![99, 1]] {
+    for split in [
+        vec![1; 100],
+        vec![50, 50],
+        vec![7, 64, 1, 3, 25],
+        vec![99, 1],
+    ] {
         let parts = logits_in_batches(&model, &runtime, &tokens, &split);
         let error = relative_error(&parts, &whole);
         assert!(error < 1e-4, "{split:?}: relative error {error}");
@@ -167,7 +172,11 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let one = logits_in_batches(&model, &runtime(1), &tokens, &batches);
         for threads in [2, 3, 5] {
             let many = logits_in_batches(&model, &runtime(threads), &tokens, &batches);
-            assert!(one.iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits()));
+            assert!(
+                one.iter()
+                    .zip(&many)
+                    .all(|(a, b)| a.to_bits() == b.to_bits())
+            );
         }
     }
 }
@@ -181,15 +190,38 @@ fn unknown_tokens_and_a_full_cache_are_errors_and_change_nothing() {
     let mut scratch = Scratch::new();
     let mut feed = |tokens: &[u32]| {
         let result = runtime.pool.region(|team| {
-            model.forward(runtime.kernels, team, tokens, &mut cache, &mut scratch, &mut Unobserved)
+            model.forward(
+                runtime.kernels,
+                team,
+                tokens,
+                &mut cache,
+                &mut scratch,
+                &mut Unobserved,
+            )
         });
         (result, cache.len())
     };
-    assert!(matches!(feed(&[1, 50]), (Err(ModelError::Token { token: 50, place: 1, .. }), 0)));
+    assert!(matches!(
+        feed(&[1, 50]),
+        (
+            Err(ModelError::Token {
+                token: 50,
+                place: 1,
+                ..
+            }),
+            0
+        )
+    ));
     assert!(matches!(feed(&[1, 2, 3]), (Ok(()), 3)));
     assert!(matches!(
         feed(&[1, 2]),
-        (Err(ModelError::CacheFull { needed: 5, capacity: 4 }), 3)
+        (
+            Err(ModelError::CacheFull {
+                needed: 5,
+                capacity: 4
+            }),
+            3
+        )
     ));
 }
 
@@ -231,7 +263,10 @@ fn with_metadata(key: &'static str, value: Value) -> String {
 #[test]
 fn another_architecture_is_refused_by_name() {
     let message = with_metadata("general.architecture", Value::String("gpt2".into()));
-    assert!(message.contains("\"gpt2\"") && message.contains("llama"), "{message}");
+    assert!(
+        message.contains("\"gpt2\"") && message.contains("llama"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -253,7 +288,10 @@ fn impossible_metadata_is_refused_with_its_key() {
         ("llama.attention.value_length", Value::U32(8)),
         ("llama.rope.dimension_count", Value::U32(17)),
         ("llama.rope.freq_base", Value::F32(f32::NAN)),
-        ("llama.attention.layer_norm_rms_epsilon", Value::F32(f32::INFINITY)),
+        (
+            "llama.attention.layer_norm_rms_epsilon",
+            Value::F32(f32::INFINITY),
+        ),
     ] {
         let message = with_metadata(key, value.clone());
         assert!(
@@ -271,7 +309,10 @@ fn wrong_shapes_are_refused_with_the_tensor() {
         ("llama.attention.head_count", "attn_q"),
     ] {
         let message = with_metadata(key, Value::U32(32));
-        assert!(message.contains(tensor) && message.contains("shape"), "{message}");
+        assert!(
+            message.contains(tensor) && message.contains("shape"),
+            "{message}"
+        );
     }
 }
 
@@ -285,7 +326,10 @@ fn missing_and_unknown_tensors_are_refused_by_name() {
     )
     .expect_err("a missing tensor")
     .to_string();
-    assert!(message.contains(lost) && message.contains("missing"), "{message}");
+    assert!(
+        message.contains(lost) && message.contains("missing"),
+        "{message}"
+    );
 
     let synthetic = Synthetic::new(Shape::default());
     let file = GgufFile::open(&synthetic.path).unwrap();
@@ -299,8 +343,12 @@ fn missing_and_unknown_tensors_are_refused_by_name() {
     writer.tensor("blk.1.attn_q_norm.weight", &[1], BlockType::F32, vec![0; 4]);
     let path = synthetic.path.with_file_name("stranger.gguf");
     writer.save(&path).unwrap();
-    let error = Model::load(GgufFile::open(&path).unwrap()).expect_err("a tensor that is not LLaMA's");
-    assert!(error.to_string().contains("blk.1.attn_q_norm.weight"), "{error}");
+    let error =
+        Model::load(GgufFile::open(&path).unwrap()).expect_err("a tensor that is not LLaMA's");
+    assert!(
+        error.to_string().contains("blk.1.attn_q_norm.weight"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -38,7 +38,12 @@ fn statistics_do_not_depend_on_batches_and_survive_a_large_mean() {
     let x: Vec<f32> = (0..rows * width)
         .map(|i| 1e6 + (i % width) as f32 + random.normal() as f32)
         .collect();
-    for split in [vec![301], vec![1; 301], vec![100, 1, 200], vec![64, 64, 64, 64, 45]] {
+    for split in [
+        vec![301],
+        vec![1; 301],
+        vec![100, 1, 200],
+        vec![64, 64, 64, 64, 45],
+    ] {
         let mut stats = FeatureStats::new(width);
         let mut at = 0;
         for rows in split {
@@ -49,7 +54,8 @@ fn statistics_do_not_depend_on_batches_and_survive_a_large_mean() {
         for j in 0..width {
             let column: Vec<f64> = (0..rows).map(|r| f64::from(x[r * width + j])).collect();
             let mean = column.iter().sum::<f64>() / rows as f64;
-            let variance = column.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (rows - 1) as f64;
+            let variance =
+                column.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (rows - 1) as f64;
             let square = column.iter().map(|v| v * v).sum::<f64>() / rows as f64;
             assert!((stats.mean(j) - mean).abs() < 1e-6);
             assert!((stats.variance(j) - variance).abs() < 1e-6 * variance);
@@ -71,7 +77,10 @@ fn a_profile_is_what_the_output_projections_saw() {
     // Sequences of the model's context, 256, each on its own.
     let inputs = reference_inputs(&synthetic.reference, &tokens, 256);
     for (stats, inputs) in profile.layers.iter().zip(&inputs) {
-        for (stats, rows) in [(&stats.attention, &inputs.attention), (&stats.mlp, &inputs.mlp)] {
+        for (stats, rows) in [
+            (&stats.attention, &inputs.attention),
+            (&stats.mlp, &inputs.mlp),
+        ] {
             assert_eq!(stats.count(), tokens.len() as u64);
             let (means, variances) = moments(rows);
             for j in 0..stats.len() {
@@ -117,7 +126,9 @@ impl Flap<'_> {
     fn wifv(&self, linear: &common::reference::ReferenceLinear, stats: &FeatureStats) -> Vec<f64> {
         (0..linear.cols)
             .map(|j| {
-                let norm: f64 = (0..linear.rows).map(|i| linear.weight[i * linear.cols + j].powi(2)).sum();
+                let norm: f64 = (0..linear.rows)
+                    .map(|i| linear.weight[i * linear.cols + j].powi(2))
+                    .sum();
                 stats.variance(j) * norm
             })
             .collect()
@@ -129,7 +140,9 @@ impl Flap<'_> {
         for (l, layer) in self.model.layers.iter().enumerate() {
             let standardise = |x: Vec<f64>| -> Vec<f64> {
                 let mean = x.iter().sum::<f64>() / x.len() as f64;
-                let std = (x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (x.len() - 1) as f64).sqrt();
+                let std = (x.iter().map(|v| (v - mean).powi(2)).sum::<f64>()
+                    / (x.len() - 1) as f64)
+                    .sqrt();
                 x.into_iter().map(|v| (v - mean) / std).collect()
             };
             let e = self.model.head_dim;
@@ -139,7 +152,12 @@ impl Flap<'_> {
                 units.push((score, l, false, h));
             }
             let channels = standardise(self.wifv(&layer.down, &self.profile.layers[l].mlp));
-            units.extend(channels.into_iter().enumerate().map(|(c, score)| (score, l, true, c)));
+            units.extend(
+                channels
+                    .into_iter()
+                    .enumerate()
+                    .map(|(c, score)| (score, l, true, c)),
+            );
         }
         units.sort_by(|a, b| a.0.partial_cmp(&b.0).unwrap());
         units
@@ -150,9 +168,16 @@ impl Flap<'_> {
         let (d, e) = (self.model.embedding_length, self.model.head_dim);
         let mut left = 0;
         for (l, layer) in self.model.layers.iter().enumerate() {
-            let heads: Vec<usize> = (0..layer.heads).filter(|h| !gone.contains(&(l, false, *h))).collect();
-            let groups: BTreeSet<usize> = heads.iter().map(|h| h * layer.kv_heads / layer.heads).collect();
-            let channels = (0..layer.gate.rows).filter(|c| !gone.contains(&(l, true, *c))).count();
+            let heads: Vec<usize> = (0..layer.heads)
+                .filter(|h| !gone.contains(&(l, false, *h)))
+                .collect();
+            let groups: BTreeSet<usize> = heads
+                .iter()
+                .map(|h| h * layer.kv_heads / layer.heads)
+                .collect();
+            let channels = (0..layer.gate.rows)
+                .filter(|c| !gone.contains(&(l, true, *c)))
+                .count();
             left += 2 * heads.len() * e * d + 2 * groups.len() * e * d + 3 * channels * d;
         }
         left
@@ -177,8 +202,16 @@ impl Flap<'_> {
 fn gone_of(plan: &Plan, model: &ReferenceModel) -> BTreeSet<(usize, bool, usize)> {
     let mut gone = BTreeSet::new();
     for (l, (kept, layer)) in plan.layers.iter().zip(&model.layers).enumerate() {
-        gone.extend((0..layer.heads).filter(|h| !kept.heads.contains(h)).map(|h| (l, false, h)));
-        gone.extend((0..layer.gate.rows).filter(|c| !kept.channels.contains(c)).map(|c| (l, true, c)));
+        gone.extend(
+            (0..layer.heads)
+                .filter(|h| !kept.heads.contains(h))
+                .map(|h| (l, false, h)),
+        );
+        gone.extend(
+            (0..layer.gate.rows)
+                .filter(|c| !kept.channels.contains(c))
+                .map(|c| (l, true, c)),
+        );
     }
     gone
 }
@@ -195,8 +228,14 @@ fn shapes() -> Vec<Shape> {
         three(4, 4),
         three(4, 2),
         three(9, 3),
-        Shape { biases: true, ..three(6, 2) },
-        Shape { tied: false, ..three(5, 1) },
+        Shape {
+            biases: true,
+            ..three(6, 2)
+        },
+        Shape {
+            tied: false,
+            ..three(5, 1)
+        },
     ]
 }
 
@@ -213,7 +252,11 @@ fn masks_are_those_of_the_definition() {
         let scores = wifv_scores(&model, &runtime(2), &profile).unwrap();
         for ratio in [0.05, 0.2, 0.3, 0.5, 0.7, 0.89] {
             let plan = prune::plan(&model, &scores, ratio).unwrap();
-            assert_eq!(gone_of(&plan, &synthetic.reference), reference.gone(ratio), "ratio {ratio}");
+            assert_eq!(
+                gone_of(&plan, &synthetic.reference),
+                reference.gone(ratio),
+                "ratio {ratio}"
+            );
         }
     }
 }
@@ -224,14 +267,22 @@ fn masked(reference: &ReferenceModel, profile: &Profile, plan: &Plan) -> Referen
     let e = reference.head_dim;
     for (l, layer) in masked.layers.iter_mut().enumerate() {
         let (kept, stats) = (&plan.layers[l], &profile.layers[l]);
-        let features: Vec<usize> = (0..layer.heads * e).filter(|j| !kept.heads.contains(&(j / e))).collect();
-        let channels: Vec<usize> = (0..layer.gate.rows).filter(|c| !kept.channels.contains(c)).collect();
+        let features: Vec<usize> = (0..layer.heads * e)
+            .filter(|j| !kept.heads.contains(&(j / e)))
+            .collect();
+        let channels: Vec<usize> = (0..layer.gate.rows)
+            .filter(|c| !kept.channels.contains(c))
+            .collect();
         for (linear, stats, gone) in [
             (&mut layer.o, &stats.attention, features),
             (&mut layer.down, &stats.mlp, channels),
         ] {
             let bias: Vec<f64> = (0..linear.rows)
-                .map(|i| gone.iter().map(|&j| linear.weight[i * linear.cols + j] * stats.mean(j)).sum())
+                .map(|i| {
+                    gone.iter()
+                        .map(|&j| linear.weight[i * linear.cols + j] * stats.mean(j))
+                        .sum()
+                })
                 .collect();
             linear.mask_columns(&gone);
             linear.add_bias(&bias);
@@ -273,7 +324,10 @@ fn compensation_brings_the_output_closer_to_the_dense_one() {
         relative_error(&logits(&model, &runtime(1), &tokens[..100]), &expected)
     };
     let (with, without) = (error_with(biases), error_with(none));
-    assert!(with < without, "{with} with, {without} without compensation");
+    assert!(
+        with < without,
+        "{with} with, {without} without compensation"
+    );
 }
 
 #[test]
@@ -283,15 +337,28 @@ fn a_layer_may_lose_all_its_heads_or_all_its_channels() {
     let profile = profile_of(&model, &calibration_tokens(synthetic.shape.vocabulary));
     let plan = Plan {
         layers: vec![
-            LayerPlan { heads: vec![], channels: (0..96).collect() },
-            LayerPlan { heads: vec![1], channels: vec![] },
+            LayerPlan {
+                heads: vec![],
+                channels: (0..96).collect(),
+            },
+            LayerPlan {
+                heads: vec![1],
+                channels: vec![],
+            },
         ],
         removed: 0,
         total: 1,
     };
     let biases = prune::restore::biases(&model, &runtime(1), &profile, &plan);
     prune::apply(&mut model, &runtime(2), &plan, biases, QUIET).unwrap();
-    assert_eq!((model.layers[0].heads(), model.layers[0].kv_heads(), model.layers[1].channels()), (0, 0, 0));
+    assert_eq!(
+        (
+            model.layers[0].heads(),
+            model.layers[0].kv_heads(),
+            model.layers[1].channels()
+        ),
+        (0, 0, 0)
+    );
     let tokens = Random::new(5).tokens(30, synthetic.shape.vocabulary);
     let (expected, _) = masked(&synthetic.reference, &profile, &plan).forward(&tokens);
     let error = relative_error(&logits(&model, &runtime(2), &tokens), &expected);
@@ -314,7 +381,11 @@ fn a_pruned_model_can_be_pruned_again() {
         assert_eq!(plan.total, sizes[sizes.len() - 1]);
         assert_eq!(plan.total - plan.removed, model.layer_parameters());
         sizes.push(model.layer_parameters());
-        assert!(logits(&model, &runtime(2), &tokens[..20]).iter().all(|l| l.is_finite()));
+        assert!(
+            logits(&model, &runtime(2), &tokens[..20])
+                .iter()
+                .all(|l| l.is_finite())
+        );
     }
     assert!(sizes.windows(2).all(|w| w[1] < w[0]));
 }
@@ -346,14 +417,25 @@ fn every_weight_type_is_pruned_in_whole_blocks_and_keeps_its_type() {
             let plan = prune::flap(&mut model, &runtime(2), &profile, 0.4, QUIET).unwrap();
             for layer in &model.layers {
                 let block = block_type.block_len();
-                assert!(layer.channels().is_multiple_of(block) && layer.o.weight.cols.is_multiple_of(block));
-                assert!(layer.linears().iter().all(|l| l.weight.block_type == block_type));
+                assert!(
+                    layer.channels().is_multiple_of(block)
+                        && layer.o.weight.cols.is_multiple_of(block)
+                );
+                assert!(
+                    layer
+                        .linears()
+                        .iter()
+                        .all(|l| l.weight.block_type == block_type)
+                );
             }
             assert!((plan.ratio() - 0.4).abs() < 0.05, "{}", plan.ratio());
             let tokens = Random::new(5).tokens(30, synthetic.shape.vocabulary);
             let (expected, _) = masked(&synthetic.reference, &profile, &plan).forward(&tokens);
             let error = relative_error(&logits(&model, &runtime(2), &tokens), &expected);
-            assert!(error < tolerance, "{block_type:?}, heads of {head_dim}: relative error {error}");
+            assert!(
+                error < tolerance,
+                "{block_type:?}, heads of {head_dim}: relative error {error}"
+            );
         }
     }
 }
@@ -371,8 +453,14 @@ fn heads_of_whole_blocks_move_without_being_encoded_anew() {
     let all = |n| (0..n).collect::<Vec<usize>>();
     let plan = Plan {
         layers: vec![
-            LayerPlan { heads: vec![0, 3], channels: all(96) },
-            LayerPlan { heads: vec![2], channels: all(96) },
+            LayerPlan {
+                heads: vec![0, 3],
+                channels: all(96),
+            },
+            LayerPlan {
+                heads: vec![2],
+                channels: all(96),
+            },
         ],
         removed: 0,
         total: 1,
@@ -392,7 +480,10 @@ fn heads_of_whole_blocks_move_without_being_encoded_anew() {
         // What is not pruned is untouched, and shares its pages with the file.
         let (was, is) = (&dense.layers[l].down.weight, &model.layers[l].down.weight);
         assert_eq!(was, is);
-        assert_eq!(dense.map.bytes()[was.range.clone()], model.map.bytes()[is.range.clone()]);
+        assert_eq!(
+            dense.map.bytes()[was.range.clone()],
+            model.map.bytes()[is.range.clone()]
+        );
     }
     assert_eq!(model.layers[0].group_sizes, [1, 1]);
     assert_eq!(model.layers[1].group_sizes, [1]);
@@ -417,7 +508,11 @@ fn pruning_gives_memory_back_and_never_touches_the_file() {
     let profile = profile_of(&model, &calibration_tokens(synthetic.shape.vocabulary));
     let dense = (model.bytes(), model.map.residency());
     prune::flap(&mut model, &runtime(2), &profile, 0.5, QUIET).unwrap();
-    assert_eq!(std::fs::read(&synthetic.path).unwrap(), before, "the file is as it was");
+    assert_eq!(
+        std::fs::read(&synthetic.path).unwrap(),
+        before,
+        "the file is as it was"
+    );
     let Some(now) = model.map.residency() else {
         println!("skipped: this system does not tell how much of a map is resident");
         return;
@@ -426,8 +521,16 @@ fn pruning_gives_memory_back_and_never_touches_the_file() {
     let was = dense.1.expect("told before").resident;
     // All but the odd page at either end of each of 21 tensors.
     let slack = 21 * 2 * 4096;
-    assert!(now.resident <= was - freed + slack, "{} of {was} resident, {freed} freed", now.resident);
-    assert!(now.private <= model.bytes() as u64 + slack, "{} private", now.private);
+    assert!(
+        now.resident <= was - freed + slack,
+        "{} of {was} resident, {freed} freed",
+        now.resident
+    );
+    assert!(
+        now.private <= model.bytes() as u64 + slack,
+        "{} private",
+        now.private
+    );
 }
 
 // ---- what can go wrong ----
@@ -452,8 +555,12 @@ fn ratios_out_of_range_are_refused_and_zero_removes_nothing() {
 fn too_little_text_is_refused() {
     let model = Synthetic::new(Shape::default()).load();
     for n in [0, 1, calibrate::LEAST_TOKENS - 1] {
-        let calibration = Calibration { tokens: &vec![1; n], bos: None };
-        let error = calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap_err();
+        let calibration = Calibration {
+            tokens: &vec![1; n],
+            bos: None,
+        };
+        let error =
+            calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap_err();
         assert!(matches!(error, PruneError::TooShort { tokens, .. } if tokens == n));
         assert!(error.to_string().contains("--calib"), "{error}");
     }
@@ -462,7 +569,11 @@ fn too_little_text_is_refused() {
 #[test]
 fn a_profile_of_another_shape_is_refused() {
     let synthetic = Synthetic::new(Shape::default());
-    let other = Synthetic::new(Shape { channels: vec![96, 64], ..Shape::default() }).load();
+    let other = Synthetic::new(Shape {
+        channels: vec![96, 64],
+        ..Shape::default()
+    })
+    .load();
     let profile = profile_of(&other, &calibration_tokens(50));
     let mut model = synthetic.load();
     let error = prune::flap(&mut model, &runtime(1), &profile, 0.3, QUIET).unwrap_err();
@@ -476,9 +587,21 @@ fn activations_that_are_not_numbers_are_refused_with_their_layer() {
     let range = model.layers[1].gate.weight.range.clone();
     model.map.bytes_mut()[range][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     let tokens = calibration_tokens(50);
-    let calibration = Calibration { tokens: &tokens, bos: None };
+    let calibration = Calibration {
+        tokens: &tokens,
+        bos: None,
+    };
     let error = calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap_err();
-    assert!(matches!(error, PruneError::NotFinite { layer: 1, module: Module::Mlp }), "{error}");
+    assert!(
+        matches!(
+            error,
+            PruneError::NotFinite {
+                layer: 1,
+                module: Module::Mlp
+            }
+        ),
+        "{error}"
+    );
 }
 
 // ---- the real model ----
@@ -492,21 +615,41 @@ fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
     let tokenizer = Tokenizer::from_gguf(&file).unwrap();
     let mut model = Model::load(file).unwrap();
     let runtime = runtime(2);
-    let text: String = std::fs::read_to_string(text).unwrap().chars().take(12_000).collect();
+    let text: String = std::fs::read_to_string(text)
+        .unwrap()
+        .chars()
+        .take(12_000)
+        .collect();
     let text = tokenizer.encode(&text).unwrap();
-    let options = PerplexityOptions { context: 512, chunks: Some(4), all_positions: true };
+    let options = PerplexityOptions {
+        context: 512,
+        chunks: Some(4),
+        all_positions: true,
+    };
     let measure = |model: &Model| {
-        perplexity(model, &runtime, &text, None, options, &mut |_, _| {}).unwrap().perplexity
+        perplexity(model, &runtime, &text, None, options, &mut |_, _| {})
+            .unwrap()
+            .perplexity
     };
 
     let dense = measure(&model);
     let tokens = tokenizer.encode(calibrate::TEXT).unwrap();
-    assert!(tokens.len() >= 8000, "the built-in text has {} tokens", tokens.len());
-    let calibration = Calibration { tokens: &tokens[..4096], bos: None };
+    assert!(
+        tokens.len() >= 8000,
+        "the built-in text has {} tokens",
+        tokens.len()
+    );
+    let calibration = Calibration {
+        tokens: &tokens[..4096],
+        bos: None,
+    };
     let profile = calibrate::calibrate(&model, &runtime, calibration, &mut |_, _| {}).unwrap();
     let plan = prune::flap(&mut model, &runtime, &profile, 0.2, QUIET).unwrap();
     assert!((plan.ratio() - 0.2).abs() < 0.002, "{}", plan.ratio());
     let pruned = measure(&model);
     // An untrained model would be at the size of the vocabulary, 49152.
-    assert!(pruned > dense && pruned < 3.5 * dense, "dense {dense}, pruned {pruned}");
+    assert!(
+        pruned > dense && pruned < 3.5 * dense,
+        "dense {dense}, pruned {pruned}"
+    );
 }

@@ -58,13 +58,20 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
     let mut prune_ratio = 0.0;
     if let Some(ratio) = args.pruning.ratio() {
         let calibrated = args.pruning.calibrate(&loaded)?;
-        let pruned =
-            pruning::prune(&mut loaded.model, &loaded.runtime, &calibrated.profile, ratio)?;
+        let pruned = pruning::prune(
+            &mut loaded.model,
+            &loaded.runtime,
+            &calibrated.profile,
+            ratio,
+        )?;
         prune_ratio = pruned.plan.ratio();
     }
 
     let tokens = loaded.tokenizer.encode_prompt(&text)?;
-    let bos = loaded.tokenizer.bos().filter(|_| loaded.tokenizer.adds_bos());
+    let bos = loaded
+        .tokenizer
+        .bos()
+        .filter(|_| loaded.tokenizer.adds_bos());
     let options = PerplexityOptions {
         context: args.ctx,
         chunks: args.chunks.map(|n| n as usize),
@@ -81,7 +88,11 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         &mut |so_far, chunks| {
             bar.set_length(chunks as u64);
             bar.set_position(so_far.chunks as u64);
-            tracing::info!("chunk {}: perplexity {:.4}", so_far.chunks, so_far.perplexity);
+            tracing::info!(
+                "chunk {}: perplexity {:.4}",
+                so_far.chunks,
+                so_far.perplexity
+            );
         },
     )?;
     bar.finish_and_clear();

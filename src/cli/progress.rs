@@ -29,7 +29,10 @@ pub fn default_model() -> Result<PathBuf> {
             spinner.enable_steady_tick(Duration::from_millis(100));
         }
         hub::Progress::Unpacking { done, total } => {
-            spinner.set_message(format!("unpacking the default model: {} %", done * 100 / total.max(1)));
+            spinner.set_message(format!(
+                "unpacking the default model: {} %",
+                done * 100 / total.max(1)
+            ));
         }
         hub::Progress::Checking => spinner.set_message("checking the default model"),
         hub::Progress::Ready => {}

@@ -21,7 +21,7 @@ const DEFAULT_FILE_TOKENS: usize = 32_768;
 #[derive(Debug, Args)]
 pub struct PruneOptions {
     /// Remove this share of the layers' weights before running (at least 0, below 0.9)
-    #[arg(long, value_name = "RATIO", value_parser = parse_ratio)]
+    #[arg(long, value_name = "RATIO", value_parser = parse_ratio, allow_negative_numbers = true)]
     pub prune: Option<f64>,
     /// Calibrate on this text file instead of the built-in text
     #[arg(long, value_name = "FILE", requires = "prune")]
@@ -36,7 +36,11 @@ fn parse_ratio(text: &str) -> Result<f64, String> {
     if prune::RATIOS.contains(&ratio) {
         Ok(ratio)
     } else {
-        Err(format!("must be at least {} and below {}", prune::RATIOS.start, prune::RATIOS.end))
+        Err(format!(
+            "must be at least {} and below {}",
+            prune::RATIOS.start,
+            prune::RATIOS.end
+        ))
     }
 }
 
@@ -103,9 +107,14 @@ impl PruneOptions {
         });
         let tokens = first_tokens(&loaded.tokenizer, &text, limit)?;
         if self.calib_tokens.is_none() && self.calib.is_some() && tokens.len() == limit {
-            tracing::info!("calibrating on the first {limit} tokens of {source}; --calib-tokens takes more");
+            tracing::info!(
+                "calibrating on the first {limit} tokens of {source}; --calib-tokens takes more"
+            );
         }
-        let bos = loaded.tokenizer.bos().filter(|_| loaded.tokenizer.adds_bos());
+        let bos = loaded
+            .tokenizer
+            .bos()
+            .filter(|_| loaded.tokenizer.adds_bos());
         let bar = progress::bar("calibrating", tokens.len() as u64, "tokens");
         let calibration = Calibration {
             tokens: &tokens,

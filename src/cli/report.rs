@@ -109,7 +109,10 @@ fn pruned_lines(pruned: &Pruned) -> Vec<String> {
         time,
     } = pruned;
     let change = |name: &str, was: String, is: String, part: f64| {
-        format!("  {name:<10} {was} -> {is}  ({:+.1} %)", (part - 1.0) * 100.0)
+        format!(
+            "  {name:<10} {was} -> {is}  ({:+.1} %)",
+            (part - 1.0) * 100.0
+        )
     };
     let mut lines = vec![format!(
         "  prune      {}  asked {:.1} %, removed {:.1} % of the layers' weights",
@@ -226,6 +229,9 @@ mod tests {
             speed_line("generate", "3 tokens", Some(30.0), Some(20.0)),
             "  generate   3 tokens, 30.0 tokens/s; dense 20.0 tokens/s, ratio 1.50"
         );
-        assert_eq!(speed_line("generate", "1 token", None, Some(20.0)), "  generate   1 token");
+        assert_eq!(
+            speed_line("generate", "1 token", None, Some(20.0)),
+            "  generate   1 token"
+        );
     }
 }

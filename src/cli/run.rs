@@ -51,19 +51,19 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 struct SamplingOptions {
     /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.7, value_parser = parse_at_least_0)]
+    #[arg(long, value_name = "T", default_value_t = 0.7, value_parser = parse_at_least_0, allow_negative_numbers = true)]
     temp: f32,
     /// Choose among the K most likely tokens (0: all)
     #[arg(long, value_name = "K", default_value_t = 40)]
     top_k: usize,
     /// Choose among the most likely tokens that together have this probability (1: all)
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = parse_share)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = parse_share, allow_negative_numbers = true)]
     top_p: f32,
     /// Choose among tokens of at least this share of the best one's probability (0: all)
-    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = parse_share)]
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = parse_share, allow_negative_numbers = true)]
     min_p: f32,
     /// Make tokens of the recent text less likely (1: not)
-    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = parse_positive)]
+    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = parse_positive, allow_negative_numbers = true)]
     repeat_penalty: f32,
     /// How many recent tokens --repeat-penalty looks at
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -143,7 +143,9 @@ pub fn run(args: RunArgs) -> Result<()> {
     drop(out);
 
     if outcome.finish == Finish::ContextFull {
-        tracing::warn!("stopped because the context of {context} tokens is full; --ctx makes room for more");
+        tracing::warn!(
+            "stopped because the context of {context} tokens is full; --ctx makes room for more"
+        );
     }
     if !args.quiet {
         report.print(&outcome);
@@ -186,7 +188,9 @@ impl RunArgs {
         match self.ctx {
             Some(context) => {
                 if context > trained {
-                    tracing::warn!("the model was trained for {trained} positions; what comes after them may be nonsense");
+                    tracing::warn!(
+                        "the model was trained for {trained} positions; what comes after them may be nonsense"
+                    );
                 }
                 context
             }

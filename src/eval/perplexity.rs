@@ -76,7 +76,11 @@ pub fn perplexity(
         });
     }
     let chunks = options.chunks.map_or(available, |n| n.clamp(1, available));
-    let first = if options.all_positions { 0 } else { context / 2 };
+    let first = if options.all_positions {
+        0
+    } else {
+        context / 2
+    };
 
     let kernels = runtime.kernels;
     let mut cache = KvCache::new(model, context);
@@ -91,7 +95,14 @@ pub fn perplexity(
         cache.truncate(0);
         runtime.pool.region(|team| {
             for (b, batch) in input.chunks(BATCH).enumerate() {
-                model.forward(kernels, team, batch, &mut cache, &mut scratch, &mut Unobserved)?;
+                model.forward(
+                    kernels,
+                    team,
+                    batch,
+                    &mut cache,
+                    &mut scratch,
+                    &mut Unobserved,
+                )?;
                 // Row i of the batch predicts position b · BATCH + i + 1.
                 let start = b * BATCH;
                 let end = (start + batch.len()).min(context - 1);

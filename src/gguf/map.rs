@@ -100,7 +100,12 @@ impl Map {
                 let to = usize::from_str_radix(to, 16).ok()?;
                 inside = from < ours.end && to > ours.start;
             } else if inside {
-                let mut bytes = || words.next().and_then(|v| v.parse::<u64>().ok()).map(|k| k * 1024);
+                let mut bytes = || {
+                    words
+                        .next()
+                        .and_then(|v| v.parse::<u64>().ok())
+                        .map(|k| k * 1024)
+                };
                 match head {
                     "Rss:" => total.resident += bytes()?,
                     // Anonymous, not Private_Dirty: pages of the file that only we have mapped count as "private" there.

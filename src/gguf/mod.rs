@@ -150,9 +150,9 @@ impl GgufFile {
     pub fn get<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>, GgufError> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(value) => T::from_value(value)
-                .map(Some)
-                .ok_or_else(|| self.metadata_error(key, format!("expected {}, found {value}", T::EXPECTED))),
+            Some(value) => T::from_value(value).map(Some).ok_or_else(|| {
+                self.metadata_error(key, format!("expected {}, found {value}", T::EXPECTED))
+            }),
         }
     }
 

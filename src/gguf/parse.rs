@@ -10,19 +10,34 @@ use crate::quant::BlockType;
 const MAX_DEPTH: usize = 4;
 /// ggml's limit on a tensor's rank.
 const MAX_RANK: usize = 4;
-const DEFAULT_ALIGNMENT: usize = 32;
+/// What the arrays of the metadata may hold in all. A vocabulary has some 10^6 items; without a limit a file full of
+/// one-byte items would take 32 times its size in memory.
+const MAX_ITEMS: usize = 1 << 24;
+pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
+pub(super) const DEFAULT_ALIGNMENT: usize = 32;
+
+/// The alignment of tensor data that a value of [`ALIGNMENT_KEY`] asks for, if it is a sensible one.
+pub(super) fn alignment_from(value: &Value) -> Option<usize> {
+    value
+        .as_i128()
+        .and_then(|v| usize::try_from(v).ok())
+        .filter(|v| v.is_power_of_two() && *v <= 1 << 20)
+}
 
 pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
     let mut reader = Reader {
         path,
         bytes: map.bytes(),
         at: 0,
+        items: 0,
     };
 
-    let magic = reader.take(4, "the magic number").map_err(|_| GgufError::NotGguf {
-        path: path.to_owned(),
-        magic: map.bytes()[..map.bytes().len().min(4)].to_vec(),
-    })?;
+    let magic = reader
+        .take(4, "the magic number")
+        .map_err(|_| GgufError::NotGguf {
+            path: path.to_owned(),
+            magic: map.bytes()[..map.bytes().len().min(4)].to_vec(),
+        })?;
     if magic != b"GGUF" {
         return Err(GgufError::NotGguf {
             path: path.to_owned(),
@@ -53,20 +68,16 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
         }
     }
 
-    let alignment = match metadata.get("general.alignment") {
+    let alignment = match metadata.get(ALIGNMENT_KEY) {
         None => DEFAULT_ALIGNMENT,
-        Some(value) => value
-            .as_i128()
-            .and_then(|v| usize::try_from(v).ok())
-            .filter(|v| v.is_power_of_two() && *v <= 1 << 20)
-            .ok_or_else(|| GgufError::Metadata {
-                path: path.to_owned(),
-                key: "general.alignment".into(),
-                problem: format!("must be a power of two up to 1 MiB, found {value}"),
-            })?,
+        Some(value) => alignment_from(value).ok_or_else(|| GgufError::Metadata {
+            path: path.to_owned(),
+            key: ALIGNMENT_KEY.into(),
+            problem: format!("must be a power of two up to 1 MiB, found {value}"),
+        })?,
     };
 
-    let mut tensors = Vec::with_capacity(tensor_count);
+    let mut tensors = Vec::new();
     for i in 0..tensor_count {
         tensors.push(reader.tensor_entry(i, alignment)?);
     }
@@ -125,6 +136,8 @@ struct Reader<'a> {
     path: &'a Path,
     bytes: &'a [u8],
     at: usize,
+    /// The items of all arrays so far.
+    items: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -138,7 +151,10 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, len: usize, what: &str) -> Result<&'a [u8], GgufError> {
-        let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len());
+        let end = self
+            .at
+            .checked_add(len)
+            .filter(|end| *end <= self.bytes.len());
         let Some(end) = end else {
             return Err(GgufError::Truncated {
                 path: self.path.to_owned(),
@@ -201,11 +217,21 @@ impl<'a> Reader<'a> {
     fn value_type(&mut self, what: &str) -> Result<ValueType, GgufError> {
         let at = self.at;
         let id = self.u32(what)?;
-        ValueType::from_id(id)
-            .ok_or_else(|| self.malformed(at, what, format!("unknown value type {id} (0 to 12 are known)")))
+        ValueType::from_id(id).ok_or_else(|| {
+            self.malformed(
+                at,
+                what,
+                format!("unknown value type {id} (0 to 12 are known)"),
+            )
+        })
     }
 
-    fn value(&mut self, value_type: ValueType, what: &str, depth: usize) -> Result<Value, GgufError> {
+    fn value(
+        &mut self,
+        value_type: ValueType,
+        what: &str,
+        depth: usize,
+    ) -> Result<Value, GgufError> {
         Ok(match value_type {
             ValueType::U8 => Value::U8(self.array::<1>(what)?[0]),
             ValueType::I8 => Value::I8(self.array::<1>(what)?[0] as i8),
@@ -238,9 +264,20 @@ impl<'a> Reader<'a> {
                     ));
                 }
                 let item_type = self.value_type(what)?;
+                let at = self.at;
                 let count = self.count(what, item_type.min_size())?;
+                self.items += count;
+                if self.items > MAX_ITEMS {
+                    return Err(self.malformed(
+                        at,
+                        what,
+                        format!("with this array of {count}, the metadata's arrays hold more than {MAX_ITEMS} items"),
+                    ));
+                }
                 if item_type == ValueType::String {
-                    let items = (0..count).map(|_| self.string(what)).collect::<Result<_, _>>()?;
+                    let items = (0..count)
+                        .map(|_| self.string(what))
+                        .collect::<Result<_, _>>()?;
                     Value::StringArray(items)
                 } else {
                     let items = (0..count)
@@ -264,12 +301,17 @@ impl<'a> Reader<'a> {
         let what = format!("the table entry of tensor {name:?}");
         let rank = self.u32(&what)? as usize;
         if rank == 0 || rank > MAX_RANK {
-            return Err(fail(format!("it has {rank} dimensions (1 to {MAX_RANK} are possible)")));
+            return Err(fail(format!(
+                "it has {rank} dimensions (1 to {MAX_RANK} are possible)"
+            )));
         }
         let mut shape = Vec::with_capacity(rank);
         for _ in 0..rank {
             let extent = self.u64(&what)?;
-            shape.push(usize::try_from(extent).map_err(|_| fail(format!("extent {extent} is too large")))?);
+            shape.push(
+                usize::try_from(extent)
+                    .map_err(|_| fail(format!("extent {extent} is too large")))?,
+            );
         }
         // GGUF lists the fastest-running extent first.
         shape.reverse();
@@ -288,10 +330,16 @@ impl<'a> Reader<'a> {
         let offset = usize::try_from(offset)
             .ok()
             .filter(|o| o.is_multiple_of(alignment))
-            .ok_or_else(|| fail(format!("its offset {offset} is not a multiple of the alignment {alignment}")))?;
+            .ok_or_else(|| {
+                fail(format!(
+                    "its offset {offset} is not a multiple of the alignment {alignment}"
+                ))
+            })?;
 
         let columns = *shape.last().expect("rank is at least 1");
-        let rows = shape[..rank - 1].iter().try_fold(1usize, |n, e| n.checked_mul(*e));
+        let rows = shape[..rank - 1]
+            .iter()
+            .try_fold(1usize, |n, e| n.checked_mul(*e));
         let row_bytes = block_type.checked_row_bytes(columns).ok_or_else(|| {
             fail(format!(
                 "a row of {columns} is not a whole number of {} blocks of {}",

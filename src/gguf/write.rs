@@ -3,10 +3,9 @@
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use super::parse::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, alignment_from};
 use super::{GgufError, Value};
 use crate::quant::BlockType;
-
-const ALIGNMENT: usize = 32;
 
 /// Collects metadata and tensors and writes them as a GGUF version 3 file.
 #[derive(Debug, Default)]
@@ -62,8 +61,12 @@ impl<'a> Writer<'a> {
         self
     }
 
-    /// Writes the whole file to `out`.
+    /// Writes the whole file to `out`. Tensors are aligned as the metadata's `general.alignment` says, or to 32 bytes.
+    ///
+    /// # Errors
+    /// Those of `out`; also when `general.alignment` is not a power of two up to 1 MiB.
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+        let alignment = self.alignment()?;
         let mut head = Vec::new();
         head.extend_from_slice(b"GGUF");
         head.extend_from_slice(&3u32.to_le_bytes());
@@ -83,16 +86,28 @@ impl<'a> Writer<'a> {
             }
             head.extend_from_slice(&tensor.block_type.id().to_le_bytes());
             head.extend_from_slice(&(offset as u64).to_le_bytes());
-            offset = (offset + tensor.bytes.len()).next_multiple_of(ALIGNMENT);
+            offset = (offset + tensor.bytes.len()).next_multiple_of(alignment);
         }
-        head.resize(head.len().next_multiple_of(ALIGNMENT), 0);
+        head.resize(head.len().next_multiple_of(alignment), 0);
         out.write_all(&head)?;
         for tensor in &self.tensors {
             out.write_all(&tensor.bytes)?;
-            let padding = tensor.bytes.len().next_multiple_of(ALIGNMENT) - tensor.bytes.len();
-            out.write_all(&[0u8; ALIGNMENT][..padding])?;
+            let padding = tensor.bytes.len().next_multiple_of(alignment) - tensor.bytes.len();
+            out.write_all(&vec![0u8; padding])?;
         }
         Ok(())
+    }
+
+    fn alignment(&self) -> io::Result<usize> {
+        match self.metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
+            None => Ok(DEFAULT_ALIGNMENT),
+            Some((_, value)) => alignment_from(value).ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("{ALIGNMENT_KEY} must be a power of two up to 1 MiB, not {value}"),
+                )
+            }),
+        }
     }
 
     /// Writes the file beside `path`, flushes it to disk and renames it into place, so that `path` is either the old
@@ -106,7 +121,11 @@ impl<'a> Writer<'a> {
                 Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
                 _ => PathBuf::from("."),
             };
-            let file = tempfile::NamedTempFile::new_in(folder)?;
+            let mut beside = tempfile::Builder::new();
+            // A temporary file is for its owner alone; this one becomes a file like any other.
+            #[cfg(unix)]
+            beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+            let file = beside.tempfile_in(folder)?;
             let mut out = BufWriter::new(file);
             self.write_to(&mut out)?;
             let file = out.into_inner().map_err(|e| e.into_error())?;

@@ -163,9 +163,12 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
             "room for a product"
         );
         // SAFETY: the function has no preconditions.
-        quantized_wanted |=
-            unsafe { call!(kernels, wants_quantized(type_of(product.weights.block_type), tokens)) }
-                != 0;
+        quantized_wanted |= unsafe {
+            call!(
+                kernels,
+                wants_quantized(type_of(product.weights.block_type), tokens)
+            )
+        } != 0;
     }
     if quantized_wanted {
         x.quantize(kernels, team);

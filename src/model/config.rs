@@ -67,7 +67,9 @@ impl Config {
             .ok_or_else(|| file.metadata_error(&key("feed_forward_length"), "is missing"))?;
 
         let head_dim = match file.get::<usize>(&key("attention.key_length"))? {
-            Some(0) => return Err(file.metadata_error(&key("attention.key_length"), "must not be 0")),
+            Some(0) => {
+                return Err(file.metadata_error(&key("attention.key_length"), "must not be 0"));
+            }
             Some(dim) => dim,
             None => {
                 let most = heads.iter().copied().max().unwrap_or(0);
@@ -151,7 +153,10 @@ fn per_layer(file: &GgufFile, key: &str, layers: usize) -> Result<Option<Vec<usi
     if layers > file.tensors().len() {
         return Err(file.metadata_error(
             "llama.block_count",
-            format!("{layers} layers cannot be made of {} tensors", file.tensors().len()),
+            format!(
+                "{layers} layers cannot be made of {} tensors",
+                file.tensors().len()
+            ),
         ));
     }
     let Some(value) = file.metadata().get(key) else {

@@ -163,9 +163,7 @@ impl Model {
 
     /// q, k, v = Wq input, Wk input, Wv input
     fn project_qkv(&self, kernels: Kernels, team: &Team, layer: &Layer, scratch: &mut Scratch) {
-        let Scratch {
-            input, q, k, v, ..
-        } = scratch;
+        let Scratch { input, q, k, v, .. } = scratch;
         self.project(
             kernels,
             team,
@@ -213,7 +211,11 @@ impl Model {
         let stored = cache.layer(l);
         // For one token waking the others would take longer than the work.
         let alone = Team::solo();
-        let team = if scratch.k.len() > width { team } else { &alone };
+        let team = if scratch.k.len() > width {
+            team
+        } else {
+            &alone
+        };
         for (from, to) in [
             (&scratch.k, &mut stored.keys),
             (&scratch.v, &mut stored.values),

@@ -50,7 +50,10 @@ impl Model {
                 })
             };
             let (q, k) = (linear("attn_q", queries, d)?, linear("attn_k", keys, d)?);
-            let (v, o) = (linear("attn_v", keys, d)?, linear("attn_output", d, queries)?);
+            let (v, o) = (
+                linear("attn_v", keys, d)?,
+                linear("attn_output", d, queries)?,
+            );
             let (gate, up) = (
                 linear("ffn_gate", channels, d)?,
                 linear("ffn_up", channels, d)?,
@@ -190,9 +193,9 @@ fn is_known(name: &str) -> bool {
         Some((_, rest)) => {
             rest == "attn_norm.weight"
                 || rest == "ffn_norm.weight"
-                || rest
-                    .rsplit_once('.')
-                    .is_some_and(|(stem, kind)| LAYER.contains(&stem) && matches!(kind, "weight" | "bias"))
+                || rest.rsplit_once('.').is_some_and(|(stem, kind)| {
+                    LAYER.contains(&stem) && matches!(kind, "weight" | "bias")
+                })
         }
     }
 }

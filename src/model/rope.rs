@@ -23,7 +23,10 @@ impl Rope {
     /// If there are factors, but not as many as pairs.
     pub fn new(dim: usize, base: f32, scale: f32, factors: Option<&[f32]>) -> Self {
         let pairs = dim / 2;
-        assert!(factors.is_none_or(|f| f.len() == pairs), "a factor per pair");
+        assert!(
+            factors.is_none_or(|f| f.len() == pairs),
+            "a factor per pair"
+        );
         let frequencies = (0..pairs)
             .map(|i| {
                 let plain = f64::from(base).powf(-2.0 * i as f64 / dim as f64);

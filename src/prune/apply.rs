@@ -45,13 +45,20 @@ pub fn apply(
         .zip(&cuts)
         .flat_map(|(layer, cut)| {
             let weights = layer.linears().map(|l| l.weight.clone());
-            weights.into_iter().zip(cut.axes()).map(|(weight, (axis, kept))| (weight, axis, kept))
+            weights
+                .into_iter()
+                .zip(cut.axes())
+                .map(|(weight, (axis, kept))| (weight, axis, kept))
         })
         .collect();
 
     let pieces = disjoint(model.map.bytes_mut(), &old_ranges);
     let pieces: Vec<Mutex<&mut [u8]>> = pieces.into_iter().map(Mutex::new).collect();
-    let left: Vec<AtomicUsize> = plan.layers.iter().map(|_| AtomicUsize::new(LINEARS)).collect();
+    let left: Vec<AtomicUsize> = plan
+        .layers
+        .iter()
+        .map(|_| AtomicUsize::new(LINEARS))
+        .collect();
     let done = AtomicUsize::new(0);
     runtime.pool.region(|team| {
         team.items(moves.len(), |_, i| {

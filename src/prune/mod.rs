@@ -1,8 +1,8 @@
 //! FLAP: fluctuation-based adaptive structured pruning (An et al., AAAI 2024, arXiv 2312.11983).
 //!
 //! Five steps, each from plain data to plain data, so that a method is one choice per step:
-//! [`calibrate`] runs text and leaves a [`Profile`]; [`score`] gives every query head and MLP channel a number; [`plan()`]
-//! decides within a budget what stays; [`restore`] makes up for what goes; [`apply`] compacts the weights in place.
+//! [`calibrate()`] runs text and leaves a [`Profile`]; [`score`] gives every query head and MLP channel a number; [`plan()`]
+//! decides within a budget what stays; [`restore`] makes up for what goes; [`apply()`] compacts the weights in place.
 //!
 //! *Ratio* means the share of the decoder layers' attention and MLP weights, counted in parameters, that goes. Embeddings,
 //! norms, biases and the output head stay out of the count.

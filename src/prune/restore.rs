@@ -19,7 +19,12 @@ pub struct LayerBiases {
 ///
 /// # Panics
 /// If plan and profile were not made for this model.
-pub fn biases(model: &Model, runtime: &Runtime, profile: &Profile, plan: &Plan) -> Vec<LayerBiases> {
+pub fn biases(
+    model: &Model,
+    runtime: &Runtime,
+    profile: &Profile,
+    plan: &Plan,
+) -> Vec<LayerBiases> {
     let head_dim = model.config.head_dim;
     let slots: Vec<Mutex<LayerBiases>> = model.layers.iter().map(|_| Mutex::default()).collect();
     runtime.pool.region(|team| {
@@ -32,7 +37,8 @@ pub fn biases(model: &Model, runtime: &Runtime, profile: &Profile, plan: &Plan) 
                 .collect();
             let channels = removed(layer.channels(), &kept.channels);
             if let Ok(mut slot) = slots[l].lock() {
-                slot.attention = mean_contribution(model, &layer.o.weight, &stats.attention, &features);
+                slot.attention =
+                    mean_contribution(model, &layer.o.weight, &stats.attention, &features);
                 slot.mlp = mean_contribution(model, &layer.down.weight, &stats.mlp, &channels);
             }
         });

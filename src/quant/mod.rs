@@ -108,6 +108,7 @@ impl BlockType {
         Some(match id {
             6 => "Q5_0",
             7 => "Q5_1",
+            9 => "Q8_1",
             10 => "Q2_K",
             11 => "Q3_K",
             12 => "Q4_K",

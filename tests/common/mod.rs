@@ -72,5 +72,9 @@ pub fn relative_error(a: &[f32], b: &[f64]) -> f64 {
         .map(|(a, b)| (f64::from(*a) - b).powi(2))
         .sum();
     let size: f64 = b.iter().map(|b| b * b).sum();
-    if size == 0.0 { difference.sqrt() } else { (difference / size).sqrt() }
+    if size == 0.0 {
+        difference.sqrt()
+    } else {
+        (difference / size).sqrt()
+    }
 }

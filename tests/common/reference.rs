@@ -138,7 +138,8 @@ impl ReferenceModel {
                 .map(|(position, x)| {
                     let mut y = linear.apply(x);
                     if rotate {
-                        y.chunks_exact_mut(e).for_each(|head| self.rotate(head, position));
+                        y.chunks_exact_mut(e)
+                            .for_each(|head| self.rotate(head, position));
                     }
                     y
                 })
@@ -180,7 +181,9 @@ impl ReferenceModel {
     fn rotate(&self, head: &mut [f64], position: usize) {
         for i in 0..self.rope_dim / 2 {
             let factor = self.rope_factors.as_ref().map_or(1.0, |f| f[i]);
-            let frequency = self.rope_base.powf(-((2 * i) as f64) / self.rope_dim as f64);
+            let frequency = self
+                .rope_base
+                .powf(-((2 * i) as f64) / self.rope_dim as f64);
             let angle = position as f64 / self.rope_scale * frequency / factor;
             let (a, b) = (head[2 * i], head[2 * i + 1]);
             head[2 * i] = a * angle.cos() - b * angle.sin();

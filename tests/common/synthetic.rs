@@ -70,7 +70,8 @@ impl Synthetic {
             store(writer, name, &[rows, cols], shape.block_type, &values)
         };
         let embedding = matrix(&mut writer, "token_embd.weight", shape.vocabulary, d);
-        let output = (!shape.tied).then(|| matrix(&mut writer, "output.weight", shape.vocabulary, d));
+        let output =
+            (!shape.tied).then(|| matrix(&mut writer, "output.weight", shape.vocabulary, d));
 
         let mut random = Random::new(shape.seed + 1000);
         let mut vector = |writer: &mut Writer, name: &str, n: usize, mean: f32| {
@@ -79,8 +80,16 @@ impl Synthetic {
         };
         let output_norm = vector(&mut writer, "output_norm.weight", d, 1.0);
         let factors = shape.rope_factors.then(|| {
-            let values: Vec<f32> = (0..shape.rope_dim / 2).map(|i| 1.0 + i as f32 * 0.5).collect();
-            store(&mut writer, "rope_freqs.weight", &[values.len()], BlockType::F32, &values)
+            let values: Vec<f32> = (0..shape.rope_dim / 2)
+                .map(|i| 1.0 + i as f32 * 0.5)
+                .collect();
+            store(
+                &mut writer,
+                "rope_freqs.weight",
+                &[values.len()],
+                BlockType::F32,
+                &values,
+            )
         });
 
         let mut layers = Vec::new();
@@ -98,7 +107,8 @@ impl Synthetic {
                     .biases
                     .then(|| vector(&mut writer, &format!("blk.{l}.{name}.bias"), rows, 0.0)),
             };
-            let [wq, wk, wv] = [("attn_q", q), ("attn_k", kv), ("attn_v", kv)].map(|(n, r)| linear(n, r, d));
+            let [wq, wk, wv] =
+                [("attn_q", q), ("attn_k", kv), ("attn_v", kv)].map(|(n, r)| linear(n, r, d));
             let wo = linear("attn_output", d, q);
             let [gate, up] = ["ffn_gate", "ffn_up"].map(|n| linear(n, c, d));
             let down = linear("ffn_down", d, c);
@@ -225,7 +235,14 @@ pub fn logits_in_batches(
         runtime.pool.region(|team| {
             let batch = &tokens[done..done + size];
             model
-                .forward(runtime.kernels, team, batch, &mut cache, &mut scratch, &mut Unobserved)
+                .forward(
+                    runtime.kernels,
+                    team,
+                    batch,
+                    &mut cache,
+                    &mut scratch,
+                    &mut Unobserved,
+                )
                 .expect("the batch fits");
             model.logits(runtime.kernels, team, 0..size, &mut scratch, &mut logits);
         });
