@@ -164,7 +164,7 @@ impl Kernels {
         }
     }
 
-    /// Quantises x [n] to 8 bits in blocks of [`ACTIVATION_BLOCK`]: x = scale · q. `block_sums` receives scale · Σ q.
+    /// Quantises x to 8 bits in blocks of [`ACTIVATION_BLOCK`]: x = scale · q. `block_sums` receives scale · Σ q.
     ///
     /// # Panics
     /// If the lengths do not fit each other.
