@@ -7,7 +7,7 @@ use flapjack::kernels::{
     ACTIVATION_BLOCK, Activations, AttentionShape, Isa, Kernels, MatrixView, Pool, Product, Team,
     attention, matmul,
 };
-use flapjack::quant::{BlockType, Layout, decode_row, encode_row};
+use flapjack::quant::{BlockType, GROUP, Layout, decode_row, encode_row, pack};
 use half::f16;
 
 fn every_isa() -> Vec<Kernels> {
@@ -69,11 +69,36 @@ fn naive_product(row: &[f32], x: &[f64]) -> (f64, f64) {
 fn through_8_bits(kernels: Kernels, x: &[f32]) -> Vec<f64> {
     let blocks = x.len() / ACTIVATION_BLOCK;
     let (mut q, mut scales, mut sums) = (vec![0; x.len()], vec![0.0; blocks], vec![0.0; blocks]);
-    kernels.quantize(x, &mut q, &mut scales, &mut sums);
+    kernels.quantize(x, &mut q, &mut scales, &mut sums, &mut vec![0; blocks]);
     q.iter()
         .enumerate()
         .map(|(i, q)| f64::from(*q) * f64::from(scales[i / ACTIVATION_BLOCK]))
         .collect()
+}
+
+/// The matrix in every layout that its type has.
+fn layouts(block_type: BlockType, cols: usize, native: &[u8]) -> Vec<(Layout, Vec<u8>)> {
+    let mut layouts = vec![(Layout::Native, native.to_vec())];
+    if block_type.can_be_packed() {
+        let mut packed = native.to_vec();
+        pack(block_type, cols, &mut packed);
+        layouts.push((Layout::Packed, packed));
+    }
+    layouts
+}
+
+/// W X for one matrix on one thread, `[tokens, rows]`.
+fn product(kernels: Kernels, weights: MatrixView, x: &[f32]) -> Vec<f32> {
+    let tokens = x.len() / weights.cols();
+    let mut activations = Activations::default();
+    activations.begin(tokens, weights.cols()).copy_from_slice(x);
+    let mut out = vec![f32::NAN; tokens * weights.rows()];
+    let product = Product {
+        weights,
+        out: &mut out,
+    };
+    matmul(kernels, &Team::solo(), &mut activations, &mut [product]);
+    out
 }
 
 #[test]
@@ -94,34 +119,29 @@ fn products_of_every_type_width_and_batch() {
                 ] {
                     let (bytes, decoded) = random_matrix(&mut random, block_type, rows, cols);
                     let x = random.normals(tokens * cols, 1.0);
-                    let mut activations = Activations::default();
-                    activations.begin(tokens, cols).copy_from_slice(&x);
-                    let mut out = vec![f32::NAN; tokens * rows];
-                    let weights = MatrixView::new(block_type, Layout::Native, rows, cols, &bytes);
-                    let product = Product {
-                        weights,
-                        out: &mut out,
-                    };
-                    matmul(kernels, &Team::solo(), &mut activations, &mut [product]);
-                    for t in 0..tokens {
-                        let exact: Vec<f64> = x[t * cols..][..cols]
-                            .iter()
-                            .map(|v| f64::from(*v))
-                            .collect();
-                        let rounded = (!block_type.is_float())
-                            .then(|| through_8_bits(kernels, &x[t * cols..][..cols]));
-                        for r in 0..rows {
-                            let row = &decoded[r * cols..][..cols];
-                            let got = f64::from(out[t * rows + r]);
-                            let fits = |x: &[f64]| {
-                                let (expected, size) = naive_product(row, x);
-                                (got - expected).abs() <= 4e-6 * size + 1e-12
-                            };
-                            // A batch may use either form of the activations; both are exact products of what they use.
-                            assert!(
-                                fits(&exact) || rounded.as_deref().is_some_and(fits),
-                                "{kernels:?} {block_type:?} {rows}x{cols}, token {t} of {tokens}, row {r}: {got}"
-                            );
+                    for (layout, bytes) in layouts(block_type, cols, &bytes) {
+                        let weights = MatrixView::new(block_type, layout, rows, cols, &bytes);
+                        let out = product(kernels, weights, &x);
+                        for t in 0..tokens {
+                            let exact: Vec<f64> = x[t * cols..][..cols]
+                                .iter()
+                                .map(|v| f64::from(*v))
+                                .collect();
+                            let rounded = (!block_type.is_float())
+                                .then(|| through_8_bits(kernels, &x[t * cols..][..cols]));
+                            for r in 0..rows {
+                                let row = &decoded[r * cols..][..cols];
+                                let got = f64::from(out[t * rows + r]);
+                                let fits = |x: &[f64]| {
+                                    let (expected, size) = naive_product(row, x);
+                                    (got - expected).abs() <= 4e-6 * size + 1e-12
+                                };
+                                // A batch may use either form of the activations; both are exact products of what they use.
+                                assert!(
+                                    fits(&exact) || rounded.as_deref().is_some_and(fits),
+                                    "{kernels:?} {block_type:?} {layout:?} {rows}x{cols}, token {t} of {tokens}, row {r}: {got}"
+                                );
+                            }
                         }
                     }
                 }
@@ -147,6 +167,11 @@ fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
                 .map(|(rows, t)| random_matrix(&mut random, *t, *rows, cols).0)
                 .collect();
             let x = random.normals(tokens * cols, 1.0);
+            let packed: Vec<_> = shapes
+                .iter()
+                .zip(&matrices)
+                .map(|((_, t), bytes)| layouts(*t, cols, bytes).pop().expect("one layout at least"))
+                .collect();
             let run = |team: &Team, together: bool| -> Vec<Vec<f32>> {
                 let mut outs: Vec<Vec<f32>> = shapes
                     .iter()
@@ -156,10 +181,10 @@ fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
                 activations.begin(tokens, cols).copy_from_slice(&x);
                 let mut products: Vec<Product> = shapes
                     .iter()
-                    .zip(&matrices)
+                    .zip(&packed)
                     .zip(&mut outs)
-                    .map(|(((rows, t), bytes), out)| Product {
-                        weights: MatrixView::new(*t, Layout::Native, *rows, cols, bytes),
+                    .map(|(((rows, t), (layout, bytes)), out)| Product {
+                        weights: MatrixView::new(*t, *layout, *rows, cols, bytes),
                         out,
                     })
                     .collect();
@@ -211,20 +236,18 @@ fn extreme_scales_and_denormals() {
                 for size in [1e-40f32, 1e-20, 1.0, 1e20] {
                     let x: Vec<f32> = (0..cols).map(|i| size * ((i as f32) - 40.5)).collect();
                     for tokens in [1, 12] {
-                        let mut activations = Activations::default();
-                        let rows: Vec<f32> = (0..tokens).flat_map(|_| x.clone()).collect();
-                        activations.begin(tokens, cols).copy_from_slice(&rows);
-                        let mut out = vec![f32::NAN; tokens];
-                        let weights = MatrixView::new(block_type, Layout::Native, 1, cols, &bytes);
-                        matmul(
-                            kernels,
-                            &Team::solo(),
-                            &mut activations,
-                            &mut [Product {
-                                weights,
-                                out: &mut out,
-                            }],
-                        );
+                        let many: Vec<f32> = (0..tokens).flat_map(|_| x.clone()).collect();
+                        let rows: Vec<u8> = (0..GROUP).flat_map(|_| bytes.clone()).collect();
+                        let out: Vec<f32> = layouts(block_type, cols, &rows)
+                            .iter()
+                            .flat_map(|(layout, bytes)| {
+                                product(
+                                    kernels,
+                                    MatrixView::new(block_type, *layout, GROUP, cols, bytes),
+                                    &many,
+                                )
+                            })
+                            .collect();
                         let exact: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
                         let (expected, sizes) = naive_product(&decoded, &exact);
                         for got in out {
@@ -248,28 +271,22 @@ fn what_is_not_finite_does_not_come_out_finite() {
     for kernels in every_isa() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for block_type in BlockType::ALL {
-                let (bytes, _) = random_matrix(&mut Random::new(3), block_type, 4, 64);
+                let (bytes, _) = random_matrix(&mut Random::new(3), block_type, 20, 64);
                 for tokens in [1, 9] {
                     let mut x = vec![0.5f32; tokens * 64];
                     x[37] = bad;
-                    let mut activations = Activations::default();
-                    activations.begin(tokens, 64).copy_from_slice(&x);
-                    let mut out = vec![0.0; tokens * 4];
-                    let weights = MatrixView::new(block_type, Layout::Native, 4, 64, &bytes);
-                    matmul(
-                        kernels,
-                        &Team::solo(),
-                        &mut activations,
-                        &mut [Product {
-                            weights,
-                            out: &mut out,
-                        }],
-                    );
-                    assert!(
-                        out[..4].iter().all(|v| !v.is_finite()),
-                        "{kernels:?} {block_type:?} {bad}: {:?}",
-                        &out[..4]
-                    );
+                    for (layout, bytes) in layouts(block_type, 64, &bytes) {
+                        let out = product(
+                            kernels,
+                            MatrixView::new(block_type, layout, 20, 64, &bytes),
+                            &x,
+                        );
+                        assert!(
+                            out[..20].iter().all(|v| !v.is_finite()),
+                            "{kernels:?} {block_type:?} {layout:?} {bad}: {:?}",
+                            &out[..20]
+                        );
+                    }
                 }
             }
         }
@@ -363,7 +380,8 @@ fn activations_are_quantised_to_within_half_a_step() {
                 vec![f32::NAN; blocks],
                 vec![f32::NAN; blocks],
             );
-            kernels.quantize(&x, &mut q, &mut scales, &mut sums);
+            let mut code_sums = vec![-1; blocks];
+            kernels.quantize(&x, &mut q, &mut scales, &mut sums, &mut code_sums);
             assert!(
                 q[..ACTIVATION_BLOCK].iter().all(|q| *q == 0) && scales[0] == 0.0 && sums[0] == 0.0
             );
@@ -379,6 +397,7 @@ fn activations_are_quantised_to_within_half_a_step() {
                     assert_ne!(*q, -128);
                 }
                 let sum: i32 = q[block].iter().map(|q| i32::from(*q)).sum();
+                assert_eq!(code_sums[b], sum);
                 let expected = step * f64::from(sum);
                 assert!((f64::from(sums[b]) - expected).abs() <= 1e-6 * expected.abs());
             }

@@ -133,6 +133,48 @@ fn quantised_weights() {
 }
 
 #[test]
+fn packed_weights_give_what_native_ones_give() {
+    for block_type in [BlockType::Q8_0, BlockType::Q4_0, BlockType::Q4_1] {
+        for (tied, vocabulary) in [(true, 50), (false, 64)] {
+            let synthetic = Synthetic::new(Shape {
+                block_type,
+                vocabulary,
+                tied,
+                channels: vec![96, 160],
+                head_dim: 32,
+                rope_dim: 32,
+                ..Shape::default()
+            });
+            let native = synthetic.load();
+            let mut packed = synthetic.load();
+            let runtime = runtime(2);
+            assert!(packed.pack(&runtime) > 0);
+            assert_eq!(packed.pack(&runtime), 0, "nothing is packed twice");
+            let tokens = Random::new(8).tokens(24, vocabulary);
+            // Steps of one token use 8-bit activations in both layouts.
+            let expected: Vec<f64> = logits_in_batches(&native, &runtime, &tokens, &[1; 24])
+                .into_iter()
+                .map(f64::from)
+                .collect();
+            for split in [vec![1; 24], vec![24], vec![2, 3, 5, 7, 4, 3]] {
+                let got = logits_in_batches(&packed, &runtime, &tokens, &split);
+                let error = relative_error(&got, &expected);
+                assert!(error < 1e-2, "{block_type:?} {split:?}: {error}");
+            }
+            for l in 0..2 {
+                let (was, is) = (&native.layers[l].up.weight, &packed.layers[l].up.weight);
+                let (mut a, mut b) = (vec![0.0; was.cols], vec![1.0; was.cols]);
+                for row in 0..was.rows {
+                    was.decode_row(&native.map, row, &mut a);
+                    is.decode_row(&packed.map, row, &mut b);
+                    assert_eq!(a, b);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_prefill_of_n_equals_n_steps_of_one_and_any_other_split() {
     let synthetic = Synthetic::new(Shape {
         heads: vec![4, 8],

@@ -12,7 +12,7 @@ use flapjack::kernels::Runtime;
 use flapjack::model::Model;
 use flapjack::tokenize::Tokenizer;
 
-use super::progress;
+use super::{memory, progress};
 
 #[derive(Debug, Args)]
 pub struct ModelOptions {
@@ -22,6 +22,10 @@ pub struct ModelOptions {
     /// Threads to compute with [default: one for each processor]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Leave the weights as they lie in the file, so that their pages stay shared with it and can be evicted: slower, for
+    /// models near the size of the memory [default: rearrange them in place if the memory suffices]
+    #[arg(long)]
+    pub no_pack: bool,
 }
 
 /// A model that is ready to run.
@@ -31,6 +35,8 @@ pub struct Loaded {
     pub runtime: Runtime,
     /// What mapping and checking took, without fetching the file.
     pub load_time: Duration,
+    /// What packing the weights took, if they were packed.
+    pub pack_time: Option<Duration>,
 }
 
 impl ModelOptions {
@@ -47,7 +53,7 @@ impl ModelOptions {
         let start = Instant::now();
         let file = GgufFile::open(&path)?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
-        let model = Model::load(file)?;
+        let mut model = Model::load(file)?;
         if tokenizer.vocab_size() > model.config.vocabulary {
             bail!(
                 "{}: the tokenizer has {} tokens and the embedding only {}; the file is damaged",
@@ -56,12 +62,38 @@ impl ModelOptions {
                 model.config.vocabulary
             );
         }
+        let load_time = start.elapsed();
+        let start = Instant::now();
+        let pack_time = self.should_pack(&model, &runtime).then(|| {
+            model.pack(&runtime);
+            start.elapsed()
+        });
         Ok(Loaded {
             model,
             tokenizer,
             runtime,
-            load_time: start.elapsed(),
+            load_time,
+            pack_time,
         })
+    }
+
+    /// Packed weights are private memory, which must fit beside what else is running.
+    fn should_pack(&self, model: &Model, runtime: &Runtime) -> bool {
+        if self.no_pack || !runtime.kernels.prefers_packed() {
+            return false;
+        }
+        let needed = model.bytes() as u64 / 4 * 5;
+        match memory::available() {
+            Some(available) if available < needed => {
+                tracing::warn!(
+                    "weights stay as they lie in the file, which is slower: packing them takes {} MiB and {} MiB are free",
+                    needed >> 20,
+                    available >> 20
+                );
+                false
+            }
+            _ => true,
+        }
     }
 }
 

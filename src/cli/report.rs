@@ -12,6 +12,7 @@ use super::pruning::{Calibrated, Pruned};
 pub struct Run {
     title: String,
     map_time: Duration,
+    pack_time: Option<Duration>,
     pub calibrated: Option<CalibrationNote>,
     /// The dense model's speed on the same prompt, where the model was pruned.
     pub dense: Option<Timings>,
@@ -49,6 +50,7 @@ impl Run {
                 plural(loaded.runtime.pool.threads(), "thread"),
             ),
             map_time: loaded.load_time,
+            pack_time: loaded.pack_time,
             calibrated: None,
             dense: None,
             pruned: None,
@@ -62,6 +64,9 @@ impl Run {
     fn text(&self, outcome: &Outcome) -> String {
         let mut lines = vec![self.title.clone()];
         lines.push(format!("  map        {}", seconds(self.map_time)));
+        if let Some(time) = self.pack_time {
+            lines.push(format!("  pack       {}", seconds(time)));
+        }
         if let Some(note) = &self.calibrated {
             lines.push(format!(
                 "  calibrate  {}  {} tokens of {}, {:.0} tokens/s",

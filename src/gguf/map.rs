@@ -61,6 +61,28 @@ impl Map {
         &mut self.bytes
     }
 
+    /// Ranges that do not overlap, for writing, in the order in which they are given.
+    ///
+    /// # Panics
+    /// If ranges overlap or reach past the end.
+    pub fn disjoint_mut(&mut self, ranges: &[Range<usize>]) -> Vec<&mut [u8]> {
+        let mut order: Vec<usize> = (0..ranges.len()).collect();
+        order.sort_by_key(|i| ranges[*i].start);
+        let mut pieces: Vec<&mut [u8]> = ranges.iter().map(|_| &mut [][..]).collect();
+        let (mut rest, mut at) = (&mut self.bytes[..], 0);
+        for i in order {
+            // Empty ranges may lie anywhere.
+            if ranges[i].is_empty() {
+                continue;
+            }
+            let (_, tail) = rest.split_at_mut(ranges[i].start - at);
+            let (piece, tail) = tail.split_at_mut(ranges[i].len());
+            pieces[i] = piece;
+            (rest, at) = (tail, ranges[i].end);
+        }
+        pieces
+    }
+
     /// Gives the whole pages inside `range` back to the system. What they held is lost: reading them again shows the
     /// file's own bytes.
     pub fn release(&mut self, range: Range<usize>) -> io::Result<()> {

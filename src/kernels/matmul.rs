@@ -30,6 +30,11 @@ impl<'a> MatrixView<'a> {
             "a matrix of {rows} x {cols} {}",
             block_type.name()
         );
+        assert!(
+            layout == Layout::Native || block_type.can_be_packed(),
+            "{} has no packed form",
+            block_type.name()
+        );
         Self {
             block_type,
             layout,
@@ -60,6 +65,7 @@ impl<'a> MatrixView<'a> {
             type_: type_of(self.block_type),
             layout: match self.layout {
                 Layout::Native => sys::fk_layout::FK_LAYOUT_NATIVE,
+                Layout::Packed => sys::fk_layout::FK_LAYOUT_PACKED,
             },
             data: self.data.as_ptr(),
             row_bytes: self.row_bytes(),
@@ -79,6 +85,7 @@ pub struct Activations {
     quantized: Vec<i8>,
     scales: Vec<f32>,
     block_sums: Vec<f32>,
+    code_sums: Vec<i32>,
     is_quantized: bool,
 }
 
@@ -113,21 +120,24 @@ impl Activations {
         self.quantized.resize(self.values.len(), 0);
         self.scales.resize(self.tokens * blocks, 0.0);
         self.block_sums.resize(self.tokens * blocks, 0.0);
+        self.code_sums.resize(self.tokens * blocks, 0);
         let quantized = SharedSlice::new(&mut self.quantized);
         let scales = SharedSlice::new(&mut self.scales);
         let sums = SharedSlice::new(&mut self.block_sums);
+        let code_sums = SharedSlice::new(&mut self.code_sums);
         team.items(self.tokens, |_, t| {
             let row = t * self.cols..(t + 1) * self.cols;
             let row_blocks = t * blocks..(t + 1) * blocks;
             // SAFETY: every token is handed out once, and the rows of different tokens do not overlap.
-            let (q, d, s) = unsafe {
+            let (q, d, s, n) = unsafe {
                 (
                     quantized.range(row.clone()),
                     scales.range(row_blocks.clone()),
-                    sums.range(row_blocks),
+                    sums.range(row_blocks.clone()),
+                    code_sums.range(row_blocks),
                 )
             };
-            kernels.quantize(&self.values[row], q, d, s);
+            kernels.quantize(&self.values[row], q, d, s, n);
         });
         self.is_quantized = true;
     }
@@ -162,13 +172,9 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
             tokens * product.weights.rows,
             "room for a product"
         );
+        let weights = product.weights.to_sys();
         // SAFETY: the function has no preconditions.
-        quantized_wanted |= unsafe {
-            call!(
-                kernels,
-                wants_quantized(type_of(product.weights.block_type), tokens)
-            )
-        } != 0;
+        quantized_wanted |= unsafe { call!(kernels, wants_quantized(&weights, tokens)) } != 0;
     }
     if quantized_wanted {
         x.quantize(kernels, team);
@@ -180,6 +186,7 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
         quantized: x.quantized.as_ptr(),
         scales: x.scales.as_ptr(),
         block_sums: x.block_sums.as_ptr(),
+        code_sums: x.code_sums.as_ptr(),
     };
     let x = SharedActivations(&activations);
     let jobs: Vec<Job> = products

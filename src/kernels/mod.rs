@@ -140,6 +140,11 @@ impl Kernels {
         self.table
     }
 
+    /// Whether packed weights are faster than native ones: not where vectors are emulated.
+    pub fn prefers_packed(&self) -> bool {
+        self.isa != Isa::Generic
+    }
+
     pub fn isa(&self) -> Isa {
         self.isa
     }
@@ -164,13 +169,21 @@ impl Kernels {
         }
     }
 
-    /// Quantises x to 8 bits in blocks of [`ACTIVATION_BLOCK`]: x = scale · q. `block_sums` receives scale · Σ q.
+    /// Quantises x to 8 bits in blocks of [`ACTIVATION_BLOCK`]: x = scale · q. `block_sums` receives scale · Σ q, `code_sums` Σ q.
     ///
     /// # Panics
     /// If the lengths do not fit each other.
-    pub fn quantize(&self, x: &[f32], q: &mut [i8], scales: &mut [f32], block_sums: &mut [f32]) {
+    pub fn quantize(
+        &self,
+        x: &[f32],
+        q: &mut [i8],
+        scales: &mut [f32],
+        block_sums: &mut [f32],
+        code_sums: &mut [i32],
+    ) {
         assert!(x.len().is_multiple_of(ACTIVATION_BLOCK) && q.len() == x.len());
         assert!(scales.len() == x.len() / ACTIVATION_BLOCK && block_sums.len() == scales.len());
+        assert_eq!(code_sums.len(), scales.len());
         // SAFETY: the lengths are as the kernel needs them, as checked.
         unsafe {
             call!(
@@ -180,7 +193,8 @@ impl Kernels {
                     x.len(),
                     q.as_mut_ptr(),
                     scales.as_mut_ptr(),
-                    block_sums.as_mut_ptr()
+                    block_sums.as_mut_ptr(),
+                    code_sums.as_mut_ptr()
                 )
             )
         }

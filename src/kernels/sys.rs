@@ -4,6 +4,7 @@
 // Regenerate with: cargo build --features bindgen
 #![allow(non_camel_case_types, non_upper_case_globals, dead_code)]
 
+pub const FK_GROUP: u32 = 16;
 pub const FK_BLOCK: u32 = 32;
 #[repr(u32)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]
@@ -19,6 +20,7 @@ pub enum fk_type {
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]
 pub enum fk_layout {
     FK_LAYOUT_NATIVE = 0,
+    FK_LAYOUT_PACKED = 1,
 }
 #[repr(u32)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]
@@ -48,6 +50,7 @@ pub struct fk_activations {
     pub quantized: *const i8,
     pub scales: *const f32,
     pub block_sums: *const f32,
+    pub code_sums: *const i32,
 }
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -62,7 +65,7 @@ pub struct fk_kernels {
     pub name: *const ::std::os::raw::c_char,
     pub row_granule: usize,
     pub wants_quantized: ::std::option::Option<
-        unsafe extern "C" fn(type_: fk_type, tokens: usize) -> ::std::os::raw::c_int,
+        unsafe extern "C" fn(w: *const fk_weights, tokens: usize) -> ::std::os::raw::c_int,
     >,
     pub quantize: ::std::option::Option<
         unsafe extern "C" fn(
@@ -71,6 +74,7 @@ pub struct fk_kernels {
             q: *mut i8,
             scales: *mut f32,
             block_sums: *mut f32,
+            code_sums: *mut i32,
         ),
     >,
     pub matmul_scratch:

@@ -75,8 +75,8 @@ impl Model {
 
         scratch.x.resize(tokens.len() * d, 0.0);
         team.chunks_mut(&mut scratch.x, d, |i, row| {
-            let stored = self.embedding.row(&self.map, tokens[i] as usize);
-            kernels.dequantize(self.embedding.block_type, stored, row);
+            self.embedding
+                .decode_row(&self.map, tokens[i] as usize, row);
         });
 
         for (l, layer) in self.layers.iter().enumerate() {

@@ -9,6 +9,7 @@ mod cache;
 mod config;
 mod forward;
 mod load;
+mod pack;
 mod rope;
 mod weights;
 

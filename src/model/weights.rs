@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Config, Rope};
 use crate::gguf::Map;
 use crate::kernels::MatrixView;
-use crate::quant::{BlockType, Layout};
+use crate::quant::{BlockType, Layout, decode_packed_row, decode_row};
 
 /// A weight matrix `[rows, cols]` = `[out_features, in_features]`: where and how it lies in the map.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,13 +36,25 @@ impl Weight {
         self.block_type.row_bytes(self.cols)
     }
 
-    /// The bytes of one row.
+    /// Decodes one row into `out`, `[cols]`.
     ///
     /// # Panics
     /// If there is no such row.
-    pub fn row<'m>(&self, map: &'m Map, row: usize) -> &'m [u8] {
-        assert!(row < self.rows, "row {row} of {}", self.name);
-        &map.bytes()[self.range.clone()][row * self.row_bytes()..][..self.row_bytes()]
+    pub fn decode_row(&self, map: &Map, row: usize, out: &mut [f32]) {
+        assert!(
+            row < self.rows && out.len() == self.cols,
+            "row {row} of {}",
+            self.name
+        );
+        let bytes = &map.bytes()[self.range.clone()];
+        match self.layout {
+            Layout::Native => decode_row(
+                self.block_type,
+                &bytes[row * self.row_bytes()..][..self.row_bytes()],
+                out,
+            ),
+            Layout::Packed => decode_packed_row(self.block_type, bytes, row, out),
+        }
     }
 
     pub fn parameters(&self) -> usize {

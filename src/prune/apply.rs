@@ -9,7 +9,7 @@ use super::restore::LayerBiases;
 use super::{LayerPlan, Plan, PruneError};
 use crate::kernels::Runtime;
 use crate::model::{Layer, Linear, Model, Weight};
-use crate::quant::{BlockType, decode_row, encode_row};
+use crate::quant::{BlockType, Layout, decode_row, encode_row, pack, unpack};
 
 /// Carries out a plan. Every tensor keeps its type. Rows are moved as they are; columns too where whole blocks stay
 /// together (as they do for heads of a multiple of 32 values), and are decoded and encoded anew where they do not.
@@ -52,7 +52,7 @@ pub fn apply(
         })
         .collect();
 
-    let pieces = disjoint(model.map.bytes_mut(), &old_ranges);
+    let pieces = model.map.disjoint_mut(&old_ranges);
     let pieces: Vec<Mutex<&mut [u8]>> = pieces.into_iter().map(Mutex::new).collect();
     let left: Vec<AtomicUsize> = plan
         .layers
@@ -64,10 +64,7 @@ pub fn apply(
         team.items(moves.len(), |_, i| {
             let (weight, axis, kept) = &moves[i];
             let mut bytes = pieces[i].lock().expect("each piece has one user");
-            match axis {
-                Axis::Rows => keep_rows(weight, kept, &mut bytes),
-                Axis::Columns => keep_columns(weight, kept, &mut bytes),
-            }
+            compact(weight, *axis, kept, &mut bytes);
             if left[i / LINEARS].fetch_sub(1, Ordering::Relaxed) == 1 {
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1, plan.layers.len());
             }
@@ -167,27 +164,36 @@ fn features(heads: &[usize], head_dim: usize) -> Vec<usize> {
         .collect()
 }
 
-/// Cuts `bytes` into the given ranges, which do not overlap, in their order.
-fn disjoint<'a>(bytes: &'a mut [u8], ranges: &[Range<usize>]) -> Vec<&'a mut [u8]> {
-    let mut order: Vec<usize> = (0..ranges.len()).collect();
-    order.sort_by_key(|i| ranges[*i].start);
-    let mut pieces: Vec<Option<&mut [u8]>> = ranges.iter().map(|_| None).collect();
-    let (mut rest, mut at) = (bytes, 0);
-    for i in order {
-        // Empty tensors may lie anywhere.
-        if ranges[i].is_empty() {
-            pieces[i] = Some(&mut []);
-            continue;
-        }
-        let (_, tail) = rest.split_at_mut(ranges[i].start - at);
-        let (piece, tail) = tail.split_at_mut(ranges[i].len());
-        pieces[i] = Some(piece);
-        (rest, at) = (tail, ranges[i].end);
+/// Moves what stays of one tensor forward. A packed one is unpacked on the way, group by group in place, and packed again.
+fn compact(weight: &Weight, axis: Axis, kept: &[usize], bytes: &mut [u8]) {
+    let (whole, cols) = match axis {
+        Axis::Rows => (weight.rows, weight.cols),
+        Axis::Columns => (weight.cols, kept.len()),
+    };
+    if kept.len() == whole {
+        return;
     }
-    pieces
-        .into_iter()
-        .map(|p| p.expect("every range was cut"))
-        .collect()
+    let packed = weight.layout == Layout::Packed;
+    if packed {
+        unpack(weight.block_type, weight.cols, bytes);
+    }
+    let rows = match axis {
+        Axis::Rows => {
+            keep_rows(weight, kept, bytes);
+            kept.len()
+        }
+        Axis::Columns => {
+            keep_columns(weight, kept, bytes);
+            weight.rows
+        }
+    };
+    if packed {
+        pack(
+            weight.block_type,
+            cols,
+            &mut bytes[..rows * weight.block_type.row_bytes(cols)],
+        );
+    }
 }
 
 fn keep_rows(weight: &Weight, kept: &[usize], bytes: &mut [u8]) {
@@ -201,9 +207,6 @@ fn keep_rows(weight: &Weight, kept: &[usize], bytes: &mut [u8]) {
 }
 
 fn keep_columns(weight: &Weight, kept: &[usize], bytes: &mut [u8]) {
-    if kept.len() == weight.cols {
-        return;
-    }
     let block_type = weight.block_type;
     let old_bytes = weight.row_bytes();
     let new_bytes = block_type.row_bytes(kept.len());

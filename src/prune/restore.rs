@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use super::{FeatureStats, Plan, Profile};
 use crate::kernels::Runtime;
 use crate::model::{Model, Weight};
-use crate::quant::decode_row;
 
 /// What is added to the biases of one layer's two output projections, `[embedding_length]` each.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -69,7 +68,7 @@ fn mean_contribution(
             if columns.is_empty() {
                 return 0.0;
             }
-            decode_row(weight.block_type, weight.row(&model.map, i), &mut row);
+            weight.decode_row(&model.map, i, &mut row);
             let sum: f64 = columns
                 .iter()
                 .map(|&j| f64::from(row[j]) * stats.mean(j))

@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use super::{FeatureStats, Profile, PruneError};
 use crate::kernels::Runtime;
 use crate::model::{Model, Weight};
-use crate::quant::decode_row;
 
 /// Scores of one layer's units, standardised within each module, so that they can be compared across layers and modules.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,7 +87,7 @@ fn column_squares(model: &Model, weight: &Weight) -> Vec<f64> {
     let mut sums = vec![0.0f64; weight.cols];
     let mut row = vec![0.0f32; weight.cols];
     for i in 0..weight.rows {
-        decode_row(weight.block_type, weight.row(&model.map, i), &mut row);
+        weight.decode_row(&model.map, i, &mut row);
         for (sum, w) in sums.iter_mut().zip(&row) {
             *sum += f64::from(*w) * f64::from(*w);
         }

@@ -139,15 +139,25 @@ fn half_scale(v: f32) -> f16 {
 
 fn encode_q8_0(x: &[f32; BLOCK], out: &mut [u8]) {
     let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    let mut d = half_scale(largest / 127.0);
-    // The smallest half-precision numbers lie so far apart that rounding down can clip the largest value.
-    if d.to_f32() * 127.5 < largest && d < f16::MAX {
-        d = f16::from_bits(d.to_bits() + 1);
+    let nearest = half_scale(largest / 127.0);
+    let codes = |d: f16| {
+        let inverse = inverse_of(d.to_f32());
+        x.map(|v| (v * inverse).round().clamp(-127.0, 127.0))
+    };
+    let mut best = (nearest, codes(nearest));
+    // The smallest half-precision numbers lie so far apart that the nearest one can clip the largest value.
+    if nearest.to_f32() * 127.5 < largest && nearest < f16::MAX {
+        let above = f16::from_bits(nearest.to_bits() + 1);
+        let q = codes(above);
+        if squared_error(x, &q, above.to_f32(), 0.0)
+            < squared_error(x, &best.1, nearest.to_f32(), 0.0)
+        {
+            best = (above, q);
+        }
     }
-    let inverse = inverse_of(d.to_f32());
-    out[..2].copy_from_slice(&d.to_le_bytes());
-    for (o, v) in out[2..].iter_mut().zip(x) {
-        *o = (v * inverse).round().clamp(-127.0, 127.0) as i8 as u8;
+    out[..2].copy_from_slice(&best.0.to_le_bytes());
+    for (o, q) in out[2..].iter_mut().zip(best.1) {
+        *o = q as i8 as u8;
     }
 }
 
@@ -156,8 +166,8 @@ fn inverse_of(d: f32) -> f32 {
 }
 
 /// The scales tried, as multiples of the one that just covers the range. A slightly smaller one clips the extreme value
-/// and serves the rest better. The larger ones give the extreme value the code −7, −6 or −5; values that were decoded
-/// from a block are found again by one of these exactly.
+/// and serves the rest better. The larger ones let it stand for −7 d, −6 d or −5 d, so that values which were decoded
+/// from a block are found again exactly.
 const SCALES_Q4_0: [f32; 8] = [1.0, 8.0 / 7.0, 8.0 / 6.0, 8.0 / 5.0, 0.96, 0.92, 0.88, 0.84];
 
 fn encode_q4_0(x: &[f32; BLOCK], out: &mut [u8]) {

@@ -4,8 +4,10 @@
 //! the definition that the vector kernels are tested against, and what pruning uses to re-encode columns.
 
 mod blocks;
+mod packed;
 
 pub use blocks::{decode_row, encode_row};
+pub use packed::{GROUP, decode_packed_row, pack, unpack};
 
 /// The element type of a stored tensor. The discriminants are GGUF's type numbers (`ggml_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -143,4 +145,6 @@ pub enum Layout {
     /// Row after row, as GGUF stores it.
     #[default]
     Native,
+    /// Groups of [`GROUP`] rows interleaved block by block; see [`pack`].
+    Packed,
 }

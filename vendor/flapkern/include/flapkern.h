@@ -29,8 +29,17 @@ typedef enum fk_type {
 
 /* How a matrix lies in memory. */
 typedef enum fk_layout {
-    FK_LAYOUT_NATIVE = 0 /* row after row, as GGUF stores it */
+    FK_LAYOUT_NATIVE = 0, /* row after row, as GGUF stores it */
+    FK_LAYOUT_PACKED = 1  /* groups of FK_GROUP rows interleaved, block by block; see below */
 } fk_layout;
+
+/* Rows of a packed group. A matrix has rows / FK_GROUP groups; the rows that are left over follow in native form.
+ *
+ * A packed group takes the bytes that its rows took. For every block of 32 columns it holds FK_GROUP scales (f16), for Q4_1
+ * then FK_GROUP minima (f16), and then lines of 64 bytes, four from each row: line j of Q8_0 (of 8) holds columns 4j to
+ * 4j + 3, and line j of Q4_0 and Q4_1 (of 4) the same columns in the low nibbles and columns 16 + 4j to 16 + 4j + 3 in the
+ * high ones. Other types have no packed form. */
+#define FK_GROUP 16
 
 typedef enum fk_isa {
     FK_ISA_GENERIC = 0,
@@ -54,7 +63,7 @@ typedef struct fk_weights {
 } fk_weights;
 
 /* Activations X [tokens, cols], row-major, and their 8-bit form, which is needed when fk_kernels.wants_quantized says so:
- * x = scale * q in blocks of FK_BLOCK, block_sum = scale * sum(q). */
+ * x = scale * q in blocks of FK_BLOCK, code_sum = sum(q), block_sum = scale * sum(q). */
 typedef struct fk_activations {
     size_t tokens;
     size_t cols;
@@ -62,6 +71,7 @@ typedef struct fk_activations {
     const int8_t *quantized; /* [tokens, cols] */
     const float *scales;     /* [tokens, cols / FK_BLOCK] */
     const float *block_sums; /* [tokens, cols / FK_BLOCK] */
+    const int32_t *code_sums; /* [tokens, cols / FK_BLOCK] */
 } fk_activations;
 
 /* The keys and values of one KV head: [positions, head_dim] each, in half precision, one position after the other. */
@@ -77,17 +87,18 @@ typedef struct fk_kernels {
     /* Rows are best split at multiples of this. */
     size_t row_granule;
 
-    /* 1 if matmul reads the 8-bit form of so many activations for this weight type, 0 if it reads `values`. */
-    int (*wants_quantized)(fk_type type, size_t tokens);
+    /* 1 if matmul reads the 8-bit form of so many activations for these weights, 0 if it reads `values`. */
+    int (*wants_quantized)(const fk_weights *w, size_t tokens);
 
-    /* x [n] to 8 bits; n is a multiple of FK_BLOCK. Writes q [n], scales and block_sums [n / FK_BLOCK]. */
-    void (*quantize)(const float *x, size_t n, int8_t *q, float *scales, float *block_sums);
+    /* x [n] to 8 bits; n is a multiple of FK_BLOCK. Writes q [n], scales, block_sums and code_sums
+     * [n / FK_BLOCK]. */
+    void (*quantize)(const float *x, size_t n, int8_t *q, float *scales, float *block_sums, int32_t *code_sums);
 
     /* Floats of scratch that matmul needs for this matrix and so many tokens. */
     size_t (*matmul_scratch)(const fk_weights *w, size_t tokens);
 
     /* out[t * out_stride + r] = W[r] . X[t] for rows r in [row_begin, row_end) and all tokens t. For blocked types cols
-     * is a multiple of FK_BLOCK. */
+     * is a multiple of FK_BLOCK. row_begin of packed weights is a multiple of FK_GROUP. */
     void (*matmul)(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                    size_t out_stride, float *scratch);
 

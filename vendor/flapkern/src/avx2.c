@@ -62,6 +62,34 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
     return sum_lanes(total) + offset;
 }
 
+#define PACKED_TOKENS 4
+#define SIGNED_OFFSET 0
+typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
+
+INLINE __m256i four_of(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+/* Eight sums of two products of at most 15 * 127 each stay within 16 bits. */
+INLINE vi dot_block_nibbles(vi sum, const vw codes[8], const int8_t *x) {
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)codes[0], four_of(x));
+    UNROLL for (int j = 1; j < 8; j++)
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16((__m256i)codes[j], four_of(x + 4 * j)));
+    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+/* |w| * (x with the sign of w) */
+INLINE vi dot_block_signed(vi sum, const vw codes[8], const int8_t *x) {
+    UNROLL for (int j = 0; j < 8; j++) {
+        __m256i w = (__m256i)codes[j];
+        __m256i pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(four_of(x + 4 * j), w));
+        sum += (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+    return sum;
+}
+
 #define FK_TABLE fk_table_avx2
 #define FK_NAME "avx2"
 #include "body.h"

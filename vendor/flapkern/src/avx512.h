@@ -115,4 +115,48 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
     return sum_lanes(total) + offset;
 }
 
+typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
+
+INLINE __m512i four_of(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+#if FK_VNNI
+#define PACKED_TOKENS 12
+#define SIGNED_OFFSET 128
+
+INLINE vi dot_block_nibbles(vi sum, const vw codes[8], const int8_t *x) {
+    UNROLL for (int j = 0; j < 8; j++)
+        sum = (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes[j], four_of(x + 4 * j));
+    return sum;
+}
+
+/* The codes are shifted to unsigned; the sum was begun with what that adds. */
+INLINE vi dot_block_signed(vi sum, const vw codes[8], const int8_t *x) { return dot_block_nibbles(sum, codes, x); }
+#else
+#define PACKED_TOKENS 8
+#define SIGNED_OFFSET 0
+
+/* Eight sums of two products of at most 15 * 127 each stay within 16 bits. */
+INLINE vi dot_block_nibbles(vi sum, const vw codes[8], const int8_t *x) {
+    __m512i pairs = _mm512_maddubs_epi16((__m512i)codes[0], four_of(x));
+    UNROLL for (int j = 1; j < 8; j++)
+        pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16((__m512i)codes[j], four_of(x + 4 * j)));
+    return sum + (vi)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+}
+
+/* |w| * (x with the sign of w) */
+INLINE vi dot_block_signed(vi sum, const vw codes[8], const int8_t *x) {
+    UNROLL for (int j = 0; j < 8; j++) {
+        __m512i w = (__m512i)codes[j], s = four_of(x + 4 * j);
+        s = _mm512_mask_sub_epi8(s, _mm512_movepi8_mask(w), _mm512_setzero_si512(), s);
+        __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), s);
+        sum += (vi)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    }
+    return sum;
+}
+#endif
+
 #include "body.h"

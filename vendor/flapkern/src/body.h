@@ -5,13 +5,17 @@
  *   GEMM_TOKENS, GEMM_VECTORS          the GEMM tile: tokens by vectors of weight rows
  *   load_half, store_half              FK_LANES half-precision values from and to memory
  *   dot_q8_0, dot_q4_0, dot_q4_1       one native row times one token's quantised activations
+ *   vw                                 a vector of 4 FK_LANES bytes
+ *   SIGNED_OFFSET                      128 if dot_block_signed takes codes + 128 as unsigned bytes, 0 if codes as they are
+ *   dot_block_nibbles, dot_block_signed  for FK_LANES packed rows: a block of codes times a block of 8-bit activations
+ *   PACKED_TOKENS                      tokens of a tile of packed rows
  *   FK_TABLE, FK_NAME                  the table's symbol and name
  *
  * and includes this file. */
 #include "flapkern.h"
 #include "half.h"
 
-#define UNROLL _Pragma("GCC unroll 16")
+#include "packed.h"
 
 /* ---- rows of plain floats ---- */
 
@@ -69,7 +73,7 @@ INLINE float dot_float(fk_type type, const uint8_t *row, const float *x, size_t 
 /* Blocks whose largest value is below this become 0: the inverse of their scale would overflow. */
 #define LEAST_PEAK 1e-36f
 
-static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *block_sums) {
+static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *block_sums, int32_t *code_sums) {
     for (size_t block = 0; block < n / FK_BLOCK; block++, x += FK_BLOCK, q += FK_BLOCK) {
         /* Absolute values compare as integers like the numbers they stand for, and NaN is the greatest. */
         vi largest = {0};
@@ -97,6 +101,7 @@ static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *
         for (int i = 0; i < FK_LANES; i++) total += sum[i];
         scales[block] = scale;
         block_sums[block] = scale * (float)total;
+        code_sums[block] = total;
     }
 }
 
@@ -244,16 +249,24 @@ static void gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk
 
 static int is_blocked(fk_type type) { return type == FK_TYPE_Q8_0 || type == FK_TYPE_Q4_0 || type == FK_TYPE_Q4_1; }
 
-static int wants_quantized(fk_type type, size_t tokens) { return is_blocked(type) && tokens < GEMM_MIN_TOKENS; }
+/* Packed weights are used as they are for any number of tokens. */
+static int wants_quantized(const fk_weights *w, size_t tokens) {
+    return is_blocked(w->type) && (w->layout == FK_LAYOUT_PACKED || tokens < GEMM_MIN_TOKENS);
+}
 
 static size_t matmul_scratch(const fk_weights *w, size_t tokens) {
-    (void)w;
-    return tokens < GEMM_MIN_TOKENS ? 0 : GEMM_SCRATCH;
+    return w->layout == FK_LAYOUT_PACKED || tokens < GEMM_MIN_TOKENS ? 0 : GEMM_SCRATCH;
 }
 
 static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                    size_t out_stride, float *scratch) {
-    if (x->tokens >= GEMM_MIN_TOKENS) {
+    if (w->layout == FK_LAYOUT_PACKED) {
+        size_t packed_end = w->rows / FK_GROUP * FK_GROUP;
+        size_t end = row_end < packed_end ? row_end : packed_end;
+        if (row_begin < end) packed_rows(w, row_begin, end, x, out, out_stride);
+        /* The rows that fill no group are native. */
+        row_begin = row_begin > packed_end ? row_begin : packed_end;
+    } else if (x->tokens >= GEMM_MIN_TOKENS) {
         gemm(w, row_begin, row_end, x, out, out_stride, scratch);
         return;
     }
@@ -479,7 +492,7 @@ static void attend(const float *q, size_t queries, const size_t *visible, const 
 
 const fk_kernels FK_TABLE = {
     .name = FK_NAME,
-    .row_granule = GEMM_ROWS,
+    .row_granule = GEMM_ROWS < FK_GROUP ? FK_GROUP : GEMM_ROWS,
     .wants_quantized = wants_quantized,
     .quantize = quantize,
     .matmul_scratch = matmul_scratch,

@@ -48,6 +48,24 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
     return total;
 }
 
+#define PACKED_TOKENS 1
+#define SIGNED_OFFSET 0
+typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
+
+INLINE vi dot_block_nibbles(vi sum, const vw codes[8], const int8_t *x) {
+    for (int j = 0; j < 8; j++)
+        for (int row = 0; row < FK_LANES; row++)
+            for (int i = 0; i < 4; i++) sum[row] += codes[j][4 * row + i] * x[4 * j + i];
+    return sum;
+}
+
+INLINE vi dot_block_signed(vi sum, const vw codes[8], const int8_t *x) {
+    for (int j = 0; j < 8; j++)
+        for (int row = 0; row < FK_LANES; row++)
+            for (int i = 0; i < 4; i++) sum[row] += (int8_t)codes[j][4 * row + i] * x[4 * j + i];
+    return sum;
+}
+
 #define FK_TABLE fk_table_generic
 #define FK_NAME "generic"
 #include "body.h"

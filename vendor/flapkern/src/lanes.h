@@ -14,6 +14,7 @@ typedef uint32_t vu __attribute__((vector_size(FK_LANES * 4)));
 typedef int8_t vb __attribute__((vector_size(FK_LANES)));
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
 
 INLINE vf load(const float *p) {
     vf v;

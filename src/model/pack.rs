@@ -1,0 +1,67 @@
+//! Packing weights in place, for speed.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use super::{Layer, Model, Weight};
+use crate::kernels::Runtime;
+use crate::quant::{BlockType, GROUP, Layout, pack};
+
+/// Bytes that a thread packs at a time.
+const PIECE: usize = 1 << 20;
+
+impl Model {
+    /// Brings every weight matrix that multiplies, and whose type has a packed form, into the packed layout. This happens
+    /// inside the private map: the pages become this process's own, and the file stays as it is. Returns the bytes packed.
+    pub fn pack(&mut self, runtime: &Runtime) -> usize {
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        let mut shapes: Vec<(BlockType, usize)> = Vec::new();
+        for weight in self.multiplied_weights() {
+            if weight.layout == Layout::Packed || !weight.block_type.can_be_packed() {
+                continue;
+            }
+            weight.layout = Layout::Packed;
+            let group = GROUP * weight.row_bytes();
+            let whole = weight.range.start..weight.range.start + weight.rows / GROUP * group;
+            for start in whole
+                .clone()
+                .step_by((PIECE / group.max(1)).max(1) * group.max(1))
+            {
+                let end = (start + (PIECE / group).max(1) * group).min(whole.end);
+                ranges.push(start..end);
+                shapes.push((weight.block_type, weight.cols));
+            }
+        }
+        let bytes = ranges.iter().map(Range::len).sum();
+        let pieces: Vec<Mutex<&mut [u8]>> = self
+            .map
+            .disjoint_mut(&ranges)
+            .into_iter()
+            .map(Mutex::new)
+            .collect();
+        runtime.pool.region(|team| {
+            team.items(pieces.len(), |_, i| {
+                let (block_type, cols) = shapes[i];
+                pack(
+                    block_type,
+                    cols,
+                    &mut pieces[i].lock().expect("each piece has one user"),
+                );
+            });
+        });
+        bytes
+    }
+
+    /// The layers' projections and the output head.
+    fn multiplied_weights(&mut self) -> impl Iterator<Item = &mut Weight> {
+        let head = match &mut self.output {
+            Some(output) => output,
+            None => &mut self.embedding,
+        };
+        self.layers
+            .iter_mut()
+            .flat_map(Layer::linears_mut)
+            .map(|l| &mut l.weight)
+            .chain(std::iter::once(head))
+    }
+}
