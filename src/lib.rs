@@ -19,7 +19,7 @@
 //! - [`prune`]: FLAP, in five steps from plain data to plain data.
 //! - [`tokenize`]: tokenizers from GGUF metadata.
 //! - [`generate`]: sampler chain, stop conditions, sessions.
-//! - [`eval`] measures perplexity.
+//! - [`eval`] measures perplexity and speed.
 //!
 //! Words: a *channel* is one hidden unit of an MLP; a *KV group* is a KV head and the query heads that read it; the
 //! *ratio* of pruning is the share of the layers' attention and MLP weights, in parameters, that is removed. Matrices are

@@ -1,5 +1,6 @@
 //! One file per subcommand, and what they share.
 
+mod bench;
 mod info;
 mod memory;
 mod options;
@@ -31,6 +32,8 @@ enum Command {
     Run(run::RunArgs),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::PerplexityArgs),
+    /// Measure the speed of models, dense and pruned, and of llama.cpp beside them
+    Bench(bench::BenchArgs),
     /// Show what this machine offers and what is used of it
     Info(info::InfoArgs),
 }
@@ -41,6 +44,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(args),
         Command::Perplexity(args) => perplexity::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Info(args) => info::run(args),
     };
     match result {

@@ -31,7 +31,7 @@ pub struct PruneOptions {
     pub calib_tokens: Option<usize>,
 }
 
-fn parse_ratio(text: &str) -> Result<f64, String> {
+pub fn parse_ratio(text: &str) -> Result<f64, String> {
     let ratio: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if prune::RATIOS.contains(&ratio) {
         Ok(ratio)

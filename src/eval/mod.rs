@@ -1,5 +1,7 @@
-//! Measuring models.
+//! Measuring models: perplexity and speed.
 
 mod perplexity;
+mod speed;
 
 pub use perplexity::{Perplexity, PerplexityError, PerplexityOptions, perplexity};
+pub use speed::{SpeedRun, SpeedTest, mean_and_deviation, median, read_bandwidth};

@@ -1,0 +1,385 @@
+//! `flapjack bench`: the shape of llama-bench, with pruned models and the peer itself in the same run.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use flapjack::eval::{SpeedRun, SpeedTest, mean_and_deviation, median, read_bandwidth};
+use serde::{Deserialize, Serialize};
+
+use super::options::{Loaded, ModelOptions};
+use super::progress;
+use super::pruning::{self, PruneOptions, parse_ratio};
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// A GGUF model; may be given several times [default: SmolLM2-135M-Instruct]
+    #[arg(short, long, value_name = "FILE")]
+    model: Vec<PathBuf>,
+    /// Time prompts of N tokens (0: none); may be given several times
+    #[arg(short = 'p', long, value_name = "N", default_value = "512")]
+    n_prompt: Vec<usize>,
+    /// Time generating N tokens (0: none); may be given several times
+    #[arg(short = 'n', long, value_name = "N", default_value = "128")]
+    n_gen: Vec<usize>,
+    /// Tokens that are in the cache before; may be given several times
+    #[arg(short = 'd', long, value_name = "N", default_value = "0")]
+    n_depth: Vec<usize>,
+    /// Repetitions; every test runs once in each, so that noise hits all alike
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    repetitions: u32,
+    /// Threads to compute with [default: one for each processor]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Also time the model pruned by this ratio; may be given several times. The dense model always comes first
+    #[arg(long, value_name = "RATIO", value_parser = parse_ratio, allow_negative_numbers = true)]
+    prune: Vec<f64>,
+    /// Calibrate on N tokens of the built-in text before pruning; speed does not depend on it
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    calib_tokens: usize,
+    /// Leave the weights as they lie in the file
+    #[arg(long)]
+    no_pack: bool,
+    /// Run this llama-bench on the same files in the same run, and tell the ratios
+    #[arg(long, value_name = "PATH")]
+    vs: Option<PathBuf>,
+    /// How to print the results
+    #[arg(short, long, value_enum, default_value_t = Format::Md)]
+    output: Format,
+    /// The same as --output json
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Md,
+    Csv,
+    Json,
+}
+
+/// One test of one model: llama-bench's field names, and ours behind them.
+#[derive(Debug, Clone, Serialize)]
+struct Row {
+    model_filename: String,
+    n_threads: usize,
+    n_prompt: usize,
+    n_gen: usize,
+    n_depth: usize,
+    avg_ts: f64,
+    stddev_ts: f64,
+    samples_ts: Vec<f64>,
+    median_ts: f64,
+    /// The share of the layers' weights that was removed.
+    prune_ratio: f64,
+    isa: &'static str,
+    /// Bytes of weights that generating a token reads.
+    bytes_per_token: usize,
+    /// Weights read per second in proportion to a plain read by the same threads in the same run; for generation only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bandwidth_share: Option<f64>,
+    /// The peer's median on the same file and test.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_ts: Option<f64>,
+    /// Our median in proportion to the peer's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio_to_peer: Option<f64>,
+}
+
+/// A model in one state, with the bandwidth samples of its bytes.
+struct Subject {
+    path: PathBuf,
+    loaded: Loaded,
+    prune_ratio: f64,
+    bandwidth: Vec<f64>,
+}
+
+pub fn run(args: BenchArgs) -> Result<()> {
+    let tests = args.tests();
+    if tests.is_empty() {
+        bail!("there is nothing to time: give -p or -n a number above 0");
+    }
+    let mut subjects = args.subjects()?;
+    let peer = args.vs.as_deref().map(Peer::find).transpose()?;
+
+    let mut samples = vec![vec![Vec::new(); tests.len()]; subjects.len()];
+    let mut peer_samples = vec![vec![Vec::new(); tests.len()]; subjects.len()];
+    let bar = progress::bar(
+        "measuring",
+        u64::from(args.repetitions) * (subjects.len() * tests.len()) as u64,
+        "tests",
+    );
+    for _ in 0..args.repetitions {
+        for (s, subject) in subjects.iter_mut().enumerate() {
+            let Loaded { model, runtime, .. } = &subject.loaded;
+            for (t, test) in tests.iter().enumerate() {
+                samples[s][t].push(SpeedRun::new(model, runtime, *test)?.sample()?);
+                if let (Some(peer), 0.0) = (&peer, subject.prune_ratio) {
+                    let speed = peer.sample(&subject.path, runtime.pool.threads(), *test)?;
+                    peer_samples[s][t].push(speed);
+                }
+                bar.inc(1);
+            }
+            subject
+                .bandwidth
+                .push(read_bandwidth(&model.map, model.bytes(), runtime));
+        }
+    }
+    bar.finish_and_clear();
+
+    let mut rows = Vec::new();
+    for (s, subject) in subjects.iter().enumerate() {
+        for (t, test) in tests.iter().enumerate() {
+            rows.push(Row::new(
+                subject,
+                *test,
+                &samples[s][t],
+                &peer_samples[s][t],
+            ));
+        }
+    }
+    let mut out = io::stdout().lock();
+    match if args.json { Format::Json } else { args.output } {
+        Format::Md => print_markdown(&mut out, &rows, peer.is_some())?,
+        Format::Csv => print_csv(&mut out, &rows)?,
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut out, &rows)?;
+            writeln!(out)?;
+        }
+    }
+    Ok(())
+}
+
+impl BenchArgs {
+    fn tests(&self) -> Vec<SpeedTest> {
+        let mut tests = Vec::new();
+        for &depth in &self.n_depth {
+            let prompts = self.n_prompt.iter().map(|&prompt| SpeedTest {
+                prompt,
+                generate: 0,
+                depth,
+            });
+            let generations = self.n_gen.iter().map(|&generate| SpeedTest {
+                prompt: 0,
+                generate,
+                depth,
+            });
+            tests.extend(
+                prompts
+                    .chain(generations)
+                    .filter(|t| t.prompt + t.generate > 0),
+            );
+        }
+        tests
+    }
+
+    fn subjects(&self) -> Result<Vec<Subject>> {
+        let models: Vec<Option<PathBuf>> = match self.model.is_empty() {
+            true => vec![None],
+            false => self.model.iter().cloned().map(Some).collect(),
+        };
+        let mut subjects = Vec::new();
+        for model in models {
+            let options = ModelOptions {
+                model,
+                threads: self.threads,
+                no_pack: self.no_pack,
+            };
+            for ratio in std::iter::once(0.0).chain(self.prune.iter().copied().filter(|r| *r > 0.0))
+            {
+                let mut loaded = options.load()?;
+                let mut prune_ratio = 0.0;
+                if ratio > 0.0 {
+                    let pruning = PruneOptions {
+                        prune: Some(ratio),
+                        calib: None,
+                        calib_tokens: Some(self.calib_tokens),
+                    };
+                    let profile = pruning.calibrate(&loaded)?.profile;
+                    let pruned =
+                        pruning::prune(&mut loaded.model, &loaded.runtime, &profile, ratio)?;
+                    prune_ratio = pruned.plan.ratio();
+                }
+                subjects.push(Subject {
+                    path: loaded.model.path().to_owned(),
+                    loaded,
+                    prune_ratio,
+                    bandwidth: Vec::new(),
+                });
+            }
+        }
+        Ok(subjects)
+    }
+}
+
+impl Row {
+    fn new(subject: &Subject, test: SpeedTest, samples: &[f64], peer: &[f64]) -> Self {
+        let (avg_ts, stddev_ts) = mean_and_deviation(samples);
+        let median_ts = median(samples);
+        let bytes_per_token = subject.loaded.model.bytes_per_token();
+        let peer_ts = (!peer.is_empty()).then(|| median(peer));
+        Self {
+            model_filename: subject.path.display().to_string(),
+            n_threads: subject.loaded.runtime.pool.threads(),
+            n_prompt: test.prompt,
+            n_gen: test.generate,
+            n_depth: test.depth,
+            avg_ts,
+            stddev_ts,
+            samples_ts: samples.to_vec(),
+            median_ts,
+            prune_ratio: subject.prune_ratio,
+            isa: subject.loaded.runtime.kernels.isa().name(),
+            bytes_per_token,
+            bandwidth_share: (test.generate > 0)
+                .then(|| median_ts * bytes_per_token as f64 / median(&subject.bandwidth)),
+            peer_ts,
+            ratio_to_peer: peer_ts.map(|peer| median_ts / peer),
+        }
+    }
+
+    /// As llama-bench names its tests: pp512, tg128, tg128 @ d4096.
+    fn test_name(&self) -> String {
+        let name = match self.n_gen {
+            0 => format!("pp{}", self.n_prompt),
+            n => format!("tg{n}"),
+        };
+        match self.n_depth {
+            0 => name,
+            depth => format!("{name} @ d{depth}"),
+        }
+    }
+
+    fn file_name(&self) -> String {
+        let path = Path::new(&self.model_filename);
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
+fn print_markdown(out: &mut impl Write, rows: &[Row], with_peer: bool) -> io::Result<()> {
+    write!(
+        out,
+        "| model | isa | threads | pruned | test | tokens/s | ± | MB/token | bandwidth |"
+    )?;
+    writeln!(
+        out,
+        "{}",
+        if with_peer {
+            " llama.cpp | ratio |"
+        } else {
+            ""
+        }
+    )?;
+    write!(
+        out,
+        "| --- | --- | --: | --: | --- | --: | --: | --: | --: |"
+    )?;
+    writeln!(out, "{}", if with_peer { " --: | --: |" } else { "" })?;
+    for row in rows {
+        write!(
+            out,
+            "| {} | {} | {} | {:.1} % | {} | {:.1} | {:.1} | {:.1} | {} |",
+            row.file_name(),
+            row.isa,
+            row.n_threads,
+            row.prune_ratio * 100.0,
+            row.test_name(),
+            row.median_ts,
+            row.stddev_ts,
+            row.bytes_per_token as f64 / 1e6,
+            row.bandwidth_share
+                .map_or(String::new(), |share| format!("{:.0} %", share * 100.0)),
+        )?;
+        match (with_peer, row.peer_ts, row.ratio_to_peer) {
+            (true, Some(peer), Some(ratio)) => writeln!(out, " {peer:.1} | {ratio:.2} |")?,
+            (true, ..) => writeln!(out, "  |  |")?,
+            (false, ..) => writeln!(out)?,
+        }
+    }
+    Ok(())
+}
+
+fn print_csv(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
+    writeln!(
+        out,
+        "model_filename,isa,n_threads,prune_ratio,n_prompt,n_gen,n_depth,median_ts,avg_ts,stddev_ts,bytes_per_token,bandwidth_share,peer_ts,ratio_to_peer"
+    )?;
+    let optional = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
+    for row in rows {
+        writeln!(
+            out,
+            "\"{}\",{},{},{},{},{},{},{},{},{},{},{},{},{}",
+            row.model_filename.replace('"', "\"\""),
+            row.isa,
+            row.n_threads,
+            row.prune_ratio,
+            row.n_prompt,
+            row.n_gen,
+            row.n_depth,
+            row.median_ts,
+            row.avg_ts,
+            row.stddev_ts,
+            row.bytes_per_token,
+            optional(row.bandwidth_share),
+            optional(row.peer_ts),
+            optional(row.ratio_to_peer),
+        )?;
+    }
+    Ok(())
+}
+
+/// llama.cpp's own benchmark.
+struct Peer {
+    program: PathBuf,
+}
+
+/// What we read of its output.
+#[derive(Debug, Deserialize)]
+struct PeerRow {
+    avg_ts: f64,
+}
+
+impl Peer {
+    fn find(program: &Path) -> Result<Self> {
+        ensure!(
+            program.is_file(),
+            "the peer {} is not there; --vs takes the path of a llama-bench",
+            program.display()
+        );
+        Ok(Self {
+            program: program.to_owned(),
+        })
+    }
+
+    /// Tokens per second of one repetition, which the peer itself precedes by a warm-up.
+    fn sample(&self, model: &Path, threads: usize, test: SpeedTest) -> Result<f64> {
+        let output = Command::new(&self.program)
+            .arg("-m")
+            .arg(model)
+            .args(["-o", "json", "-r", "1"])
+            .args(["-t", &threads.to_string()])
+            .args(["-p", &test.prompt.to_string()])
+            .args(["-n", &test.generate.to_string()])
+            .args(["-d", &test.depth.to_string()])
+            .output()
+            .with_context(|| format!("the peer {} cannot be started", self.program.display()))?;
+        ensure!(
+            output.status.success(),
+            "the peer failed on {}: {}",
+            model.display(),
+            String::from_utf8_lossy(&output.stderr)
+                .lines()
+                .last()
+                .unwrap_or("no message")
+        );
+        let rows: Vec<PeerRow> = serde_json::from_slice(&output.stdout)
+            .context("the peer's output is not what llama-bench prints")?;
+        let row = rows.first().context("the peer printed no result")?;
+        Ok(row.avg_ts)
+    }
+}
