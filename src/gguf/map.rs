@@ -45,10 +45,12 @@ impl Map {
                 "the file is empty; name a .gguf model",
             ));
         }
+        // Nothing is set aside for pages that may be written to: a model may be larger than memory.
+        //
         // SAFETY: the map is private, so nothing that we write reaches the file and our own pages change under nobody.
         // Another process that modifies the file while it is mapped can change pages that we have not yet read; all
         // parsing happens on checked ranges and every byte pattern is a valid value of the types that we view.
-        let bytes = unsafe { MmapOptions::new().map_copy(&file)? };
+        let bytes = unsafe { MmapOptions::new().no_reserve_swap().map_copy(&file)? };
         Ok(Self { bytes })
     }
 
