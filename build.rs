@@ -14,6 +14,8 @@ const AVX512: &[&str] = &[
     "-mprefer-vector-width=512",
 ];
 const VNNI: &[&str] = &["-mavx512vnni"];
+const DOTPROD: &[&str] = &["-march=armv8.2-a+dotprod"];
+const I8MM: &[&str] = &["-march=armv8.2-a+dotprod+i8mm"];
 
 /// Every translation unit: its file, the architecture it is for ("" for all) and its flags.
 const UNITS: &[(&str, &str, &[&[&str]])] = &[
@@ -22,6 +24,9 @@ const UNITS: &[(&str, &str, &[&[&str]])] = &[
     ("avx2.c", "x86_64", &[AVX2]),
     ("avx512.c", "x86_64", &[AVX2, AVX512]),
     ("avx512_vnni.c", "x86_64", &[AVX2, AVX512, VNNI]),
+    ("neon.c", "aarch64", &[]),
+    ("neon_dotprod.c", "aarch64", &[DOTPROD]),
+    ("neon_i8mm.c", "aarch64", &[I8MM]),
 ];
 
 fn main() {
@@ -40,6 +45,8 @@ fn main() {
             .std("gnu11")
             // Kernels are as fast in a debug build, and results are the same in both.
             .opt_level(3)
+            // Tracking variables through unrolled vector code takes the compiler minutes; symbols are kept without it.
+            .debug(false)
             .flag("-ffp-contract=fast")
             .flag("-fno-math-errno")
             .warnings(true)

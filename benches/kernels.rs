@@ -1,4 +1,4 @@
-//! Kernels by instruction set and weight type, on the shapes of the default model: weights times one token and times a
+//! Kernels by instruction set and weight type, on shapes near the default model's: weights times one token and times a
 //! prompt, attention, and a forward pass.
 //!
 //! `cargo bench` runs all, `cargo bench -- matmul/avx2` some. Throughput is in bytes of weights for single tokens, which
@@ -16,7 +16,7 @@ use flapjack::model::{KvCache, Model, Scratch, Unobserved};
 use flapjack::quant::{BlockType, Layout, encode_row};
 use half::f16;
 
-const COLS: usize = 576;
+const COLS: usize = 768;
 const ROWS: usize = 1536;
 
 /// Reproducible values in [−1, 1).

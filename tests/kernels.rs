@@ -18,39 +18,63 @@ fn every_isa() -> Vec<Kernels> {
 
 /// Widths that are whole blocks, and for float types also odd ones.
 fn widths(block_type: BlockType) -> Vec<usize> {
-    let mut widths = vec![32, 64, 96, 160, 576, 1056];
-    if block_type.is_float() {
-        widths.extend([1, 2, 3, 7, 17, 45, 65, 131, 577, 1030]);
+    match block_type.block_len() {
+        1 => vec![
+            32, 64, 96, 160, 576, 1056, 1, 2, 3, 7, 17, 45, 65, 131, 577, 1030,
+        ],
+        32 => vec![32, 64, 96, 160, 576, 1056],
+        _ => vec![256, 768],
     }
-    widths
 }
 
-/// Random rows in a block format, and what they decode to.
+/// Where a block of a type has its half-precision numbers.
+fn halves_of(block_type: BlockType) -> &'static [usize] {
+    match block_type {
+        BlockType::Q8_0
+        | BlockType::Q4_0
+        | BlockType::Q5_0
+        | BlockType::IQ4_NL
+        | BlockType::IQ4_XS => &[0],
+        BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4_K | BlockType::Q5_K => &[0, 2],
+        BlockType::Q2_K => &[80, 82],
+        BlockType::Q3_K => &[108],
+        BlockType::Q6_K => &[208],
+        BlockType::F32 | BlockType::F16 | BlockType::BF16 => &[],
+    }
+}
+
+/// Random rows in a block format, and what they decode to. Blocks are random bytes, so that every code and packed scale
+/// occurs, with half-precision numbers of ordinary size, and some blocks have scales of 0.
 fn random_matrix(
     random: &mut Random,
     block_type: BlockType,
     rows: usize,
     cols: usize,
 ) -> (Vec<u8>, Vec<f32>) {
-    let mut bytes = vec![0u8; rows * block_type.row_bytes(cols)];
+    let row_bytes = block_type.row_bytes(cols);
+    let mut bytes = vec![0u8; rows * row_bytes];
     let mut decoded = vec![0.0; rows * cols];
-    for r in 0..rows {
-        let mut values = random.normals(cols, 1.0);
-        if r % 5 == 3 {
-            // A block of zeros, and one of equal values.
-            values
-                .iter_mut()
-                .take(ACTIVATION_BLOCK)
-                .for_each(|v| *v = 0.0);
-            values
-                .iter_mut()
-                .skip(ACTIVATION_BLOCK)
-                .take(ACTIVATION_BLOCK)
-                .for_each(|v| *v = 0.5);
+    for (row, decoded) in bytes
+        .chunks_exact_mut(row_bytes)
+        .zip(decoded.chunks_exact_mut(cols))
+    {
+        if block_type.is_float() {
+            encode_row(block_type, &random.normals(cols, 1.0), row);
+        } else {
+            for block in row.chunks_exact_mut(block_type.block_bytes()) {
+                block.iter_mut().for_each(|b| *b = random.next() as u8);
+                let zero = random.below(7) == 0;
+                for &at in halves_of(block_type) {
+                    let half = f16::from_f32(if zero {
+                        0.0
+                    } else {
+                        random.normal() as f32 * 0.01
+                    });
+                    block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+                }
+            }
         }
-        let row = &mut bytes[r * block_type.row_bytes(cols)..][..block_type.row_bytes(cols)];
-        encode_row(block_type, &values, row);
-        decode_row(block_type, row, &mut decoded[r * cols..][..cols]);
+        decode_row(block_type, row, decoded);
     }
     (bytes, decoded)
 }
@@ -69,7 +93,8 @@ fn naive_product(row: &[f32], x: &[f64]) -> (f64, f64) {
 fn through_8_bits(kernels: Kernels, x: &[f32]) -> Vec<f64> {
     let blocks = x.len() / ACTIVATION_BLOCK;
     let (mut q, mut scales, mut sums) = (vec![0; x.len()], vec![0.0; blocks], vec![0.0; blocks]);
-    kernels.quantize(x, &mut q, &mut scales, &mut sums, &mut vec![0; blocks]);
+    let mut code_sums = vec![0; 2 * blocks];
+    kernels.quantize(x, &mut q, &mut scales, &mut sums, &mut code_sums);
     q.iter()
         .enumerate()
         .map(|(i, q)| f64::from(*q) * f64::from(scales[i / ACTIVATION_BLOCK]))
@@ -271,14 +296,14 @@ fn what_is_not_finite_does_not_come_out_finite() {
     for kernels in every_isa() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for block_type in BlockType::ALL {
-                let (bytes, _) = random_matrix(&mut Random::new(3), block_type, 20, 64);
+                let (bytes, _) = random_matrix(&mut Random::new(3), block_type, 20, 256);
                 for tokens in [1, 9] {
-                    let mut x = vec![0.5f32; tokens * 64];
+                    let mut x = vec![0.5f32; tokens * 256];
                     x[37] = bad;
-                    for (layout, bytes) in layouts(block_type, 64, &bytes) {
+                    for (layout, bytes) in layouts(block_type, 256, &bytes) {
                         let out = product(
                             kernels,
-                            MatrixView::new(block_type, layout, 20, 64, &bytes),
+                            MatrixView::new(block_type, layout, 20, 256, &bytes),
                             &x,
                         );
                         assert!(
@@ -380,7 +405,7 @@ fn activations_are_quantised_to_within_half_a_step() {
                 vec![f32::NAN; blocks],
                 vec![f32::NAN; blocks],
             );
-            let mut code_sums = vec![-1; blocks];
+            let mut code_sums = vec![-1; 2 * blocks];
             kernels.quantize(&x, &mut q, &mut scales, &mut sums, &mut code_sums);
             assert!(
                 q[..ACTIVATION_BLOCK].iter().all(|q| *q == 0) && scales[0] == 0.0 && sums[0] == 0.0
@@ -397,7 +422,7 @@ fn activations_are_quantised_to_within_half_a_step() {
                     assert_ne!(*q, -128);
                 }
                 let sum: i32 = q[block].iter().map(|q| i32::from(*q)).sum();
-                assert_eq!(code_sums[b], sum);
+                assert_eq!(code_sums[2 * b] + code_sums[2 * b + 1], sum);
                 let expected = step * f64::from(sum);
                 assert!((f64::from(sums[b]) - expected).abs() <= 1e-6 * expected.abs());
             }

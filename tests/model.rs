@@ -134,7 +134,14 @@ fn quantised_weights() {
 
 #[test]
 fn packed_weights_give_what_native_ones_give() {
-    for block_type in [BlockType::Q8_0, BlockType::Q4_0, BlockType::Q4_1] {
+    for block_type in [
+        BlockType::Q8_0,
+        BlockType::Q4_0,
+        BlockType::Q4_1,
+        BlockType::Q5_0,
+        BlockType::Q5_1,
+        BlockType::IQ4_NL,
+    ] {
         for (tied, vocabulary) in [(true, 50), (false, 64)] {
             let synthetic = Synthetic::new(Shape {
                 block_type,
@@ -151,7 +158,7 @@ fn packed_weights_give_what_native_ones_give() {
             assert!(packed.pack(&runtime) > 0);
             assert_eq!(packed.pack(&runtime), 0, "nothing is packed twice");
             let tokens = Random::new(8).tokens(24, vocabulary);
-            // Steps of one token use 8-bit activations in both layouts.
+            // Native steps use 8-bit activations for some types, packed ones for all.
             let expected: Vec<f64> = logits_in_batches(&native, &runtime, &tokens, &[1; 24])
                 .into_iter()
                 .map(f64::from)
@@ -159,7 +166,7 @@ fn packed_weights_give_what_native_ones_give() {
             for split in [vec![1; 24], vec![24], vec![2, 3, 5, 7, 4, 3]] {
                 let got = logits_in_batches(&packed, &runtime, &tokens, &split);
                 let error = relative_error(&got, &expected);
-                assert!(error < 1e-2, "{block_type:?} {split:?}: {error}");
+                assert!(error < 3e-2, "{block_type:?} {split:?}: {error}");
             }
             for l in 0..2 {
                 let (was, is) = (&native.layers[l].up.weight, &packed.layers[l].up.weight);
@@ -169,6 +176,47 @@ fn packed_weights_give_what_native_ones_give() {
                     is.decode_row(&packed.map, row, &mut b);
                     assert_eq!(a, b);
                 }
+            }
+        }
+    }
+}
+
+/// Formats with blocks of 256 want widths of 256.
+#[test]
+fn super_blocks_native_and_packed() {
+    for block_type in [
+        BlockType::Q2_K,
+        BlockType::Q3_K,
+        BlockType::Q4_K,
+        BlockType::Q5_K,
+        BlockType::Q6_K,
+        BlockType::IQ4_XS,
+    ] {
+        let synthetic = Synthetic::new(Shape {
+            block_type,
+            embedding: 256,
+            head_dim: 64,
+            rope_dim: 64,
+            channels: vec![256, 512],
+            ..Shape::default()
+        });
+        let tokens = Random::new(8).tokens(24, synthetic.shape.vocabulary);
+        let (expected, _) = synthetic.reference.forward(&tokens);
+        let runtime = runtime(2);
+        for packed in [false, true] {
+            let mut model = synthetic.load();
+            if packed {
+                model.pack(&runtime);
+            }
+            for split in [vec![24], vec![1; 24], vec![5, 12, 7]] {
+                let got = logits_in_batches(&model, &runtime, &tokens, &split);
+                let error = relative_error(&got, &expected);
+                // Packed weights meet 8-bit activations.
+                let allowed = if packed { 3e-2 } else { TOLERANCE };
+                assert!(
+                    error < allowed,
+                    "{block_type:?}, packed {packed}, {split:?}: {error}"
+                );
             }
         }
     }

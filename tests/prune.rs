@@ -399,6 +399,9 @@ fn every_weight_type_is_pruned_in_whole_blocks_and_keeps_its_type() {
         (BlockType::BF16, 3e-3),
         // Packed weights meet 8-bit activations in batches too.
         (BlockType::Q8_0, 4e-2),
+        (BlockType::Q5_0, 0.12),
+        (BlockType::Q5_1, 0.12),
+        (BlockType::IQ4_NL, 0.2),
         (BlockType::Q4_1, 0.2),
         (BlockType::Q4_0, 0.2),
     ] {

@@ -120,6 +120,15 @@ fn types_have_the_numbers_and_names_of_gguf() {
         (BlockType::Q4_1, 3, "Q4_1"),
         (BlockType::Q8_0, 8, "Q8_0"),
         (BlockType::BF16, 30, "BF16"),
+        (BlockType::Q5_0, 6, "Q5_0"),
+        (BlockType::Q5_1, 7, "Q5_1"),
+        (BlockType::Q2_K, 10, "Q2_K"),
+        (BlockType::Q3_K, 11, "Q3_K"),
+        (BlockType::Q4_K, 12, "Q4_K"),
+        (BlockType::Q5_K, 13, "Q5_K"),
+        (BlockType::Q6_K, 14, "Q6_K"),
+        (BlockType::IQ4_NL, 20, "IQ4_NL"),
+        (BlockType::IQ4_XS, 23, "IQ4_XS"),
     ];
     assert_eq!(expected.len(), BlockType::ALL.len());
     for (block_type, id, name) in expected {
@@ -668,7 +677,7 @@ fn the_search_pays_on_gaussian_blocks() {
 fn zeros_encode_to_zeros() {
     for block_type in BlockType::ALL {
         for zero in [0.0, -0.0] {
-            assert_eq!(there_and_back(block_type, &[zero; 64]), [0.0; 64]);
+            assert_eq!(there_and_back(block_type, &[zero; 512]), [0.0; 512]);
         }
     }
 }

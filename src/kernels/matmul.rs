@@ -120,7 +120,7 @@ impl Activations {
         self.quantized.resize(self.values.len(), 0);
         self.scales.resize(self.tokens * blocks, 0.0);
         self.block_sums.resize(self.tokens * blocks, 0.0);
-        self.code_sums.resize(self.tokens * blocks, 0);
+        self.code_sums.resize(2 * self.tokens * blocks, 0);
         let quantized = SharedSlice::new(&mut self.quantized);
         let scales = SharedSlice::new(&mut self.scales);
         let sums = SharedSlice::new(&mut self.block_sums);
@@ -133,8 +133,8 @@ impl Activations {
                 (
                     quantized.range(row.clone()),
                     scales.range(row_blocks.clone()),
-                    sums.range(row_blocks.clone()),
-                    code_sums.range(row_blocks),
+                    sums.range(row_blocks),
+                    code_sums.range(2 * t * blocks..2 * (t + 1) * blocks),
                 )
             };
             kernels.quantize(&self.values[row], q, d, s, n);

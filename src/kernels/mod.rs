@@ -23,7 +23,7 @@ pub const ISA_VARIABLE: &str = "FLAPJACK_ISA";
 /// Values per block of 8-bit activations.
 pub const ACTIVATION_BLOCK: usize = sys::FK_BLOCK as usize;
 
-/// An instruction set that kernels exist for, from the plainest to the most capable.
+/// An instruction set that kernels exist for: for each architecture from the plainest to the most capable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Plain C.
@@ -34,10 +34,24 @@ pub enum Isa {
     Avx512,
     /// The same with VNNI.
     Avx512Vnni,
+    /// NEON, of every 64-bit ARM processor.
+    Neon,
+    /// The same with the dot product instructions.
+    NeonDotprod,
+    /// These with the 8-bit matrix instructions.
+    NeonI8mm,
 }
 
 impl Isa {
-    pub const ALL: [Isa; 4] = [Isa::Generic, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 7] = [
+        Isa::Generic,
+        Isa::Avx2,
+        Isa::Avx512,
+        Isa::Avx512Vnni,
+        Isa::Neon,
+        Isa::NeonDotprod,
+        Isa::NeonI8mm,
+    ];
 
     /// The name that [`ISA_VARIABLE`] takes.
     pub const fn name(self) -> &'static str {
@@ -46,6 +60,9 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Neon => "neon",
+            Isa::NeonDotprod => "neon-dotprod",
+            Isa::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -62,6 +79,9 @@ impl Isa {
             Isa::Avx2 => sys::fk_isa::FK_ISA_AVX2,
             Isa::Avx512 => sys::fk_isa::FK_ISA_AVX512,
             Isa::Avx512Vnni => sys::fk_isa::FK_ISA_AVX512_VNNI,
+            Isa::Neon => sys::fk_isa::FK_ISA_NEON,
+            Isa::NeonDotprod => sys::fk_isa::FK_ISA_NEON_DOTPROD,
+            Isa::NeonI8mm => sys::fk_isa::FK_ISA_NEON_I8MM,
         }
     }
 }
@@ -169,7 +189,7 @@ impl Kernels {
         }
     }
 
-    /// Quantises x to 8 bits in blocks of [`ACTIVATION_BLOCK`]: x = scale · q. `block_sums` receives scale · Σ q, `code_sums` Σ q.
+    /// Quantises x to 8 bits in blocks of [`ACTIVATION_BLOCK`]: x = scale · q. `block_sums` receives scale · Σ q, `code_sums` Σ q of each half.
     ///
     /// # Panics
     /// If the lengths do not fit each other.
@@ -183,7 +203,7 @@ impl Kernels {
     ) {
         assert!(x.len().is_multiple_of(ACTIVATION_BLOCK) && q.len() == x.len());
         assert!(scales.len() == x.len() / ACTIVATION_BLOCK && block_sums.len() == scales.len());
-        assert_eq!(code_sums.len(), scales.len());
+        assert_eq!(code_sums.len(), 2 * scales.len());
         // SAFETY: the lengths are as the kernel needs them, as checked.
         unsafe {
             call!(
@@ -304,6 +324,15 @@ fn type_of(block_type: BlockType) -> sys::fk_type {
         BlockType::Q8_0 => sys::fk_type::FK_TYPE_Q8_0,
         BlockType::Q4_0 => sys::fk_type::FK_TYPE_Q4_0,
         BlockType::Q4_1 => sys::fk_type::FK_TYPE_Q4_1,
+        BlockType::Q5_0 => sys::fk_type::FK_TYPE_Q5_0,
+        BlockType::Q5_1 => sys::fk_type::FK_TYPE_Q5_1,
+        BlockType::Q2_K => sys::fk_type::FK_TYPE_Q2_K,
+        BlockType::Q3_K => sys::fk_type::FK_TYPE_Q3_K,
+        BlockType::Q4_K => sys::fk_type::FK_TYPE_Q4_K,
+        BlockType::Q5_K => sys::fk_type::FK_TYPE_Q5_K,
+        BlockType::Q6_K => sys::fk_type::FK_TYPE_Q6_K,
+        BlockType::IQ4_NL => sys::fk_type::FK_TYPE_IQ4_NL,
+        BlockType::IQ4_XS => sys::fk_type::FK_TYPE_IQ4_XS,
     }
 }
 

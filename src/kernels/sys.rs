@@ -6,6 +6,7 @@
 
 pub const FK_GROUP: u32 = 16;
 pub const FK_BLOCK: u32 = 32;
+pub const FK_SUPER: u32 = 256;
 #[repr(u32)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]
 pub enum fk_type {
@@ -13,7 +14,16 @@ pub enum fk_type {
     FK_TYPE_F16 = 1,
     FK_TYPE_Q4_0 = 2,
     FK_TYPE_Q4_1 = 3,
+    FK_TYPE_Q5_0 = 6,
+    FK_TYPE_Q5_1 = 7,
     FK_TYPE_Q8_0 = 8,
+    FK_TYPE_Q2_K = 10,
+    FK_TYPE_Q3_K = 11,
+    FK_TYPE_Q4_K = 12,
+    FK_TYPE_Q5_K = 13,
+    FK_TYPE_Q6_K = 14,
+    FK_TYPE_IQ4_NL = 20,
+    FK_TYPE_IQ4_XS = 23,
     FK_TYPE_BF16 = 30,
 }
 #[repr(u32)]
@@ -29,7 +39,10 @@ pub enum fk_isa {
     FK_ISA_AVX2 = 1,
     FK_ISA_AVX512 = 2,
     FK_ISA_AVX512_VNNI = 3,
-    FK_ISA_COUNT = 4,
+    FK_ISA_NEON = 4,
+    FK_ISA_NEON_DOTPROD = 5,
+    FK_ISA_NEON_I8MM = 6,
+    FK_ISA_COUNT = 7,
 }
 #[repr(C)]
 #[derive(Copy, Clone)]

@@ -2,7 +2,12 @@
 
 use half::{bf16, f16};
 
-use super::BlockType;
+use super::bits::{pack, unpack};
+use super::encode::{
+    each, finite_half, fit_line, fit_scale, half_scale, inverse_of, low_bits, rounded,
+    squared_error, within_reach,
+};
+use super::{BlockType, iq4, kquants};
 
 const BLOCK: usize = 32;
 
@@ -16,26 +21,18 @@ pub fn decode_row(block_type: BlockType, bytes: &[u8], out: &mut [f32]) {
         BlockType::F32 => decode_each(bytes, out, f32::from_le_bytes),
         BlockType::F16 => decode_each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
         BlockType::BF16 => decode_each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
-        BlockType::Q8_0 => {
-            for (block, out) in blocks(block_type, bytes, out) {
-                let d = half_at(block, 0);
-                for (o, q) in out.iter_mut().zip(&block[2..]) {
-                    *o = d * f32::from(*q as i8);
-                }
-            }
-        }
-        BlockType::Q4_0 => {
-            for (block, out) in blocks(block_type, bytes, out) {
-                let d = half_at(block, 0);
-                nibbles(&block[2..], out, |q| d * (f32::from(q) - 8.0));
-            }
-        }
-        BlockType::Q4_1 => {
-            for (block, out) in blocks(block_type, bytes, out) {
-                let (d, m) = (half_at(block, 0), half_at(block, 2));
-                nibbles(&block[4..], out, |q| d * f32::from(q) + m);
-            }
-        }
+        BlockType::Q8_0 => decode_blocks(block_type, bytes, out, decode_q8_0),
+        BlockType::Q4_0 => decode_blocks(block_type, bytes, out, decode_q4_0),
+        BlockType::Q4_1 => decode_blocks(block_type, bytes, out, decode_q4_1),
+        BlockType::Q5_0 => decode_blocks(block_type, bytes, out, decode_q5_0),
+        BlockType::Q5_1 => decode_blocks(block_type, bytes, out, decode_q5_1),
+        BlockType::Q2_K => decode_blocks(block_type, bytes, out, kquants::decode_q2_k),
+        BlockType::Q3_K => decode_blocks(block_type, bytes, out, kquants::decode_q3_k),
+        BlockType::Q4_K => decode_blocks(block_type, bytes, out, kquants::decode_q4_k),
+        BlockType::Q5_K => decode_blocks(block_type, bytes, out, kquants::decode_q5_k),
+        BlockType::Q6_K => decode_blocks(block_type, bytes, out, kquants::decode_q6_k),
+        BlockType::IQ4_NL => decode_blocks(block_type, bytes, out, iq4::decode_iq4_nl),
+        BlockType::IQ4_XS => decode_blocks(block_type, bytes, out, iq4::decode_iq4_xs),
     }
 }
 
@@ -56,6 +53,15 @@ pub fn encode_row(block_type: BlockType, values: &[f32], out: &mut [u8]) {
         BlockType::Q8_0 => encode_blocks(block_type, values, out, encode_q8_0),
         BlockType::Q4_0 => encode_blocks(block_type, values, out, encode_q4_0),
         BlockType::Q4_1 => encode_blocks(block_type, values, out, encode_q4_1),
+        BlockType::Q5_0 => encode_blocks(block_type, values, out, encode_q5_0),
+        BlockType::Q5_1 => encode_blocks(block_type, values, out, encode_q5_1),
+        BlockType::Q2_K => encode_blocks(block_type, values, out, kquants::encode_q2_k),
+        BlockType::Q3_K => encode_blocks(block_type, values, out, kquants::encode_q3_k),
+        BlockType::Q4_K => encode_blocks(block_type, values, out, kquants::encode_q4_k),
+        BlockType::Q5_K => encode_blocks(block_type, values, out, kquants::encode_q5_k),
+        BlockType::Q6_K => encode_blocks(block_type, values, out, kquants::encode_q6_k),
+        BlockType::IQ4_NL => encode_blocks(block_type, values, out, iq4::encode_iq4_nl),
+        BlockType::IQ4_XS => encode_blocks(block_type, values, out, iq4::encode_iq4_xs),
     }
 }
 
@@ -71,70 +77,74 @@ fn encode_each<const N: usize>(values: &[f32], out: &mut [u8], encode: impl Fn(f
     }
 }
 
-fn blocks<'a>(
+/// Block by block, N values at a time.
+fn decode_blocks<const N: usize>(
     block_type: BlockType,
-    bytes: &'a [u8],
-    out: &'a mut [f32],
-) -> impl Iterator<Item = (&'a [u8], &'a mut [f32; BLOCK])> {
-    bytes
-        .chunks_exact(block_type.block_bytes())
-        .zip(out.as_chunks_mut::<BLOCK>().0)
+    bytes: &[u8],
+    out: &mut [f32],
+    decode: impl Fn(&[u8], &mut [f32; N]),
+) {
+    let blocks = bytes.chunks_exact(block_type.block_bytes());
+    for (block, out) in blocks.zip(out.as_chunks_mut::<N>().0) {
+        decode(block, out);
+    }
 }
 
-fn encode_blocks(
+fn encode_blocks<const N: usize>(
     block_type: BlockType,
     values: &[f32],
     out: &mut [u8],
-    encode: impl Fn(&[f32; BLOCK], &mut [u8]),
+    encode: impl Fn(&[f32; N], &mut [u8]),
 ) {
-    for (values, out) in values
-        .as_chunks::<BLOCK>()
-        .0
-        .iter()
-        .zip(out.chunks_exact_mut(block_type.block_bytes()))
-    {
-        encode(&values.map(within_reach), out);
+    let blocks = out.chunks_exact_mut(block_type.block_bytes());
+    for (values, out) in values.as_chunks::<N>().0.iter().zip(blocks) {
+        encode(&each(values, within_reach), out);
     }
 }
 
-/// Finite, so that one bad value does not spoil the sums that choose its block's scale.
-fn within_reach(v: f32) -> f32 {
-    // Further than any block reaches: 127 times the largest half-precision number.
-    const FAR: f32 = 1e7;
-    if v.is_nan() { 0.0 } else { v.clamp(-FAR, FAR) }
-}
-
-fn half_at(block: &[u8], at: usize) -> f32 {
+pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Byte j of the packed nibbles holds value j in its low half and value j + 16 in its high half.
-fn nibbles(packed: &[u8], out: &mut [f32; BLOCK], value: impl Fn(u8) -> f32) {
-    for (j, byte) in packed.iter().enumerate() {
-        out[j] = value(byte & 15);
-        out[j + BLOCK / 2] = value(byte >> 4);
+fn decode_q8_0(block: &[u8], out: &mut [f32; BLOCK]) {
+    let d = half_at(block, 0);
+    for (o, q) in out.iter_mut().zip(&block[2..]) {
+        *o = d * f32::from(*q as i8);
     }
 }
 
-fn pack_nibbles(q: &[u8; BLOCK], packed: &mut [u8]) {
-    for (j, byte) in packed.iter_mut().enumerate() {
-        *byte = q[j] | q[j + BLOCK / 2] << 4;
-    }
+fn decode_q4_0(block: &[u8], out: &mut [f32; BLOCK]) {
+    let d = half_at(block, 0);
+    let mut q = [0; BLOCK];
+    unpack::<4, 16>(&block[2..], 0, &mut q);
+    *out = q.map(|q| d * (f32::from(q) - 8.0));
 }
 
-/// The half-precision number nearest to `v`, and never an infinite one.
-fn finite_half(v: f32) -> f16 {
-    f16::from_f32(v.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
+fn decode_q4_1(block: &[u8], out: &mut [f32; BLOCK]) {
+    let (d, m) = (half_at(block, 0), half_at(block, 2));
+    let mut q = [0; BLOCK];
+    unpack::<4, 16>(&block[4..], 0, &mut q);
+    *out = q.map(|q| d * f32::from(q) + m);
 }
 
-/// The half-precision scale nearest to `v`. It never vanishes: the smallest scale serves a block of tiny values better
-/// than none.
-fn half_scale(v: f32) -> f16 {
-    let d = finite_half(v);
-    if d.to_f32() == 0.0 && v != 0.0 {
-        return f16::MIN_POSITIVE_SUBNORMAL.copysign(d);
-    }
-    d
+fn decode_q5_0(block: &[u8], out: &mut [f32; BLOCK]) {
+    let d = half_at(block, 0);
+    let q = five_bits(&block[2..]);
+    *out = q.map(|q| d * (f32::from(q) - 16.0));
+}
+
+fn decode_q5_1(block: &[u8], out: &mut [f32; BLOCK]) {
+    let (d, m) = (half_at(block, 0), half_at(block, 2));
+    let q = five_bits(&block[4..]);
+    *out = q.map(|q| d * f32::from(q) + m);
+}
+
+/// Four bytes with the fifth bits in order, then the nibbles.
+fn five_bits(packed: &[u8]) -> [u8; BLOCK] {
+    let mut q = [0; BLOCK];
+    unpack::<4, 16>(&packed[4..], 0, &mut q);
+    unpack::<1, 1>(&packed[..4], 4, &mut q);
+    q
 }
 
 fn encode_q8_0(x: &[f32; BLOCK], out: &mut [u8]) {
@@ -142,7 +152,7 @@ fn encode_q8_0(x: &[f32; BLOCK], out: &mut [u8]) {
     let nearest = half_scale(largest / 127.0);
     let codes = |d: f16| {
         let inverse = inverse_of(d.to_f32());
-        x.map(|v| (v * inverse).round().clamp(-127.0, 127.0))
+        each(x, |v| rounded((v * inverse).clamp(-127.0, 127.0)))
     };
     let mut best = (nearest, codes(nearest));
     // The smallest half-precision numbers lie so far apart that the nearest one can clip the largest value.
@@ -157,110 +167,61 @@ fn encode_q8_0(x: &[f32; BLOCK], out: &mut [u8]) {
     }
     out[..2].copy_from_slice(&best.0.to_le_bytes());
     for (o, q) in out[2..].iter_mut().zip(best.1) {
-        *o = q as i8 as u8;
+        *o = low_bits(q) as u8;
     }
 }
 
-fn inverse_of(d: f32) -> f32 {
-    if d == 0.0 { 0.0 } else { 1.0 / d }
-}
-
-/// The scales tried, as multiples of the one that just covers the range. A slightly smaller one clips the extreme value
-/// and serves the rest better. The larger ones let it stand for −7 d, −6 d or −5 d, so that values which were decoded
-/// from a block are found again exactly.
-const SCALES_Q4_0: [f32; 8] = [1.0, 8.0 / 7.0, 8.0 / 6.0, 8.0 / 5.0, 0.96, 0.92, 0.88, 0.84];
+/// What the value of largest magnitude is tried to stand for. Beyond −8 it is clipped, which serves the rest better. The
+/// smaller ones find values that were decoded from a block again exactly.
+const STAND_INS_Q4_0: [f32; 8] = [-8.0, -7.0, -6.0, -5.0, -8.33, -8.7, -9.1, -9.5];
 
 fn encode_q4_0(x: &[f32; BLOCK], out: &mut [u8]) {
-    // The value of largest magnitude gets the code 0, which stands for −8 d, so that d takes its sign.
-    let extreme = x
-        .iter()
-        .fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
-    let mut best = (f32::INFINITY, f16::ZERO, [0.0f32; BLOCK]);
-    for multiple in SCALES_Q4_0 {
-        if extreme == 0.0 || best.0 == 0.0 {
-            break;
-        }
-        let mut d = half_scale(extreme / -8.0 * multiple);
-        // Codes for the scale, then the scale that suits the codes best, then its codes.
-        for _ in 0..2 {
-            let scale = d.to_f32();
-            let q = nearest_codes(x, scale, 8.0).map(|q| q - 8.0);
-            let error = squared_error(x, &q, scale, 0.0);
-            if error < best.0 {
-                best = (error, d, q);
-            }
-            let (qq, qx) = (sum(|i| q[i] * q[i]), sum(|i| q[i] * x[i]));
-            if qq > 0.0 {
-                d = half_scale(qx / qq);
-            }
-        }
-    }
-    out[..2].copy_from_slice(&best.1.to_le_bytes());
-    pack_nibbles(&best.2.map(|q| (q + 8.0) as u8), &mut out[2..]);
+    let q = encode_scale(x, 8.0, &STAND_INS_Q4_0, out);
+    pack::<4, 16>(&q, 0, &mut out[2..]);
 }
 
-/// The same for the range from the smallest to the largest value, which has 15 steps; a larger scale makes it 14.
-const SCALES_Q4_1: [f32; 6] = [1.0, 15.0 / 14.0, 0.96, 0.92, 0.88, 0.84];
+const STAND_INS_Q5_0: [f32; 5] = [-16.0, -15.0, -16.6, -17.2, -14.0];
+
+fn encode_q5_0(x: &[f32; BLOCK], out: &mut [u8]) {
+    let q = encode_scale(x, 16.0, &STAND_INS_Q5_0, out);
+    pack_five_bits(&q, &mut out[2..]);
+}
+
+/// Writes the best scale; returns the codes, which stand for −`zero` to `zero` − 1.
+fn encode_scale(x: &[f32; BLOCK], zero: f32, stand_ins: &[f32], out: &mut [u8]) -> [u8; BLOCK] {
+    let nearest = |v: f32| rounded(v.clamp(-zero, zero - 1.0));
+    let fit = fit_scale(x, stand_ins, nearest, |d| half_scale(d).to_f32());
+    out[..2].copy_from_slice(&f16::from_f32(fit.scale).to_le_bytes());
+    fit.q.map(|q| low_bits(q + zero) as u8)
+}
+
+/// How many steps the range from the smallest to the largest value is tried to span.
+const SPANS_Q4_1: [f32; 6] = [15.0, 14.0, 15.63, 16.3, 17.05, 17.86];
 
 fn encode_q4_1(x: &[f32; BLOCK], out: &mut [u8]) {
-    let low = x.iter().fold(f32::INFINITY, |m, v| m.min(*v));
-    let high = x.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
-    let range = high - low;
-    let mut best = (f32::INFINITY, f16::ZERO, finite_half(low), [0.0f32; BLOCK]);
-    for multiple in SCALES_Q4_1 {
-        if best.0 == 0.0 {
-            break;
-        }
-        let mut d = half_scale(range / 15.0 * multiple);
-        // A range that is clipped is clipped alike at both ends.
-        let mut m = finite_half(low + 0.5 * range * (1.0 - multiple).max(0.0));
-        for _ in 0..2 {
-            let (scale, base) = (d.to_f32(), m.to_f32());
-            let q = nearest_codes(&x.map(|v| v - base), scale, 0.0);
-            let error = squared_error(x, &q, scale, base);
-            if error < best.0 {
-                best = (error, d, m, q);
-            }
-            // The straight line through (q, x) of least squared error.
-            let (q1, q2) = (sum(|i| q[i]), sum(|i| q[i] * q[i]));
-            let (x1, qx) = (sum(|i| x[i]), sum(|i| q[i] * x[i]));
-            let n = BLOCK as f32;
-            let determinant = n * q2 - q1 * q1;
-            if determinant > 0.0 {
-                let slope = (n * qx - q1 * x1) / determinant;
-                d = half_scale(slope);
-                m = finite_half((x1 - slope * q1) / n);
-            }
-        }
-    }
-    out[..2].copy_from_slice(&best.1.to_le_bytes());
-    out[2..4].copy_from_slice(&best.2.to_le_bytes());
-    pack_nibbles(&best.3.map(|q| q as u8), &mut out[4..]);
+    let q = encode_line(x, 15.0, &SPANS_Q4_1, out);
+    pack::<4, 16>(&q, 0, &mut out[4..]);
 }
 
-/// x / scale + zero, rounded to the codes 0 to 15.
-fn nearest_codes(x: &[f32; BLOCK], scale: f32, zero: f32) -> [f32; BLOCK] {
-    let inverse = inverse_of(scale);
-    // Converting truncates, which is rounding once a half has been added, and many times faster than `round`.
-    x.map(|v| (v * inverse + (zero + 0.5)).clamp(0.0, 15.0) as i32 as f32)
+const SPANS_Q5_1: [f32; 5] = [31.0, 30.0, 31.6, 32.2, 32.9];
+
+fn encode_q5_1(x: &[f32; BLOCK], out: &mut [u8]) {
+    let q = encode_line(x, 31.0, &SPANS_Q5_1, out);
+    pack_five_bits(&q, &mut out[4..]);
 }
 
-/// Σ (x − (scale q + base))².
-fn squared_error(x: &[f32; BLOCK], q: &[f32; BLOCK], scale: f32, base: f32) -> f32 {
-    sum(|i| {
-        let difference = x[i] - (scale * q[i] + base);
-        difference * difference
-    })
+/// Writes the best scale and minimum; returns the codes.
+fn encode_line(x: &[f32; BLOCK], top: f32, spans: &[f32], out: &mut [u8]) -> [u8; BLOCK] {
+    let fit = fit_line(x, top, spans, f32::INFINITY, |d, m| {
+        (half_scale(d).to_f32(), finite_half(m).to_f32())
+    });
+    out[..2].copy_from_slice(&f16::from_f32(fit.scale).to_le_bytes());
+    out[2..4].copy_from_slice(&f16::from_f32(fit.base).to_le_bytes());
+    fit.q.map(|q| low_bits(q) as u8)
 }
 
-/// The sum over a block, in lanes, so that it can be done with vectors.
-fn sum(term: impl Fn(usize) -> f32) -> f32 {
-    const LANES: usize = 8;
-    let mut lanes = [0.0f32; LANES];
-    for start in (0..BLOCK).step_by(LANES) {
-        for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += term(start + lane);
-        }
-    }
-    lanes.iter().sum()
+fn pack_five_bits(q: &[u8; BLOCK], packed: &mut [u8]) {
+    let (fifth, nibbles) = packed.split_at_mut(4);
+    pack::<1, 1>(q, 4, fifth);
+    pack::<4, 16>(q, 0, nibbles);
 }

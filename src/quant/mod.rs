@@ -3,7 +3,11 @@
 //! Layouts are ggml's, so that a GGUF tensor is used as it lies in the file. Everything here is plain scalar code: it is
 //! the definition that the vector kernels are tested against, and what pruning uses to re-encode columns.
 
+mod bits;
 mod blocks;
+mod encode;
+mod iq4;
+mod kquants;
 mod packed;
 
 pub use blocks::{decode_row, encode_row};
@@ -12,6 +16,7 @@ pub use packed::{GROUP, decode_packed_row, pack, unpack};
 /// The element type of a stored tensor. The discriminants are GGUF's type numbers (`ggml_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
+#[allow(non_camel_case_types)] // the names by which everybody knows them
 pub enum BlockType {
     /// IEEE single precision.
     F32 = 0,
@@ -21,20 +26,47 @@ pub enum BlockType {
     Q4_0 = 2,
     /// 32 values of 4 bits with scale and minimum: w = d q + m. 20 bytes: d f16, m f16, 16 bytes of nibbles.
     Q4_1 = 3,
+    /// 32 values of 5 bits with one scale: w = d (q − 16). 22 bytes: d f16, 4 bytes of fifth bits, 16 bytes of nibbles.
+    Q5_0 = 6,
+    /// 32 values of 5 bits with scale and minimum: w = d q + m. 24 bytes: d f16, m f16, fifth bits, nibbles.
+    Q5_1 = 7,
     /// 32 values of 8 bits with one scale: w = d q. 34 bytes: d f16, 32 signed bytes.
     Q8_0 = 8,
+    /// 256 values of 2 bits; every 16 have a 4-bit scale and minimum. 84 bytes.
+    Q2_K = 10,
+    /// 256 values of 3 bits; every 16 have a 6-bit scale. 110 bytes.
+    Q3_K = 11,
+    /// 256 values of 4 bits; every 32 have a 6-bit scale and minimum. 144 bytes.
+    Q4_K = 12,
+    /// 256 values of 5 bits; every 32 have a 6-bit scale and minimum. 176 bytes.
+    Q5_K = 13,
+    /// 256 values of 6 bits; every 16 have an 8-bit scale. 210 bytes.
+    Q6_K = 14,
+    /// 32 values of 4 bits that stand for 16 unevenly spaced levels, with one scale. 18 bytes.
+    IQ4_NL = 20,
+    /// 256 values of 4 bits with the same levels; every 32 have a 6-bit scale. 136 bytes.
+    IQ4_XS = 23,
     /// The upper half of single precision.
     BF16 = 30,
 }
 
 impl BlockType {
-    pub const ALL: [BlockType; 6] = [
+    pub const ALL: [BlockType; 15] = [
         BlockType::F32,
         BlockType::F16,
         BlockType::BF16,
         BlockType::Q8_0,
         BlockType::Q4_0,
         BlockType::Q4_1,
+        BlockType::Q5_0,
+        BlockType::Q5_1,
+        BlockType::Q2_K,
+        BlockType::Q3_K,
+        BlockType::Q4_K,
+        BlockType::Q5_K,
+        BlockType::Q6_K,
+        BlockType::IQ4_NL,
+        BlockType::IQ4_XS,
     ];
 
     /// The type with this GGUF number, if it is supported.
@@ -55,6 +87,15 @@ impl BlockType {
             BlockType::Q8_0 => "Q8_0",
             BlockType::Q4_0 => "Q4_0",
             BlockType::Q4_1 => "Q4_1",
+            BlockType::Q5_0 => "Q5_0",
+            BlockType::Q5_1 => "Q5_1",
+            BlockType::Q2_K => "Q2_K",
+            BlockType::Q3_K => "Q3_K",
+            BlockType::Q4_K => "Q4_K",
+            BlockType::Q5_K => "Q5_K",
+            BlockType::Q6_K => "Q6_K",
+            BlockType::IQ4_NL => "IQ4_NL",
+            BlockType::IQ4_XS => "IQ4_XS",
         }
     }
 
@@ -62,7 +103,18 @@ impl BlockType {
     pub const fn block_len(self) -> usize {
         match self {
             BlockType::F32 | BlockType::F16 | BlockType::BF16 => 1,
-            BlockType::Q8_0 | BlockType::Q4_0 | BlockType::Q4_1 => 32,
+            BlockType::Q8_0
+            | BlockType::Q4_0
+            | BlockType::Q4_1
+            | BlockType::Q5_0
+            | BlockType::Q5_1
+            | BlockType::IQ4_NL => 32,
+            BlockType::Q2_K
+            | BlockType::Q3_K
+            | BlockType::Q4_K
+            | BlockType::Q5_K
+            | BlockType::Q6_K
+            | BlockType::IQ4_XS => 256,
         }
     }
 
@@ -74,6 +126,15 @@ impl BlockType {
             BlockType::Q8_0 => 34,
             BlockType::Q4_0 => 18,
             BlockType::Q4_1 => 20,
+            BlockType::Q5_0 => 22,
+            BlockType::Q5_1 => 24,
+            BlockType::Q2_K => 84,
+            BlockType::Q3_K => 110,
+            BlockType::Q4_K => 144,
+            BlockType::Q5_K => 176,
+            BlockType::Q6_K => 210,
+            BlockType::IQ4_NL => 18,
+            BlockType::IQ4_XS => 136,
         }
     }
 
@@ -108,23 +169,14 @@ impl BlockType {
     /// The names of GGUF types that exist but that we cannot read yet, for error messages.
     pub(crate) fn name_of_unsupported(id: u32) -> Option<&'static str> {
         Some(match id {
-            6 => "Q5_0",
-            7 => "Q5_1",
             9 => "Q8_1",
-            10 => "Q2_K",
-            11 => "Q3_K",
-            12 => "Q4_K",
-            13 => "Q5_K",
-            14 => "Q6_K",
             15 => "Q8_K",
             16 => "IQ2_XXS",
             17 => "IQ2_XS",
             18 => "IQ3_XXS",
             19 => "IQ1_S",
-            20 => "IQ4_NL",
             21 => "IQ3_S",
             22 => "IQ2_S",
-            23 => "IQ4_XS",
             24 => "I8",
             25 => "I16",
             26 => "I32",

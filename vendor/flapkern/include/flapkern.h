@@ -23,7 +23,16 @@ typedef enum fk_type {
     FK_TYPE_F16 = 1,
     FK_TYPE_Q4_0 = 2,
     FK_TYPE_Q4_1 = 3,
+    FK_TYPE_Q5_0 = 6,
+    FK_TYPE_Q5_1 = 7,
     FK_TYPE_Q8_0 = 8,
+    FK_TYPE_Q2_K = 10,
+    FK_TYPE_Q3_K = 11,
+    FK_TYPE_Q4_K = 12,
+    FK_TYPE_Q5_K = 13,
+    FK_TYPE_Q6_K = 14,
+    FK_TYPE_IQ4_NL = 20,
+    FK_TYPE_IQ4_XS = 23,
     FK_TYPE_BF16 = 30
 } fk_type;
 
@@ -35,22 +44,28 @@ typedef enum fk_layout {
 
 /* Rows of a packed group. A matrix has rows / FK_GROUP groups; the rows that are left over follow in native form.
  *
- * A packed group takes the bytes that its rows took. For every block of 32 columns it holds FK_GROUP scales (f16), for Q4_1
- * then FK_GROUP minima (f16), and then lines of 64 bytes, four from each row: line j of Q8_0 (of 8) holds columns 4j to
- * 4j + 3, and line j of Q4_0 and Q4_1 (of 4) the same columns in the low nibbles and columns 16 + 4j to 16 + 4j + 3 in the
- * high ones. Other types have no packed form. */
+ * A packed group takes the bytes that its rows took. Block by block it holds the fields of its rows' blocks in the order in
+ * which the format has them, each field interleaved element by element: element i of row r lies at index 16 i + r of the
+ * field. Elements are half-precision numbers of 2 bytes, packed scales of 1 byte, and codes (and the bits that belong to
+ * them) in words of 4 bytes, so that a line of 64 bytes holds the same four columns of 16 rows. Types without blocks have no
+ * packed form. */
 #define FK_GROUP 16
 
 typedef enum fk_isa {
     FK_ISA_GENERIC = 0,
-    FK_ISA_AVX2 = 1,        /* AVX2, FMA, F16C */
-    FK_ISA_AVX512 = 2,      /* AVX-512 F, BW, DQ, VL */
-    FK_ISA_AVX512_VNNI = 3, /* the same and VNNI */
-    FK_ISA_COUNT = 4
+    FK_ISA_AVX2 = 1,         /* AVX2, FMA, F16C */
+    FK_ISA_AVX512 = 2,       /* AVX-512 F, BW, DQ, VL */
+    FK_ISA_AVX512_VNNI = 3,  /* the same and VNNI */
+    FK_ISA_NEON = 4,         /* 64-bit ARM */
+    FK_ISA_NEON_DOTPROD = 5, /* the same and its dot product instructions */
+    FK_ISA_NEON_I8MM = 6,    /* these and its 8-bit matrix instructions */
+    FK_ISA_COUNT = 7
 } fk_isa;
 
 /* Values per block of quantised activations and of the quantised weight types here. */
 #define FK_BLOCK 32
+/* Values per super-block of the K-quants and IQ4_XS. */
+#define FK_SUPER 256
 
 /* A weight matrix W [rows, cols], row-major. */
 typedef struct fk_weights {
@@ -63,7 +78,7 @@ typedef struct fk_weights {
 } fk_weights;
 
 /* Activations X [tokens, cols], row-major, and their 8-bit form, which is needed when fk_kernels.wants_quantized says so:
- * x = scale * q in blocks of FK_BLOCK, code_sum = sum(q), block_sum = scale * sum(q). */
+ * x = scale * q in blocks of FK_BLOCK, block_sum = scale * sum(q). */
 typedef struct fk_activations {
     size_t tokens;
     size_t cols;
@@ -71,7 +86,7 @@ typedef struct fk_activations {
     const int8_t *quantized; /* [tokens, cols] */
     const float *scales;     /* [tokens, cols / FK_BLOCK] */
     const float *block_sums; /* [tokens, cols / FK_BLOCK] */
-    const int32_t *code_sums; /* [tokens, cols / FK_BLOCK] */
+    const int32_t *code_sums; /* [tokens, cols / 16]: sum(q) of each half of a block */
 } fk_activations;
 
 /* The keys and values of one KV head: [positions, head_dim] each, in half precision, one position after the other. */
@@ -87,18 +102,19 @@ typedef struct fk_kernels {
     /* Rows are best split at multiples of this. */
     size_t row_granule;
 
-    /* 1 if matmul reads the 8-bit form of so many activations for these weights, 0 if it reads `values`. */
+    /* 1 if matmul reads the 8-bit form of so many activations for these weights, 0 if it reads `values`. The rows of packed
+     * weights that fill no group read `values` besides. */
     int (*wants_quantized)(const fk_weights *w, size_t tokens);
 
-    /* x [n] to 8 bits; n is a multiple of FK_BLOCK. Writes q [n], scales, block_sums and code_sums
-     * [n / FK_BLOCK]. */
+    /* x [n] to 8 bits; n is a multiple of FK_BLOCK. Writes q [n], scales and block_sums [n / FK_BLOCK],
+     * code_sums [n / 16]. */
     void (*quantize)(const float *x, size_t n, int8_t *q, float *scales, float *block_sums, int32_t *code_sums);
 
     /* Floats of scratch that matmul needs for this matrix and so many tokens. */
     size_t (*matmul_scratch)(const fk_weights *w, size_t tokens);
 
-    /* out[t * out_stride + r] = W[r] . X[t] for rows r in [row_begin, row_end) and all tokens t. For blocked types cols
-     * is a multiple of FK_BLOCK. row_begin of packed weights is a multiple of FK_GROUP. */
+    /* out[t * out_stride + r] = W[r] . X[t] for rows r in [row_begin, row_end) and all tokens t. For types in blocks cols
+     * is a multiple of the block. row_begin of packed weights is a multiple of FK_GROUP. */
     void (*matmul)(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                    size_t out_stride, float *scratch);
 

@@ -72,22 +72,32 @@ INLINE __m256i four_of(const int8_t *x) {
     return _mm256_set1_epi32(four);
 }
 
-/* Eight sums of two products of at most 15 * 127 each stay within 16 bits. */
-INLINE vi dot_block_nibbles(vi sum, const vw codes[8], const int8_t *x) {
-    __m256i pairs = _mm256_maddubs_epi16((__m256i)codes[0], four_of(x));
-    UNROLL for (int j = 1; j < 8; j++)
-        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16((__m256i)codes[j], four_of(x + 4 * j)));
-    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+/* Sums of two products stay within 16 bits, and so do as many of those as the codes' width allows. */
+INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_t *x) {
+    const int together = bits <= 4 ? 8 : bits == 5 ? 4 : 2;
+    UNROLL for (int first = 0; first < words; first += together) {
+        __m256i pairs = _mm256_maddubs_epi16((__m256i)codes[first], four_of(x + 4 * first));
+        const int end = first + together < words ? first + together : words;
+        UNROLL for (int j = first + 1; j < end; j++)
+            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16((__m256i)codes[j], four_of(x + 4 * j)));
+        sum += (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+    return sum;
 }
 
 /* |w| * (x with the sign of w) */
-INLINE vi dot_block_signed(vi sum, const vw codes[8], const int8_t *x) {
-    UNROLL for (int j = 0; j < 8; j++) {
+INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
+    UNROLL for (int j = 0; j < words; j++) {
         __m256i w = (__m256i)codes[j];
         __m256i pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(four_of(x + 4 * j), w));
         sum += (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
     }
     return sum;
+}
+
+INLINE vw look_up(const int8_t *table, vw codes) {
+    __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    return (vw)_mm256_shuffle_epi8(both, (__m256i)codes);
 }
 
 #define FK_TABLE fk_table_avx2

@@ -54,7 +54,7 @@ INLINE __m512i load_once(const void *p) { return _mm512_zextsi256_si512(_mm256_l
 
 /* Signed weights by signed activations. With VNNI the weights are shifted to unsigned by 128, which the sums undo;
  * without, |w| times (x with the sign of w), whose pairs of products stay within 16 bits. */
-INLINE vf dot_signed(__m512i w, __m512i x) {
+INLINE vf dot_signed_bytes(__m512i w, __m512i x) {
 #if FK_VNNI
     return dot_bytes(_mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)), x);
 #else
@@ -70,12 +70,12 @@ static float dot_q8_0(const uint8_t *row, const int8_t *q, const float *scales, 
     for (; b + 2 <= blocks; b += 2, row += 68, q += 64) {
         float d = half_at(row), e = half_at(row + 34);
         __m512i w = join(_mm256_loadu_si256((const __m256i *)(row + 2)), _mm256_loadu_si256((const __m256i *)(row + 36)));
-        total += pair(d * scales[b], e * scales[b + 1]) * dot_signed(w, _mm512_loadu_si512(q));
+        total += pair(d * scales[b], e * scales[b + 1]) * dot_signed_bytes(w, _mm512_loadu_si512(q));
         offset += d * sums[b] + e * sums[b + 1];
     }
     if (b < blocks) {
         float d = half_at(row);
-        total += d * scales[b] * dot_signed(load_once(row + 2), load_once(q));
+        total += d * scales[b] * dot_signed_bytes(load_once(row + 2), load_once(q));
         offset += d * sums[b];
     }
     return sum_lanes(total) - (FK_VNNI ? 128 * offset : 0);
@@ -123,33 +123,46 @@ INLINE __m512i four_of(const int8_t *x) {
     return _mm512_set1_epi32(four);
 }
 
+INLINE vw look_up(const int8_t *table, vw codes) {
+    __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
+    return (vw)_mm512_shuffle_epi8(all, (__m512i)codes);
+}
+
 #if FK_VNNI
 #define PACKED_TOKENS 12
 #define SIGNED_OFFSET 128
 
-INLINE vi dot_block_nibbles(vi sum, const vw codes[8], const int8_t *x) {
-    UNROLL for (int j = 0; j < 8; j++)
+INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_t *x) {
+    (void)bits;
+    UNROLL for (int j = 0; j < words; j++)
         sum = (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes[j], four_of(x + 4 * j));
     return sum;
 }
 
 /* The codes are shifted to unsigned; the sum was begun with what that adds. */
-INLINE vi dot_block_signed(vi sum, const vw codes[8], const int8_t *x) { return dot_block_nibbles(sum, codes, x); }
+INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
+    return dot_unsigned(sum, codes, words, 8, x);
+}
 #else
 #define PACKED_TOKENS 8
 #define SIGNED_OFFSET 0
 
-/* Eight sums of two products of at most 15 * 127 each stay within 16 bits. */
-INLINE vi dot_block_nibbles(vi sum, const vw codes[8], const int8_t *x) {
-    __m512i pairs = _mm512_maddubs_epi16((__m512i)codes[0], four_of(x));
-    UNROLL for (int j = 1; j < 8; j++)
-        pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16((__m512i)codes[j], four_of(x + 4 * j)));
-    return sum + (vi)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+/* Sums of two products stay within 16 bits, and so do as many of those as the codes' width allows. */
+INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_t *x) {
+    const int together = bits <= 4 ? 8 : bits == 5 ? 4 : 2;
+    UNROLL for (int first = 0; first < words; first += together) {
+        __m512i pairs = _mm512_maddubs_epi16((__m512i)codes[first], four_of(x + 4 * first));
+        const int end = first + together < words ? first + together : words;
+        UNROLL for (int j = first + 1; j < end; j++)
+            pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16((__m512i)codes[j], four_of(x + 4 * j)));
+        sum += (vi)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    }
+    return sum;
 }
 
 /* |w| * (x with the sign of w) */
-INLINE vi dot_block_signed(vi sum, const vw codes[8], const int8_t *x) {
-    UNROLL for (int j = 0; j < 8; j++) {
+INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
+    UNROLL for (int j = 0; j < words; j++) {
         __m512i w = (__m512i)codes[j], s = four_of(x + 4 * j);
         s = _mm512_mask_sub_epi8(s, _mm512_movepi8_mask(w), _mm512_setzero_si512(), s);
         __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), s);

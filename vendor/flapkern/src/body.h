@@ -6,14 +6,24 @@
  *   load_half, store_half              FK_LANES half-precision values from and to memory
  *   dot_q8_0, dot_q4_0, dot_q4_1       one native row times one token's quantised activations
  *   vw                                 a vector of 4 FK_LANES bytes
- *   SIGNED_OFFSET                      128 if dot_block_signed takes codes + 128 as unsigned bytes, 0 if codes as they are
- *   dot_block_nibbles, dot_block_signed  for FK_LANES packed rows: a block of codes times a block of 8-bit activations
+ *   SIGNED_OFFSET                      128 if dot_signed takes codes + 128 as unsigned bytes, 0 if codes as they are
+ *   dot_unsigned, dot_signed           for FK_LANES packed rows: adds 4 or 8 vectors of codes times 16 or 32 activations
+ *   look_up                            codes of 4 bits to the entries of a table of 16
  *   PACKED_TOKENS                      tokens of a tile of packed rows
  *   FK_TABLE, FK_NAME                  the table's symbol and name
  *
  * and includes this file. */
 #include "flapkern.h"
+#include "formats.h"
 #include "half.h"
+
+INLINE vi load_u16s_as_ints(const uint8_t *field, int v) {
+    uint16_t raw[FK_LANES];
+    memcpy(raw, field + 2 * FK_LANES * v, sizeof raw);
+    vi out;
+    for (int i = 0; i < FK_LANES; i++) out[i] = raw[i];
+    return out;
+}
 
 #include "packed.h"
 
@@ -87,59 +97,37 @@ static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *
         float inverse = peak >= LEAST_PEAK ? 127.0f / peak : 0;
         /* A block with an infinity or a NaN must not pass for a finite one. */
         if (!(peak < INFINITY)) {
-            scale = NAN;
-            inverse = 0;
+            scales[block] = block_sums[block] = NAN;
+            code_sums[2 * block] = code_sums[2 * block + 1] = 0;
+            memset(q, 0, FK_BLOCK);
+            continue;
         }
-        vi sum = {0};
-        for (int i = 0; i < FK_BLOCK; i += FK_LANES) {
-            vi rounded = round_to_int(load(x + i) * inverse);
-            sum += rounded;
-            vb bytes = __builtin_convertvector(rounded, vb);
-            memcpy(q + i, &bytes, sizeof bytes);
+        for (int half = 0; half < 2; half++) {
+            vi sum = {0};
+            for (int i = 16 * half; i < 16 * half + 16; i += FK_LANES) {
+                vi rounded = round_to_int(load(x + i) * inverse);
+                sum += rounded;
+                vb bytes = __builtin_convertvector(rounded, vb);
+                memcpy(q + i, &bytes, sizeof bytes);
+            }
+            code_sums[2 * block + half] = sum_ints(sum);
         }
-        int32_t total = 0;
-        for (int i = 0; i < FK_LANES; i++) total += sum[i];
         scales[block] = scale;
-        block_sums[block] = scale * (float)total;
-        code_sums[block] = total;
+        block_sums[block] = scale * (float)(code_sums[2 * block] + code_sums[2 * block + 1]);
     }
 }
 
 /* ---- decoding ---- */
 
 static void dequantize(fk_type type, const uint8_t *src, size_t n, float *out) {
-    switch (type) {
-    case FK_TYPE_Q8_0:
-        for (size_t block = 0; block < n / FK_BLOCK; block++, src += 34, out += FK_BLOCK) {
-            float d = half_to_float(load_u16(src));
-            for (int i = 0; i < FK_BLOCK; i++) out[i] = d * (float)(int8_t)src[2 + i];
-        }
-        break;
-    case FK_TYPE_Q4_0:
-        for (size_t block = 0; block < n / FK_BLOCK; block++, src += 18, out += FK_BLOCK) {
-            float d = half_to_float(load_u16(src));
-            for (int i = 0; i < 16; i++) {
-                out[i] = d * (float)((src[2 + i] & 15) - 8);
-                out[i + 16] = d * (float)((src[2 + i] >> 4) - 8);
-            }
-        }
-        break;
-    case FK_TYPE_Q4_1:
-        for (size_t block = 0; block < n / FK_BLOCK; block++, src += 20, out += FK_BLOCK) {
-            float d = half_to_float(load_u16(src)), m = half_to_float(load_u16(src + 2));
-            for (int i = 0; i < 16; i++) {
-                out[i] = d * (float)(src[4 + i] & 15) + m;
-                out[i + 16] = d * (float)(src[4 + i] >> 4) + m;
-            }
-        }
-        break;
-    default: {
-        const size_t width = type == FK_TYPE_F32 ? 4 : 2;
+    const size_t len = block_len(type), bytes = block_bytes(type);
+    if (len == 1) {
         size_t i = 0;
-        for (; i + FK_LANES <= n; i += FK_LANES) store(out + i, load_lanes(type, src + i * width));
-        for (; i < n; i++) out[i] = load_scalar(type, src + i * width);
+        for (; i + FK_LANES <= n; i += FK_LANES) store(out + i, load_lanes(type, src + i * bytes));
+        for (; i < n; i++) out[i] = load_scalar(type, src + i * bytes);
+        return;
     }
-    }
+    for (size_t i = 0; i < n; i += len, src += bytes) decode_block(type, src, out + i);
 }
 
 /* ---- GEMM ----
@@ -211,14 +199,7 @@ static void gemm_panel(size_t tokens, const float *x, size_t x_stride, const flo
 /* Writes rows [row, row + count) of columns [k, k + depth), decoded, into panel [depth, GEMM_ROWS]; missing rows are 0. */
 static void decode_panel(const fk_weights *w, size_t row, size_t count, size_t k, size_t depth, float *panel,
                          float *line) {
-    size_t skip;
-    switch (w->type) {
-    case FK_TYPE_F32: skip = k * 4; break;
-    case FK_TYPE_Q8_0: skip = k / FK_BLOCK * 34; break;
-    case FK_TYPE_Q4_0: skip = k / FK_BLOCK * 18; break;
-    case FK_TYPE_Q4_1: skip = k / FK_BLOCK * 20; break;
-    default: skip = k * 2;
-    }
+    const size_t skip = k / block_len(w->type) * block_bytes(w->type);
     for (size_t r = 0; r < count; r++) {
         dequantize(w->type, w->data + (row + r) * w->row_bytes + skip, depth, line);
         for (size_t i = 0; i < depth; i++) panel[i * GEMM_ROWS + r] = line[i];
@@ -247,15 +228,28 @@ static void gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk
 /* From here on decoding a panel costs less than decoding every row for every token. */
 #define GEMM_MIN_TOKENS 8
 
-static int is_blocked(fk_type type) { return type == FK_TYPE_Q8_0 || type == FK_TYPE_Q4_0 || type == FK_TYPE_Q4_1; }
+/* Native rows of these types are multiplied in their 8-bit form; of the others they are decoded first. */
+static int has_native_dot(fk_type type) { return type == FK_TYPE_Q8_0 || type == FK_TYPE_Q4_0 || type == FK_TYPE_Q4_1; }
 
 /* Packed weights are used as they are for any number of tokens. */
 static int wants_quantized(const fk_weights *w, size_t tokens) {
-    return is_blocked(w->type) && (w->layout == FK_LAYOUT_PACKED || tokens < GEMM_MIN_TOKENS);
+    return w->layout == FK_LAYOUT_PACKED || (has_native_dot(w->type) && tokens < GEMM_MIN_TOKENS);
 }
 
 static size_t matmul_scratch(const fk_weights *w, size_t tokens) {
     return w->layout == FK_LAYOUT_PACKED || tokens < GEMM_MIN_TOKENS ? 0 : GEMM_SCRATCH;
+}
+
+/* One native row times all tokens, decoded piece by piece. */
+static void decoded_row(const fk_weights *w, size_t r, const fk_activations *x, float *out, size_t out_stride) {
+    float piece[FK_SUPER];
+    for (size_t t = 0; t < x->tokens; t++) out[t * out_stride] = 0;
+    for (size_t k = 0; k < w->cols; k += FK_SUPER) {
+        size_t n = w->cols - k < FK_SUPER ? w->cols - k : FK_SUPER;
+        dequantize(w->type, w->data + r * w->row_bytes + k / block_len(w->type) * block_bytes(w->type), n, piece);
+        for (size_t t = 0; t < x->tokens; t++)
+            out[t * out_stride] += dot_float(FK_TYPE_F32, (const uint8_t *)piece, x->values + t * x->cols + k, n);
+    }
 }
 
 static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
@@ -284,6 +278,8 @@ static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const 
     case FK_TYPE_F32: ROWS(dot_float(FK_TYPE_F32, row, x->values + t * x->cols, w->cols)) break;
     case FK_TYPE_F16: ROWS(dot_float(FK_TYPE_F16, row, x->values + t * x->cols, w->cols)) break;
     case FK_TYPE_BF16: ROWS(dot_float(FK_TYPE_BF16, row, x->values + t * x->cols, w->cols)) break;
+    default:
+        for (size_t r = row_begin; r < row_end; r++) decoded_row(w, r, x, out + r, out_stride);
     }
 #undef QUANTIZED
 #undef ROWS

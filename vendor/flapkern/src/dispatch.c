@@ -4,6 +4,53 @@
 extern const fk_kernels fk_table_generic;
 #if defined(__x86_64__)
 extern const fk_kernels fk_table_avx2, fk_table_avx512, fk_table_avx512_vnni;
+#elif defined(__aarch64__)
+extern const fk_kernels fk_table_neon, fk_table_neon_dotprod, fk_table_neon_i8mm;
+
+/* What the processor has besides NEON: an extension that the compiler was told to presume is there, and after that it is
+ * for the system to say. Of a system that is not asked here nothing is presumed. */
+#if defined(__linux__)
+#include <sys/auxv.h>
+
+/* Linux's numbers; old headers lack the second. */
+#ifndef HWCAP_ASIMDDP
+#define HWCAP_ASIMDDP (1UL << 20)
+#endif
+#ifndef HWCAP2_I8MM
+#define HWCAP2_I8MM (1UL << 13)
+#endif
+
+static int system_has_dotprod(void) { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+
+static int system_has_i8mm(void) { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static int system_says(const char *name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, 0, 0) == 0 && value != 0;
+}
+
+static int system_has_dotprod(void) { return system_says("hw.optional.arm.FEAT_DotProd"); }
+
+static int system_has_i8mm(void) { return system_says("hw.optional.arm.FEAT_I8MM"); }
+#else
+static int system_has_dotprod(void) { return 0; }
+
+static int system_has_i8mm(void) { return 0; }
+#endif
+
+#ifdef __ARM_FEATURE_DOTPROD
+#define PRESUME_DOTPROD 1
+#else
+#define PRESUME_DOTPROD 0
+#endif
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define PRESUME_I8MM 1
+#else
+#define PRESUME_I8MM 0
+#endif
 #endif
 
 const fk_kernels *fk_kernels_for(fk_isa isa) {
@@ -12,6 +59,9 @@ const fk_kernels *fk_kernels_for(fk_isa isa) {
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#elif defined(__aarch64__)
+    int dotprod = PRESUME_DOTPROD || system_has_dotprod();
+    int i8mm = dotprod && (PRESUME_I8MM || system_has_i8mm());
 #endif
     switch (isa) {
     case FK_ISA_GENERIC:
@@ -23,6 +73,13 @@ const fk_kernels *fk_kernels_for(fk_isa isa) {
         return avx512 ? &fk_table_avx512 : 0;
     case FK_ISA_AVX512_VNNI:
         return avx512 && __builtin_cpu_supports("avx512vnni") ? &fk_table_avx512_vnni : 0;
+#elif defined(__aarch64__)
+    case FK_ISA_NEON:
+        return &fk_table_neon;
+    case FK_ISA_NEON_DOTPROD:
+        return dotprod ? &fk_table_neon_dotprod : 0;
+    case FK_ISA_NEON_I8MM:
+        return i8mm ? &fk_table_neon_i8mm : 0;
 #endif
     default:
         return 0;

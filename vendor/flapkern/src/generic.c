@@ -8,7 +8,7 @@
 
 INLINE vf load_half(const uint16_t *p) {
     vf v;
-    for (int i = 0; i < FK_LANES; i++) v[i] = half_to_float(p[i]);
+    for (int i = 0; i < FK_LANES; i++) v[i] = half_to_float(load_u16((const uint8_t *)(p + i)));
     return v;
 }
 
@@ -52,18 +52,24 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
 #define SIGNED_OFFSET 0
 typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
 
-INLINE vi dot_block_nibbles(vi sum, const vw codes[8], const int8_t *x) {
-    for (int j = 0; j < 8; j++)
+INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_t *x) {
+    (void)bits;
+    for (int j = 0; j < words; j++)
         for (int row = 0; row < FK_LANES; row++)
             for (int i = 0; i < 4; i++) sum[row] += codes[j][4 * row + i] * x[4 * j + i];
     return sum;
 }
 
-INLINE vi dot_block_signed(vi sum, const vw codes[8], const int8_t *x) {
-    for (int j = 0; j < 8; j++)
+INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
+    for (int j = 0; j < words; j++)
         for (int row = 0; row < FK_LANES; row++)
             for (int i = 0; i < 4; i++) sum[row] += (int8_t)codes[j][4 * row + i] * x[4 * j + i];
     return sum;
+}
+
+INLINE vw look_up(const int8_t *table, vw codes) {
+    for (int i = 0; i < 4 * FK_LANES; i++) codes[i] = (uint8_t)table[codes[i]];
+    return codes;
 }
 
 #define FK_TABLE fk_table_generic

@@ -40,6 +40,12 @@ INLINE float sum_lanes(vf v) {
     return lane[0];
 }
 
+INLINE int32_t sum_ints(vi v) {
+    int32_t sum = 0;
+    for (int i = 0; i < FK_LANES; i++) sum += v[i];
+    return sum;
+}
+
 INLINE float max_lane(vf v) {
     float lane[FK_LANES];
     store(lane, v);

@@ -1,54 +1,272 @@
 /* Packed rows times 8-bit activations, for one token and for many: a lane is a row, so that scales are vectors, nothing is
- * summed across lanes, and one load of codes serves FK_LANES rows. Included by body.h. */
+ * summed across lanes, and one load of codes serves FK_LANES rows. Every format is seen as blocks of 32 columns: eight
+ * vectors of codes, four columns each, with a scale (and minimum) for the block or for each half of it. Included by body.h;
+ * `type` is a constant wherever these functions are inlined. */
 
 #define GROUP_VECTORS (FK_GROUP / FK_LANES)
 
-INLINE size_t block_bytes(fk_type type) { return type == FK_TYPE_Q8_0 ? 34 : type == FK_TYPE_Q4_0 ? 18 : 20; }
+/* Codes, and what turns them into weights: w = scale[half] * (code - code_offset) + minimum[half]. */
+typedef struct packed_block {
+    vw codes[8];
+    vf scale[2];
+    vf minimum[2];
+} packed_block;
 
-/* Vector v of a packed block's lines: eight vectors of unsigned or signed codes, four columns each. */
-INLINE void load_codes(fk_type type, const uint8_t *lines, int v, vw codes[8]) {
-    if (type == FK_TYPE_Q8_0) {
-        UNROLL for (int j = 0; j < 8; j++) {
-            memcpy(&codes[j], lines + 64 * j + 4 * FK_LANES * v, sizeof codes[j]);
-            if (SIGNED_OFFSET) codes[j] ^= 0x80;
-        }
-        return;
+/* Whether the halves of a block have scales of their own. */
+INLINE int has_half_scales(fk_type type) {
+    return type == FK_TYPE_Q6_K || type == FK_TYPE_Q2_K || type == FK_TYPE_Q3_K;
+}
+
+INLINE int has_minimum(fk_type type) {
+    return type == FK_TYPE_Q4_1 || type == FK_TYPE_Q5_1 || type == FK_TYPE_Q4_K || type == FK_TYPE_Q5_K ||
+           type == FK_TYPE_Q2_K;
+}
+
+/* Codes that are signed bytes; the others are unsigned, of so many bits. */
+INLINE int has_signed_codes(fk_type type) {
+    return type == FK_TYPE_Q8_0 || type == FK_TYPE_IQ4_NL || type == FK_TYPE_IQ4_XS;
+}
+
+INLINE int code_bits(fk_type type) {
+    switch (type) {
+    case FK_TYPE_Q6_K: return 6;
+    case FK_TYPE_Q5_0:
+    case FK_TYPE_Q5_1:
+    case FK_TYPE_Q5_K: return 5;
+    default: return 4;
     }
+}
+
+INLINE int code_offset(fk_type type) {
+    if (has_signed_codes(type)) return SIGNED_OFFSET;
+    switch (type) {
+    case FK_TYPE_Q4_0: return 8;
+    case FK_TYPE_Q5_0: return 16;
+    case FK_TYPE_Q6_K: return 32;
+    case FK_TYPE_Q3_K: return 4;
+    default: return 0;
+    }
+}
+
+/* Vector v of a line: four columns of FK_LANES rows. */
+INLINE vw load_line(const uint8_t *lines, int line, int v) {
+    vw w;
+    memcpy(&w, lines + 64 * line + 4 * FK_LANES * v, sizeof w);
+    return w;
+}
+
+INLINE vf load_halves(const uint8_t *field, int v) {
+    uint16_t raw[FK_LANES];
+    memcpy(raw, field + 2 * FK_LANES * v, sizeof raw);
+    return load_half(raw);
+}
+
+/* One byte of each of FK_LANES rows. */
+INLINE vi load_bytes(const uint8_t *field, int v) {
+    vb bytes;
+    memcpy(&bytes, field + FK_LANES * v, sizeof bytes);
+    return __builtin_convertvector(bytes, vi) & 255;
+}
+
+INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
+
+/* Nibbles of four lines: columns 0 to 15 in the low ones, 16 to 31 in the high ones. */
+INLINE void split_nibbles(const uint8_t *lines, int first, int v, vw codes[8]) {
     UNROLL for (int j = 0; j < 4; j++) {
-        vw both;
-        memcpy(&both, lines + 64 * j + 4 * FK_LANES * v, sizeof both);
+        vw both = load_line(lines, first + j, v);
         codes[j] = both & 15;
         codes[j + 4] = both >> 4;
     }
 }
 
-/* What a sum of products with the stored codes has too much of, in units of the activations' sum. */
-INLINE int code_offset(fk_type type) { return type == FK_TYPE_Q8_0 ? SIGNED_OFFSET : type == FK_TYPE_Q4_0 ? 8 : 0; }
+/* Bit `bit` of every byte as 16. */
+INLINE vw fifth_bit(vw bytes, int bit) { return bit < 4 ? bytes << (4 - bit) & 16 : bytes >> (bit - 4) & 16; }
 
-/* out[t][0 .. FK_LANES) for vector v of one group and `tokens` tokens from token t0 on. `type` and `tokens` are constants
- * wherever this is inlined. */
+INLINE vw as_signed(vw codes) { return SIGNED_OFFSET ? codes ^ 0x80 : codes; }
+
+/* Bits 4 j to 4 j + 3 of a 32-bit number per row, as 16 in each of four bytes. */
+INLINE vw spread_fifth_bits(vu bits, int j) {
+    vu four = bits >> (4 * j) & 15;
+    /* Bit i of the four to bit 8 i + 4. */
+    return (vw)((four << 4 & 0x10) | (four << 11 & 0x1000) | (four << 18 & 0x100000) | (four << 25 & 0x10000000));
+}
+
+/* Columns 32 s to 32 s + 31 of a format's block; s is 0 for formats of 32. */
+INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_block *b) {
+    switch (type) {
+    case FK_TYPE_Q8_0:
+        b->scale[0] = load_halves(p, v);
+        UNROLL for (int j = 0; j < 8; j++) b->codes[j] = as_signed(load_line(p + 32, j, v));
+        break;
+    case FK_TYPE_Q4_0:
+        b->scale[0] = load_halves(p, v);
+        split_nibbles(p + 32, 0, v, b->codes);
+        break;
+    case FK_TYPE_Q4_1:
+        b->scale[0] = load_halves(p, v);
+        b->minimum[0] = load_halves(p + 32, v);
+        split_nibbles(p + 64, 0, v, b->codes);
+        break;
+    case FK_TYPE_Q5_0:
+    case FK_TYPE_Q5_1: {
+        const uint8_t *fifth = p + (type == FK_TYPE_Q5_1 ? 64 : 32);
+        b->scale[0] = load_halves(p, v);
+        if (type == FK_TYPE_Q5_1) b->minimum[0] = load_halves(p + 32, v);
+        split_nibbles(fifth + 64, 0, v, b->codes);
+        vu bits = (vu)load_line(fifth, 0, v);
+        UNROLL for (int j = 0; j < 8; j++) b->codes[j] |= spread_fifth_bits(bits, j);
+        break;
+    }
+    case FK_TYPE_IQ4_NL:
+        b->scale[0] = load_halves(p, v);
+        split_nibbles(p + 32, 0, v, b->codes);
+        UNROLL for (int j = 0; j < 8; j++) b->codes[j] = as_signed(look_up(iq4_levels, b->codes[j]));
+        break;
+    case FK_TYPE_IQ4_XS: {
+        vi high = load_u16s_as_ints(p + 32, v);
+        vi low = load_bytes(p + 64 + 16 * (s / 2), v) >> (4 * (s % 2)) & 15;
+        b->scale[0] = load_halves(p, v) * to_float((low | (high >> (2 * s) & 3) << 4) - 32);
+        split_nibbles(p + 128, 4 * s, v, b->codes);
+        UNROLL for (int j = 0; j < 8; j++) b->codes[j] = as_signed(look_up(iq4_levels, b->codes[j]));
+        break;
+    }
+    case FK_TYPE_Q4_K:
+    case FK_TYPE_Q5_K: {
+        const uint8_t *scales = p + 64, *fifth = scales + 192;
+        const uint8_t *lines = type == FK_TYPE_Q5_K ? fifth + 8 * 64 : fifth;
+        vi scale, minimum;
+        if (s < 4) {
+            scale = load_bytes(scales + 16 * s, v) & 63;
+            minimum = load_bytes(scales + 16 * (s + 4), v) & 63;
+        } else {
+            vi both = load_bytes(scales + 16 * (s + 4), v);
+            scale = (both & 15) | load_bytes(scales + 16 * (s - 4), v) >> 6 << 4;
+            minimum = both >> 4 | load_bytes(scales + 16 * s, v) >> 6 << 4;
+        }
+        b->scale[0] = load_halves(p, v) * to_float(scale);
+        b->minimum[0] = -load_halves(p + 32, v) * to_float(minimum);
+        UNROLL for (int j = 0; j < 8; j++) {
+            vw both = load_line(lines, s / 2 * 8 + j, v);
+            b->codes[j] = s % 2 ? both >> 4 : both & 15;
+            if (type == FK_TYPE_Q5_K) b->codes[j] |= fifth_bit(load_line(fifth, j, v), s);
+        }
+        break;
+    }
+    case FK_TYPE_Q6_K: {
+        const uint8_t *high = p + 32 * 64, *scales = high + 16 * 64, *d = scales + 16 * 16;
+        const int half = s / 4, k = s % 4;
+        UNROLL for (int i = 0; i < 2; i++) {
+            vi scale = load_bytes(scales + 16 * (2 * s + i), v);
+            b->scale[i] = load_halves(d, v) * to_float((scale ^ 128) - 128);
+        }
+        UNROLL for (int j = 0; j < 8; j++) {
+            vw low = load_line(p, 16 * half + k % 2 * 8 + j, v);
+            vw two = load_line(high, 8 * half + j, v) >> (2 * k) & 3;
+            b->codes[j] = (k / 2 ? low >> 4 : low & 15) | two << 4;
+        }
+        break;
+    }
+    case FK_TYPE_Q2_K: {
+        const uint8_t *lines = p + 16 * 16, *d = lines + 16 * 64;
+        UNROLL for (int i = 0; i < 2; i++) {
+            vi both = load_bytes(p + 16 * (2 * s + i), v);
+            b->scale[i] = load_halves(d, v) * to_float(both & 15);
+            b->minimum[i] = -load_halves(d + 32, v) * to_float(both >> 4);
+        }
+        UNROLL for (int j = 0; j < 8; j++) b->codes[j] = load_line(lines, s / 4 * 8 + j, v) >> (2 * (s % 4)) & 3;
+        break;
+    }
+    case FK_TYPE_Q3_K: {
+        const uint8_t *lines = p + 8 * 64, *scales = lines + 16 * 64, *d = scales + 12 * 16;
+        UNROLL for (int i = 0; i < 2; i++) {
+            const int k = 2 * s + i;
+            vi low = load_bytes(scales + 16 * (k % 8), v) >> (k < 8 ? 0 : 4) & 15;
+            vi high = load_bytes(scales + 16 * (8 + k % 4), v) >> (2 * (k / 4)) & 3;
+            b->scale[i] = load_halves(d, v) * to_float((low | high << 4) - 32);
+        }
+        UNROLL for (int j = 0; j < 8; j++) {
+            vw third = load_line(p, j, v) >> s & 1;
+            b->codes[j] = (load_line(lines, s / 4 * 8 + j, v) >> (2 * (s % 4)) & 3) | third << 2;
+        }
+        break;
+    }
+    default:
+        break;
+    }
+}
+
+/* A whole super-block; unrolled, so that every shift is by a constant, and compiled once for a type. */
+#define SUPER_BLOCK(TYPE)                                                                                              \
+    static __attribute__((noinline)) void load_super_##TYPE(const uint8_t *p, int v, packed_block w[8]) {              \
+        UNROLL for (int s = 0; s < 8; s++) load_block(FK_TYPE_##TYPE, p, s, v, &w[s]);                                 \
+    }
+SUPER_BLOCK(Q2_K)
+SUPER_BLOCK(Q3_K)
+SUPER_BLOCK(Q4_K)
+SUPER_BLOCK(Q5_K)
+SUPER_BLOCK(Q6_K)
+SUPER_BLOCK(IQ4_XS)
+#undef SUPER_BLOCK
+
+INLINE void load_super_block(fk_type type, const uint8_t *p, int v, packed_block w[8]) {
+    switch (type) {
+    case FK_TYPE_Q2_K: load_super_Q2_K(p, v, w); break;
+    case FK_TYPE_Q3_K: load_super_Q3_K(p, v, w); break;
+    case FK_TYPE_Q4_K: load_super_Q4_K(p, v, w); break;
+    case FK_TYPE_Q5_K: load_super_Q5_K(p, v, w); break;
+    case FK_TYPE_Q6_K: load_super_Q6_K(p, v, w); break;
+    default: load_super_IQ4_XS(p, v, w);
+    }
+}
+
+/* Adds the products of columns [16 half, 16 half + 16) of a block of codes and of activations, or of all 32. */
+INLINE vi dot_codes(fk_type type, vi sum, const vw *codes, int words, const int8_t *x) {
+    if (has_signed_codes(type)) return dot_signed(sum, codes, words, x);
+    return dot_unsigned(sum, codes, words, code_bits(type), x);
+}
+
+/* total[t] += one block of weights times the same block of `tokens` tokens. */
+INLINE void multiply_block(fk_type type, int tokens, const packed_block *w, const fk_activations *x, size_t t0,
+                           size_t block, vf *total) {
+    const size_t blocks = x->cols / FK_BLOCK;
+    UNROLL for (int t = 0; t < tokens; t++) {
+        const int8_t *q = x->quantized + (t0 + t) * x->cols + block * FK_BLOCK;
+        const size_t at = (t0 + t) * blocks + block;
+        const int32_t *sums = x->code_sums + 2 * at;
+        const float scale = x->scales[at];
+        if (has_half_scales(type)) {
+            UNROLL for (int i = 0; i < 2; i++) {
+                vi sum = (vi){0} - code_offset(type) * sums[i];
+                sum = dot_codes(type, sum, w->codes + 4 * i, 4, q + 16 * i);
+                total[t] += to_float(sum) * (w->scale[i] * scale);
+                if (has_minimum(type)) total[t] += w->minimum[i] * (scale * (float)sums[i]);
+            }
+        } else {
+            vi sum = (vi){0} - code_offset(type) * (sums[0] + sums[1]);
+            sum = dot_codes(type, sum, w->codes, 8, q);
+            total[t] += to_float(sum) * (w->scale[0] * scale);
+            if (has_minimum(type)) total[t] += w->minimum[0] * x->block_sums[at];
+        }
+    }
+}
+
+/* out[t][0 .. FK_LANES) for vector v of one group and `tokens` tokens (a constant) from token t0 on. */
 INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, const fk_activations *x, size_t t0,
                         float *out, size_t out_stride) {
-    const size_t cols = x->cols, blocks = cols / FK_BLOCK;
-    const int8_t *q = x->quantized + t0 * cols;
-    const float *scales = x->scales + t0 * blocks, *block_sums = x->block_sums + t0 * blocks;
-    const int32_t *code_sums = x->code_sums + t0 * blocks;
     vf total[PACKED_TOKENS];
     UNROLL for (int t = 0; t < tokens; t++) total[t] = (vf){0};
-    for (size_t b = 0; b < blocks; b++, group += FK_GROUP * block_bytes(type)) {
-        const uint8_t *lines = group + 2 * FK_GROUP * (type == FK_TYPE_Q4_1 ? 2 : 1);
-        vf scale = load_half((const uint16_t *)group + v * FK_LANES);
-        vf minimum = {0};
-        if (type == FK_TYPE_Q4_1) minimum = load_half((const uint16_t *)group + FK_GROUP + v * FK_LANES);
-        vw codes[8];
-        load_codes(type, lines, v, codes);
-        UNROLL for (int t = 0; t < tokens; t++) {
-            const int8_t *xb = q + t * cols + b * FK_BLOCK;
-            const size_t at = t * blocks + b;
-            vi sum = (vi){0} - code_offset(type) * code_sums[at];
-            sum = type == FK_TYPE_Q8_0 ? dot_block_signed(sum, codes, xb) : dot_block_nibbles(sum, codes, xb);
-            total[t] += __builtin_convertvector(sum, vf) * (scale * scales[at]);
-            if (type == FK_TYPE_Q4_1) total[t] += minimum * block_sums[at];
+    for (size_t block = 0; block < x->cols / FK_BLOCK; group += FK_GROUP * block_bytes(type)) {
+        if (block_len(type) == FK_SUPER) {
+            packed_block w[8];
+            load_super_block(type, group, v, w);
+            /* One copy of the multiplication: eight would only fill the instruction cache. */
+            _Pragma("GCC unroll 1") for (int s = 0; s < 8; s++, block++)
+                multiply_block(type, tokens, &w[s], x, t0, block, total);
+        } else {
+            packed_block w;
+            load_block(type, group, 0, v, &w);
+            multiply_block(type, tokens, &w, x, t0, block, total);
+            block++;
         }
     }
     UNROLL for (int t = 0; t < tokens; t++) store(out + t * out_stride, total[t]);
@@ -59,24 +277,59 @@ INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activation
         size_t t = 0;
         for (; t + PACKED_TOKENS <= x->tokens; t += PACKED_TOKENS)
             packed_tile(type, PACKED_TOKENS, group, v, x, t, out + t * out_stride, out_stride);
-        for (; t + 4 <= x->tokens && PACKED_TOKENS > 4; t += 4)
-            packed_tile(type, 4, group, v, x, t, out + t * out_stride, out_stride);
-        for (; t + 2 <= x->tokens && PACKED_TOKENS > 2; t += 2)
-            packed_tile(type, 2, group, v, x, t, out + t * out_stride, out_stride);
+#if PACKED_TOKENS > 4
+        for (; t + 4 <= x->tokens; t += 4) packed_tile(type, 4, group, v, x, t, out + t * out_stride, out_stride);
+#endif
+#if PACKED_TOKENS > 1
         for (; t < x->tokens; t++) packed_tile(type, 1, group, v, x, t, out + t * out_stride, out_stride);
+#endif
+    }
+}
+
+/* One function a type, so that each is compiled by itself. */
+#define PACKED(TYPE)                                                                                                  \
+    static __attribute__((noinline)) void packed_##TYPE(const uint8_t *group, const fk_activations *x, float *out,   \
+                                                        size_t out_stride) {                                          \
+        packed_group(FK_TYPE_##TYPE, group, x, out, out_stride);                                                      \
+    }
+PACKED(Q8_0)
+PACKED(Q4_0)
+PACKED(Q4_1)
+PACKED(Q5_0)
+PACKED(Q5_1)
+PACKED(Q2_K)
+PACKED(Q3_K)
+PACKED(Q4_K)
+PACKED(Q5_K)
+PACKED(Q6_K)
+PACKED(IQ4_NL)
+PACKED(IQ4_XS)
+#undef PACKED
+
+typedef void packed_function(const uint8_t *group, const fk_activations *x, float *out, size_t out_stride);
+
+static packed_function *packed_function_for(fk_type type) {
+    switch (type) {
+    case FK_TYPE_Q8_0: return packed_Q8_0;
+    case FK_TYPE_Q4_0: return packed_Q4_0;
+    case FK_TYPE_Q4_1: return packed_Q4_1;
+    case FK_TYPE_Q5_0: return packed_Q5_0;
+    case FK_TYPE_Q5_1: return packed_Q5_1;
+    case FK_TYPE_Q2_K: return packed_Q2_K;
+    case FK_TYPE_Q3_K: return packed_Q3_K;
+    case FK_TYPE_Q4_K: return packed_Q4_K;
+    case FK_TYPE_Q5_K: return packed_Q5_K;
+    case FK_TYPE_Q6_K: return packed_Q6_K;
+    case FK_TYPE_IQ4_NL: return packed_IQ4_NL;
+    case FK_TYPE_IQ4_XS: return packed_IQ4_XS;
+    default: return 0;
     }
 }
 
 /* Rows [begin, end), both multiples of FK_GROUP. */
 static void packed_rows(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                         size_t out_stride) {
-    for (size_t row = begin; row < end; row += FK_GROUP) {
-        const uint8_t *group = w->data + row * w->row_bytes;
-        float *to = out + row;
-        switch (w->type) {
-        case FK_TYPE_Q8_0: packed_group(FK_TYPE_Q8_0, group, x, to, out_stride); break;
-        case FK_TYPE_Q4_0: packed_group(FK_TYPE_Q4_0, group, x, to, out_stride); break;
-        default: packed_group(FK_TYPE_Q4_1, group, x, to, out_stride);
-        }
-    }
+    packed_function *multiply = packed_function_for(w->type);
+    for (size_t row = begin; row < end; row += FK_GROUP)
+        multiply(w->data + row * w->row_bytes, x, out + row, out_stride);
 }
