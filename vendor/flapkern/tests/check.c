@@ -1,0 +1,820 @@
+/* Every kernel of every instruction set that this processor has against plain code in double precision, on pseudo-random
+ * data. It needs nothing but the library and POSIX, so that it runs where Rust's tests do not, under an emulator for one.
+ *
+ * usage: check [name...]    with names, these tables and no others must be on offer
+ *
+ * Prints a line for each table; exits with 1 if anything failed. Every buffer ends where a page without access begins: a
+ * kernel that reads or writes beyond one does not live to tell. */
+#define _GNU_SOURCE
+#include <math.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../src/formats.h"
+
+#define COUNT(A) (sizeof(A) / sizeof *(A))
+
+/* ---- memory ---- */
+
+static struct area {
+    void *map;
+    size_t bytes;
+} areas[64];
+static size_t area_count;
+
+/* `bytes` bytes that end `gap` bytes before the forbidden page, filled with 0xaa. */
+static void *guarded(size_t bytes, size_t gap) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t room = (bytes + gap + page - 1) / page * page;
+    char *map = mmap(0, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED || mprotect(map + room, page, PROT_NONE) != 0 || area_count == COUNT(areas)) {
+        fprintf(stderr, "no memory for the test\n");
+        exit(2);
+    }
+    memset(map, 0xaa, room);
+    areas[area_count++] = (struct area){map, room + page};
+    return map + room - bytes - gap;
+}
+
+static float *floats(size_t n) { return guarded(n * sizeof(float), 0); }
+
+/* Frees what was taken since `mark`, a former area_count. */
+static void release(size_t mark) {
+    while (area_count > mark) {
+        area_count--;
+        munmap(areas[area_count].map, areas[area_count].bytes);
+    }
+}
+
+/* ---- pseudo-random numbers: splitmix64 ---- */
+
+static uint64_t random_state = 1;
+
+static uint64_t random_bits(void) {
+    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static size_t random_below(size_t n) { return (size_t)(random_bits() % n); }
+
+static float random_in(float low, float high) {
+    return low + (high - low) * (float)(random_bits() >> 40) * 0x1p-24f;
+}
+
+/* Bell-shaped enough. */
+static float random_normal(void) {
+    float sum = 0;
+    for (int i = 0; i < 4; i++) sum += random_in(-1, 1);
+    return sum * 0.87f;
+}
+
+static void fill_normal(float *x, size_t n, float size) {
+    for (size_t i = 0; i < n; i++) x[i] = size * random_normal();
+}
+
+/* ---- number formats by their definitions ---- */
+
+static uint32_t bits_of(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+static float of_bits(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static uint16_t u16_at(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
+
+static void put_u16(uint8_t *p, uint16_t v) {
+    p[0] = (uint8_t)v;
+    p[1] = (uint8_t)(v >> 8);
+}
+
+static double half_value(uint16_t h) {
+    int exponent = h >> 10 & 31, fraction = h & 0x3ff;
+    double magnitude = exponent == 31  ? fraction ? NAN : INFINITY
+                       : exponent == 0 ? ldexp(fraction, -24)
+                                       : ldexp(1024 + fraction, exponent - 25);
+    return h >> 15 ? -magnitude : magnitude;
+}
+
+/* The nearest half-precision number, of two the even one. */
+static uint16_t half_of(float f) {
+    uint16_t sign = (uint16_t)(bits_of(f) >> 16 & 0x8000);
+    double magnitude = fabs((double)f);
+    if (isnan(f)) return 0x7e00;
+    if (magnitude >= 65520) return sign | 0x7c00;
+    int exponent = magnitude < 0x1p-14 ? -14 : ilogb(magnitude);
+    /* In units of the last place: 1024 and more is normal, and 2048 carries into the exponent by itself. */
+    int units = (int)rint(ldexp(magnitude, 10 - exponent));
+    return (uint16_t)(sign + (exponent + 14) * 1024 + units);
+}
+
+/* A run of equal elements in a block: bytes of each, and how many. */
+struct field {
+    size_t size, count;
+};
+
+struct format {
+    fk_type type;
+    const char *name;
+    size_t values;          /* of a block */
+    struct field fields[5]; /* of a block, in the order of its bytes */
+    int has_packed;
+};
+
+/* Elements of two bytes are numbers in half precision, but for the second of IQ4_XS, which holds bits of scales. */
+static const struct format formats[] = {
+    {FK_TYPE_F32, "f32", 1, {{4, 1}}, 0},
+    {FK_TYPE_F16, "f16", 1, {{2, 1}}, 0},
+    {FK_TYPE_BF16, "bf16", 1, {{2, 1}}, 0},
+    {FK_TYPE_Q8_0, "q8_0", 32, {{2, 1}, {4, 8}}, 1},
+    {FK_TYPE_Q4_0, "q4_0", 32, {{2, 1}, {4, 4}}, 1},
+    {FK_TYPE_Q4_1, "q4_1", 32, {{2, 2}, {4, 4}}, 1},
+    {FK_TYPE_Q5_0, "q5_0", 32, {{2, 1}, {4, 1}, {4, 4}}, 1},
+    {FK_TYPE_Q5_1, "q5_1", 32, {{2, 2}, {4, 1}, {4, 4}}, 1},
+    {FK_TYPE_Q2_K, "q2_k", 256, {{1, 16}, {4, 16}, {2, 2}}, 1},
+    {FK_TYPE_Q3_K, "q3_k", 256, {{4, 8}, {4, 16}, {1, 12}, {2, 1}}, 1},
+    {FK_TYPE_Q4_K, "q4_k", 256, {{2, 2}, {1, 12}, {4, 32}}, 1},
+    {FK_TYPE_Q5_K, "q5_k", 256, {{2, 2}, {1, 12}, {4, 8}, {4, 32}}, 1},
+    {FK_TYPE_Q6_K, "q6_k", 256, {{4, 32}, {4, 16}, {1, 16}, {2, 1}}, 1},
+    {FK_TYPE_IQ4_NL, "iq4_nl", 32, {{2, 1}, {4, 4}}, 1},
+    {FK_TYPE_IQ4_XS, "iq4_xs", 256, {{2, 1}, {2, 1}, {1, 4}, {4, 32}}, 1},
+};
+
+static size_t bytes_of(const struct format *f) {
+    size_t bytes = 0;
+    for (int i = 0; i < 5; i++) bytes += f->fields[i].size * f->fields[i].count;
+    return bytes;
+}
+
+static int is_blocked(const struct format *f) { return f->values > 1; }
+
+
+
+static size_t row_bytes(const struct format *f, size_t cols) { return cols / f->values * bytes_of(f); }
+
+/* Value i of a row. `size` receives the sum of the sizes of what it is added up from, which rounding errors are in
+ * proportion to. */
+static double decode(const struct format *f, const uint8_t *row, size_t i, double *size) {
+    const uint8_t *block = row + i / f->values * bytes_of(f);
+    size_t at = i % f->values;
+    if (!is_blocked(f)) {
+        uint32_t low = u16_at(block);
+        double value = f->type == FK_TYPE_F16    ? half_value((uint16_t)low)
+                       : f->type == FK_TYPE_BF16 ? of_bits(low << 16)
+                                                 : of_bits(low | (uint32_t)u16_at(block + 2) << 16);
+        *size = fabs(value);
+        return value;
+    }
+    double scale = half_value(u16_at(block)), code, offset = 0;
+    const uint8_t *codes = block + 2 * f->fields[0].count;
+    switch (f->type) {
+    case FK_TYPE_Q5_0:
+    case FK_TYPE_Q5_1:
+    case FK_TYPE_Q2_K:
+    case FK_TYPE_Q3_K:
+    case FK_TYPE_Q4_K:
+    case FK_TYPE_Q5_K:
+    case FK_TYPE_Q6_K:
+    case FK_TYPE_IQ4_NL:
+    case FK_TYPE_IQ4_XS: {
+        /* The library's scalar decoding, which the Rust tests hold against definitions of their own. */
+        float all[FK_SUPER];
+        decode_block(f->type, block, all);
+        float largest = 0;
+        for (size_t k = 0; k < f->values; k++) largest = fmaxf(largest, fabsf(all[k]));
+        *size = largest;
+        return all[at];
+    }
+    case FK_TYPE_Q8_0: code = codes[at] < 128 ? codes[at] : codes[at] - 256; break;
+    default:
+        code = at < 16 ? codes[at] & 15 : codes[at - 16] >> 4;
+        offset = f->type == FK_TYPE_Q4_0 ? -8 * scale : half_value(u16_at(block + 2));
+    }
+    *size = fabs(scale * code) + fabs(offset);
+    return scale * code + offset;
+}
+
+static uint16_t random_half(float low, float high) { return half_of(random_in(low, high)); }
+
+/* A row of moderate numbers; blocks of zeros and negative and denormal scales among them. */
+static void random_row(const struct format *f, uint8_t *row, size_t cols) {
+    for (size_t b = 0; b < cols / f->values; b++, row += bytes_of(f)) {
+        float v = random_normal();
+        switch (f->type) {
+        case FK_TYPE_F32: memcpy(row, &v, 4); continue;
+        case FK_TYPE_F16: put_u16(row, half_of(v)); continue;
+        case FK_TYPE_BF16: put_u16(row, (uint16_t)(bits_of(v) >> 16)); continue;
+        default: break;
+        }
+        for (size_t i = 0; i < bytes_of(f); i++) row[i] = (uint8_t)random_bits();
+        size_t at = 0;
+        for (int i = 0; i < 5; at += f->fields[i].size * f->fields[i].count, i++)
+            for (size_t k = 0; f->fields[i].size == 2 && k < f->fields[i].count; k++) {
+                if (f->type == FK_TYPE_IQ4_XS && i == 1) continue;
+                int tiny = f->values == FK_BLOCK && random_below(8) == 0;
+                put_u16(row + at + 2 * k, tiny ? (uint16_t)random_below(0x400) : random_half(-0.1f, 0.1f));
+            }
+        if (random_below(16) == 0) memset(row, 0, bytes_of(f));
+    }
+}
+
+/* Whole groups to the packed layout, as the header describes it; rows that are left over stay. */
+static void pack(const struct format *f, size_t rows, size_t cols, const uint8_t *native, uint8_t *packed) {
+    const size_t stride = row_bytes(f, cols), grouped = rows / FK_GROUP * FK_GROUP;
+    uint8_t *to = packed;
+    for (size_t group = 0; group < grouped; group += FK_GROUP)
+        for (size_t b = 0; b < cols / f->values; b++) {
+            const uint8_t *from = native + group * stride + b * bytes_of(f);
+            for (int i = 0; i < 5; from += f->fields[i].size * f->fields[i].count, i++)
+                for (size_t k = 0; k < f->fields[i].count; k++)
+                    for (size_t r = 0; r < FK_GROUP; r++, to += f->fields[i].size)
+                        memcpy(to, from + r * stride + k * f->fields[i].size, f->fields[i].size);
+        }
+    memcpy(to, native + grouped * stride, (rows - grouped) * stride);
+}
+
+/* ---- the tables and what they got wrong ---- */
+
+static struct table {
+    const fk_kernels *kernels;
+    long checks, failures;
+    int printed; /* failures of this kind of check that were printed */
+} tables[FK_ISA_COUNT];
+static size_t table_count;
+
+#define EACH_TABLE(T) (struct table *T = tables; T < tables + table_count; T++)
+
+__attribute__((format(printf, 3, 4))) static int expect(struct table *t, int holds, const char *format, ...) {
+    t->checks++;
+    if (holds) return 1;
+    t->failures++;
+    if (t->printed++ < 5) {
+        va_list arguments;
+        va_start(arguments, format);
+        printf("%s: ", t->kernels->name);
+        vprintf(format, arguments);
+        printf("\n");
+        va_end(arguments);
+    }
+    return 0;
+}
+
+static int near(double got, double expected, double allowed) { return fabs(got - expected) <= allowed; }
+
+/* ---- matrix times activations ---- */
+
+/* The largest |x| of a block; NaN if there is one. */
+static float peak_of_block(const float *x) {
+    float peak = 0;
+    for (size_t i = 0; i < FK_BLOCK; i++) {
+        if (isnan(x[i])) return NAN;
+        peak = fmaxf(peak, fabsf(x[i]));
+    }
+    return peak;
+}
+
+struct inputs {
+    fk_activations x;
+    double *exact, *rounded; /* the values, and what is left of them in 8 bits */
+};
+
+/* Activations with their 8-bit form, by its definition. What `values` has beyond whole blocks goes unquantised. */
+static struct inputs inputs_of(const float *values, size_t tokens, size_t cols) {
+    const size_t blocks = cols / FK_BLOCK;
+    int8_t *q = guarded(tokens * cols, 0);
+    float *scales = floats(tokens * blocks), *block_sums = floats(tokens * blocks);
+    int32_t *code_sums = guarded(2 * tokens * blocks * sizeof *code_sums, 0);
+    struct inputs in = {{tokens, cols, values, q, scales, block_sums, code_sums},
+                        guarded(tokens * cols * sizeof(double), 0),
+                        guarded(tokens * cols * sizeof(double), 0)};
+    for (size_t i = 0; i < tokens * cols; i++) in.exact[i] = values[i];
+    for (size_t b = 0; b < tokens * blocks && cols % FK_BLOCK == 0; b++) {
+        const float peak = peak_of_block(values + b * FK_BLOCK);
+        scales[b] = peak < 1e-36f ? 0 : isfinite(peak) ? peak / 127 : NAN;
+        code_sums[2 * b] = code_sums[2 * b + 1] = 0;
+        for (size_t i = b * FK_BLOCK; i < (b + 1) * FK_BLOCK; i++) {
+            q[i] = scales[b] > 0 ? (int8_t)rint((double)values[i] * 127 / peak) : 0;
+            code_sums[i / 16] += q[i];
+            in.rounded[i] = (double)scales[b] * q[i];
+        }
+        block_sums[b] = scales[b] * (float)(code_sums[2 * b] + code_sums[2 * b + 1]);
+    }
+    return in;
+}
+
+/* W X and the sum of the sizes of its terms for both forms of the activations, [tokens, rows] each. */
+struct product {
+    double *value[2], *size[2];
+};
+
+static struct product product_of(const struct format *f, const uint8_t *native, size_t rows, const struct inputs *in) {
+    const size_t cols = in->x.cols, tokens = in->x.tokens;
+    struct product p;
+    for (int form = 0; form < 2; form++) {
+        p.value[form] = guarded(tokens * rows * sizeof(double), 0);
+        p.size[form] = guarded(tokens * rows * sizeof(double), 0);
+    }
+    double *w = guarded(cols * sizeof *w, 0), *size = guarded(cols * sizeof *size, 0);
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t i = 0; i < cols; i++) w[i] = decode(f, native + r * row_bytes(f, cols), i, &size[i]);
+        for (size_t t = 0; t < tokens; t++)
+            for (int form = 0; form < 2; form++) {
+                const double *x = (form ? in->rounded : in->exact) + t * cols;
+                double sum = 0, sizes = 0;
+                for (size_t i = 0; i < cols && !(form && !is_blocked(f)); i++) {
+                    sum += w[i] * x[i];
+                    sizes += size[i] * fabs(x[i]);
+                }
+                p.value[form][t * rows + r] = sum;
+                p.size[form][t * rows + r] = sizes;
+            }
+    }
+    return p;
+}
+
+/* Columns of the output that are not the product's. */
+#define MARGIN 3
+#define UNTOUCHED 12345.0f
+
+/* Calls matmul once for all rows (ends is 0) or for ranges that end at `ends` and at the last row. */
+static float *multiply(const fk_kernels *k, const fk_weights *w, const fk_activations *x, const size_t *ends, size_t n) {
+    const size_t stride = w->rows + MARGIN;
+    float *out = floats(x->tokens * stride);
+    float *scratch = floats(k->matmul_scratch(w, x->tokens));
+    for (size_t i = 0; i < x->tokens * stride; i++) out[i] = UNTOUCHED;
+    size_t begin = 0;
+    for (size_t i = 0; i <= n; i++) {
+        size_t end = i < n ? ends[i] : w->rows;
+        if (end <= begin || end > w->rows) continue;
+        k->matmul(w, begin, end, x, out, stride, scratch);
+        begin = end;
+    }
+    return out;
+}
+
+/* One matrix in one layout. */
+static void check_product(struct table *table, const struct format *f, fk_layout layout, const uint8_t *data, size_t rows,
+                          const struct inputs *in, const struct product *p, const char *what) {
+    const size_t mark = area_count, cols = in->x.cols, tokens = in->x.tokens, stride = rows + MARGIN;
+    const fk_weights w = {f->type, layout, data, row_bytes(f, cols), rows, cols};
+    const int form = table->kernels->wants_quantized(&w, tokens) ? 1 : 0;
+    fk_activations x = in->x;
+    /* The rows that fill no packed group are native ones, which of most types are decoded and not multiplied in 8 bits. */
+    const int has_dot = f->type == FK_TYPE_Q8_0 || f->type == FK_TYPE_Q4_0 || f->type == FK_TYPE_Q4_1;
+    const size_t decoded_from = layout == FK_LAYOUT_PACKED && !has_dot ? rows / FK_GROUP * FK_GROUP : rows;
+    /* A kernel must not look at the form that it did not ask for. */
+    if (form) {
+        if (decoded_from == rows) x.values = 0;
+    } else {
+        x.quantized = 0;
+        x.scales = x.block_sums = 0;
+        x.code_sums = 0;
+    }
+    const float *out = multiply(table->kernels, &w, &x, 0, 0);
+    int good = 1;
+    for (size_t t = 0; t < tokens && good; t++) {
+        for (size_t r = 0; r < rows && good; r++) {
+            size_t at = t * rows + r;
+            int own = r < decoded_from ? form : 0;
+            double expected = p->value[own][at], allowed = 4e-6 * p->size[own][at] + 1e-37;
+            float got = out[t * stride + r];
+            good = isfinite(expected) ? near(got, expected, allowed) : !isfinite(got);
+            expect(table, good, "matmul %s %s %s: %zu x %zu, token %zu of %zu, row %zu: %g for %g", what, f->name,
+                   layout == FK_LAYOUT_PACKED ? "packed" : "native", rows, cols, t, tokens, r, got, expected);
+        }
+        for (size_t r = rows; r < stride; r++)
+            expect(table, out[t * stride + r] == UNTOUCHED, "matmul %s: writes beyond row %zu", f->name, rows);
+    }
+    const size_t native_ends[] = {1, 2, 7, 16, 29, 32, 50}, packed_ends[] = {16, 48};
+    const float *split = layout == FK_LAYOUT_PACKED
+                             ? multiply(table->kernels, &w, &x, packed_ends, COUNT(packed_ends))
+                             : multiply(table->kernels, &w, &x, native_ends, COUNT(native_ends));
+    expect(table, memcmp(out, split, tokens * stride * sizeof *out) == 0 || !isfinite(p->value[form][0]),
+           "matmul %s %s: %zu x %zu, %zu tokens: depends on how rows are split", f->name,
+           layout == FK_LAYOUT_PACKED ? "packed" : "native", rows, cols, tokens);
+    release(mark);
+}
+
+/* One matrix in all of its layouts by all tables. */
+static void check_matrix(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
+                         size_t cols, const char *what) {
+    const size_t mark = area_count;
+    struct inputs in = inputs_of(values, tokens, cols);
+    struct product p = product_of(f, native, rows, &in);
+    for EACH_TABLE (table) check_product(table, f, FK_LAYOUT_NATIVE, native, rows, &in, &p, what);
+    if (f->has_packed) {
+        uint8_t *packed = guarded(rows * row_bytes(f, cols), tokens % 2);
+        pack(f, rows, cols, native, packed);
+        for EACH_TABLE (table) check_product(table, f, FK_LAYOUT_PACKED, packed, rows, &in, &p, what);
+    }
+    release(mark);
+}
+
+/* Widths, heights and numbers of tokens. Weights are bytes and may lie anywhere: every other matrix is at an odd address. */
+static void check_products(void) {
+    static const size_t blocked_cols[] = {32, 64, 96, 160, 288, 544, 1056},
+                        float_cols[] = {1, 2, 3, 17, 32, 45, 64, 131, 577, 1030}, heights[] = {1, 2, 15, 16, 17, 33, 48, 70};
+    for (const struct format *f = formats; f < formats + COUNT(formats); f++)
+        for (size_t tokens = 1; tokens <= 33; tokens++) {
+            const size_t mark = area_count;
+            size_t cols = f->values == FK_SUPER ? FK_SUPER * (1 + random_below(3))
+                          : is_blocked(f)       ? blocked_cols[random_below(COUNT(blocked_cols))]
+                                                : float_cols[random_below(COUNT(float_cols))];
+            size_t rows = heights[random_below(COUNT(heights))];
+            /* The widest and highest are for few tokens, so as to save time. */
+            if (tokens > 13 && rows * cols > 8192) cols = f->values == FK_SUPER ? FK_SUPER : is_blocked(f) ? 96 : 45;
+            uint8_t *native = guarded(rows * row_bytes(f, cols), tokens % 2);
+            for (size_t r = 0; r < rows; r++) random_row(f, native + r * row_bytes(f, cols), cols);
+            float *x = floats(tokens * cols);
+            fill_normal(x, tokens * cols, 1);
+            for (size_t i = 0; i < cols && i < FK_BLOCK; i++) x[tokens / 2 * cols + i] = 0;
+            check_matrix(f, native, rows, x, tokens, cols, "of random numbers");
+            release(mark);
+        }
+}
+
+/* Codes and activations at the ends of their ranges, where sums of few bits would overflow. */
+static void check_largest_sums(void) {
+    static const uint8_t codes[] = {0x80, 0x7f, 0xff, 0x00, 0x88, 0x0f, 0xf0};
+    for (const struct format *f = formats; f < formats + COUNT(formats); f++)
+        for (size_t c = 0; c < COUNT(codes) && f->values == FK_BLOCK; c++)
+            for (size_t tokens = 1; tokens <= 9; tokens += 4)
+                for (int signs = 0; signs < 4; signs++) {
+                    enum { ROWS = 17, COLS = 96 };
+                    const size_t mark = area_count;
+                    uint8_t *native = guarded(ROWS * row_bytes(f, COLS), 0);
+                    memset(native, codes[c], ROWS * row_bytes(f, COLS));
+                    for (size_t b = 0; b < ROWS * COLS / FK_BLOCK; b++)
+                        for (size_t i = 0; i < f->fields[0].count; i++) put_u16(native + b * bytes_of(f) + 2 * i, 0x3c00);
+                    float *x = floats(tokens * COLS);
+                    for (size_t i = 0; i < tokens * COLS; i++)
+                        x[i] = signs == 0 ? 1 : signs == 1 ? -1 : signs == 2 ? (i % 2 ? 1 : -1) : i % 32 < 16 ? 1 : -1;
+                    check_matrix(f, native, ROWS, x, tokens, COLS, "of extreme codes");
+                    release(mark);
+                }
+}
+
+/* The least denormal, the largest denormal, the least normal, the largest finite scale, a negative one, zeros. */
+static void check_extreme_scales(void) {
+    static const uint16_t scales[] = {0x0001, 0x03ff, 0x0400, 0x7bff, 0xbc00, 0x0000, 0x8001};
+    static const float sizes[] = {1e-40f, 1e-20f, 1, 1e20f};
+    for (const struct format *f = formats; f < formats + COUNT(formats); f++)
+        for (size_t s = 0; s < COUNT(scales) && f->values == FK_BLOCK; s++)
+            for (size_t a = 0; a < COUNT(sizes); a++)
+                for (size_t tokens = 1; tokens <= 12; tokens += 11) {
+                    enum { ROWS = 19, COLS = 96 };
+                    const size_t mark = area_count;
+                    uint8_t *native = guarded(ROWS * row_bytes(f, COLS), 0);
+                    for (size_t r = 0; r < ROWS; r++) random_row(f, native + r * row_bytes(f, COLS), COLS);
+                    for (size_t b = 0; b < ROWS * COLS / FK_BLOCK; b++) {
+                        put_u16(native + b * bytes_of(f), scales[s]);
+                        if (f->fields[0].count > 1) put_u16(native + b * bytes_of(f) + 2, 0xc000);
+                    }
+                    float *x = floats(tokens * COLS);
+                    fill_normal(x, tokens * COLS, sizes[a]);
+                    check_matrix(f, native, ROWS, x, tokens, COLS, "of extreme scales");
+                    release(mark);
+                }
+}
+
+static void check_not_finite(void) {
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (const struct format *f = formats; f < formats + COUNT(formats); f++)
+        for (size_t i = 0; i < COUNT(bad); i++)
+            for (size_t tokens = 1; tokens <= 9; tokens += 8) {
+                enum { ROWS = 20, COLS = 256 };
+                const size_t mark = area_count;
+                uint8_t *native = guarded(ROWS * row_bytes(f, COLS), 0);
+                for (size_t r = 0; r < ROWS; r++) random_row(f, native + r * row_bytes(f, COLS), COLS);
+                float *x = floats(tokens * COLS);
+                fill_normal(x, tokens * COLS, 1);
+                x[37] = bad[i];
+                check_matrix(f, native, ROWS, x, tokens, COLS, "of what is not finite");
+                release(mark);
+            }
+}
+
+/* ---- 8-bit activations ---- */
+
+static void check_quantize(void) {
+    enum { BLOCKS = 24, N = BLOCKS * FK_BLOCK };
+    static const float sizes[] = {1e-42f, 1e-37f, 0.9e-36f, 1.1e-36f, 1e-30f, 1e-3f, 1, 300, 1e30f, 3e38f};
+    const size_t mark = area_count;
+    float *x = floats(N);
+    for (size_t i = 0; i < N; i++) {
+        size_t b = i / FK_BLOCK;
+        x[i] = b < COUNT(sizes) ? sizes[b] * random_in(-1, 1) : random_normal();
+    }
+    for (size_t i = 0; i < FK_BLOCK; i++) {
+        x[10 * FK_BLOCK + i] = 0;
+        x[11 * FK_BLOCK + i] = -0.0f;
+        x[12 * FK_BLOCK + i] = 3;
+        x[13 * FK_BLOCK + i] = -3;
+        x[14 * FK_BLOCK + i] = (float)i - 16 + 0.5f; /* half-way between codes, if the peak is 127 */
+    }
+    x[14 * FK_BLOCK] = 127;
+    x[15 * FK_BLOCK + 5] = INFINITY;
+    x[16 * FK_BLOCK + 31] = -INFINITY;
+    x[17 * FK_BLOCK] = NAN;
+    x[18 * FK_BLOCK + 9] = of_bits(0xffc00080);
+    for (size_t i = 0; i < FK_BLOCK; i++) x[19 * FK_BLOCK + i] = INFINITY;
+    x[20 * FK_BLOCK + 7] = 3.4028234e38f;
+    for EACH_TABLE (t) {
+        const size_t inner = area_count;
+        int8_t *q = guarded(N, 0);
+        float *scales = floats(BLOCKS), *block_sums = floats(BLOCKS);
+        int32_t *code_sums = guarded(2 * BLOCKS * sizeof *code_sums, 0);
+        t->kernels->quantize(x, N, q, scales, block_sums, code_sums);
+        for (size_t b = 0; b < BLOCKS; b++) {
+            const float peak = peak_of_block(x + b * FK_BLOCK);
+            int32_t sum = 0;
+            for (size_t i = b * FK_BLOCK; i < (b + 1) * FK_BLOCK; i++) sum += q[i];
+            if (!isfinite(peak)) {
+                expect(t, isnan(scales[b]) && isnan(block_sums[b]), "quantize: block %zu passes for finite", b);
+                continue;
+            }
+            int both = code_sums[2 * b] + code_sums[2 * b + 1];
+            expect(t, both == sum, "quantize: block %zu: code sums %d for %d", b, both, sum);
+            expect(t, block_sums[b] == scales[b] * (float)sum, "quantize: block %zu: sum %g", b, block_sums[b]);
+            double step = peak < 1e-36f ? 0 : (double)peak / 127;
+            expect(t, near(scales[b], step, step * 2e-7), "quantize: block %zu: scale %g for %g", b, scales[b], step);
+            for (size_t i = b * FK_BLOCK; i < (b + 1) * FK_BLOCK; i++) {
+                double error = fabs(x[i] - (double)scales[b] * q[i]);
+                expect(t, step == 0 ? q[i] == 0 : error <= step * 0.50005 && q[i] >= -127,
+                       "quantize: %g by %g is %d", x[i], scales[b], q[i]);
+            }
+        }
+        release(inner);
+    }
+    release(mark);
+}
+
+/* ---- decoding and rounding ---- */
+
+static void check_dequantize(void) {
+    static const size_t blocked_cols[] = {32, 96, 1056}, float_cols[] = {1, 2, 3, 5, 16, 31, 67, 530};
+    for (const struct format *f = formats; f < formats + COUNT(formats); f++)
+        for (size_t c = 0; c < (is_blocked(f) ? COUNT(blocked_cols) : COUNT(float_cols)); c++)
+            for EACH_TABLE (t) {
+                const size_t mark = area_count;
+                const size_t n = f->values == FK_SUPER ? (c + 1) * FK_SUPER : is_blocked(f) ? blocked_cols[c] : float_cols[c];
+                uint8_t *row = guarded(row_bytes(f, n), c % 2);
+                random_row(f, row, n);
+                float *out = floats(n);
+                t->kernels->dequantize(f->type, row, n, out);
+                for (size_t i = 0; i < n; i++) {
+                    double size, expected = decode(f, row, i, &size);
+                    expect(t, near(out[i], expected, is_blocked(f) ? 2e-7 * size : 0), "dequantize %s: %g for %g",
+                           f->name, out[i], expected);
+                }
+                release(mark);
+            }
+    /* All of the 16-bit numbers. */
+    for EACH_TABLE (t) {
+        const size_t mark = area_count;
+        uint8_t *all = guarded(2 << 16, 0);
+        float *out = floats(1 << 16);
+        for (size_t i = 0; i < 1 << 16; i++) put_u16(all + 2 * i, (uint16_t)i);
+        for (const struct format *f = formats + 1; f < formats + 3; f++) {
+            t->kernels->dequantize(f->type, all, 1 << 16, out);
+            for (size_t i = 0; i < 1 << 16; i++) {
+                double size, expected = decode(f, all, i, &size);
+                expect(t, isnan(expected) ? isnan(out[i]) : bits_of(out[i]) == bits_of((float)expected),
+                       "dequantize %s: %#zx is %g", f->name, i, out[i]);
+            }
+        }
+        release(mark);
+    }
+}
+
+static void check_to_half(void) {
+    enum { N = 4 << 16 };
+    static const float odd[] = {65519.996f, 65520, 65535, 65536, 1e30f, -1e30f, 1e-30f, 1e-45f, 1.17549435e-38f, -0.0f,
+                                INFINITY, -INFINITY, NAN, 0x1p-25f, 0x1.000002p-25f, 0x1p-24f, 0x1.8p-24f, -65520};
+    const size_t mark = area_count;
+    float *x = floats(N);
+    /* Every number, half-way to the next, and both neighbours of that. */
+    for (size_t h = 0; h < 1 << 16; h++) {
+        double here = half_value((uint16_t)h), next = half_value((uint16_t)(h + 1));
+        float middle = isfinite(here) && isfinite(next) ? (float)((here + next) / 2) : 0;
+        x[4 * h] = (float)here;
+        x[4 * h + 1] = middle;
+        x[4 * h + 2] = nextafterf(middle, INFINITY);
+        x[4 * h + 3] = nextafterf(middle, -INFINITY);
+    }
+    for EACH_TABLE (t) {
+        const size_t inner = area_count;
+        uint16_t *out = guarded(N * sizeof *out, 0);
+        t->kernels->to_half(x, N, out);
+        for (size_t i = 0; i < N; i++)
+            expect(t, isnan(x[i]) ? isnan(half_value(out[i])) : out[i] == half_of(x[i]), "to_half: %a is %#x for %#x", x[i],
+                   out[i], half_of(x[i]));
+        for (size_t n = 0; n <= COUNT(odd); n++) {
+            uint16_t *few = guarded(n * sizeof *few, 0);
+            t->kernels->to_half(odd, n, few);
+            for (size_t i = 0; i < n; i++)
+                expect(t, isnan(odd[i]) ? isnan(half_value(few[i])) : few[i] == half_of(odd[i]), "to_half: %a is %#x",
+                       odd[i], few[i]);
+            release(area_count - 1);
+        }
+        release(inner);
+    }
+    release(mark);
+}
+
+/* ---- element by element ---- */
+
+static void check_elements(void) {
+    for (size_t n = 0; n <= 131; n += n < 70 ? 1 : 61)
+        for EACH_TABLE (t) {
+            const size_t mark = area_count;
+            float *x = floats(n), *y = floats(n), *out = floats(n);
+            fill_normal(x, n, n % 3 == 0 ? 1 : n % 3 == 1 ? 1e-4f : 1e4f);
+            fill_normal(y, n, 1);
+            double mean = 0;
+            for (size_t i = 0; i < n; i++) mean += (double)x[i] * x[i];
+            double norm = 1 / sqrt(mean / (double)n + 1e-5);
+            if (n > 0) t->kernels->rms_norm(x, y, n, 1e-5f, out);
+            for (size_t i = 0; i < n; i++)
+                expect(t, near(out[i], x[i] * norm * y[i], fabs(x[i] * norm * y[i]) * 3e-6 + 1e-44),
+                       "rms_norm: value %zu of %zu: %g for %g", i, n, out[i], x[i] * norm * y[i]);
+            /* In place it is the same. */
+            float *same = floats(n);
+            memcpy(same, x, n * sizeof *x);
+            if (n > 0) t->kernels->rms_norm(same, y, n, 1e-5f, same);
+            expect(t, n == 0 || memcmp(same, out, n * sizeof *out) == 0, "rms_norm: %zu values in place", n);
+
+            memcpy(out, x, n * sizeof *x);
+            t->kernels->add(out, y, n);
+            for (size_t i = 0; i < n; i++)
+                expect(t, out[i] == x[i] + y[i], "add: value %zu of %zu: %g", i, n, out[i]);
+
+            float *cosines = floats(n / 2), *sines = floats(n / 2);
+            for (size_t i = 0; i < n / 2; i++) {
+                cosines[i] = cosf((float)i);
+                sines[i] = sinf((float)i);
+            }
+            memcpy(out, x, n * sizeof *x);
+            t->kernels->rope(out, cosines, sines, n / 2);
+            for (size_t i = 0; i < n / 2; i++) {
+                double a = x[2 * i], b = x[2 * i + 1], size = (fabs(a) + fabs(b)) * 2e-7;
+                expect(t, near(out[2 * i], a * cosines[i] - b * sines[i], size) &&
+                              near(out[2 * i + 1], a * sines[i] + b * cosines[i], size),
+                       "rope: pair %zu of %zu", i, n / 2);
+            }
+            expect(t, n % 2 == 0 || out[n - 1] == x[n - 1], "rope: touches what is in no pair");
+
+            float *gate = floats(n);
+            for (size_t i = 0; i < n; i++)
+                gate[i] = out[i] = n % 4 == 3 ? random_in(-1000, 1000) : random_in(-95, 95);
+            t->kernels->silu_mul(out, y, n);
+            for (size_t i = 0; i < n; i++) {
+                double expected = gate[i] / (1 + exp(-(double)gate[i])) * y[i];
+                expect(t, near(out[i], expected, fabs(expected) * 2e-6 + 1e-35), "silu_mul: %g times %g: %g for %g",
+                       gate[i], y[i], out[i], expected);
+            }
+            release(mark);
+        }
+}
+
+/* ---- attention ---- */
+
+static void check_attention_of(size_t head_dim, size_t queries, size_t first, size_t step, float size) {
+    const size_t mark = area_count;
+    size_t *visible = guarded(queries * sizeof *visible, 0), positions = 0;
+    for (size_t i = 0; i < queries; i++) {
+        visible[i] = first + i / step;
+        positions = visible[i] > positions ? visible[i] : positions;
+    }
+    float *q = floats(queries * head_dim);
+    fill_normal(q, queries * head_dim, size);
+    uint16_t *keys = guarded(positions * head_dim * 2, 0), *values = guarded(positions * head_dim * 2, 0);
+    for (size_t i = 0; i < positions * head_dim; i++) {
+        keys[i] = half_of(1.5f * random_normal());
+        values[i] = half_of(random_normal());
+    }
+    const fk_kv_head kv = {keys, values, head_dim};
+    const float scale = 1 / sqrtf((float)head_dim);
+
+    double *expected = guarded(queries * head_dim * sizeof *expected, 0);
+    double *decoded = guarded(positions * head_dim * sizeof *decoded, 0), *score = guarded(positions * sizeof *score, 0);
+    for (size_t i = 0; i < positions * head_dim; i++) decoded[i] = half_value(keys[i]);
+    for (size_t i = 0; i < queries; i++) {
+        double peak = -INFINITY, sum = 0;
+        for (size_t p = 0; p < visible[i]; p++) {
+            score[p] = 0;
+            for (size_t d = 0; d < head_dim; d++) score[p] += (double)q[i * head_dim + d] * decoded[p * head_dim + d];
+            score[p] *= scale;
+            peak = fmax(peak, score[p]);
+        }
+        for (size_t p = 0; p < visible[i]; p++) sum += score[p] = exp(score[p] - peak);
+        for (size_t d = 0; d < head_dim; d++) {
+            double total = 0;
+            for (size_t p = 0; p < visible[i]; p++)
+                if (score[p] > 0) total += score[p] / sum * half_value(values[p * head_dim + d]);
+            expected[i * head_dim + d] = total;
+        }
+    }
+    for EACH_TABLE (t) {
+        const size_t inner = area_count;
+        float *out = floats(queries * head_dim);
+        float *scratch = floats(t->kernels->attend_scratch(queries, head_dim, positions));
+        t->kernels->attend(q, queries, visible, &kv, scale, out, scratch);
+        for (size_t i = 0; i < queries * head_dim; i++) {
+            /* Scores are sums of float products, so that what is added to an exponent grows with them. */
+            if (!expect(t, near(out[i], expected[i], 2e-5 * (size > 1 ? size : 1) * (1 + fabs(expected[i]))),
+                        "attend: head_dim %zu, %zu queries from %zu on, value %zu: %g for %g", head_dim, queries, first, i,
+                        out[i], expected[i]))
+                break;
+        }
+        release(inner);
+    }
+    release(mark);
+}
+
+static void check_attention(void) {
+    static const size_t dims[] = {2, 10, 16, 33, 64, 80, 128};
+    for (size_t d = 0; d < COUNT(dims); d++) {
+        check_attention_of(dims[d], 1, 1, 1, 1);
+        check_attention_of(dims[d], 3, 70, 3, 1);   /* a token's queries */
+        check_attention_of(dims[d], 7, 5, 1, 1);    /* the most that go one by one */
+        check_attention_of(dims[d], 8, 1, 1, 1);    /* the least that share tiles */
+        check_attention_of(dims[d], 20, 120, 2, 1); /* across tiles */
+    }
+    check_attention_of(16, 70, 1, 1, 1);
+    check_attention_of(64, 33, 64, 1, 1);
+    check_attention_of(600, 9, 3, 1, 1); /* more than a panel's depth */
+    check_attention_of(16, 5, 40, 1, 300);
+    check_attention_of(16, 12, 60, 1, 300);
+}
+
+/* ---- */
+
+static const struct {
+    const char *name;
+    void (*run)(void);
+} groups[] = {
+    {"products", check_products},     {"largest sums", check_largest_sums}, {"extreme scales", check_extreme_scales},
+    {"not finite", check_not_finite}, {"quantize", check_quantize},         {"dequantize", check_dequantize},
+    {"to_half", check_to_half},       {"elements", check_elements},         {"attention", check_attention},
+};
+
+/* Whether exactly the tables that the arguments name are there. */
+static int as_expected(int count, char **names) {
+    int good = 1;
+    for (size_t t = 0; t < table_count; t++) {
+        int named = count == 0;
+        for (int i = 0; i < count; i++) named |= strcmp(names[i], tables[t].kernels->name) == 0;
+        if (!named) printf("on offer but not expected: %s\n", tables[t].kernels->name);
+        good &= named;
+    }
+    for (int i = 0; i < count; i++) {
+        int found = 0;
+        for (size_t t = 0; t < table_count; t++) found |= strcmp(names[i], tables[t].kernels->name) == 0;
+        if (!found) printf("expected but not on offer: %s\n", names[i]);
+        good &= found;
+    }
+    return good;
+}
+
+int main(int argc, char **argv) {
+    for (int isa = 0; isa < FK_ISA_COUNT; isa++) {
+        const fk_kernels *kernels = fk_kernels_for((fk_isa)isa);
+        if (kernels) tables[table_count++].kernels = kernels;
+    }
+    int failed = !as_expected(argc - 1, argv + 1);
+    if (fk_kernels_for(FK_ISA_COUNT)) {
+        printf("there is a table for no instruction set\n");
+        failed = 1;
+    }
+    long before[FK_ISA_COUNT] = {0};
+    int groups_failed[FK_ISA_COUNT] = {0};
+    for (size_t g = 0; g < COUNT(groups); g++) {
+        groups[g].run();
+        for (size_t t = 0; t < table_count; t++) {
+            groups_failed[t] += tables[t].failures > before[t];
+            before[t] = tables[t].failures;
+            tables[t].printed = 0;
+        }
+    }
+    for (size_t t = 0; t < table_count; t++) {
+        printf("%s: ", tables[t].kernels->name);
+        for (size_t g = 0; g < COUNT(groups); g++) printf("%s%s", g ? ", " : "", groups[g].name);
+        printf(": %d passed, %d failed (%ld of %ld comparisons)\n", (int)COUNT(groups) - groups_failed[t],
+               groups_failed[t], tables[t].failures, tables[t].checks);
+        failed |= tables[t].failures > 0;
+    }
+    return failed;
+}
