@@ -3,8 +3,14 @@
 #include <immintrin.h>
 
 #define FK_LANES 16
+#define FK_OWN_REDUCTIONS
 #include "lanes.h"
 #include "half.h"
+
+INLINE float sum_lanes(vf v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE float max_lane(vf v) { return _mm512_reduce_max_ps((__m512)v); }
+INLINE int32_t sum_ints(vi v) { return _mm512_reduce_add_epi32((__m512i)v); }
+INLINE float max_bits(vi v) { return bits_to_float((uint32_t)_mm512_reduce_max_epi32((__m512i)v)); }
 
 #define GEMM_TOKENS 12
 #define GEMM_VECTORS 2

@@ -358,18 +358,18 @@ static size_t attend_scratch(size_t queries, size_t head_dim, size_t positions) 
            + GEMM_DEPTH + GEMM_TOKENS * GEMM_ROWS;
 }
 
-/* In place: e^(x - peak); returns the sum. */
-INLINE float exponentials(float *x, size_t n, float peak) {
+/* In place: e^(scale x - peak); returns the sum. */
+INLINE float exponentials(float *x, size_t n, float scale, float peak) {
     vf total = {0};
     size_t i = 0;
     for (; i + FK_LANES <= n; i += FK_LANES) {
-        vf e = vexp(load(x + i) - peak);
+        vf e = vexp(load(x + i) * scale - peak);
         store(x + i, e);
         total += e;
     }
     float sum = sum_lanes(total);
     if (i < n) {
-        vf e = vexp(load_some(x + i, n - i) - peak);
+        vf e = vexp(load_some(x + i, n - i) * scale - peak);
         store_some(x + i, e, n - i);
         for (; i < n; i++) sum += x[i];
     }
@@ -392,8 +392,8 @@ static void attend_each(const float *q, size_t queries, const size_t *visible, c
     for (size_t i = 0; i < queries; i++, q += dim, out += dim) {
         const size_t n = visible[i];
         for (size_t p = 0; p < n; p++)
-            scores[p] = scale * dot_float(FK_TYPE_F16, (const uint8_t *)(kv->keys + p * dim), q, dim);
-        float sum = exponentials(scores, n, peak_of(scores, n, -INFINITY));
+            scores[p] = dot_float(FK_TYPE_F16, (const uint8_t *)(kv->keys + p * dim), q, dim);
+        float sum = exponentials(scores, n, scale, scale * peak_of(scores, n, -INFINITY));
         float norm = 1.0f / sum;
         size_t d = 0;
         for (; d + 2 * FK_LANES <= dim; d += 2 * FK_LANES) {
@@ -452,10 +452,9 @@ static void attend_tiled(const float *q, size_t queries, const size_t *visible, 
             float *row = scores + i * ATTEND_TILE;
             size_t seen = visible[i] <= from ? 0 : visible[i] - from < positions ? visible[i] - from : positions;
             if (seen > 0) {
-                for (size_t p = 0; p < seen; p++) row[p] *= scale;
                 float peak = peak_of(row, seen, peaks[i]);
-                float shrink = peaks[i] == -INFINITY ? 0 : expf(peaks[i] - peak);
-                sums[i] = sums[i] * shrink + exponentials(row, seen, peak);
+                float shrink = peaks[i] == peak ? 1 : peaks[i] == -INFINITY ? 0 : expf(scale * (peaks[i] - peak));
+                sums[i] = sums[i] * shrink + exponentials(row, seen, scale, scale * peak);
                 peaks[i] = peak;
                 float *so_far = total + i * padded;
                 if (shrink != 1)

@@ -32,6 +32,8 @@ INLINE vf vmax(vf a, vf b) { return pick(a > b, a, b); }
 
 INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
+/* Reductions across lanes. A file whose instruction set has better ones defines FK_OWN_REDUCTIONS and these four. */
+#ifndef FK_OWN_REDUCTIONS
 INLINE float sum_lanes(vf v) {
     float lane[FK_LANES];
     store(lane, v);
@@ -64,6 +66,7 @@ INLINE float max_bits(vi v) {
     memcpy(&f, lane, sizeof f);
     return f;
 }
+#endif
 
 /* 1.5 * 2^23: a float of |x| < 2^22 plus this has the nearest integer, ties to even, in its low bits. */
 #define ROUNDER 12582912.0f
