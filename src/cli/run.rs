@@ -51,7 +51,7 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 struct SamplingOptions {
     /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.7, value_parser = parse_at_least_0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value_t = 0.5, value_parser = parse_at_least_0, allow_negative_numbers = true)]
     temp: f32,
     /// Choose among the K most likely tokens (0: all)
     #[arg(long, value_name = "K", default_value_t = 40)]
@@ -63,7 +63,7 @@ struct SamplingOptions {
     #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = parse_share, allow_negative_numbers = true)]
     min_p: f32,
     /// Make tokens of the recent text less likely (1: not)
-    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = parse_positive, allow_negative_numbers = true)]
+    #[arg(long, value_name = "R", default_value_t = 1.1, value_parser = parse_positive, allow_negative_numbers = true)]
     repeat_penalty: f32,
     /// How many recent tokens --repeat-penalty looks at
     #[arg(long, value_name = "N", default_value_t = 64)]
