@@ -4,7 +4,10 @@
 //! The second decoder is the readable definition of the formats (ggml's): for value i it says at which bits of the block
 //! everything lies that makes the value. Bits are numbered from the lowest of the first byte on.
 
-use flapjack::quant::{BlockType, decode_row, encode_row};
+mod common;
+
+use common::blocks::{decode, encode, squared_error, there_and_back};
+use flapjack::quant::BlockType;
 use half::f16;
 
 /// All types whose values share scales.
@@ -65,31 +68,6 @@ impl Random {
     fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.bits().to_le_bytes()[3]).collect()
     }
-}
-
-fn decode(block_type: BlockType, bytes: &[u8]) -> Vec<f32> {
-    let columns = bytes.len() / block_type.block_bytes() * block_type.block_len();
-    let mut out = vec![f32::NAN; columns];
-    decode_row(block_type, bytes, &mut out);
-    out
-}
-
-fn encode(block_type: BlockType, values: &[f32]) -> Vec<u8> {
-    let mut out = vec![0xAA; block_type.row_bytes(values.len())];
-    encode_row(block_type, values, &mut out);
-    out
-}
-
-fn there_and_back(block_type: BlockType, values: &[f32]) -> Vec<f32> {
-    decode(block_type, &encode(block_type, values))
-}
-
-fn squared_error(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
-        .sum()
 }
 
 fn squares(a: &[f32]) -> f64 {

@@ -1,6 +1,9 @@
 //! The block formats: decoding against values computed from the format definitions, encoding against plain encoders and
 //! stated error bounds.
 
+mod common;
+
+use common::blocks::{decode, encode, squared_error, there_and_back};
 use flapjack::quant::{BlockType, decode_row, encode_row};
 use half::f16;
 
@@ -43,31 +46,6 @@ impl Random {
     fn normals(&mut self, count: usize, scale: f32) -> Vec<f32> {
         (0..count).map(|_| scale * self.normal()).collect()
     }
-}
-
-fn decode(block_type: BlockType, bytes: &[u8]) -> Vec<f32> {
-    let columns = bytes.len() / block_type.block_bytes() * block_type.block_len();
-    let mut out = vec![f32::NAN; columns];
-    decode_row(block_type, bytes, &mut out);
-    out
-}
-
-fn encode(block_type: BlockType, values: &[f32]) -> Vec<u8> {
-    let mut out = vec![0xAA; block_type.row_bytes(values.len())];
-    encode_row(block_type, values, &mut out);
-    out
-}
-
-fn there_and_back(block_type: BlockType, values: &[f32]) -> Vec<f32> {
-    decode(block_type, &encode(block_type, values))
-}
-
-fn squared_error(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
-        .sum()
 }
 
 /// The root of the mean squared error of `a`, relative to that of `b` itself.

@@ -1,6 +1,7 @@
 //! What several test files share: small random models, an independent reference, and the paths of real data.
 #![allow(dead_code)]
 
+pub mod blocks;
 pub mod reference;
 pub mod synthetic;
 
