@@ -3,7 +3,8 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// The steps of the chain, in the order in which they are applied.
+/// The steps of the chain, in the order in which they are applied. The default is what llama.cpp defaults to; the command
+/// line has defaults of its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplerConfig {
     /// Divides the logits of the last tokens that are positive and multiplies those that are not (Keskar et al., arXiv

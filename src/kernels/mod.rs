@@ -189,7 +189,8 @@ impl Kernels {
         }
     }
 
-    /// Quantises x to 8 bits in blocks of [`ACTIVATION_BLOCK`]: x = scale · q. `block_sums` receives scale · Σ q, `code_sums` Σ q of each half.
+    /// Quantises x to 8 bits in blocks of [`ACTIVATION_BLOCK`]: x = scale · q. For every block `scales` receives one value,
+    /// `block_sums` scale · Σ q, and `code_sums` two, Σ q of each half.
     ///
     /// # Panics
     /// If the lengths do not fit each other.
