@@ -14,6 +14,8 @@ const AVX512: &[&str] = &[
     "-mprefer-vector-width=512",
 ];
 const VNNI: &[&str] = &["-mavx512vnni"];
+const BF16: &[&str] = &["-mavx512bf16", "-mavx512vbmi"];
+const AMX: &[&str] = &["-mamx-tile", "-mamx-bf16"];
 const DOTPROD: &[&str] = &["-march=armv8.2-a+dotprod"];
 const I8MM: &[&str] = &["-march=armv8.2-a+dotprod+i8mm"];
 
@@ -22,8 +24,11 @@ const UNITS: &[(&str, &str, &[&[&str]])] = &[
     ("dispatch.c", "", &[]),
     ("generic.c", "", &[]),
     ("avx2.c", "x86_64", &[AVX2]),
+    ("avx_vnni.c", "x86_64", &[AVX2, &["-mavxvnni"]]),
     ("avx512.c", "x86_64", &[AVX2, AVX512]),
     ("avx512_vnni.c", "x86_64", &[AVX2, AVX512, VNNI]),
+    ("avx512_bf16.c", "x86_64", &[AVX2, AVX512, VNNI, BF16]),
+    ("amx.c", "x86_64", &[AVX2, AVX512, VNNI, BF16, AMX]),
     ("neon.c", "aarch64", &[]),
     ("neon_dotprod.c", "aarch64", &[DOTPROD]),
     ("neon_i8mm.c", "aarch64", &[I8MM]),

@@ -1,5 +1,5 @@
-/* AVX-512 with and without VNNI: the including file says which by FK_VNNI, and defines FK_TABLE and FK_NAME. Vectors of
- * 64 bytes hold two blocks. */
+/* AVX-512: the including file says by FK_VNNI, FK_BF16 and FK_AMX what there is besides, and defines FK_TABLE and FK_NAME.
+ * Vectors of 64 bytes hold two blocks. */
 #include <immintrin.h>
 
 #define FK_LANES 16
