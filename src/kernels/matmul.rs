@@ -159,6 +159,12 @@ impl Activations {
     }
 }
 
+/// Rows that a thread takes at a time when there are many tokens; the more, the less often the activations pass through its
+/// caches.
+const PANEL_ROWS: usize = 128;
+/// Panels are lower where each thread would get fewer of them than this.
+const PANELS_PER_THREAD: usize = 6;
+
 /// One matrix of a [`matmul`] and where its product goes.
 pub struct Product<'w, 'o> {
     pub weights: MatrixView<'w>,
@@ -216,17 +222,20 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
         .collect();
 
     let granule = kernels.table().row_granule;
-    // A prompt has enough work in a panel to share panels out one by one, which evens out threads of unequal speed. A
-    // single token has not, and streams memory best in one long run per thread.
+    // A prompt has enough work in a panel of rows to share panels out one by one, which evens out threads of unequal speed.
+    // A single token has not, and streams memory best in one long run per thread.
     if tokens > 1 {
+        let rows: usize = jobs.iter().map(|job| job.stride).sum();
+        let fair = rows / (team.threads() * PANELS_PER_THREAD);
+        let height = (fair / granule * granule).clamp(granule, PANEL_ROWS);
         let panels: Vec<(usize, usize)> = jobs
             .iter()
             .enumerate()
-            .flat_map(|(j, job)| (0..job.stride).step_by(granule).map(move |row| (j, row)))
+            .flat_map(|(j, job)| (0..job.stride).step_by(height).map(move |row| (j, row)))
             .collect();
         team.items(panels.len(), |_, i| {
             let (j, row) = panels[i];
-            let end = (row + granule).min(jobs[j].stride);
+            let end = (row + height).min(jobs[j].stride);
             // SAFETY: every panel is handed out once.
             unsafe { jobs[j].run(kernels, row, end, &x) };
         });

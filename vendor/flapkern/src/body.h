@@ -412,11 +412,19 @@ static void to_half(const float *x, size_t n, uint16_t *out) {
 /* From so many queries on, tiles of keys and values are decoded once for all of them. */
 #define ATTEND_MIN_TILED 8
 
-#ifndef ATTEND_TOKENS
+#if FK_AMX
+#include "tiled_attention.h"
+
+/* Keys and values are brought into tiles for all of a block's queries. */
+#define ATTEND_TOKENS 64
+#else
 #define ATTEND_TOKENS 16
 #endif
 
 static size_t attend_scratch(size_t queries, size_t head_dim, size_t positions) {
+#if FK_AMX
+    if (queries >= QUERY_TILE) return tiled_attend_scratch(queries, head_dim);
+#endif
     if (queries < ATTEND_MIN_TILED) return positions + FK_LANES;
     size_t padded = (head_dim + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
     return queries * ATTEND_TILE          /* scores */
@@ -548,6 +556,12 @@ static void attend_tiled(const float *q, size_t queries, const size_t *visible, 
 
 static void attend(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale, float *out,
                    float *scratch) {
+#if FK_AMX
+    if (queries >= QUERY_TILE) {
+        attend_in_tiles(q, queries, visible, kv, scale, out, scratch);
+        return;
+    }
+#endif
     if (queries < ATTEND_MIN_TILED)
         attend_each(q, queries, visible, kv, scale, out, scratch);
     else

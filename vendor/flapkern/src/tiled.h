@@ -7,9 +7,9 @@
 
 #define TILE_PAIRS (FK_TILE_COLS / 2)
 
-/* Groups of 16 rows that are decoded together, and columns: 2 x 24 KiB stay in the first cache. */
-#define TILED_GROUPS 2
-#define TILED_ROWS (TILED_GROUPS * FK_GROUP)
+/* Rows and columns that are decoded together: 192 KiB of tiles, for the second cache. All of them are multiplied by 32
+ * tokens, two groups of rows at a time, before the next tokens' turn, so that activations come from afar only once. */
+#define TILED_ROWS 128
 #define TILED_DEPTH 768
 
 /* Types that lose nothing that matters in bfloat16. Without AMX 8-bit products are faster for packed codes. */
@@ -50,12 +50,14 @@ static void fill_tiles(const float *x, size_t tokens, size_t cols, uint16_t *til
 
 /* ---- weights ---- */
 
-/* A pair of columns of 16 rows. */
-INLINE void store_pairs(uint16_t *to, vf even, vf odd) {
+/* Two columns of 16 rows, the two of a row side by side. */
+INLINE __m512i pairs_of(vf even, vf odd) {
     const __m512i together = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                               21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    _mm512_store_si512(to, _mm512_permutexvar_epi16(together, to_bfloats(even, odd)));
+    return _mm512_permutexvar_epi16(together, to_bfloats(even, odd));
 }
+
+INLINE void store_pairs(uint16_t *to, vf even, vf odd) { _mm512_store_si512(to, pairs_of(even, odd)); }
 
 /* One tile from 32 columns of a packed group. */
 INLINE void tile_of_block(fk_type type, const packed_block *w, uint16_t *tile) {
@@ -258,13 +260,13 @@ INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a
     for (int t0 = 0; t0 < 16 * a_count; t0 += PAIR_TOKENS) {
         const uint16_t *x = a + t0 / 16 * a_stride + t0 % 16 * FK_TILE_COLS, *w = b;
         float *to = out + t0 * out_stride;
-        __m512 sum[PAIR_TOKENS][TILED_GROUPS];
+        __m512 sum[PAIR_TOKENS][2];
         UNROLL for (int t = 0; t < PAIR_TOKENS; t++)
             UNROLL for (int g = 0; g < b_count; g++)
                 sum[t][g] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(to + t * out_stride + 16 * g);
         for (size_t s = 0; s < steps; s++, x += FK_TILE, w += FK_TILE)
             _Pragma("GCC unroll 4") for (int pair = 0; pair < TILE_PAIRS; pair++) {
-                __m512bh rows[TILED_GROUPS];
+                __m512bh rows[2];
                 UNROLL for (int g = 0; g < b_count; g++)
                     rows[g] = (__m512bh)_mm512_load_si512(w + g * b_stride + pair * 32);
                 UNROLL for (int t = 0; t < PAIR_TOKENS; t++) {
@@ -292,9 +294,11 @@ static void multiply_any_tiles(int a_count, int b_count, const uint16_t *a, size
         multiply_tiles(1, 1, a, a_stride, b, b_stride, steps, fresh, out, out_stride);
 }
 
+#define EDGE_ROWS (2 * FK_GROUP)
+
 /* Scratch: the weights' tiles, 2 by 2 sums for edges, the rows and the line of tiles_of_native, and room to align. */
 #define TILED_SCRATCH \
-    (TILED_ROWS * TILED_DEPTH / 2 + 4 * FK_GROUP * FK_TILE_TOKENS + FK_GROUP * TILED_DEPTH / 2 + TILED_DEPTH + 16)
+    (TILED_ROWS * TILED_DEPTH / 2 + EDGE_ROWS * 2 * FK_TILE_TOKENS + FK_GROUP * TILED_DEPTH / 2 + TILED_DEPTH + 16)
 
 INLINE float *aligned(float *p) { return (float *)(((uintptr_t)p + 63) / 64 * 64); }
 
@@ -303,7 +307,7 @@ static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, 
     scratch = aligned(scratch);
     uint16_t *panel = (uint16_t *)scratch;
     float *edge = scratch + TILED_ROWS * TILED_DEPTH / 2;
-    uint16_t *rows = (uint16_t *)(edge + 4 * FK_GROUP * FK_TILE_TOKENS);
+    uint16_t *rows = (uint16_t *)(edge + EDGE_ROWS * 2 * FK_TILE_TOKENS);
     float *line = (float *)(rows + FK_GROUP * TILED_DEPTH);
 
     const size_t packed_end = w->layout == FK_LAYOUT_PACKED ? w->rows / FK_GROUP * FK_GROUP : 0;
@@ -317,7 +321,7 @@ static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, 
     begin_tiles();
     for (size_t row = row_begin; row < row_end; row += TILED_ROWS) {
         const size_t count = row_end - row < TILED_ROWS ? row_end - row : TILED_ROWS;
-        const int groups = count > FK_GROUP ? 2 : 1;
+        const int groups = (int)((count + FK_GROUP - 1) / FK_GROUP);
         for (size_t k = 0; k < w->cols; k += piece) {
             const size_t depth = w->cols - k < piece ? w->cols - k : piece;
             const size_t steps = (depth + FK_TILE_COLS - 1) / FK_TILE_COLS;
@@ -337,18 +341,21 @@ static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, 
                 const size_t tokens = x->tokens - t < 2 * FK_TILE_TOKENS ? x->tokens - t : 2 * FK_TILE_TOKENS;
                 const int blocks = tokens > FK_TILE_TOKENS ? 2 : 1;
                 const uint16_t *a = x->tiles + t / FK_TILE_TOKENS * token_stride + k / FK_TILE_COLS * FK_TILE;
-                float *to = out + t * out_stride + row;
-                if (count == (size_t)groups * FK_GROUP && tokens == (size_t)blocks * FK_TILE_TOKENS) {
-                    multiply_any_tiles(blocks, groups, a, token_stride, panel, steps * FK_TILE, steps, k == 0, to,
-                                       out_stride);
-                    continue;
+                for (int g = 0; g < groups; g += 2) {
+                    const int pair = groups - g < 2 ? 1 : 2;
+                    const size_t first = g * FK_GROUP, wide = count - first < 2 * FK_GROUP ? count - first : 2 * FK_GROUP;
+                    const uint16_t *b = panel + g * steps * FK_TILE;
+                    float *to = out + t * out_stride + row + first;
+                    if (wide == (size_t)pair * FK_GROUP && tokens == (size_t)blocks * FK_TILE_TOKENS) {
+                        multiply_any_tiles(blocks, pair, a, token_stride, b, steps * FK_TILE, steps, k == 0, to, out_stride);
+                        continue;
+                    }
+                    if (k != 0)
+                        for (size_t i = 0; i < tokens; i++)
+                            memcpy(edge + i * EDGE_ROWS, to + i * out_stride, wide * sizeof *to);
+                    multiply_any_tiles(blocks, pair, a, token_stride, b, steps * FK_TILE, steps, k == 0, edge, EDGE_ROWS);
+                    for (size_t i = 0; i < tokens; i++) memcpy(to + i * out_stride, edge + i * EDGE_ROWS, wide * sizeof *to);
                 }
-                if (k != 0)
-                    for (size_t i = 0; i < tokens; i++)
-                        memcpy(edge + i * TILED_ROWS, to + i * out_stride, count * sizeof *to);
-                multiply_any_tiles(blocks, groups, a, token_stride, panel, steps * FK_TILE, steps, k == 0, edge,
-                                   TILED_ROWS);
-                for (size_t i = 0; i < tokens; i++) memcpy(to + i * out_stride, edge + i * TILED_ROWS, count * sizeof *to);
             }
         }
     }
