@@ -3,8 +3,17 @@
 
 #define FK_LANES 8
 #define FK_OWN_REDUCTIONS
+#define FK_OWN_WIDTHS
 #include "lanes.h"
 #include "half.h"
+
+INLINE vi widen_bytes(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+INLINE vi widen_shorts(const void *p) { return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128(p)); }
+
+INLINE void narrow_to_bytes(int8_t *p, vi v) {
+    __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(shorts, shorts));
+}
 
 INLINE float sum_lanes(vf v) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
@@ -96,6 +105,16 @@ INLINE __m256i four_of(const int8_t *x) {
     int32_t four;
     memcpy(&four, x, sizeof four);
     return _mm256_set1_epi32(four);
+}
+
+/* See packed.h: every byte takes the byte that has its bit, and tests it. */
+#define FK_OWN_SPREAD
+INLINE vw spread_fifth_bits(vu bits, int j) {
+    const __m256i byte = _mm256_add_epi8(_mm256_broadcastsi128_si256(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c)),
+                                         _mm256_set1_epi8((char)(j / 2)));
+    const __m256i bit = _mm256_set1_epi32(j % 2 ? (int)0x80402010 : 0x08040201);
+    __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8((__m256i)bits, byte), bit), bit);
+    return (vw)_mm256_and_si256(set, _mm256_set1_epi8(16));
 }
 
 #define PACKED_TOKENS 4

@@ -17,25 +17,11 @@
 #include "formats.h"
 #include "half.h"
 
-INLINE vi load_u16s_as_ints(const uint8_t *field, int v) {
-    uint16_t raw[FK_LANES];
-    memcpy(raw, field + 2 * FK_LANES * v, sizeof raw);
-    vi out;
-    for (int i = 0; i < FK_LANES; i++) out[i] = raw[i];
-    return out;
-}
-
 #include "packed.h"
 
 /* ---- rows of plain floats ---- */
 
-INLINE vf load_bfloat(const uint16_t *p) {
-    uint16_t raw[FK_LANES];
-    memcpy(raw, p, sizeof raw);
-    vu bits;
-    for (int i = 0; i < FK_LANES; i++) bits[i] = (uint32_t)raw[i] << 16;
-    return (vf)bits;
-}
+INLINE vf load_bfloat(const uint16_t *p) { return (vf)(widen_shorts(p) << 16); }
 
 INLINE float load_scalar(fk_type type, const uint8_t *p) {
     float f;
@@ -112,8 +98,7 @@ static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *
             for (int i = 16 * half; i < 16 * half + 16; i += FK_LANES) {
                 vi rounded = round_to_int(load(x + i) * inverse);
                 sum += rounded;
-                vb bytes = __builtin_convertvector(rounded, vb);
-                memcpy(q + i, &bytes, sizeof bytes);
+                narrow_to_bytes(q + i, rounded);
             }
             code_sums[2 * block + half] = sum_ints(sum);
         }
@@ -288,7 +273,8 @@ static size_t matmul_scratch(const fk_weights *w, size_t tokens) {
 #ifdef FK_BF16
     if (wants_tiles(w, tokens)) return TILED_SCRATCH;
 #endif
-    return wants_panels(w, tokens) ? GEMM_SCRATCH : 0;
+    if (wants_panels(w, tokens)) return GEMM_SCRATCH;
+    return w->layout == FK_LAYOUT_PACKED && !is_float(w->type) && tokens > PACKED_TOKENS ? DECODED_SCRATCH : 0;
 }
 
 /* One native row times all tokens, decoded piece by piece. */
@@ -321,7 +307,7 @@ static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const 
             else if (is_float(w->type))
                 packed_floats(w, row_begin, end, x, out, out_stride);
             else
-                packed_rows(w, row_begin, end, x, out, out_stride);
+                packed_rows(w, row_begin, end, x, out, out_stride, scratch);
         }
         /* The rows that fill no group are native. */
         row_begin = row_begin > packed_end ? row_begin : packed_end;

@@ -300,8 +300,6 @@ static void multiply_any_tiles(int a_count, int b_count, const uint16_t *a, size
 #define TILED_SCRATCH \
     (TILED_ROWS * TILED_DEPTH / 2 + EDGE_ROWS * 2 * FK_TILE_TOKENS + FK_GROUP * TILED_DEPTH / 2 + TILED_DEPTH + 16)
 
-INLINE float *aligned(float *p) { return (float *)(((uintptr_t)p + 63) / 64 * 64); }
-
 static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                          size_t out_stride, float *scratch) {
     scratch = aligned(scratch);
