@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use common::program::{flapjack_with, stderr, stdout};
 use common::synthetic::{Shape, Synthetic, logits, runtime};
 use common::{Random, relative_error};
-use flapjack::generate::{Sampler, SamplerConfig, Start, Texts};
+use flapjack::generate::{Sampler, SamplerConfig, Texts};
 use flapjack::gguf::{GgufFile, Value, Writer};
 use flapjack::model::{KvCache, Scratch, Unobserved};
 use flapjack::prune::{Calibration, Origin, ProfileError, StoredProfile, calibrate, store};
@@ -202,6 +202,19 @@ fn the_second_start_takes_the_profile_of_the_first() {
     let said = bench.report(&few);
     assert!(said.contains("damaged") && !kept(&said), "{said}");
     assert!(kept(&bench.report(&few)));
+}
+
+#[test]
+fn the_cache_keeps_the_youngest_profiles() {
+    let bench = Bench::new();
+    let few = ["--calib-tokens", "256"];
+    for i in 0..100 {
+        bench.write(&format!("cache/profiles/{i:03}.profile"), "old");
+    }
+    bench.report(&few);
+    let folder = bench.path("cache/profiles");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 64);
+    assert!(bench.report(&few).contains("from a profile"));
 }
 
 #[test]
@@ -407,7 +420,8 @@ fn own_texts_are_the_same_for_any_number_of_threads_and_differ_from_each_other()
     let texts = Texts {
         count: 70,
         tokens: 20,
-        start: Start::Token(3),
+        bos: Some(3),
+        starts: &[5, 7],
         vocabulary: 40,
         seed: 1,
     };
@@ -426,15 +440,17 @@ fn own_texts_are_the_same_for_any_number_of_threads_and_differ_from_each_other()
     assert_eq!(write(&texts, 3), written);
     assert_eq!(written.len(), 70);
     for (i, text) in written.iter().enumerate() {
-        assert!(text.len() == 20 && text[0] == 3);
+        assert!(text.len() == 20 && text[0] == 3 && [5, 7].contains(&text[1]));
         assert!(
             text.iter().all(|t| *t < 40),
             "what means nothing is never chosen"
         );
         assert!(written[i + 1..].iter().all(|other| other != text));
     }
+    let starts: Vec<u32> = (0..40).collect();
     let any = Texts {
-        start: Start::Any,
+        bos: None,
+        starts: &starts,
         ..texts
     };
     let starts: std::collections::BTreeSet<u32> = write(&any, 2).iter().map(|t| t[0]).collect();

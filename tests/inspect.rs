@@ -14,6 +14,7 @@ use flapjack::quant::BlockType;
 fn it_shows_metadata_and_tensors() {
     let synthetic = Synthetic::new(Shape {
         block_type: BlockType::Q8_0,
+        heads: vec![4, 2],
         ..Shape::default()
     });
     let path = synthetic.path.to_str().unwrap();
@@ -21,7 +22,8 @@ fn it_shows_metadata_and_tensors() {
     for words in [
         vec!["GGUF version 3", "tensors"],
         vec!["general.architecture", "\"llama\""],
-        vec!["llama.attention.head_count_kv", "2"],
+        vec!["llama.attention.head_count_kv", " 2"],
+        vec!["llama.attention.head_count ", " 4 2"],
         vec!["blk.1.ffn_down.weight", "64 x 96", "Q8_0", "6528"],
         vec!["output_norm.weight", "64", "F32", "256"],
     ] {
@@ -189,4 +191,24 @@ fn what_cannot_be_shown_or_pruned_says_why() {
     ]);
     assert!(device.contains("/dev/full"), "{device}");
     assert!(!Path::new(&out).exists());
+}
+
+/// A limit on the size of files stands for a full disk: writing stops in the middle.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_write_that_is_cut_off_leaves_the_old_file_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("small.gguf");
+    std::fs::write(&path, "the old file").unwrap();
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -f 2000; exec \"$@\"", "sh"])
+        .arg(env!("CARGO_BIN_EXE_flapjack"))
+        .args(["prune", "--ratio", "0.1", "--calib-tokens", "128", "-m"])
+        .arg(common::default_model())
+        .arg("-o")
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    assert_eq!(std::fs::read(&path).unwrap(), b"the old file");
 }

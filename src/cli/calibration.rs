@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{ArgMatches, Args, Command};
-use flapjack::generate::{Start, Texts};
+use flapjack::generate::Texts;
 use flapjack::gguf::GgufFile;
 use flapjack::hub;
 use flapjack::prune::{self, Calibration, Origin, Profile, StoredProfile, calibrate, store};
@@ -19,7 +19,9 @@ use super::progress;
 /// Tokens that are used of a text of the user's unless --calib-tokens says otherwise.
 const DEFAULT_TEXT_TOKENS: usize = 32_768;
 /// Tokens that a model writes for its own calibration unless it is asked for another number.
-const DEFAULT_OWN_TOKENS: usize = 16_384;
+const DEFAULT_OWN_TOKENS: usize = 8192;
+/// Profiles in the cache folder; each is some MiB.
+const MOST_KEPT: usize = 64;
 /// More than this takes days.
 const MOST_OWN_TOKENS: usize = 1 << 24;
 /// A change of how own text is made must change this.
@@ -33,7 +35,7 @@ const DEFAULT_FIELD: &str = "text";
 #[group(skip)]
 pub struct CalibrationOptions {
     /// Calibrate on another text than the built-in one: a text file, a folder of text files, a file of JSON lines (.jsonl),
-    /// - for standard input, or self:N for N tokens that the model writes itself (self alone: 16384)
+    /// - for standard input, or self:N for N tokens that the model writes itself (self alone: 8192)
     #[arg(long, value_name = "SOURCE", value_parser = parse_source)]
     pub calib: Option<Source>,
     /// The field of JSON lines that holds the text [default: text]
@@ -254,14 +256,15 @@ fn own_text(loaded: &Loaded, tokens: usize, bos: Option<u32>) -> Result<Vec<u32>
     let sequence = calibrate::SEQUENCE.min(loaded.model.config.context_length);
     // Where calibration puts the token that begins texts in front, it is not part of the text.
     let skip = usize::from(bos.is_some());
+    // A control token says nothing by itself.
+    let starts: Vec<u32> = (0..tokenizer.vocab_size() as u32)
+        .filter(|token| !tokenizer.token_bytes(*token).is_empty())
+        .collect();
     let texts = Texts {
         count: tokens.div_ceil((sequence - skip).max(1)),
         tokens: sequence,
-        // From the token that begins texts the model goes where its training began; some have none.
-        start: match tokenizer.bos() {
-            Some(bos) => Start::Token(bos),
-            None => Start::Any,
-        },
+        bos,
+        starts: &starts,
         vocabulary: tokenizer.vocab_size(),
         seed: 0,
     };
@@ -318,8 +321,26 @@ fn keep(calibrated: &Calibrated) {
     let result = fs::create_dir_all(folder)
         .map_err(anyhow::Error::from)
         .and_then(|()| Ok(calibrated.stored().save(&path)?));
-    if let Err(error) = result {
-        tracing::info!("the profile is not kept for the next run: {error}");
+    match result {
+        Ok(()) => forget_oldest(folder),
+        Err(error) => tracing::info!("the profile is not kept for the next run: {error}"),
+    }
+}
+
+/// Leaves the [`MOST_KEPT`] youngest profiles of the cache folder.
+fn forget_oldest(folder: &Path) {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut profiles: Vec<_> = files
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "profile"))
+        .filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)))
+        .collect();
+    profiles.sort();
+    let old = profiles.len().saturating_sub(MOST_KEPT);
+    for (_, path) in &profiles[..old] {
+        if let Err(error) = fs::remove_file(path) {
+            tracing::debug!("cannot remove {}: {error}", path.display());
+        }
     }
 }
 
@@ -343,8 +364,9 @@ impl Source {
             field,
         };
         match self {
-            Source::BuiltIn => return Ok(calibrate::TEXT.to_owned()),
-            Source::Own(_) => unreachable!("nobody has written it yet"),
+            Source::BuiltIn => text.append(calibrate::TEXT),
+            // There is none before the model has written it.
+            Source::Own(_) => {}
             Source::StandardInput => text.add("standard input", io::stdin().lock(), false)?,
             Source::Path(path) if path.is_dir() => text.add_folder(path)?,
             Source::Path(path) => text.add_file(path)?,

@@ -58,9 +58,21 @@ fn write_head(out: &mut impl Write, file: &GgufFile) -> io::Result<()> {
     let width = widest(file.entries().map(|(key, _)| key));
     writeln!(out, "\nmetadata")?;
     for (key, value) in file.entries() {
-        writeln!(out, "  {:width$}  {value}", Shown(key))?;
+        writeln!(out, "  {:width$}  {}", Shown(key), shown(value))?;
     }
     Ok(())
+}
+
+/// Values of every layer are shown one by one, longer arrays by their length.
+fn shown(value: &Value) -> String {
+    const MOST_ITEMS: usize = 128;
+    match value {
+        Value::Array(_, items) if !items.is_empty() && items.len() <= MOST_ITEMS => {
+            let items: Vec<String> = items.iter().map(Value::to_string).collect();
+            items.join(" ")
+        }
+        other => other.to_string(),
+    }
 }
 
 fn write_tensors(out: &mut impl Write, file: &GgufFile) -> io::Result<()> {
@@ -114,15 +126,11 @@ fn write_picture(out: &mut impl Write, record: &Record) -> io::Result<()> {
         .map(|l| heads_picture(l.heads_before, &l.kept_heads()))
         .collect();
     let width = heads.iter().map(|h| h.chars().count()).max().unwrap_or(0);
-    writeln!(
-        out,
-        "  layer  {:width$}            {:BAR$}",
-        "heads", "channels"
-    )?;
+    writeln!(out, "  layer  {:width$}              channels", "heads")?;
     for (l, (layer, heads)) in record.layers.iter().zip(heads).enumerate() {
         writeln!(
             out,
-            "  {l:>5}  {heads:width$}  {:>3} of {:<3}  {}  {:>5} of {}",
+            "  {l:>5}  {heads:width$}  {:>3} of {:<3}  {}  {} of {}",
             layer.kept_heads().len(),
             layer.heads_before,
             bar(layer.channels, layer.channels_before),

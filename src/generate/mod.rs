@@ -5,7 +5,7 @@ mod sampler;
 mod session;
 mod stop;
 
-pub use many::{Start, Texts};
+pub use many::Texts;
 pub use sampler::{Sampler, SamplerConfig};
 pub use session::{Finish, Outcome, Request, Session, Timings};
 pub use stop::StopStrings;
