@@ -55,6 +55,7 @@
 //! ```
 
 pub mod eval;
+mod files;
 pub mod generate;
 pub mod gguf;
 pub mod hub;

@@ -4,51 +4,10 @@ mod common;
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
+use common::program::{fail, flapjack, stderr, stdout, succeed};
 use common::synthetic::{Shape, Synthetic};
-
-fn flapjack(arguments: &[&str]) -> Output {
-    // Fetched here, so that a test's time and output are its own.
-    common::default_model();
-    Command::new(env!("CARGO_BIN_EXE_flapjack"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .expect("flapjack starts")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).expect("standard output is UTF-8")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Standard output of a run that must succeed.
-fn succeed(arguments: &[&str]) -> String {
-    let output = flapjack(arguments);
-    assert!(
-        output.status.success(),
-        "{arguments:?}: {}",
-        stderr(&output)
-    );
-    stdout(&output)
-}
-
-/// The error message of a run that must fail, with nothing on standard output.
-fn fail(arguments: &[&str]) -> String {
-    let output = flapjack(arguments);
-    assert!(!output.status.success(), "{arguments:?} succeeded");
-    assert_eq!(stdout(&output), "", "{arguments:?}");
-    let message = stderr(&output);
-    assert!(
-        message.contains("error:") && !message.contains("panicked"),
-        "{message}"
-    );
-    message
-}
 
 const PARIS: [&str; 7] = [
     "run",

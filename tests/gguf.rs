@@ -780,6 +780,124 @@ fn a_file_can_be_saved_over_itself_while_it_is_mapped() {
     );
 }
 
+#[cfg(unix)]
+#[test]
+fn saving_to_a_link_replaces_what_it_leads_to_and_keeps_the_link() {
+    let bench = Bench::new();
+    let (writer, _) = full_writer();
+    let mut expected = Vec::new();
+    writer.write_to(&mut expected).unwrap();
+    let folder = bench.folder.path();
+    fs::create_dir(folder.join("shelf")).unwrap();
+    fs::write(folder.join("shelf/real"), b"the old file").unwrap();
+    // Relative, and by way of another link; then to a file that is not there yet.
+    std::os::unix::fs::symlink("other", bench.path()).unwrap();
+    std::os::unix::fs::symlink("shelf/real", folder.join("other")).unwrap();
+    for _ in 0..2 {
+        writer.save(&bench.path()).unwrap();
+        assert_eq!(fs::read(folder.join("shelf/real")).unwrap(), expected);
+        assert!(bench.path().is_symlink() && folder.join("other").is_symlink());
+        fs::remove_file(folder.join("shelf/real")).unwrap();
+    }
+    // In a circle.
+    fs::remove_file(folder.join("other")).unwrap();
+    std::os::unix::fs::symlink("model.gguf", folder.join("other")).unwrap();
+    let message = writer.save(&bench.path()).unwrap_err().to_string();
+    assert_says(&message, &["links"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn devices_and_pipes_are_not_replaced() {
+    let (writer, _) = full_writer();
+    let message = writer.save(Path::new("/dev/null")).unwrap_err().to_string();
+    assert_says(&message, &["/dev/null", "regular file"]);
+}
+
+#[test]
+fn the_writer_refuses_names_and_keys_that_occur_twice() {
+    let zero = || vec![0u8; 4];
+    let mut writer = Writer::new();
+    writer.tensor("a\u{7}", &[1], BlockType::F32, zero());
+    writer.tensor("a\u{7}", &[1], BlockType::F32, zero());
+    let mut out = Vec::new();
+    let message = writer.write_to(&mut out).unwrap_err().to_string();
+    assert_says(&message, &["tensor", "a\\u{7}", "twice"]);
+    let mut writer = Writer::new();
+    writer
+        .metadata("k", Value::U8(1))
+        .metadata("k", Value::U8(1));
+    let message = writer.write_to(&mut out).unwrap_err().to_string();
+    assert_says(&message, &["key", "k", "twice"]);
+    assert!(out.is_empty());
+}
+
+#[test]
+fn names_cannot_send_control_sequences_to_a_terminal() {
+    let bench = Bench::new();
+    let evil = "blk\u{1b}[31m\u{202e}";
+    let mut writer = Writer::new();
+    writer.metadata(evil, Value::U8(1));
+    writer.metadata("general.alignment\n", Value::U8(1));
+    writer.tensor(evil, &[1], BlockType::F32, vec![0u8; 4]);
+    let mut bytes = Vec::new();
+    writer.write_to(&mut bytes).unwrap();
+    let file = bench.open(&bytes).unwrap();
+    let wrong_type = file.get::<&str>(evil).unwrap_err().to_string();
+    let missing = file.require::<u32>("a\rb").unwrap_err().to_string();
+    let cut = refusal(&bytes[..bytes.len() - 32]);
+    for message in [wrong_type, missing, cut] {
+        assert!(
+            !message.contains(|c: char| c.is_control() || c == '\u{202e}'),
+            "{message:?}"
+        );
+    }
+}
+
+#[test]
+fn entries_come_in_the_order_of_the_file() {
+    let bench = Bench::new();
+    let mut writer = Writer::new();
+    for key in ["z", "a", "m"] {
+        writer.metadata(key, Value::U8(1));
+    }
+    let mut bytes = Vec::new();
+    writer.write_to(&mut bytes).unwrap();
+    let file = bench.open(&bytes).unwrap();
+    let keys: Vec<&str> = file.entries().map(|(key, _)| key).collect();
+    assert_eq!(keys, ["z", "a", "m"]);
+}
+
+#[test]
+fn a_fingerprint_tells_files_apart_by_metadata_length_and_data_anywhere() {
+    let bench = Bench::new();
+    // Larger than what is hashed whole.
+    let mut data = vec![7u8; 1 << 20];
+    let print = |data: &[u8], alignment: u32| {
+        let mut writer = Writer::new();
+        writer.metadata("general.alignment", Value::U32(alignment));
+        writer.tensor("a", &[data.len() / 4], BlockType::F32, data.to_vec());
+        writer.save(&bench.path()).unwrap();
+        GgufFile::open(bench.path()).unwrap().fingerprint()
+    };
+    let first = print(&data, 32);
+    assert_eq!(first.len(), 64);
+    assert_eq!(print(&data, 32), first);
+    assert_ne!(print(&data, 64), first);
+    assert_ne!(print(&data[4..], 32), first);
+    for place in [0, (1 << 20) - 1] {
+        data[place] = 8;
+        assert_ne!(print(&data, 32), first, "byte {place}");
+        data[place] = 7;
+    }
+    // A change as training makes it: everywhere.
+    data.iter_mut()
+        .skip(500_000)
+        .take(200_000)
+        .for_each(|b| *b = 9);
+    assert_ne!(print(&data, 32), first);
+}
+
 #[test]
 fn saving_to_where_a_folder_is_fails_and_leaves_nothing_behind() {
     let bench = Bench::new();

@@ -9,9 +9,10 @@ use clap::{Args, ValueEnum};
 use flapjack::eval::{SpeedRun, SpeedTest, mean_and_deviation, median, read_bandwidth};
 use serde::{Deserialize, Serialize};
 
+use super::calibration::CalibrationOptions;
 use super::options::{Loaded, ModelOptions};
 use super::progress;
-use super::pruning::{self, PruneOptions, parse_ratio};
+use super::pruning::{self, parse_ratio};
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -192,12 +193,11 @@ impl BenchArgs {
                 let mut loaded = options.load()?;
                 let mut prune_ratio = 0.0;
                 if ratio > 0.0 {
-                    let pruning = PruneOptions {
-                        prune: Some(ratio),
-                        calib: None,
+                    let calibration = CalibrationOptions {
                         calib_tokens: Some(self.calib_tokens),
+                        ..CalibrationOptions::default()
                     };
-                    let profile = pruning.calibrate(&loaded)?.profile;
+                    let profile = calibration.calibrate(&loaded, true)?.profile;
                     let pruned =
                         pruning::prune(&mut loaded.model, &loaded.runtime, &profile, ratio)?;
                     prune_ratio = pruned.plan.ratio();

@@ -1,11 +1,15 @@
 //! One file per subcommand, and what they share.
 
 mod bench;
+mod calibrate;
+mod calibration;
 mod info;
+mod inspect;
 mod memory;
 mod options;
 mod perplexity;
 mod progress;
+mod prune;
 mod pruning;
 mod report;
 mod run;
@@ -30,10 +34,16 @@ struct Cli {
 enum Command {
     /// Generate text from a prompt
     Run(run::RunArgs),
+    /// Prune a model and write it to a file that flapjack and llama.cpp run
+    Prune(prune::PruneArgs),
+    /// Run a calibration text through a model and write what it leaves behind, its profile, to a file
+    Calibrate(calibrate::CalibrateArgs),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::PerplexityArgs),
     /// Measure the speed of models, dense and pruned, and of llama.cpp beside them
     Bench(bench::BenchArgs),
+    /// Show what a GGUF file holds, and how it was pruned
+    Inspect(inspect::InspectArgs),
     /// Show what this machine offers and what is used of it
     Info(info::InfoArgs),
 }
@@ -43,8 +53,11 @@ pub fn main() -> ExitCode {
     start_logging(cli.verbose);
     let result = match cli.command {
         Command::Run(args) => run::run(args),
+        Command::Prune(args) => prune::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
         Command::Perplexity(args) => perplexity::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Info(args) => info::run(args),
     };
     match result {

@@ -97,6 +97,23 @@ impl ModelOptions {
     }
 }
 
+/// Refuses a file that could not be written later, before the work is done.
+pub fn check_target(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        bail!("{} is a folder; name a file to write to", path.display());
+    }
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // A link leads elsewhere; writing will tell.
+    if !path.is_symlink() {
+        tempfile::tempfile_in(folder)
+            .with_context(|| format!("cannot write to the folder {}", folder.display()))?;
+    }
+    Ok(())
+}
+
 /// Reads a text file.
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -3,32 +3,31 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use flapjack::gguf::Residency;
 use flapjack::kernels::Runtime;
 use flapjack::model::Model;
-use flapjack::prune::{self, Calibration, Plan, Profile, calibrate};
-use flapjack::tokenize::Tokenizer;
+use flapjack::prune::{self, Plan, Profile};
 
+use super::calibration::{self, Calibrated, WithPrune};
 use super::memory;
-use super::options::{Loaded, read_text};
+use super::options::Loaded;
 use super::progress;
-
-/// Tokens that are used of a file unless --calib-tokens says otherwise.
-const DEFAULT_FILE_TOKENS: usize = 32_768;
 
 #[derive(Debug, Args)]
 pub struct PruneOptions {
     /// Remove this share of the layers' weights before running (at least 0, below 0.9)
-    #[arg(long, value_name = "RATIO", value_parser = parse_ratio, allow_negative_numbers = true)]
+    #[arg(long, visible_alias = "ratio", value_name = "RATIO", value_parser = parse_ratio, allow_negative_numbers = true)]
     pub prune: Option<f64>,
-    /// Calibrate on this text file instead of the built-in text
-    #[arg(long, value_name = "FILE", requires = "prune")]
-    pub calib: Option<PathBuf>,
-    /// Calibrate on the first N tokens only [default: all of the built-in text, 32768 of a file]
-    #[arg(long, value_name = "N", requires = "prune")]
-    pub calib_tokens: Option<usize>,
+    #[command(flatten)]
+    pub calibration: WithPrune,
+    /// Use a profile that `flapjack calibrate` made, and do not calibrate
+    #[arg(long, value_name = "FILE", requires = "prune", conflicts_with_all = ["calib", "calib_field", "calib_tokens"])]
+    pub profile: Option<PathBuf>,
+    /// Calibrate anew even if the cache folder has the profile, and do not keep it there
+    #[arg(long, requires = "prune")]
+    pub no_profile_cache: bool,
 }
 
 pub fn parse_ratio(text: &str) -> Result<f64, String> {
@@ -81,14 +80,6 @@ pub struct Pruned {
     pub time: Duration,
 }
 
-/// A profile and what it took to get it.
-pub struct Calibrated {
-    pub profile: Profile,
-    pub source: String,
-    pub tokens: usize,
-    pub time: Duration,
-}
-
 impl PruneOptions {
     /// The ratio, if there is anything to do.
     pub fn ratio(&self) -> Option<f64> {
@@ -96,58 +87,11 @@ impl PruneOptions {
     }
 
     pub fn calibrate(&self, loaded: &Loaded) -> Result<Calibrated> {
-        let (source, text) = match &self.calib {
-            Some(path) => (path.display().to_string(), read_text(path)?),
-            None => ("the built-in text".to_owned(), calibrate::TEXT.to_owned()),
-        };
-        let start = Instant::now();
-        let limit = self.calib_tokens.unwrap_or(match &self.calib {
-            Some(_) => DEFAULT_FILE_TOKENS,
-            None => usize::MAX,
-        });
-        let tokens = first_tokens(&loaded.tokenizer, &text, limit)?;
-        if self.calib_tokens.is_none() && self.calib.is_some() && tokens.len() == limit {
-            tracing::info!(
-                "calibrating on the first {limit} tokens of {source}; --calib-tokens takes more"
-            );
+        match &self.profile {
+            Some(path) => calibration::from_file(loaded, path),
+            None => self.calibration.0.calibrate(loaded, !self.no_profile_cache),
         }
-        let bos = loaded
-            .tokenizer
-            .bos()
-            .filter(|_| loaded.tokenizer.adds_bos());
-        let bar = progress::bar("calibrating", tokens.len() as u64, "tokens");
-        let calibration = Calibration {
-            tokens: &tokens,
-            bos,
-        };
-        let profile = prune::calibrate(
-            &loaded.model,
-            &loaded.runtime,
-            calibration,
-            &mut |done, _| bar.set_position(done as u64),
-        )
-        .with_context(|| format!("calibrating on {source}"))?;
-        bar.finish_and_clear();
-        Ok(Calibrated {
-            profile,
-            source,
-            tokens: tokens.len(),
-            time: start.elapsed(),
-        })
     }
-}
-
-/// The first `limit` tokens of a text, without tokenising all of a long one.
-fn first_tokens(tokenizer: &Tokenizer, text: &str, limit: usize) -> Result<Vec<u32>> {
-    // No token of a usual vocabulary is longer on average than this in running text.
-    const BYTES_PER_TOKEN: usize = 16;
-    let mut end = limit.saturating_mul(BYTES_PER_TOKEN).min(text.len());
-    while !text.is_char_boundary(end) {
-        end += 1;
-    }
-    let mut tokens = tokenizer.encode(&text[..end])?;
-    tokens.truncate(limit);
-    Ok(tokens)
 }
 
 /// Prunes in place.

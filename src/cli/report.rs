@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use flapjack::generate::{Outcome, Timings};
 
+use super::calibration::Calibrated;
 use super::options::Loaded;
-use super::pruning::{Calibrated, Pruned};
+use super::pruning::Pruned;
 
 /// Everything that the report tells.
 pub struct Run {
@@ -24,15 +25,35 @@ pub struct CalibrationNote {
     source: String,
     tokens: usize,
     time: Duration,
+    kept: bool,
 }
 
 impl From<Calibrated> for CalibrationNote {
     fn from(calibrated: Calibrated) -> Self {
         Self {
-            source: calibrated.source,
-            tokens: calibrated.tokens,
+            source: calibrated.origin.source,
+            tokens: calibrated.origin.tokens,
             time: calibrated.time,
+            kept: calibrated.kept,
         }
+    }
+}
+
+impl CalibrationNote {
+    pub fn line(&self) -> String {
+        let how = match self.kept {
+            true => "from a profile".to_owned(),
+            false => format!(
+                "{:.0} tokens/s",
+                self.tokens as f64 / self.time.as_secs_f64().max(1e-9)
+            ),
+        };
+        format!(
+            "  calibrate  {}  {} tokens of {}, {how}",
+            seconds(self.time),
+            self.tokens,
+            self.source
+        )
     }
 }
 
@@ -68,13 +89,7 @@ impl Run {
             lines.push(format!("  pack       {}", seconds(time)));
         }
         if let Some(note) = &self.calibrated {
-            lines.push(format!(
-                "  calibrate  {}  {} tokens of {}, {:.0} tokens/s",
-                seconds(note.time),
-                note.tokens,
-                note.source,
-                note.tokens as f64 / note.time.as_secs_f64().max(1e-9),
-            ));
+            lines.push(note.line());
         }
         if let Some(pruned) = &self.pruned {
             lines.extend(pruned_lines(pruned));
@@ -105,7 +120,8 @@ impl Run {
     }
 }
 
-fn pruned_lines(pruned: &Pruned) -> Vec<String> {
+/// Ratio, widths, sizes and memory, before and after.
+pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
     let Pruned {
         asked,
         plan,
@@ -202,11 +218,11 @@ fn speed_line(name: &str, amount: &str, speed: Option<f64>, dense: Option<f64>) 
     line
 }
 
-fn plural(count: usize, noun: &str) -> String {
+pub fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-fn seconds(time: Duration) -> String {
+pub fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
@@ -214,7 +230,7 @@ fn millions(count: usize) -> String {
     format!("{:.1} M", count as f64 / 1e6)
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 

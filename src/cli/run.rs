@@ -160,6 +160,9 @@ impl RunArgs {
         }
         let mut text = match &self.file {
             Some(path) => read_text(path)?,
+            None if self.pruning.calibration.0.reads_standard_input() => bail!(
+                "standard input cannot be both the prompt and the calibration text; give the prompt with -p TEXT or -f FILE"
+            ),
             None => read_standard_input()?,
         };
         if text.ends_with('\n') {

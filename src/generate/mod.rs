@@ -1,9 +1,11 @@
-//! From logits to text: the sampler chain, stop conditions, and a session that owns a KV cache.
+//! From logits to text: the sampler chain, stop conditions, a session that owns a KV cache, and many texts at once.
 
+mod many;
 mod sampler;
 mod session;
 mod stop;
 
+pub use many::Texts;
 pub use sampler::{Sampler, SamplerConfig};
 pub use session::{Finish, Outcome, Request, Session, Timings};
 pub use stop::StopStrings;

@@ -75,6 +75,9 @@ impl Sampler {
         if self.config.temperature <= 0.0 {
             return Some(most_likely(logits));
         }
+        if self.keeps_all() {
+            return Some(self.draw_from_all(logits));
+        }
         self.candidates.clear();
         self.candidates
             .extend(logits.iter().enumerate().map(|(i, l)| (i as u32, *l)));
@@ -83,6 +86,29 @@ impl Sampler {
         self.keep_top_p();
         self.keep_min_p();
         self.draw()
+    }
+
+    fn keeps_all(&self) -> bool {
+        self.config.top_k == 0 && self.config.top_p >= 1.0 && self.config.min_p <= 0.0
+    }
+
+    /// Where nothing is cut off, nothing need be sorted.
+    fn draw_from_all(&mut self, logits: &[f32]) -> u32 {
+        let best = logits[most_likely(logits) as usize];
+        let weight = |l: f32| match l == best {
+            // As in `softmax`: of equal infinities the difference is not a number.
+            true => 1.0,
+            false => ((l - best) / self.config.temperature).exp(),
+        };
+        let total: f64 = logits.iter().map(|l| f64::from(weight(*l))).sum();
+        let mut left = uniform(&mut self.random) * total;
+        for (token, logit) in logits.iter().enumerate() {
+            left -= f64::from(weight(*logit));
+            if left < 0.0 {
+                return token as u32;
+            }
+        }
+        most_likely(logits)
     }
 
     fn penalise(&self, logits: &mut [f32], history: &[u32]) {
@@ -143,9 +169,7 @@ impl Sampler {
             *p = (*p / best).powf(exponent);
         }
         let total: f32 = self.candidates.iter().map(|(_, p)| p).sum();
-        // 53 random bits: uniform in [0, 1).
-        let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let mut left = uniform as f32 * total;
+        let mut left = uniform(&mut self.random) as f32 * total;
         for (token, p) in &self.candidates {
             left -= p;
             if left < 0.0 {
@@ -154,6 +178,11 @@ impl Sampler {
         }
         self.candidates.last().map(|(token, _)| *token)
     }
+}
+
+/// 53 random bits: uniform in [0, 1).
+fn uniform(random: &mut ChaCha8Rng) -> f64 {
+    (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// The token with the greatest logit; the first of equals.

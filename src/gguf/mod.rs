@@ -5,8 +5,10 @@
 //!
 //! Format: the GGUF specification in the ggml repository (`docs/gguf.md`), versions 2 and 3, little-endian.
 
+mod fingerprint;
 mod map;
 mod parse;
+mod text;
 mod value;
 mod write;
 
@@ -15,6 +17,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use map::{Map, Residency};
+pub use text::Shown;
 pub use value::{Value, ValueType};
 pub use write::Writer;
 
@@ -58,13 +61,13 @@ pub enum GgufError {
         offset: u64,
         problem: String,
     },
-    #[error("{path}: tensor {tensor}: {problem}")]
+    #[error("{path}: tensor {}: {problem}", Shown(tensor))]
     Tensor {
         path: PathBuf,
         tensor: String,
         problem: String,
     },
-    #[error("{path}: metadata key {key}: {problem}")]
+    #[error("{path}: metadata key {}: {problem}", Shown(key))]
     Metadata {
         path: PathBuf,
         key: String,
@@ -90,6 +93,8 @@ pub struct GgufFile {
     version: u32,
     map: Map,
     metadata: BTreeMap<String, Value>,
+    /// The keys in the order of the file.
+    keys: Vec<String>,
     tensors: Vec<TensorInfo>,
     by_name: BTreeMap<String, usize>,
 }
@@ -119,6 +124,13 @@ impl GgufFile {
 
     pub fn metadata(&self) -> &BTreeMap<String, Value> {
         &self.metadata
+    }
+
+    /// The metadata in the order of the file.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.keys
+            .iter()
+            .map(|key| (key.as_str(), &self.metadata[key]))
     }
 
     pub fn tensors(&self) -> &[TensorInfo] {
@@ -230,6 +242,17 @@ impl FromValue<'_> for f32 {
         match value {
             Value::F32(v) => Some(*v),
             Value::F64(v) => Some(*v as f32),
+            _ => None,
+        }
+    }
+}
+
+impl FromValue<'_> for f64 {
+    const EXPECTED: &'static str = "a number";
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::F32(v) => Some(f64::from(*v)),
+            Value::F64(v) => Some(*v),
             _ => None,
         }
     }

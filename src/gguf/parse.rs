@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{GgufError, GgufFile, Map, TensorInfo, Value, ValueType};
+use super::{GgufError, GgufFile, Map, Shown, TensorInfo, Value, ValueType};
 use crate::quant::BlockType;
 
 /// Arrays of arrays deeper than this are refused; the specification sets no limit and no known file has any.
@@ -57,6 +57,7 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
     let metadata_count = reader.count("the metadata count", 13)?;
 
     let mut metadata = BTreeMap::new();
+    let mut keys = Vec::new();
     for i in 0..metadata_count {
         let at = reader.at;
         let key = reader.string(&format!("the name of metadata entry {i}"))?;
@@ -66,6 +67,7 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
         if metadata.insert(key.clone(), value).is_some() {
             return Err(reader.malformed(at, "the metadata", format!("key {key:?} occurs twice")));
         }
+        keys.push(key);
     }
 
     let alignment = match metadata.get(ALIGNMENT_KEY) {
@@ -116,7 +118,10 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
                 tensor: pair[1].name.clone(),
                 problem: format!(
                     "its data at byte {} overlaps tensor {} (bytes {} to {}); the file is damaged, fetch it again",
-                    pair[1].range.start, pair[0].name, pair[0].range.start, pair[0].range.end
+                    pair[1].range.start,
+                    Shown(&pair[0].name),
+                    pair[0].range.start,
+                    pair[0].range.end
                 ),
             });
         }
@@ -127,6 +132,7 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
         version,
         map,
         metadata,
+        keys,
         tensors,
         by_name,
     })

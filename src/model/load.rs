@@ -1,6 +1,8 @@
 //! From a GGUF file to a model: finding tensors and checking their shapes.
 
-use super::{Config, Layer, Linear, Model, ModelError, Rope, Weight};
+use std::collections::BTreeSet;
+
+use super::{Architecture, Config, Layer, Linear, Model, ModelError, Rope, Weight};
 use crate::gguf::{GgufError, GgufFile, TensorInfo};
 use crate::quant::{Layout, decode_row};
 
@@ -8,19 +10,19 @@ impl Model {
     /// Takes views on the weights of `file`.
     ///
     /// # Errors
-    /// If the architecture is not `llama`, or metadata or a tensor is missing, unknown, or of the wrong shape or type.
+    /// If the architecture is not one that we run, or metadata or a tensor is missing, unknown, or of the wrong shape or type.
     pub fn load(file: GgufFile) -> Result<Self, ModelError> {
         let architecture = file.require::<&str>("general.architecture")?;
-        if architecture != "llama" {
+        let Some(architecture) = Architecture::from_name(architecture) else {
             return Err(ModelError::Architecture {
                 path: file.path().to_owned(),
                 found: architecture.to_owned(),
             });
-        }
-        let config = Config::from_gguf(&file)?;
+        };
+        let config = Config::from_gguf(&file, architecture)?;
         let mut tensors = Tensors {
             file: &file,
-            used: 0,
+            used: BTreeSet::new(),
         };
         let d = config.embedding_length;
 
@@ -43,31 +45,46 @@ impl Model {
             let queries = config.heads[l] * config.head_dim;
             let keys = config.kv_heads[l] * config.head_dim;
             let channels = config.channels[l];
-            let mut linear = |name: &str, rows, cols| -> Result<Linear, GgufError> {
+            // What a `deci` layer has no tensors of adds nothing to the residual stream, not even a bias.
+            let absent = |width| architecture == Architecture::Deci && width == 0;
+            let mut linear = |name: &str, width, rows, cols| -> Result<Linear, GgufError> {
+                let name = format!("blk.{l}.{name}");
+                if absent(width) {
+                    return Ok(Linear::empty(name + ".weight", rows, cols));
+                }
                 Ok(Linear {
-                    weight: tensors.matrix(&format!("blk.{l}.{name}.weight"), rows, cols)?,
-                    bias: tensors.optional_vector(&format!("blk.{l}.{name}.bias"), rows)?,
+                    weight: tensors.matrix(&format!("{name}.weight"), rows, cols)?,
+                    bias: tensors.optional_vector(&format!("{name}.bias"), rows)?,
                 })
             };
-            let (q, k) = (linear("attn_q", queries, d)?, linear("attn_k", keys, d)?);
+            let (q, k) = (
+                linear("attn_q", queries, queries, d)?,
+                linear("attn_k", queries, keys, d)?,
+            );
             let (v, o) = (
-                linear("attn_v", keys, d)?,
-                linear("attn_output", d, queries)?,
+                linear("attn_v", queries, keys, d)?,
+                linear("attn_output", queries, d, queries)?,
             );
             let (gate, up) = (
-                linear("ffn_gate", channels, d)?,
-                linear("ffn_up", channels, d)?,
+                linear("ffn_gate", channels, channels, d)?,
+                linear("ffn_up", channels, channels, d)?,
             );
-            let down = linear("ffn_down", d, channels)?;
+            let down = linear("ffn_down", channels, d, channels)?;
+            let mut norm = |name: &str, width| {
+                if absent(width) {
+                    return Ok(vec![1.0; d]);
+                }
+                tensors.vector(&format!("blk.{l}.{name}.weight"), d)
+            };
             let group = config.heads[l].checked_div(config.kv_heads[l]).unwrap_or(0);
             layers.push(Layer {
-                attention_norm: tensors.vector(&format!("blk.{l}.attn_norm.weight"), d)?,
+                attention_norm: norm("attn_norm", queries)?,
                 q,
                 k,
                 v,
                 o,
                 group_sizes: vec![group; config.kv_heads[l]],
-                mlp_norm: tensors.vector(&format!("blk.{l}.ffn_norm.weight"), d)?,
+                mlp_norm: norm("ffn_norm", channels)?,
                 gate,
                 up,
                 down,
@@ -96,7 +113,7 @@ impl Model {
 
 struct Tensors<'a> {
     file: &'a GgufFile,
-    used: usize,
+    used: BTreeSet<String>,
 }
 
 impl Tensors<'_> {
@@ -113,7 +130,7 @@ impl Tensors<'_> {
                 ),
             ));
         }
-        self.used += 1;
+        self.used.insert(tensor.name.clone());
         Ok(Some(tensor))
     }
 
@@ -156,46 +173,19 @@ impl Tensors<'_> {
             .ok_or_else(|| self.missing(name))
     }
 
-    /// A tensor that we do not know would change what the model computes, so it must not be passed over.
+    /// A tensor that nothing reads would change what the model computes, so it must not be passed over.
     fn refuse_unused(&self) -> Result<(), GgufError> {
-        if self.used == self.file.tensors().len() {
-            return Ok(());
-        }
-        let stranger = self.file.tensors().iter().find(|t| !is_known(&t.name));
-        match stranger {
+        match self
+            .file
+            .tensors()
+            .iter()
+            .find(|t| !self.used.contains(&t.name))
+        {
+            None => Ok(()),
             Some(tensor) => Err(self.file.tensor_error(
                 &tensor.name,
-                "is not part of a llama model as flapjack knows it; running without it would give wrong results",
+                "is not part of a model of this architecture and of the widths and number of layers that the metadata states; running without it would give wrong results",
             )),
-            None => Err(self.file.metadata_error(
-                "llama.block_count",
-                "is smaller than the number of layers that have tensors",
-            )),
-        }
-    }
-}
-
-fn is_known(name: &str) -> bool {
-    const LAYER: [&str; 7] = [
-        "attn_q",
-        "attn_k",
-        "attn_v",
-        "attn_output",
-        "ffn_gate",
-        "ffn_up",
-        "ffn_down",
-    ];
-    match name.strip_prefix("blk.").and_then(|n| n.split_once('.')) {
-        None => matches!(
-            name,
-            "token_embd.weight" | "output.weight" | "output_norm.weight" | "rope_freqs.weight"
-        ),
-        Some((_, rest)) => {
-            rest == "attn_norm.weight"
-                || rest == "ffn_norm.weight"
-                || rest.rsplit_once('.').is_some_and(|(stem, kind)| {
-                    LAYER.contains(&stem) && matches!(kind, "weight" | "bias")
-                })
         }
     }
 }

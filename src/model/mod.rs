@@ -1,12 +1,14 @@
 //! LLaMA-family models: configuration, weights as typed views on the map, one readable forward pass, the KV cache.
 //!
-//! [`Model::load`] reads a [`GgufFile`](crate::gguf::GgufFile) of architecture `llama`. Every layer owns its widths: head
+//! [`Model::load`] reads a [`GgufFile`](crate::gguf::GgufFile) of architecture `llama`, or `deci`, which is the same with
+//! widths that differ from layer to layer; [`Model::export`] writes one. Every layer owns its widths: head
 //! counts, the sizes of KV groups and the number of MLP channels may differ from layer to layer, as they do after pruning.
 //! [`Model::forward`] takes a batch of tokens through all layers; [`Model::logits`] applies the output head to the rows
 //! that are wanted.
 
 mod cache;
 mod config;
+mod export;
 mod forward;
 mod load;
 mod pack;
@@ -14,7 +16,8 @@ mod rope;
 mod weights;
 
 pub use cache::KvCache;
-pub use config::Config;
+pub use config::{Architecture, Config};
+pub use export::{Export, LayerForm};
 pub use forward::{Observer, Scratch, Unobserved};
 pub use rope::Rope;
 pub use weights::{Layer, Linear, Model, Weight};
@@ -26,7 +29,9 @@ use crate::gguf::GgufError;
 pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    #[error("{path}: architecture {found:?} is not supported; flapjack runs \"llama\" models")]
+    #[error(
+        "{path}: architecture {found:?} is not supported; flapjack runs \"llama\" models, and \"deci\" ones as it writes them"
+    )]
     Architecture {
         path: std::path::PathBuf,
         found: String,

@@ -1,26 +1,35 @@
-//! Packing weights in place, for speed.
+//! Packing weights in place, for speed, and unpacking them.
 
 use std::ops::Range;
 use std::sync::Mutex;
 
 use super::{Layer, Model, Weight};
 use crate::kernels::Runtime;
-use crate::quant::{BlockType, GROUP, Layout, pack};
+use crate::quant::{BlockType, GROUP, Layout, pack, unpack};
 
-/// Bytes that a thread packs at a time.
+/// Bytes that a thread rearranges at a time.
 const PIECE: usize = 1 << 20;
 
 impl Model {
     /// Brings every weight matrix that multiplies into the packed layout. This happens
     /// inside the private map: the pages become this process's own, and the file stays as it is. Returns the bytes packed.
     pub fn pack(&mut self, runtime: &Runtime) -> usize {
+        self.arrange(runtime, Layout::Packed)
+    }
+
+    /// Brings every weight matrix back into the native layout, in place too. Returns the bytes unpacked.
+    pub fn unpack(&mut self, runtime: &Runtime) -> usize {
+        self.arrange(runtime, Layout::Native)
+    }
+
+    fn arrange(&mut self, runtime: &Runtime, layout: Layout) -> usize {
         let mut ranges: Vec<Range<usize>> = Vec::new();
         let mut shapes: Vec<(BlockType, usize)> = Vec::new();
         for weight in self.multiplied_weights() {
-            if weight.layout == Layout::Packed {
+            if weight.layout == layout {
                 continue;
             }
-            weight.layout = Layout::Packed;
+            weight.layout = layout;
             let group = GROUP * weight.row_bytes();
             let whole = weight.range.start..weight.range.start + weight.rows / GROUP * group;
             for start in whole
@@ -42,11 +51,11 @@ impl Model {
         runtime.pool.region(|team| {
             team.items(pieces.len(), |_, i| {
                 let (block_type, cols) = shapes[i];
-                pack(
-                    block_type,
-                    cols,
-                    &mut pieces[i].lock().expect("each piece has one user"),
-                );
+                let mut piece = pieces[i].lock().expect("each piece has one user");
+                match layout {
+                    Layout::Packed => pack(block_type, cols, &mut piece),
+                    Layout::Native => unpack(block_type, cols, &mut piece),
+                }
             });
         });
         bytes

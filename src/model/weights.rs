@@ -74,6 +74,24 @@ pub struct Linear {
     pub bias: Option<Vec<f32>>,
 }
 
+impl Linear {
+    /// A projection `[rows, cols]` that nothing is left of: one of the two is 0.
+    pub(super) fn empty(name: String, rows: usize, cols: usize) -> Self {
+        debug_assert!(rows == 0 || cols == 0);
+        Self {
+            weight: Weight {
+                name,
+                block_type: BlockType::F32,
+                layout: Layout::Native,
+                rows,
+                cols,
+                range: 0..0,
+            },
+            bias: None,
+        }
+    }
+}
+
 /// One decoder layer.
 #[derive(Debug, Clone)]
 pub struct Layer {

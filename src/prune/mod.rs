@@ -3,6 +3,7 @@
 //! Five steps, each from plain data to plain data, so that a method is one choice per step:
 //! [`calibrate()`] runs text and leaves a [`Profile`]; [`score`] gives every query head and MLP channel a number; [`plan()`]
 //! decides within a budget what stays; [`restore`] makes up for what goes; [`apply()`] compacts the weights in place.
+//! [`store`] keeps profiles as files, [`record`] is what a pruned file tells of its origin.
 //!
 //! *Ratio* means the share of the decoder layers' attention and MLP weights, counted in parameters, that goes. Embeddings,
 //! norms, biases and the output head stay out of the count.
@@ -11,8 +12,10 @@ pub mod apply;
 pub mod calibrate;
 pub mod plan;
 pub mod profile;
+pub mod record;
 pub mod restore;
 pub mod score;
+pub mod store;
 
 use std::ops::Range;
 
@@ -20,7 +23,9 @@ pub use apply::apply;
 pub use calibrate::{Calibration, calibrate};
 pub use plan::{LayerPlan, Plan, plan};
 pub use profile::{FeatureStats, LayerProfile, Profile};
+pub use record::{LayerRecord, Record};
 pub use score::{LayerScores, wifv_scores};
+pub use store::{Origin, ProfileError, StoredProfile};
 
 use crate::kernels::Runtime;
 use crate::model::{Model, ModelError};

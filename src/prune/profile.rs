@@ -29,6 +29,21 @@ impl FeatureStats {
         }
     }
 
+    /// Statistics that were taken before: see [`FeatureStats::mean`] and [`FeatureStats::deviation`].
+    ///
+    /// # Panics
+    /// If there are not as many of one as of the other.
+    pub(super) fn from_parts(count: u64, means: &[f64], deviations: &[f64]) -> Self {
+        assert_eq!(means.len(), deviations.len());
+        let features = means.iter().zip(deviations);
+        Self {
+            count,
+            features: features
+                .map(|(&mean, &deviation)| Moments { mean, deviation })
+                .collect(),
+        }
+    }
+
     /// Adds a batch x `[n, features]`, row-major.
     ///
     /// # Panics
@@ -86,6 +101,11 @@ impl FeatureStats {
 
     pub fn mean(&self, feature: usize) -> f64 {
         self.features[feature].mean
+    }
+
+    /// Σ (x − mean)²
+    pub(super) fn deviation(&self, feature: usize) -> f64 {
+        self.features[feature].deviation
     }
 
     /// Sample variance, with n − 1: FLAP's *fluctuation*. 0 for fewer than two tokens.

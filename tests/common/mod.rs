@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod blocks;
+pub mod program;
 pub mod reference;
 pub mod synthetic;
 
@@ -17,6 +18,25 @@ pub fn shared(file: &str) -> Option<PathBuf> {
         return Some(path);
     }
     println!("skipped: ../shared/{file} is not there");
+    None
+}
+
+/// A program of llama.cpp, from the folder that `FLAPJACK_PEER` names or from where the benchmarks put it; `None`, after
+/// saying so, where there is none.
+pub fn peer(program: &str) -> Option<PathBuf> {
+    let folder = match std::env::var_os("FLAPJACK_PEER") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default())
+            .join(".cache/peer-llama-cpp/build/bin"),
+    };
+    let path = folder.join(program);
+    if path.exists() {
+        return Some(path);
+    }
+    println!(
+        "skipped: there is no {program} in {}; FLAPJACK_PEER names the folder of llama.cpp's programs",
+        folder.display()
+    );
     None
 }
 

@@ -1,0 +1,273 @@
+//! `flapjack inspect`
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use flapjack::gguf::{GgufFile, Shown, Value};
+use flapjack::hub;
+use flapjack::prune::Record;
+use serde::Serialize;
+use serde_json::json;
+
+use super::progress;
+use super::report::mebibytes;
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A GGUF file [default: the default model]
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Print one JSON object, with all items of all arrays
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: InspectArgs) -> Result<()> {
+    let path = match &args.file {
+        Some(path) => hub::local(path)?,
+        None => progress::default_model()?,
+    };
+    let file = GgufFile::open(&path)?;
+    let record = Record::from_gguf(&file)?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    if args.json {
+        serde_json::to_writer(&mut out, &Output::new(&file, record.as_ref()))?;
+        writeln!(out)?;
+    } else {
+        write_head(&mut out, &file)?;
+        write_tensors(&mut out, &file)?;
+        if let Some(record) = &record {
+            write_picture(&mut out, record)?;
+        }
+    }
+    Ok(out.flush()?)
+}
+
+fn write_head(out: &mut impl Write, file: &GgufFile) -> io::Result<()> {
+    writeln!(
+        out,
+        "{}: GGUF version {}, {}, {} metadata keys, {} tensors",
+        file.path().display(),
+        file.version(),
+        mebibytes(file.map().bytes().len() as u64),
+        file.metadata().len(),
+        file.tensors().len()
+    )?;
+    let width = widest(file.entries().map(|(key, _)| key));
+    writeln!(out, "\nmetadata")?;
+    for (key, value) in file.entries() {
+        writeln!(out, "  {:width$}  {}", Shown(key), shown(value))?;
+    }
+    Ok(())
+}
+
+/// Values of every layer are shown one by one, longer arrays by their length.
+fn shown(value: &Value) -> String {
+    const MOST_ITEMS: usize = 128;
+    match value {
+        Value::Array(_, items) if !items.is_empty() && items.len() <= MOST_ITEMS => {
+            let items: Vec<String> = items.iter().map(Value::to_string).collect();
+            items.join(" ")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn write_tensors(out: &mut impl Write, file: &GgufFile) -> io::Result<()> {
+    let shapes: Vec<String> = file
+        .tensors()
+        .iter()
+        .map(|t| {
+            let extents: Vec<String> = t.shape.iter().map(usize::to_string).collect();
+            extents.join(" x ")
+        })
+        .collect();
+    let names = widest(file.tensors().iter().map(|t| t.name.as_str()));
+    let widths = widest(shapes.iter().map(String::as_str)).max("shape".len());
+    writeln!(
+        out,
+        "\n  {:names$}  {:>widths$}  {:6}  {:>12}",
+        "tensor", "shape", "type", "bytes"
+    )?;
+    for (tensor, shape) in file.tensors().iter().zip(shapes) {
+        writeln!(
+            out,
+            "  {:names$}  {shape:>widths$}  {:6}  {:>12}",
+            Shown(&tensor.name),
+            tensor.block_type.name(),
+            tensor.range.len()
+        )?;
+    }
+    Ok(())
+}
+
+fn widest<'a>(texts: impl Iterator<Item = &'a str>) -> usize {
+    texts
+        .map(|text| Shown(text).to_string().chars().count())
+        .max()
+        .unwrap_or(0)
+}
+
+/// Layer by layer, which heads and how many channels stayed.
+fn write_picture(out: &mut impl Write, record: &Record) -> io::Result<()> {
+    writeln!(
+        out,
+        "\npruned by flapjack {}, method {}: {:.1} % of the layers' weights removed, calibrated on {}\n",
+        Shown(&record.version),
+        Shown(&record.method),
+        record.ratio * 100.0,
+        Shown(&record.calibration),
+    )?;
+    let heads: Vec<String> = record
+        .layers
+        .iter()
+        .map(|l| heads_picture(l.heads_before, &l.kept_heads()))
+        .collect();
+    let width = heads.iter().map(|h| h.chars().count()).max().unwrap_or(0);
+    writeln!(out, "  layer  {:width$}              channels", "heads")?;
+    for (l, (layer, heads)) in record.layers.iter().zip(heads).enumerate() {
+        writeln!(
+            out,
+            "  {l:>5}  {heads:width$}  {:>3} of {:<3}  {}  {} of {}",
+            layer.kept_heads().len(),
+            layer.heads_before,
+            bar(layer.channels, layer.channels_before),
+            layer.channels,
+            layer.channels_before,
+        )?;
+    }
+    Ok(())
+}
+
+/// More heads than any model has are not drawn one by one.
+const MOST_HEADS: usize = 256;
+/// Characters of a bar.
+const BAR: usize = 32;
+
+fn heads_picture(before: usize, kept: &[usize]) -> String {
+    if before > MOST_HEADS {
+        return bar(kept.len(), before);
+    }
+    (0..before)
+        .map(|h| if kept.contains(&h) { '●' } else { '·' })
+        .collect()
+}
+
+fn bar(part: usize, whole: usize) -> String {
+    // Something is never drawn as nothing, nor all but something as all.
+    let full = match (part * BAR + whole / 2).checked_div(whole).unwrap_or(0) {
+        0 if part > 0 => 1,
+        BAR if part < whole => BAR - 1,
+        n => n.min(BAR),
+    };
+    "█".repeat(full) + &"░".repeat(BAR - full)
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    file: String,
+    version: u32,
+    bytes: usize,
+    metadata: serde_json::Map<String, serde_json::Value>,
+    tensors: Vec<Tensor<'a>>,
+    pruned: Option<serde_json::Value>,
+}
+
+#[derive(Serialize)]
+struct Tensor<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    #[serde(rename = "type")]
+    block_type: &'static str,
+    offset: usize,
+    bytes: usize,
+}
+
+impl<'a> Output<'a> {
+    fn new(file: &'a GgufFile, record: Option<&Record>) -> Self {
+        let entries = file.entries();
+        let tensors = file.tensors().iter().map(|t| Tensor {
+            name: &t.name,
+            shape: &t.shape,
+            block_type: t.block_type.name(),
+            offset: t.range.start,
+            bytes: t.range.len(),
+        });
+        Self {
+            file: file.path().display().to_string(),
+            version: file.version(),
+            bytes: file.map().bytes().len(),
+            metadata: entries.map(|(k, v)| (k.to_owned(), to_json(v))).collect(),
+            tensors: tensors.collect(),
+            pruned: record.map(record_to_json),
+        }
+    }
+}
+
+fn record_to_json(record: &Record) -> serde_json::Value {
+    let layers: Vec<_> = record
+        .layers
+        .iter()
+        .map(|l| {
+            json!({
+                "heads_before": l.heads_before,
+                "heads": l.kept_heads(),
+                "channels_before": l.channels_before,
+                "channels": l.channels,
+            })
+        })
+        .collect();
+    json!({
+        "version": record.version,
+        "method": record.method,
+        "ratio_asked": record.asked,
+        "ratio": record.ratio,
+        "profile": record.profile,
+        "calibration": record.calibration,
+        "model": record.model,
+        "layers": layers,
+    })
+}
+
+/// Numbers that JSON has no way to write become null.
+fn to_json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::U8(v) => json!(v),
+        Value::I8(v) => json!(v),
+        Value::U16(v) => json!(v),
+        Value::I16(v) => json!(v),
+        Value::U32(v) => json!(v),
+        Value::I32(v) => json!(v),
+        Value::F32(v) => json!(v),
+        Value::Bool(v) => json!(v),
+        Value::String(v) => json!(v),
+        Value::Array(_, items) => items.iter().map(to_json).collect(),
+        Value::StringArray(items) => json!(items),
+        Value::U64(v) => json!(v),
+        Value::I64(v) => json!(v),
+        Value::F64(v) => json!(v),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_full_or_empty_only_where_all_or_nothing_is_left() {
+        let full = |part, whole| bar(part, whole).chars().filter(|c| *c == '█').count();
+        assert_eq!(full(0, 1000), 0);
+        assert_eq!(full(1, 1000), 1);
+        assert_eq!(full(500, 1000), BAR / 2);
+        assert_eq!(full(999, 1000), BAR - 1);
+        assert_eq!(full(1000, 1000), BAR);
+        assert_eq!(full(0, 0), 0);
+    }
+
+    #[test]
+    fn heads_that_stayed_are_told_from_those_that_went() {
+        assert_eq!(heads_picture(5, &[0, 3, 4]), "●··●●");
+    }
+}

@@ -1,0 +1,157 @@
+//! Many texts at once, of what the model itself finds likely.
+
+use std::sync::Mutex;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use super::{GenerateError, Sampler, SamplerConfig};
+use crate::kernels::Runtime;
+use crate::model::{KvCache, Model, Scratch, Unobserved};
+
+/// Texts that go through the model together at most: with more, reading the weights no longer counts.
+const AT_ONCE: usize = 64;
+/// What their caches may take, in bytes, if the model itself is not larger than twice this.
+const CACHES: usize = 512 << 20;
+
+/// What to write.
+#[derive(Debug, Clone, Copy)]
+pub struct Texts<'a> {
+    pub count: usize,
+    /// Tokens of each, all included. A text goes on behind the tokens that end turns or documents.
+    pub tokens: usize,
+    /// Stands in front of every text, where the model wants one.
+    pub bos: Option<u32>,
+    /// Each text begins with one of these, drawn evenly. From the same beginning a model tells the same few stories; from any
+    /// token of its vocabulary it tells of everything (Liu et al., "LLM-QAT", arXiv 2305.17888, section 3.1).
+    pub starts: &'a [u32],
+    /// Tokens that stand for something: what the model's output has behind them is never chosen.
+    pub vocabulary: usize,
+    /// The same seed gives the same texts, whatever the number of threads.
+    pub seed: u64,
+}
+
+impl Texts<'_> {
+    /// Lets the model write, each token drawn with the probability that the model gives it (temperature 1).
+    ///
+    /// `progress` is called with the number of tokens done and their total.
+    ///
+    /// # Errors
+    /// If a token is not in the model's vocabulary; if a logit is not a number.
+    ///
+    /// # Panics
+    /// If there is no token to begin with.
+    pub fn write(
+        &self,
+        model: &Model,
+        runtime: &Runtime,
+        progress: &mut (dyn FnMut(usize, usize) + Send),
+    ) -> Result<Vec<Vec<u32>>, GenerateError> {
+        let cache = KvCache::new(model, 1).bytes() * self.tokens;
+        let room = CACHES.max(model.bytes() / 2) / cache.max(1);
+        let at_once = room.clamp(1, AT_ONCE);
+        let mut texts = Vec::with_capacity(self.count);
+        while texts.len() < self.count {
+            let first = texts.len();
+            let count = at_once.min(self.count - first);
+            let done = first * self.tokens;
+            let total = self.count * self.tokens;
+            texts.extend(
+                self.write_some(model, runtime, first, count, &mut |tokens| {
+                    progress(done + tokens, total);
+                })?,
+            );
+        }
+        Ok(texts)
+    }
+
+    /// Texts `first` to `first + count`, in step.
+    fn write_some(
+        &self,
+        model: &Model,
+        runtime: &Runtime,
+        first: usize,
+        count: usize,
+        progress: &mut (dyn FnMut(usize) + Send),
+    ) -> Result<Vec<Vec<u32>>, GenerateError> {
+        let texts: Vec<Mutex<Text>> = (first..first + count)
+            .map(|i| Mutex::new(Text::new(self, i)))
+            .collect();
+        let mut caches: Vec<KvCache> = (0..count)
+            .map(|_| KvCache::new(model, self.tokens))
+            .collect();
+        let mut caches: Vec<&mut KvCache> = caches.iter_mut().collect();
+        let (mut scratch, mut logits) = (Scratch::new(), Vec::new());
+        let lock = |i: usize| texts[i].lock().expect("no thread panicked");
+        for position in 0..self.tokens.saturating_sub(1) {
+            let batch: Vec<u32> = (0..count).map(|i| lock(i).tokens[position]).collect();
+            runtime.pool.region(|team| -> Result<(), GenerateError> {
+                let kernels = runtime.kernels;
+                model.forward_texts(
+                    kernels,
+                    team,
+                    &batch,
+                    &mut caches,
+                    &mut scratch,
+                    &mut Unobserved,
+                )?;
+                model.logits(kernels, team, 0..count, &mut scratch, &mut logits);
+                team.chunks_mut(&mut logits, model.config.vocabulary, |i, logits| {
+                    let known = self.vocabulary.min(logits.len());
+                    lock(i).go_on(position, &mut logits[..known]);
+                });
+                Ok(())
+            })?;
+            if (0..count).any(|i| lock(i).failed) {
+                return Err(GenerateError::NotANumber { position });
+            }
+            progress((position + 2) * count);
+        }
+        Ok(texts
+            .into_iter()
+            .map(|t| t.into_inner().expect("no thread panicked").tokens)
+            .collect())
+    }
+}
+
+/// A text in the making.
+struct Text {
+    tokens: Vec<u32>,
+    sampler: Sampler,
+    failed: bool,
+}
+
+impl Text {
+    fn new(texts: &Texts, number: usize) -> Self {
+        // Neighbouring seeds give unrelated numbers.
+        let seed = texts.seed.wrapping_add(number as u64);
+        let mut random = ChaCha8Rng::seed_from_u64(!seed);
+        let start = texts.starts[(random.next_u64() % texts.starts.len() as u64) as usize];
+        let mut tokens: Vec<u32> = texts.bos.into_iter().chain([start]).collect();
+        tokens.truncate(texts.tokens);
+        Self {
+            tokens,
+            sampler: Sampler::new(SamplerConfig {
+                repetition_penalty: 1.0,
+                repetition_window: 0,
+                top_k: 0,
+                top_p: 1.0,
+                min_p: 0.0,
+                temperature: 1.0,
+                seed,
+            }),
+            failed: false,
+        }
+    }
+
+    /// Takes the token behind `position`, if there is none yet.
+    fn go_on(&mut self, position: usize, logits: &mut [f32]) {
+        if position + 1 < self.tokens.len() {
+            return;
+        }
+        match self.sampler.sample(logits, &[]) {
+            Some(token) => self.tokens.push(token),
+            None => self.failed = true,
+        }
+    }
+}

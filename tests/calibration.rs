@@ -1,0 +1,503 @@
+//! Calibration: profiles as files, the texts it takes, and texts that a model writes itself.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use common::program::{flapjack_with, stderr, stdout};
+use common::synthetic::{Shape, Synthetic, logits, runtime};
+use common::{Random, relative_error};
+use flapjack::generate::{Sampler, SamplerConfig, Texts};
+use flapjack::gguf::{GgufFile, Value, Writer};
+use flapjack::model::{KvCache, Scratch, Unobserved};
+use flapjack::prune::{Calibration, Origin, ProfileError, StoredProfile, calibrate, store};
+
+// ---- profiles as files ----
+
+fn stored_profile() -> StoredProfile {
+    let synthetic = Synthetic::new(Shape {
+        heads: vec![4, 6],
+        kv_heads: vec![2, 2],
+        channels: vec![50, 70],
+        ..Shape::default()
+    });
+    let tokens = Random::new(9).tokens(300, synthetic.shape.vocabulary);
+    let calibration = Calibration {
+        tokens: &tokens,
+        bos: Some(1),
+    };
+    let model = synthetic.load();
+    StoredProfile {
+        origin: Origin {
+            model: GgufFile::open(&synthetic.path).unwrap().fingerprint(),
+            model_name: "model.gguf".into(),
+            text: store::hash_tokens(&tokens, Some(1)),
+            source: "a \"text\"".into(),
+            tokens: 300,
+            flapjack: "0.1.0".into(),
+        },
+        profile: calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap(),
+    }
+}
+
+#[test]
+fn a_profile_comes_back_from_its_file_exactly() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.profile");
+    let profile = stored_profile();
+    profile.save(&path).unwrap();
+    let again = StoredProfile::load(&path).unwrap();
+    assert_eq!(again, profile);
+    assert_eq!(again.hash(), profile.hash());
+    assert_eq!(fs::read(&path).unwrap(), profile.to_bytes());
+}
+
+#[test]
+fn a_damaged_profile_is_refused_wherever_the_damage_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.profile");
+    let bytes = stored_profile().to_bytes();
+    let load = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        StoredProfile::load(&path)
+    };
+    for place in (0..bytes.len()).step_by(37) {
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 0x10;
+        let message = load(&damaged).unwrap_err().to_string();
+        assert!(message.contains("a.profile"), "byte {place}: {message}");
+        assert!(load(&bytes[..place]).is_err(), "cut off at {place}");
+    }
+    assert!(matches!(
+        load(b"something else entirely"),
+        Err(ProfileError::NotAProfile { .. })
+    ));
+    let mut newer = bytes.clone();
+    newer[8] = 99;
+    let message = load(&newer).unwrap_err().to_string();
+    assert!(
+        message.contains("99") && message.contains("flapjack calibrate"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_hash_of_a_text_depends_on_its_tokens_and_on_what_begins_sequences() {
+    let hashes = [
+        store::hash_tokens(&[1, 2], None),
+        store::hash_tokens(&[2, 1], None),
+        store::hash_tokens(&[1, 2], Some(0)),
+        store::hash_tokens(&[1, 2], Some(1)),
+        store::hash_tokens(&[1], Some(2)),
+    ];
+    for (i, a) in hashes.iter().enumerate() {
+        assert!(hashes[i + 1..].iter().all(|b| a != b));
+    }
+}
+
+// ---- on the command line ----
+
+/// A folder for files and for the cache of a test.
+struct Bench {
+    folder: tempfile::TempDir,
+    model: String,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            model: common::default_model().to_str().unwrap().to_owned(),
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        let path = PathBuf::from(self.path(name));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        self.path(name)
+    }
+
+    fn environment(&self) -> [(&'static str, String); 1] {
+        [("FLAPJACK_CACHE", self.path("cache"))]
+    }
+
+    /// Standard error of a run, and whether it succeeded; standard output must be empty where it failed.
+    fn run(&self, arguments: &[&str]) -> (bool, String) {
+        let environment = self.environment();
+        let environment = environment.each_ref().map(|(k, v)| (*k, v.as_str()));
+        let output = flapjack_with(arguments, &environment);
+        let (ok, said) = (output.status.success(), stderr(&output));
+        assert!(ok || stdout(&output).is_empty(), "{}", stdout(&output));
+        assert!(!said.contains("panicked"), "{said}");
+        (ok, said)
+    }
+
+    /// What a pruned run says.
+    fn prune(&self, more: &[&str]) -> (bool, String) {
+        let base = ["run", "-m", &self.model, "-p", "x", "-n", "1"];
+        let prune = ["--no-baseline", "--prune", "0.2"];
+        self.run(&[&base[..], &prune, more].concat())
+    }
+
+    /// What a pruned run says that must succeed.
+    fn report(&self, more: &[&str]) -> String {
+        let (ok, said) = self.prune(more);
+        assert!(ok, "{said}");
+        said
+    }
+
+    /// The profile that `flapjack calibrate` makes of some source.
+    fn calibrate(&self, more: &[&str]) -> StoredProfile {
+        let path = self.path("out.profile");
+        let base = ["calibrate", "-m", &self.model, "-o", &path];
+        let (ok, said) = self.run(&[&base[..], more].concat());
+        assert!(ok, "{said}");
+        StoredProfile::load(Path::new(&path)).unwrap()
+    }
+
+    /// Why `flapjack calibrate` fails.
+    fn refusal(&self, more: &[&str]) -> String {
+        let path = self.path("never.profile");
+        let base = ["calibrate", "-m", &self.model, "-o", &path];
+        let (ok, said) = self.run(&[&base[..], more].concat());
+        assert!(!ok && !Path::new(&path).exists(), "{said}");
+        said
+    }
+}
+
+/// Long enough a text.
+fn text(from: usize) -> String {
+    calibrate::TEXT.chars().skip(from).take(1200).collect()
+}
+
+#[test]
+fn the_second_start_takes_the_profile_of_the_first() {
+    let bench = Bench::new();
+    let few = ["--calib-tokens", "256"];
+    let kept = |report: &str| report.contains("from a profile");
+    assert!(!kept(&bench.report(&few)));
+    assert!(kept(&bench.report(&few)));
+    // Another text, other tokens, or the wish to do without.
+    let file = bench.write("text.txt", text(3000));
+    assert!(!kept(&bench.report(&["--calib-tokens", "255"])));
+    assert!(!kept(&bench.report(&["--calib", &file])));
+    assert!(kept(&bench.report(&["--calib", &file])));
+    assert!(!kept(
+        &bench.report(&[&few[..], &["--no-profile-cache"]].concat())
+    ));
+
+    // One that is damaged is made again.
+    let folder = PathBuf::from(bench.path("cache/profiles"));
+    for entry in fs::read_dir(folder).unwrap() {
+        fs::write(entry.unwrap().path(), b"FLAPPROF").unwrap();
+    }
+    let said = bench.report(&few);
+    assert!(said.contains("damaged") && !kept(&said), "{said}");
+    assert!(kept(&bench.report(&few)));
+}
+
+#[test]
+fn the_cache_keeps_the_youngest_profiles() {
+    let bench = Bench::new();
+    let few = ["--calib-tokens", "256"];
+    for i in 0..100 {
+        bench.write(&format!("cache/profiles/{i:03}.profile"), "old");
+    }
+    bench.report(&few);
+    let folder = bench.path("cache/profiles");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 64);
+    assert!(bench.report(&few).contains("from a profile"));
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_no_error() {
+    let bench = Bench::new();
+    bench.write("cache", "a file where the folder should be");
+    bench.report(&["--calib-tokens", "256"]);
+}
+
+#[test]
+fn a_profile_made_by_calibrate_is_used_and_one_of_another_model_refused_by_name() {
+    let bench = Bench::new();
+    let path = bench.path("out.profile");
+    let profile = bench.calibrate(&["--calib-tokens", "256"]);
+    assert_eq!(profile.origin.tokens, 256);
+    let said = bench.report(&["--profile", &path]);
+    assert!(said.contains("from a profile"), "{said}");
+
+    let source = GgufFile::open(&bench.model).unwrap();
+    let mut writer = Writer::new();
+    for (key, value) in source.entries() {
+        writer.metadata(key, value.clone());
+    }
+    writer.metadata("general.description", Value::String("another".into()));
+    for tensor in source.tensors() {
+        let bytes = source.bytes(tensor);
+        writer.tensor(&tensor.name, &tensor.shape, tensor.block_type, bytes);
+    }
+    let other = bench.path("other.gguf");
+    writer.save(Path::new(&other)).unwrap();
+    let (ok, said) = bench.run(&[
+        "run",
+        "-m",
+        &other,
+        "-p",
+        "x",
+        "--prune",
+        "0.2",
+        "--profile",
+        &path,
+    ]);
+    assert!(!ok);
+    let name = Path::new(&bench.model).file_name().unwrap();
+    for word in ["out.profile", name.to_str().unwrap(), "other.gguf"] {
+        assert!(said.contains(word), "{word} in {said}");
+    }
+    let (ok, said) = bench.prune(&["--profile", &bench.path("none.profile")]);
+    assert!(!ok && said.contains("none.profile"), "{said}");
+    let (ok, said) = bench.prune(&["--profile", &path, "--calib", "self"]);
+    assert!(!ok && said.contains("cannot be used with"), "{said}");
+}
+
+#[test]
+fn a_text_is_the_same_from_a_file_a_folder_json_lines_or_standard_input() {
+    let bench = Bench::new();
+    let (one, two) = (text(0), text(5000));
+    let file = bench.write("whole.txt", format!("{one}\n\n{two}"));
+    let expected = bench.calibrate(&["--calib", &file]);
+
+    bench.write("folder/b/two.md", &two);
+    bench.write("folder/a.txt", &one);
+    bench.write("folder/.hidden", "this is passed over");
+    bench.write("folder/picture.png", [0x89, b'P', 0, 0, 0xff]);
+    let lines = [&one, &two].map(|t| serde_json::json!({ "title": "x", "body": t }).to_string());
+    let json = bench.write("texts.jsonl", lines.join("\n") + "\n\n");
+    for arguments in [
+        vec!["--calib", &bench.path("folder")],
+        vec!["--calib", &json, "--calib-field", "body"],
+    ] {
+        let profile = bench.calibrate(&arguments);
+        assert_eq!(profile.origin.text, expected.origin.text, "{arguments:?}");
+        assert_eq!(profile.profile, expected.profile);
+    }
+
+    let path = bench.path("piped.profile");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_flapjack"))
+        .args([
+            "calibrate",
+            "-q",
+            "-m",
+            &bench.model,
+            "-o",
+            &path,
+            "--calib",
+            "-",
+        ])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(&fs::read(&file).unwrap()).unwrap();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let piped = StoredProfile::load(Path::new(&path)).unwrap();
+    assert_eq!(piped.origin.text, expected.origin.text);
+}
+
+#[test]
+fn texts_that_are_of_no_use_are_refused_with_the_reason() {
+    let bench = Bench::new();
+    let long = text(0);
+    let line = |field: &str| serde_json::json!({ field: &long }).to_string();
+    let odd = format!("{}\n{{\"text\": 5}}\n", line("text"));
+    fs::create_dir(bench.path("empty")).unwrap();
+    for (source, words) in [
+        (bench.write("empty.txt", ""), vec!["0 tokens", "128"]),
+        (
+            bench.write("short.txt", "Too short."),
+            vec!["tokens", "128"],
+        ),
+        (bench.write("latin.txt", b"caf\xe9"), vec!["offset 3"]),
+        (bench.path("empty"), vec!["no text files"]),
+        (bench.path("nothing.txt"), vec!["nothing.txt"]),
+        (
+            bench.write("not.jsonl", "not json"),
+            vec!["line 1", "not JSON"],
+        ),
+        (bench.write("odd.jsonl", odd), vec!["line 2", "\"text\""]),
+        (
+            bench.write("other.jsonl", line("body")),
+            vec!["\"body\"", "--calib-field"],
+        ),
+        ("self:100".to_owned(), vec!["100 tokens", "128"]),
+        ("self:many".to_owned(), vec!["self:", "./self:many"]),
+        (String::new(), vec!["--calib"]),
+    ] {
+        let message = bench.refusal(&["--calib", &source]);
+        for word in words {
+            assert!(message.contains(word), "{source}: {word} in {message}");
+        }
+    }
+    // Both cannot come from standard input.
+    let (ok, said) = bench.run(&["run", "-m", &bench.model, "--prune", "0.2", "--calib", "-"]);
+    assert!(!ok && said.contains("both the prompt"), "{said}");
+    // And a profile needs a place.
+    let nowhere = bench.path("nowhere/out.profile");
+    let (ok, said) = bench.run(&["calibrate", "-m", &bench.model, "-o", &nowhere]);
+    assert!(!ok && said.contains("nowhere"), "{said}");
+}
+
+// ---- own text ----
+
+#[test]
+fn many_texts_at_once_go_through_the_model_as_one_by_one() {
+    for layers in [vec![4, 4], vec![4, 0]] {
+        let synthetic = Synthetic::new(Shape {
+            kv_heads: layers.iter().map(|h| h / 2).collect(),
+            heads: layers,
+            ..Shape::default()
+        });
+        let model = synthetic.load();
+        let texts: Vec<Vec<u32>> = (0..5).map(|i| Random::new(i).tokens(12, 50)).collect();
+        for threads in [1, 3] {
+            let runtime = runtime(threads);
+            let mut caches: Vec<KvCache> = texts.iter().map(|_| KvCache::new(&model, 12)).collect();
+            let mut caches: Vec<&mut KvCache> = caches.iter_mut().collect();
+            let mut scratch = Scratch::new();
+            let mut got = vec![Vec::new(); texts.len()];
+            // Some tokens at a time, and one.
+            for stretch in [0..7, 7..8, 8..12] {
+                let batch: Vec<u32> = texts
+                    .iter()
+                    .flat_map(|t| &t[stretch.clone()])
+                    .copied()
+                    .collect();
+                let mut logits = Vec::new();
+                runtime.pool.region(|team| {
+                    let kernels = runtime.kernels;
+                    model
+                        .forward_texts(
+                            kernels,
+                            team,
+                            &batch,
+                            &mut caches,
+                            &mut scratch,
+                            &mut Unobserved,
+                        )
+                        .unwrap();
+                    model.logits(kernels, team, 0..batch.len(), &mut scratch, &mut logits);
+                });
+                let each = stretch.len() * 50;
+                for (got, logits) in got.iter_mut().zip(logits.chunks_exact(each)) {
+                    got.extend_from_slice(logits);
+                }
+            }
+            for (got, text) in got.iter().zip(&texts) {
+                let alone: Vec<f64> = logits(&model, &runtime, text)
+                    .into_iter()
+                    .map(f64::from)
+                    .collect();
+                assert!(relative_error(got, &alone) < 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn own_texts_are_the_same_for_any_number_of_threads_and_differ_from_each_other() {
+    let synthetic = Synthetic::new(Shape::default());
+    let model = synthetic.load();
+    let texts = Texts {
+        count: 70,
+        tokens: 20,
+        bos: Some(3),
+        starts: &[5, 7],
+        vocabulary: 40,
+        seed: 1,
+    };
+    let write = |texts: &Texts, threads| {
+        let mut told = 0;
+        let written = texts
+            .write(&model, &runtime(threads), &mut |done, total| {
+                assert!(done > told && done <= total);
+                told = done;
+            })
+            .unwrap();
+        assert_eq!(told, 70 * 20);
+        written
+    };
+    let written = write(&texts, 1);
+    assert_eq!(write(&texts, 3), written);
+    assert_eq!(written.len(), 70);
+    for (i, text) in written.iter().enumerate() {
+        assert!(text.len() == 20 && text[0] == 3 && [5, 7].contains(&text[1]));
+        assert!(
+            text.iter().all(|t| *t < 40),
+            "what means nothing is never chosen"
+        );
+        assert!(written[i + 1..].iter().all(|other| other != text));
+    }
+    let starts: Vec<u32> = (0..40).collect();
+    let any = Texts {
+        bos: None,
+        starts: &starts,
+        ..texts
+    };
+    let starts: std::collections::BTreeSet<u32> = write(&any, 2).iter().map(|t| t[0]).collect();
+    assert!(starts.len() > 10);
+}
+
+#[test]
+fn at_temperature_1_with_nothing_cut_off_tokens_come_as_often_as_their_probability() {
+    let logits = [0.0f32, 1.0, 2.0, f32::NEG_INFINITY, -1.0];
+    let config = SamplerConfig {
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        temperature: 1.0,
+        seed: 5,
+        ..SamplerConfig::default()
+    };
+    let mut sampler = Sampler::new(config);
+    let draws = 20_000;
+    let mut counts = [0usize; 5];
+    for _ in 0..draws {
+        counts[sampler.sample(&mut logits.clone(), &[]).unwrap() as usize] += 1;
+    }
+    let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+    for (count, logit) in counts.iter().zip(logits) {
+        let expected = f64::from(logit).exp() / total;
+        let spread = (expected * (1.0 - expected) / draws as f64).sqrt();
+        let share = *count as f64 / draws as f64;
+        assert!(
+            (share - expected).abs() <= 4.0 * spread,
+            "{share} of {expected}"
+        );
+    }
+}
+
+#[test]
+fn the_model_writes_its_own_calibration_text() {
+    let bench = Bench::new();
+    let own = ["--calib", "self:256"];
+    let said = bench.report(&own);
+    assert!(
+        said.contains("256 tokens of the model's own text"),
+        "{said}"
+    );
+    // It is not even written again.
+    let said = bench.report(&own);
+    assert!(said.contains("from a profile"), "{said}");
+    let (one, two) = (bench.calibrate(&own), bench.calibrate(&own));
+    assert_eq!(one.profile, two.profile);
+}
