@@ -9,8 +9,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flapjack::gguf::GgufFile;
 use flapjack::kernels::{
-    Activations, AttentionShape, Isa, Kernels, MatrixView, Pool, Product, Runtime, Team, attention,
-    matmul,
+    Activations, AttentionShape, CachePlane, Isa, Kernels, MatrixView, Pool, Product, Runtime,
+    Team, attention, matmul,
 };
 use flapjack::model::{KvCache, Model, Scratch, Unobserved};
 use flapjack::quant::{BlockType, Layout, encode_row};
@@ -97,7 +97,8 @@ fn attentions(c: &mut Criterion) {
             };
             group.bench_function(BenchmarkId::new(tokens.to_string(), depth), |b| {
                 b.iter(|| {
-                    attention(kernels, &team, shape, &q, &cache, &cache, &mut out);
+                    let plane = CachePlane::Half(&cache);
+                    attention(kernels, &team, shape, &q, plane, plane, &mut out);
                     black_box(&out);
                 });
             });

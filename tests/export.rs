@@ -10,7 +10,7 @@ use common::synthetic::{Shape, Synthetic, logits, runtime};
 use common::{Random, relative_error};
 use flapjack::eval::{PerplexityOptions, perplexity};
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
-use flapjack::model::{Architecture, Export, Model};
+use flapjack::model::{Architecture, CacheType, Export, Model};
 use flapjack::prune::{
     self, Calibration, LayerPlan, LayerRecord, Plan, Profile, Record, calibrate, record,
 };
@@ -372,6 +372,7 @@ fn our_perplexity(model: &Model, tokenizer: &Tokenizer, text: &str) -> f64 {
         context: CONTEXT,
         chunks: Some(CHUNKS),
         all_positions: false,
+        cache_type: CacheType::F16,
     };
     let tokens = tokenizer.encode_prompt(text).unwrap();
     perplexity(model, &runtime(2), &tokens, None, options, &mut |_, _| {})

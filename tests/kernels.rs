@@ -4,8 +4,8 @@ mod common;
 
 use common::Random;
 use flapjack::kernels::{
-    ACTIVATION_BLOCK, Activations, AttentionShape, Isa, Kernels, MatrixView, Pool, Product, Team,
-    attention, matmul,
+    ACTIVATION_BLOCK, Activations, AttentionShape, CachePlane, Isa, Kernels, MatrixView, Pool,
+    Product, Team, attention, matmul,
 };
 use flapjack::quant::{BlockType, GROUP, Layout, decode_row, encode_row, pack};
 use half::{bf16, f16};
@@ -96,10 +96,7 @@ fn to_bf16(x: f64) -> f64 {
 /// Whether `got` is W · x with W in bfloat16. What is decoded with one rounding less may fall to the other side of a
 /// boundary once in a while.
 fn fits_in_bf16(row: &[f32], x: &[f64], got: f64) -> bool {
-    let row: Vec<f32> = row
-        .iter()
-        .map(|w| bf16::from_f32(*w).to_f32())
-        .collect();
+    let row: Vec<f32> = row.iter().map(|w| bf16::from_f32(*w).to_f32()).collect();
     let (expected, size) = naive_product(&row, x);
     let largest = row
         .iter()
@@ -125,10 +122,7 @@ fn through_8_bits(kernels: Kernels, x: &[f32]) -> Vec<f64> {
 fn layouts(block_type: BlockType, cols: usize, native: &[u8]) -> Vec<(Layout, Vec<u8>)> {
     let mut packed = native.to_vec();
     pack(block_type, cols, &mut packed);
-    vec![
-        (Layout::Native, native.to_vec()),
-        (Layout::Packed, packed),
-    ]
+    vec![(Layout::Native, native.to_vec()), (Layout::Packed, packed)]
 }
 
 /// W X for one matrix on one thread, `[tokens, rows]`.
@@ -601,7 +595,15 @@ fn attention_of_every_shape() {
                     tokens,
                 };
                 let mut out = vec![f32::NAN; q.len()];
-                attention(kernels, &Team::solo(), shape, &q, &keys, &values, &mut out);
+                attention(
+                    kernels,
+                    &Team::solo(),
+                    shape,
+                    &q,
+                    CachePlane::Half(&keys),
+                    CachePlane::Half(&values),
+                    &mut out,
+                );
                 let group_of: Vec<usize> = groups
                     .iter()
                     .enumerate()
@@ -620,7 +622,9 @@ fn attention_of_every_shape() {
                         };
                         let (keys, values) = (rows(&keys), rows(&values));
                         let exact = naive_attention(&query, &keys, &values);
-                        let half = |row: &Vec<f64>| -> Vec<f64> { row.iter().map(|v| to_bf16(*v)).collect() };
+                        let half = |row: &Vec<f64>| -> Vec<f64> {
+                            row.iter().map(|v| to_bf16(*v)).collect()
+                        };
                         let rounded = naive_attention(
                             &half(&query),
                             &keys.iter().map(half).collect::<Vec<_>>(),
@@ -636,6 +640,81 @@ fn attention_of_every_shape() {
                                 "{kernels:?} head_dim {head_dim} {groups:?} at {first}, token {t}, head {h}: {got} for {:?}",
                                 exact[d]
                             );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_to_many_positions_and_to_a_cache_in_8_bits() {
+    let mut random = Random::new(12);
+    let (head_dim, groups) = (64, [3, 1, 5]);
+    for kernels in every_isa() {
+        for (first, tokens) in [(40, 1), (1300, 1), (1023, 1), (200, 5), (90, 70)] {
+            let heads: usize = groups.iter().sum();
+            let capacity = first + tokens;
+            let q = random.normals(tokens * heads * head_dim, 1.0);
+            let row_bytes = BlockType::Q8_0.row_bytes(head_dim);
+            let mut plane = || {
+                let rows = groups.len() * capacity;
+                let mut bytes = vec![0u8; rows * row_bytes];
+                let mut halves = Vec::with_capacity(rows * head_dim);
+                let mut decoded = vec![0.0; head_dim];
+                for row in bytes.chunks_exact_mut(row_bytes) {
+                    encode_row(BlockType::Q8_0, &random.normals(head_dim, 1.0), row);
+                    decode_row(BlockType::Q8_0, row, &mut decoded);
+                    halves.extend(decoded.iter().map(|v| f16::from_f32(*v)));
+                }
+                (bytes, halves)
+            };
+            let (key_bytes, keys) = plane();
+            let (value_bytes, values) = plane();
+            let shape = AttentionShape {
+                head_dim,
+                group_sizes: &groups,
+                capacity,
+                first_position: first,
+                tokens,
+            };
+            for threads in [1, 3] {
+                let pool = Pool::new(threads).unwrap();
+                let run = |keys: CachePlane, values: CachePlane| {
+                    let mut out = vec![f32::NAN; q.len()];
+                    pool.region(|team| attention(kernels, team, shape, &q, keys, values, &mut out));
+                    out
+                };
+                let in_half = run(CachePlane::Half(&keys), CachePlane::Half(&values));
+                let in_8_bits = run(CachePlane::Q8_0(&key_bytes), CachePlane::Q8_0(&value_bytes));
+                for t in 0..tokens {
+                    for h in [0, 2, 3, 8] {
+                        let g = [0, 0, 0, 1, 2, 2, 2, 2, 2][h];
+                        let rows = |x: &[f16]| -> Vec<Vec<f64>> {
+                            (0..=first + t)
+                                .map(|p| &x[(g * capacity + p) * head_dim..][..head_dim])
+                                .map(|row| row.iter().map(|v| v.to_f64()).collect())
+                                .collect()
+                        };
+                        let at = (t * heads + h) * head_dim;
+                        let query: Vec<f64> =
+                            q[at..][..head_dim].iter().map(|v| f64::from(*v)).collect();
+                        let expected = naive_attention(&query, &rows(&keys), &rows(&values));
+                        for (d, (expected, size)) in expected.into_iter().enumerate() {
+                            // Half precision, and bfloat16 for whole blocks of tokens.
+                            let allowed = if tokens >= 16 {
+                                size / 20.0
+                            } else {
+                                size / 500.0
+                            };
+                            for out in [&in_half, &in_8_bits] {
+                                assert!(
+                                    (f64::from(out[at + d]) - expected).abs() <= allowed,
+                                    "{kernels:?} {tokens} tokens at {first}, head {h}: {} for {expected}",
+                                    out[at + d]
+                                );
+                            }
                         }
                     }
                 }
@@ -662,7 +741,15 @@ fn attention_does_not_overflow_with_large_scores() {
                 first_position: 0,
                 tokens,
             };
-            attention(kernels, &Team::solo(), shape, &q, &keys, &values, &mut out);
+            attention(
+                kernels,
+                &Team::solo(),
+                shape,
+                &q,
+                CachePlane::Half(&keys),
+                CachePlane::Half(&values),
+                &mut out,
+            );
             assert!(out.iter().all(|v| (v - 2.0).abs() < 1e-5), "{kernels:?}");
         }
     }

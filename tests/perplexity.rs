@@ -6,7 +6,7 @@ use common::Random;
 use common::synthetic::{Shape, Synthetic, logits, runtime};
 use flapjack::eval::{PerplexityError, PerplexityOptions, perplexity};
 use flapjack::gguf::GgufFile;
-use flapjack::model::Model;
+use flapjack::model::{CacheType, Model};
 use flapjack::tokenize::Tokenizer;
 
 fn options(context: usize, chunks: Option<usize>, all_positions: bool) -> PerplexityOptions {
@@ -14,6 +14,7 @@ fn options(context: usize, chunks: Option<usize>, all_positions: bool) -> Perple
         context,
         chunks,
         all_positions,
+        cache_type: CacheType::F16,
     }
 }
 

@@ -10,7 +10,7 @@ use common::{Random, relative_error};
 use flapjack::eval::{PerplexityOptions, perplexity};
 use flapjack::gguf::GgufFile;
 use flapjack::kernels::Team;
-use flapjack::model::Model;
+use flapjack::model::{CacheType, Model};
 use flapjack::prune::{
     self, Calibration, FeatureStats, LayerPlan, Module, Plan, Profile, PruneError, calibrate,
     wifv_scores,
@@ -640,6 +640,7 @@ fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
         context: 512,
         chunks: Some(4),
         all_positions: true,
+        cache_type: CacheType::F16,
     };
     let measure = |model: &Model| {
         perplexity(model, &runtime, &text, None, options, &mut |_, _| {})

@@ -10,7 +10,7 @@ use flapjack::eval::{SpeedRun, SpeedTest, mean_and_deviation, median, read_bandw
 use serde::{Deserialize, Serialize};
 
 use super::calibration::CalibrationOptions;
-use super::options::{Loaded, ModelOptions};
+use super::options::{CacheOptions, Loaded, ModelOptions};
 use super::progress;
 use super::pruning::{self, parse_ratio};
 
@@ -43,6 +43,8 @@ pub struct BenchArgs {
     /// Leave the weights as they lie in the file
     #[arg(long)]
     no_pack: bool,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// Run this llama-bench on the same files in the same run, and tell the ratios
     #[arg(long, value_name = "PATH")]
     vs: Option<PathBuf>,
@@ -161,11 +163,13 @@ impl BenchArgs {
                 prompt,
                 generate: 0,
                 depth,
+                cache_type: self.cache.cache_type(),
             });
             let generations = self.n_gen.iter().map(|&generate| SpeedTest {
                 prompt: 0,
                 generate,
                 depth,
+                cache_type: self.cache.cache_type(),
             });
             tests.extend(
                 prompts

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use flapjack::gguf::GgufFile;
 use flapjack::hub;
 use flapjack::kernels::Runtime;
-use flapjack::model::Model;
+use flapjack::model::{CacheType, Model};
 use flapjack::tokenize::Tokenizer;
 
 use super::{memory, progress};
@@ -26,6 +26,30 @@ pub struct ModelOptions {
     /// models near the size of the memory [default: rearrange them in place if the memory suffices]
     #[arg(long)]
     pub no_pack: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct CacheOptions {
+    /// Store the KV cache in this type; q8_0 takes about half the bytes
+    #[arg(long = "kv", value_name = "TYPE", value_enum, default_value_t)]
+    cache_type: CacheName,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum CacheName {
+    #[default]
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl CacheOptions {
+    pub fn cache_type(self) -> CacheType {
+        match self.cache_type {
+            CacheName::F16 => CacheType::F16,
+            CacheName::Q8_0 => CacheType::Q8_0,
+        }
+    }
 }
 
 /// A model that is ready to run.

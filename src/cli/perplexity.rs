@@ -9,7 +9,7 @@ use clap::Args;
 use flapjack::eval::{self, PerplexityOptions};
 use serde::Serialize;
 
-use super::options::{ModelOptions, read_text};
+use super::options::{CacheOptions, ModelOptions, read_text};
 use super::progress;
 use super::pruning::{self, PruneOptions};
 
@@ -29,6 +29,8 @@ pub struct PerplexityArgs {
     /// Score every position of a chunk but the first, not only the second half
     #[arg(long)]
     all_positions: bool,
+    #[command(flatten)]
+    cache: CacheOptions,
     #[command(flatten)]
     pruning: PruneOptions,
     /// Print one JSON object
@@ -76,6 +78,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         context: args.ctx,
         chunks: args.chunks.map(|n| n as usize),
         all_positions: args.all_positions,
+        cache_type: args.cache.cache_type(),
     };
     let start = Instant::now();
     let bar = progress::bar("scoring", 0, "chunks");

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 use flapjack::generate::{Finish, Request, SamplerConfig, Session, Timings};
+use flapjack::model::KvCache;
 
-use super::options::{Loaded, ModelOptions, read_standard_input, read_text};
+use super::options::{CacheOptions, Loaded, ModelOptions, read_standard_input, read_text};
 use super::pruning::{self, PruneOptions};
 use super::report;
 
@@ -30,6 +31,8 @@ pub struct RunArgs {
     /// Positions to make room for [default: as many as prompt and -n need, up to what the model was trained for]
     #[arg(short, long, value_name = "N")]
     ctx: Option<usize>,
+    #[command(flatten)]
+    cache: CacheOptions,
     #[command(flatten)]
     sampling: SamplingOptions,
     /// Stop where this text appears; may be given several times
@@ -122,7 +125,11 @@ pub fn run(args: RunArgs) -> Result<()> {
     if let Some(ratio) = args.pruning.ratio() {
         let calibrated = args.pruning.calibrate(&loaded)?;
         if !args.no_baseline {
-            report.dense = Some(dense_baseline(&loaded, &request, context)?);
+            report.dense = Some(dense_baseline(
+                &loaded,
+                &request,
+                args.cache(&loaded, context)?,
+            )?);
         }
         report.pruned = Some(pruning::prune(
             &mut loaded.model,
@@ -133,7 +140,8 @@ pub fn run(args: RunArgs) -> Result<()> {
         report.calibrated = Some(calibrated.into());
     }
 
-    let mut session = Session::new(&loaded.model, &loaded.runtime, context);
+    let cache = args.cache(&loaded, context)?;
+    let mut session = Session::with_cache(&loaded.model, &loaded.runtime, cache);
     let mut out = io::stdout().lock();
     let outcome = session.generate(&request, &loaded.tokenizer, &mut |text| {
         out.write_all(text.as_bytes())?;
@@ -154,6 +162,14 @@ pub fn run(args: RunArgs) -> Result<()> {
 }
 
 impl RunArgs {
+    fn cache(&self, loaded: &Loaded, context: usize) -> Result<KvCache> {
+        Ok(KvCache::with_type(
+            &loaded.model,
+            context,
+            self.cache.cache_type(),
+        )?)
+    }
+
     fn prompt_text(&self) -> Result<String> {
         if let Some(prompt) = &self.prompt {
             return Ok(prompt.clone());
@@ -203,14 +219,14 @@ impl RunArgs {
 }
 
 /// The speed of the model as it is, on the same prompt; the text is thrown away.
-fn dense_baseline(loaded: &Loaded, request: &Request, context: usize) -> Result<Timings> {
+fn dense_baseline(loaded: &Loaded, request: &Request, cache: KvCache) -> Result<Timings> {
     let request = Request {
         max_tokens: request.max_tokens.min(BASELINE_TOKENS),
         stop: Vec::new(),
         ignore_end: true,
         ..request.clone()
     };
-    let mut session = Session::new(&loaded.model, &loaded.runtime, context);
+    let mut session = Session::with_cache(&loaded.model, &loaded.runtime, cache);
     let outcome = session.generate(&request, &loaded.tokenizer, &mut |_| Ok(()))?;
     Ok(outcome.timings)
 }

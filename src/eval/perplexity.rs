@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use crate::kernels::{Runtime, Team};
-use crate::model::{KvCache, Model, ModelError, Scratch, Unobserved};
+use crate::model::{CacheType, KvCache, Model, ModelError, Scratch, Unobserved};
 
 /// Rows of logits that are held at a time; a vocabulary of 128k makes 32 MiB of them.
 const LOGIT_ROWS: usize = 64;
@@ -19,6 +19,8 @@ pub struct PerplexityOptions {
     pub chunks: Option<usize>,
     /// Score every position of a chunk but the first, as the pruning papers do; else the second half, as llama.cpp does.
     pub all_positions: bool,
+    /// How keys and values are stored.
+    pub cache_type: CacheType,
 }
 
 /// The result.
@@ -83,7 +85,7 @@ pub fn perplexity(
     };
 
     let kernels = runtime.kernels;
-    let mut cache = KvCache::new(model, context);
+    let mut cache = KvCache::with_type(model, context, options.cache_type)?;
     let mut scratch = Scratch::new();
     let mut logits = Vec::new();
     let mut losses = Losses::default();

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::gguf::Map;
 use crate::kernels::Runtime;
-use crate::model::{KvCache, Model, ModelError, Scratch, Unobserved};
+use crate::model::{CacheType, KvCache, Model, ModelError, Scratch, Unobserved};
 
 /// Tokens of a prompt that go through the model together, as in a session.
 const BATCH: usize = 512;
@@ -16,6 +16,8 @@ pub struct SpeedTest {
     pub prompt: usize,
     pub generate: usize,
     pub depth: usize,
+    /// How keys and values are stored.
+    pub cache_type: CacheType,
 }
 
 /// A model with the buffers for one test. Making it fills the cache to the depth and runs the test's kind of work once.
@@ -41,7 +43,11 @@ impl<'m> SpeedRun<'m> {
             model,
             runtime,
             test,
-            cache: KvCache::new(model, test.depth + test.prompt + test.generate),
+            cache: KvCache::with_type(
+                model,
+                test.depth + test.prompt + test.generate,
+                test.cache_type,
+            )?,
             scratch: Scratch::new(),
             logits: Vec::new(),
         };
@@ -66,6 +72,7 @@ impl<'m> SpeedRun<'m> {
             prompt,
             generate,
             depth,
+            ..
         } = self.test;
         let start = Instant::now();
         for first in (0..prompt).step_by(BATCH) {

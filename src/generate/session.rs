@@ -81,10 +81,15 @@ pub struct Session<'m> {
 impl<'m> Session<'m> {
     /// A session with room for `context` positions.
     pub fn new(model: &'m Model, runtime: &'m Runtime, context: usize) -> Self {
+        Self::with_cache(model, runtime, KvCache::new(model, context))
+    }
+
+    /// A session on a cache of the model's, which may hold positions already.
+    pub fn with_cache(model: &'m Model, runtime: &'m Runtime, cache: KvCache) -> Self {
         Self {
             model,
             runtime,
-            cache: KvCache::new(model, context),
+            cache,
             scratch: Scratch::new(),
             logits: Vec::new(),
         }

@@ -3,7 +3,44 @@
 use half::f16;
 
 use super::team::SharedSlice;
-use super::{Kernels, Team, call, sys, with_scratch};
+use super::{ACTIVATION_BLOCK, Kernels, Team, call, sys, with_scratch};
+use crate::quant::BlockType;
+
+/// Positions that one thread attends to at a time when a single token looks back on many: the parts are joined afterwards.
+/// The same for any number of threads, so that results do not depend on it.
+const PART: usize = 512;
+
+/// The keys or the values of a layer, `[kv_heads, capacity, head_dim]`.
+#[derive(Debug, Clone, Copy)]
+pub enum CachePlane<'a> {
+    Half(&'a [f16]),
+    /// Rows of whole blocks.
+    Q8_0(&'a [u8]),
+}
+
+impl CachePlane<'_> {
+    fn block_type(&self) -> BlockType {
+        match self {
+            CachePlane::Half(_) => BlockType::F16,
+            CachePlane::Q8_0(_) => BlockType::Q8_0,
+        }
+    }
+
+    /// The bytes from byte `at` on.
+    fn bytes(&self, at: usize) -> *const u8 {
+        match self {
+            CachePlane::Half(values) => values[at / size_of::<f16>()..].as_ptr().cast(),
+            CachePlane::Q8_0(bytes) => bytes[at..].as_ptr(),
+        }
+    }
+
+    fn len_in_bytes(&self) -> usize {
+        match self {
+            CachePlane::Half(values) => size_of_val(*values),
+            CachePlane::Q8_0(bytes) => bytes.len(),
+        }
+    }
+}
 
 /// What [`attention`] works on.
 #[derive(Debug, Clone, Copy)]
@@ -20,17 +57,18 @@ pub struct AttentionShape<'a> {
 
 /// softmax(q · Kᵀ / √head_dim) · V for every token and query head, each token seeing the positions up to its own.
 ///
-/// q and out are `[tokens, heads, head_dim]`; keys and values `[kv_heads, capacity, head_dim]`, filled up to the last token.
+/// q and out are `[tokens, heads, head_dim]`; keys and values are filled up to the last token and of one kind.
 ///
 /// # Panics
 /// If a shape does not fit.
+#[allow(clippy::too_many_arguments)] // three inputs, an output, and who computes
 pub fn attention(
     kernels: Kernels,
     team: &Team,
     shape: AttentionShape,
     q: &[f32],
-    keys: &[f16],
-    values: &[f16],
+    keys: CachePlane,
+    values: CachePlane,
     out: &mut [f32],
 ) {
     let AttentionShape {
@@ -41,80 +79,216 @@ pub fn attention(
         tokens,
     } = shape;
     let heads: usize = group_sizes.iter().sum();
-    let width = heads * head_dim;
-    let plane = capacity * head_dim;
-    assert!(q.len() == tokens * width && out.len() == q.len(), "queries");
+    let block_type = keys.block_type();
     assert!(
-        keys.len() == group_sizes.len() * plane && values.len() == keys.len(),
+        block_type == BlockType::F16 || head_dim.is_multiple_of(ACTIVATION_BLOCK),
+        "a cache in blocks"
+    );
+    let row_bytes = block_type.row_bytes(head_dim);
+    let plane = capacity * row_bytes;
+    assert!(
+        q.len() == tokens * heads * head_dim && out.len() == q.len(),
+        "queries"
+    );
+    assert!(
+        keys.len_in_bytes() == group_sizes.len() * plane
+            && values.len_in_bytes() == keys.len_in_bytes()
+            && values.block_type() == block_type,
         "cache"
     );
     assert!(first_position + tokens <= capacity, "positions");
-
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let mut first_heads = Vec::with_capacity(group_sizes.len());
-    let mut next = 0;
-    for size in group_sizes {
-        first_heads.push(next);
-        next += size;
-    }
-    let out = SharedSlice::new(out);
-    // The same for any number of threads, so that results do not depend on it.
-    let tokens_per_block = kernels.table().attend_tokens;
-    let blocks = tokens.div_ceil(tokens_per_block);
-    team.items(blocks * group_sizes.len(), |_, item| {
-        let (block, group) = (item / group_sizes.len(), item % group_sizes.len());
-        let size = group_sizes[group];
-        // Late blocks see the most positions: they go first, so that the short ones fill the gaps at the end.
-        let first_token = (blocks - 1 - block) * tokens_per_block;
-        let count = tokens_per_block.min(tokens - first_token);
-        let queries = count * size;
-        if queries == 0 {
-            return;
-        }
-        let span = size * head_dim;
-        let at = |token: usize| (first_token + token) * width + first_heads[group] * head_dim;
-        let visible: Vec<usize> = (0..queries)
-            .map(|i| first_position + first_token + i / size + 1)
-            .collect();
-        let kv = sys::fk_kv_head {
-            keys: keys[group * plane..].as_ptr().cast(),
-            values: values[group * plane..].as_ptr().cast(),
-            head_dim,
-        };
-        // SAFETY: the function has no preconditions.
-        let scratch_len = unsafe {
-            call!(
-                kernels,
-                attend_scratch(queries, head_dim, visible[queries - 1])
-            )
-        };
-        with_scratch(scratch_len + 2 * queries * head_dim, |scratch| {
-            let (scratch, rest) = scratch.split_at_mut(scratch_len);
-            let (gathered, result) = rest.split_at_mut(queries * head_dim);
-            for token in 0..count {
-                gathered[token * span..(token + 1) * span].copy_from_slice(&q[at(token)..][..span]);
-            }
-            // SAFETY: queries and result hold `queries` vectors; the head's keys and values hold `capacity` positions,
-            // and no query sees more than that; the scratch is as long as asked for.
-            unsafe {
-                call!(
-                    kernels,
-                    attend(
-                        gathered.as_ptr(),
-                        queries,
-                        visible.as_ptr(),
-                        &kv,
-                        scale,
-                        result.as_mut_ptr(),
-                        scratch.as_mut_ptr()
-                    )
-                );
-            }
-            for token in 0..count {
-                // SAFETY: every item is handed out once, and has its own tokens and heads.
-                let to = unsafe { out.range(at(token)..at(token) + span) };
-                to.copy_from_slice(&result[token * span..(token + 1) * span]);
-            }
-        });
+    let first_heads = group_sizes.iter().scan(0, |next, size| {
+        let first = *next;
+        *next += size;
+        Some(first)
     });
+    let job = Job {
+        kernels,
+        shape,
+        first_heads: first_heads.collect(),
+        width: heads * head_dim,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        q,
+        kv: &|group, position| sys::fk_kv_head {
+            type_: super::type_of(block_type),
+            keys: keys.bytes(group * plane + position * row_bytes),
+            values: values.bytes(group * plane + position * row_bytes),
+            row_bytes,
+            head_dim,
+        },
+    };
+    if tokens == 1 && first_position >= PART {
+        job.one_token(team, out);
+    } else {
+        job.blocks(team, out);
+    }
+}
+
+struct Job<'a> {
+    kernels: Kernels,
+    shape: AttentionShape<'a>,
+    /// The first query head of each KV head.
+    first_heads: Vec<usize>,
+    /// Values of a token's queries.
+    width: usize,
+    scale: f32,
+    q: &'a [f32],
+    /// The keys and values of a KV head from a position on.
+    kv: &'a (dyn Fn(usize, usize) -> sys::fk_kv_head + Sync),
+}
+
+impl Job<'_> {
+    /// Blocks of tokens, each for itself.
+    fn blocks(&self, team: &Team, out: &mut [f32]) {
+        let AttentionShape {
+            head_dim,
+            group_sizes,
+            first_position,
+            tokens,
+            ..
+        } = self.shape;
+        let out = SharedSlice::new(out);
+        // The same for any number of threads, so that results do not depend on it.
+        let tokens_per_block = self.kernels.table().attend_tokens;
+        let blocks = tokens.div_ceil(tokens_per_block);
+        team.items(blocks * group_sizes.len(), |_, item| {
+            let (block, group) = (item / group_sizes.len(), item % group_sizes.len());
+            let size = group_sizes[group];
+            // Late blocks see the most positions: they go first, so that the short ones fill the gaps at the end.
+            let first_token = (blocks - 1 - block) * tokens_per_block;
+            let count = tokens_per_block.min(tokens - first_token);
+            let queries = count * size;
+            if queries == 0 {
+                return;
+            }
+            let span = size * head_dim;
+            let at = |token: usize| {
+                (first_token + token) * self.width + self.first_heads[group] * head_dim
+            };
+            let visible: Vec<usize> = (0..queries)
+                .map(|i| first_position + first_token + i / size + 1)
+                .collect();
+            let scratch_len = self.scratch_len(&visible);
+            with_scratch(scratch_len + 2 * queries * head_dim, |scratch| {
+                let (scratch, rest) = scratch.split_at_mut(scratch_len);
+                let (gathered, result) = rest.split_at_mut(queries * head_dim);
+                for token in 0..count {
+                    gathered[token * span..][..span].copy_from_slice(&self.q[at(token)..][..span]);
+                }
+                self.attend(
+                    gathered,
+                    &visible,
+                    &(self.kv)(group, 0),
+                    result,
+                    None,
+                    scratch,
+                );
+                for token in 0..count {
+                    // SAFETY: every item is handed out once, and has its own tokens and heads.
+                    let to = unsafe { out.range(at(token)..at(token) + span) };
+                    to.copy_from_slice(&result[token * span..(token + 1) * span]);
+                }
+            });
+        });
+    }
+
+    /// One token that looks back on many positions, which are shared out in parts.
+    fn one_token(&self, team: &Team, out: &mut [f32]) {
+        let AttentionShape {
+            head_dim,
+            group_sizes,
+            first_position,
+            ..
+        } = self.shape;
+        let heads = self.width / head_dim;
+        let positions = first_position + 1;
+        let parts = positions.div_ceil(PART);
+        let (mut results, mut log_sums) = (vec![0.0; parts * self.width], vec![0.0; parts * heads]);
+        let shared = SharedSlice::new(&mut results);
+        let shared_sums = SharedSlice::new(&mut log_sums);
+        team.items(parts * group_sizes.len(), |_, item| {
+            let (part, group) = (item / group_sizes.len(), item % group_sizes.len());
+            let (first, size) = (self.first_heads[group], group_sizes[group]);
+            if size == 0 {
+                return;
+            }
+            let seen = PART.min(positions - part * PART);
+            let queries = first * head_dim..(first + size) * head_dim;
+            // SAFETY: every item is handed out once, and has its own part and heads.
+            let (result, sums) = unsafe {
+                (
+                    shared
+                        .range(part * self.width + queries.start..part * self.width + queries.end),
+                    shared_sums.range(part * heads + first..part * heads + first + size),
+                )
+            };
+            let kv = (self.kv)(group, part * PART);
+            let visible = vec![seen; size];
+            with_scratch(self.scratch_len(&visible), |scratch| {
+                self.attend(&self.q[queries], &visible, &kv, result, Some(sums), scratch);
+            });
+        });
+        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let sums = || (0..parts).map(|part| log_sums[part * heads + head]);
+            let peak = sums().fold(f32::NEG_INFINITY, f32::max);
+            let total: f32 = sums().map(|sum| (sum - peak).exp()).sum();
+            out.fill(0.0);
+            for (part, sum) in sums().enumerate() {
+                let share = (sum - peak).exp() / total;
+                let result = &results[part * self.width + head * head_dim..][..head_dim];
+                for (o, r) in out.iter_mut().zip(result) {
+                    *o += share * r;
+                }
+            }
+        }
+    }
+
+    /// Floats of scratch that [`Job::attend`] needs.
+    fn scratch_len(&self, visible: &[usize]) -> usize {
+        let most = visible.iter().copied().max().unwrap_or(0);
+        // SAFETY: the function has no preconditions.
+        unsafe {
+            call!(
+                self.kernels,
+                attend_scratch(visible.len(), self.shape.head_dim, most)
+            )
+        }
+    }
+
+    /// Queries `[visible.len(), head_dim]` of one KV head.
+    fn attend(
+        &self,
+        q: &[f32],
+        visible: &[usize],
+        kv: &sys::fk_kv_head,
+        out: &mut [f32],
+        log_sums: Option<&mut [f32]>,
+        scratch: &mut [f32],
+    ) {
+        let (queries, head_dim) = (visible.len(), kv.head_dim);
+        assert!(q.len() == queries * head_dim && out.len() == q.len());
+        assert!(scratch.len() >= self.scratch_len(visible));
+        let log_sums = log_sums.map_or(std::ptr::null_mut(), |sums| {
+            assert_eq!(sums.len(), queries);
+            sums.as_mut_ptr()
+        });
+        // SAFETY: q and out hold `queries` vectors, and log_sums as many numbers if it is not null; the head's keys and
+        // values hold the positions that any query sees, as the callers took them from a cache whose size `attention`
+        // checked; the scratch is as long as asked for.
+        unsafe {
+            call!(
+                self.kernels,
+                attend(
+                    q.as_ptr(),
+                    queries,
+                    visible.as_ptr(),
+                    kv,
+                    self.scale,
+                    out.as_mut_ptr(),
+                    log_sums,
+                    scratch.as_mut_ptr()
+                )
+            );
+        }
+    }
 }

@@ -11,7 +11,7 @@ mod team;
 use std::fmt;
 use std::sync::OnceLock;
 
-pub use attention::{AttentionShape, attention};
+pub use attention::{AttentionShape, CachePlane, attention};
 pub use matmul::{Activations, MatrixView, Product, matmul};
 pub use team::{Pool, Team};
 

@@ -82,8 +82,10 @@ pub struct fk_activations {
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct fk_kv_head {
-    pub keys: *const u16,
-    pub values: *const u16,
+    pub type_: fk_type,
+    pub keys: *const u8,
+    pub values: *const u8,
+    pub row_bytes: usize,
     pub head_dim: usize,
 }
 #[repr(C)]
@@ -145,6 +147,7 @@ pub struct fk_kernels {
             kv: *const fk_kv_head,
             scale: f32,
             out: *mut f32,
+            log_sums: *mut f32,
             scratch: *mut f32,
         ),
     >,

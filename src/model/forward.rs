@@ -246,38 +246,12 @@ impl Model {
         match caches {
             [cache] => {
                 let team = if share > width { team } else { &alone };
-                self.remember_text(kernels, team, width, l, cache, &scratch.k, &scratch.v);
+                cache.remember(kernels, team, l, &scratch.k, &scratch.v);
             }
             _ => team.chunks_mut(caches, 1, |i, cache| {
                 let (k, v) = (&scratch.k[text(i)], &scratch.v[text(i)]);
-                self.remember_text(kernels, &Team::solo(), width, l, cache[0], k, v);
+                cache[0].remember(kernels, &Team::solo(), l, k, v);
             }),
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)] // what a text is made of
-    fn remember_text(
-        &self,
-        kernels: Kernels,
-        team: &Team,
-        width: usize,
-        l: usize,
-        cache: &mut KvCache,
-        k: &[f32],
-        v: &[f32],
-    ) {
-        let e = self.config.head_dim;
-        let (first, plane) = (cache.len(), cache.capacity() * e);
-        let stored = cache.layer_mut(l);
-        for (from, to) in [(k, &mut stored.keys), (v, &mut stored.values)] {
-            team.chunks_mut(to, plane, |head, positions| {
-                for (i, row) in from.chunks_exact(width).enumerate() {
-                    kernels.to_half(
-                        &row[head * e..][..e],
-                        &mut positions[(first + i) * e..][..e],
-                    );
-                }
-            });
         }
     }
 
@@ -306,8 +280,8 @@ impl Model {
                 tokens: each,
             };
             let q = &q[i * each * width..][..each * width];
-            let stored = cache.layer(l);
-            attention(kernels, team, shape, q, &stored.keys, &stored.values, out);
+            let (keys, values) = cache.layer(l);
+            attention(kernels, team, shape, q, keys, values, out);
         };
         match caches.len() {
             1 => text(team, 0, out),

@@ -15,7 +15,7 @@ mod pack;
 mod rope;
 mod weights;
 
-pub use cache::KvCache;
+pub use cache::{CacheType, KvCache};
 pub use config::{Architecture, Config};
 pub use export::{Export, LayerForm};
 pub use forward::{Observer, Scratch, Unobserved};
@@ -46,4 +46,8 @@ pub enum ModelError {
         "{needed} positions do not fit in the KV cache of {capacity}; ask for a larger context or a shorter text"
     )]
     CacheFull { needed: usize, capacity: usize },
+    #[error(
+        "heads of {head_dim} values do not fill blocks of {block}; keep the KV cache of this model in half precision"
+    )]
+    CacheType { head_dim: usize, block: usize },
 }

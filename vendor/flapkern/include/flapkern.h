@@ -106,10 +106,13 @@ typedef struct fk_activations {
     const uint16_t *tiles;    /* on a multiple of 64 bytes */
 } fk_activations;
 
-/* The keys and values of one KV head: [positions, head_dim] each, in half precision, one position after the other. */
+/* The keys and values of one KV head: [positions, head_dim] each, one position after the other, as FK_TYPE_F16, or as
+ * FK_TYPE_Q8_0 if head_dim is a multiple of FK_BLOCK. */
 typedef struct fk_kv_head {
-    const uint16_t *keys;
-    const uint16_t *values;
+    fk_type type;
+    const uint8_t *keys;
+    const uint8_t *values;
+    size_t row_bytes;
     size_t head_dim;
 } fk_kv_head;
 
@@ -163,9 +166,10 @@ typedef struct fk_kernels {
     size_t (*attend_scratch)(size_t queries, size_t head_dim, size_t positions);
 
     /* Attention of `queries` query vectors q [queries, head_dim] to one KV head; query i sees positions
-     * [0, visible[i]), visible[i] >= 1. scale multiplies the scores. Writes out [queries, head_dim]. */
+     * [0, visible[i]), visible[i] >= 1. scale multiplies the scores. Writes out [queries, head_dim] and, unless it is null,
+     * log_sums [queries]: the logarithm of the sum of e^score, by which results for parts of the positions are joined. */
     void (*attend)(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale, float *out,
-                   float *scratch);
+                   float *log_sums, float *scratch);
 } fk_kernels;
 
 /* The kernels for an instruction set; NULL if they were not compiled in or the processor lacks it. */

@@ -4,6 +4,7 @@
 #define FK_LANES 8
 #define FK_OWN_REDUCTIONS
 #define FK_OWN_WIDTHS
+#define FK_OWN_SUM_EACH
 #include "lanes.h"
 #include "half.h"
 
@@ -37,6 +38,14 @@ INLINE float max_bits(vi v) {
     __m128i x = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
     x = _mm_max_epi32(x, _mm_unpackhi_epi64(x, x));
     return bits_to_float((uint32_t)_mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 1))));
+}
+
+INLINE vf sum_each(const vf *v) {
+    __m256 x[2];
+    UNROLL for (int i = 0; i < 2; i++)
+        x[i] = _mm256_hadd_ps(_mm256_hadd_ps((__m256)v[4 * i], (__m256)v[4 * i + 1]),
+                              _mm256_hadd_ps((__m256)v[4 * i + 2], (__m256)v[4 * i + 3]));
+    return (vf)_mm256_add_ps(_mm256_permute2f128_ps(x[0], x[1], 0x20), _mm256_permute2f128_ps(x[0], x[1], 0x31));
 }
 
 #define GEMM_TOKENS 6

@@ -5,6 +5,7 @@
 #define FK_LANES 16
 #define FK_OWN_REDUCTIONS
 #define FK_OWN_WIDTHS
+#define FK_OWN_SUM_EACH
 #include "lanes.h"
 #include "half.h"
 
@@ -16,6 +17,21 @@ INLINE float sum_lanes(vf v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE float max_lane(vf v) { return _mm512_reduce_max_ps((__m512)v); }
 INLINE int32_t sum_ints(vi v) { return _mm512_reduce_add_epi32((__m512i)v); }
 INLINE float max_bits(vi v) { return bits_to_float((uint32_t)_mm512_reduce_max_epi32((__m512i)v)); }
+
+/* Pairs of vectors are added crosswise until every lane has one vector's sum. */
+INLINE vf sum_each(const vf *v) {
+    __m512 x[4], y[2];
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512 a = (__m512)v[4 * i], b = (__m512)v[4 * i + 1], c = (__m512)v[4 * i + 2], d = (__m512)v[4 * i + 3];
+        __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+        __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+        x[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    }
+    UNROLL for (int i = 0; i < 2; i++)
+        y[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x88),
+                             _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xdd));
+    return (vf)_mm512_add_ps(_mm512_shuffle_f32x4(y[0], y[1], 0x88), _mm512_shuffle_f32x4(y[0], y[1], 0xdd));
+}
 
 #define GEMM_TOKENS 12
 #define GEMM_VECTORS 2

@@ -12,6 +12,8 @@ INLINE vf load_half(const uint16_t *p) {
     return v;
 }
 
+INLINE float half_at(const uint8_t *p) { return half_to_float(load_u16(p)); }
+
 INLINE void store_half(uint16_t *p, vf v) {
     for (int i = 0; i < FK_LANES; i++) p[i] = float_to_half(v[i]);
 }

@@ -93,6 +93,16 @@ INLINE float max_bits(vi v) {
 }
 #endif
 
+/* The sum of each of FK_LANES vectors, in their order. A file whose instruction set has better means than adding up vector
+ * by vector defines FK_OWN_SUM_EACH. */
+#ifndef FK_OWN_SUM_EACH
+INLINE vf sum_each(const vf *v) {
+    vf sums;
+    for (int i = 0; i < FK_LANES; i++) sums[i] = sum_lanes(v[i]);
+    return sums;
+}
+#endif
+
 /* 1.5 * 2^23: a float of |x| < 2^22 plus this has the nearest integer, ties to even, in its low bits. */
 #define ROUNDER 12582912.0f
 

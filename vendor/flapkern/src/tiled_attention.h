@@ -33,11 +33,15 @@ static size_t tiled_attend_scratch(size_t queries, size_t head_dim) {
            + s.query_tiles * 3 * QUERY_TILE + 16;          /* peaks, sums, visible positions; alignment */
 }
 
-/* Up to 32 half-precision numbers as bfloat16, the rest 0. */
-INLINE __m512i bfloats_of_halves(const uint16_t *p, size_t n) {
-    __m512i raw = _mm512_maskz_loadu_epi16(n >= 32 ? 0xffffffff : (__mmask32)((1u << n) - 1), p);
-    return to_bfloats((vf)_mm512_cvtph_ps(_mm512_castsi512_si256(raw)),
-                      (vf)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(raw, 1)));
+/* Values d to d + 15 of a row of the cache that has `dim` of them, the rest 0; any number of rows beyond is 0 too. */
+INLINE vf load_cached(fk_type type, const uint8_t *row, size_t d, size_t dim) {
+    if (d >= dim) return (vf){0};
+    if (type == FK_TYPE_F16) {
+        const __mmask16 there = dim - d >= 16 ? 0xffff : (__mmask16)((1u << (dim - d)) - 1);
+        return (vf)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, (const uint16_t *)row + d));
+    }
+    const uint8_t *block = row + d / FK_BLOCK * 34;
+    return to_float((widen_bytes(block + 2 + d % FK_BLOCK) ^ 128) - 128) * half_at(block);
 }
 
 /* Queries [QUERY_TILE, dim] to second factors: [key_steps, 16 pairs of values, QUERY_TILE, 2]. */
@@ -56,34 +60,30 @@ static void tile_queries(const float *q, size_t count, size_t dim, size_t steps,
     }
 }
 
-/* Keys of `count` positions to first factors: [POSITION_TILES, key_steps, 16 positions, 32 values]. */
-static void tile_keys(const uint16_t *keys, size_t count, size_t dim, size_t steps, uint16_t *tiles) {
+/* Keys of `count` positions from `first` on to first factors: [POSITION_TILES, key_steps, 16 positions, 32 values]. */
+INLINE void tile_keys(fk_type type, const fk_kv_head *kv, size_t first, size_t count, size_t steps, uint16_t *tiles) {
     for (size_t p = 0; p < ATTEND_TILE; p++)
         for (size_t s = 0; s < steps; s++) {
-            __m512i row = _mm512_setzero_si512();
-            if (p < count) row = bfloats_of_halves(keys + p * dim + s * FK_TILE_COLS, dim - s * FK_TILE_COLS);
-            _mm512_store_si512(tiles + (p / 16 * steps + s) * FK_TILE + p % 16 * FK_TILE_COLS, row);
+            const uint8_t *row = kv->keys + (first + p) * kv->row_bytes;
+            const size_t d = s * FK_TILE_COLS, dim = p < count ? kv->head_dim : 0;
+            _mm512_store_si512(tiles + (p / 16 * steps + s) * FK_TILE + p % 16 * FK_TILE_COLS,
+                               to_bfloats(load_cached(type, row, d, dim), load_cached(type, row, d + 16, dim)));
         }
 }
 
-/* Values of `count` positions to first factors: [value_tiles, POSITION_STEPS, 16 values, 32 positions]. */
-static void tile_values(const uint16_t *values, size_t count, size_t dim, size_t value_tiles, uint16_t *tiles,
-                        uint16_t *pairs) {
-    for (size_t d = 0; d < value_tiles; d++) {
-        const size_t n = dim - 16 * d;
-        const __mmask16 there = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+/* Values of `count` positions from `first` on to first factors: [value_tiles, POSITION_STEPS, 16 values, 32 positions]. */
+INLINE void tile_values(fk_type type, const fk_kv_head *kv, size_t first, size_t count, size_t value_tiles,
+                        uint16_t *tiles, uint16_t *pairs) {
+    for (size_t d = 0; d < value_tiles; d++)
         for (size_t s = 0; s < POSITION_STEPS; s++, tiles += FK_TILE) {
             for (size_t pair = 0; pair < TILE_PAIRS; pair++) {
                 const size_t p = s * FK_TILE_COLS + 2 * pair;
-                vf two[2];
-                for (size_t i = 0; i < 2; i++)
-                    two[i] = p + i < count ? (vf)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, values + (p + i) * dim + 16 * d))
-                                           : (vf){0};
-                store_pairs(pairs + 32 * pair, two[0], two[1]);
+                const uint8_t *row = kv->values + (first + p) * kv->row_bytes;
+                store_pairs(pairs + 32 * pair, load_cached(type, row, 16 * d, p < count ? kv->head_dim : 0),
+                            load_cached(type, row + kv->row_bytes, 16 * d, p + 1 < count ? kv->head_dim : 0));
             }
             transpose_words(pairs, 64, tiles);
         }
-    }
 }
 
 /* 2^x to 4e-5 of its size, which is far below a step of bfloat16; 0 below 2^-126. NaN stays NaN. */
@@ -185,7 +185,7 @@ INLINE vf tile_softmax(const float *scores, int positions, vi visible, int whole
 }
 
 static void attend_in_tiles(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
-                            float *out, float *scratch) {
+                            float *out, float *log_sums, float *scratch) {
     const size_t dim = kv->head_dim;
     const attend_shape shape = shape_of_attention(queries, dim);
     const size_t steps = shape.key_steps, value_tiles = shape.value_tiles;
@@ -219,8 +219,13 @@ static void attend_in_tiles(const float *q, size_t queries, const size_t *visibl
     begin_tiles();
     for (size_t from = 0; from < last; from += ATTEND_TILE) {
         const size_t positions = last - from < ATTEND_TILE ? last - from : ATTEND_TILE;
-        tile_keys(kv->keys + from * dim, positions, dim, steps, keys);
-        tile_values(kv->values + from * dim, positions, dim, value_tiles, values, turning);
+        if (kv->type == FK_TYPE_Q8_0) {
+            tile_keys(FK_TYPE_Q8_0, kv, from, positions, steps, keys);
+            tile_values(FK_TYPE_Q8_0, kv, from, positions, value_tiles, values, turning);
+        } else {
+            tile_keys(FK_TYPE_F16, kv, from, positions, steps, keys);
+            tile_values(FK_TYPE_F16, kv, from, positions, value_tiles, values, turning);
+        }
         for (size_t tile = 0; tile < shape.query_tiles; tile++) {
             const vi seen = sight[tile] - (int32_t)from;
             const int most = (int)_mm512_reduce_max_epi32((__m512i)seen), least = (int)_mm512_reduce_min_epi32((__m512i)seen);
@@ -242,6 +247,9 @@ static void attend_in_tiles(const float *q, size_t queries, const size_t *visibl
     for (size_t tile = 0; tile < shape.query_tiles; tile++) {
         const size_t first = tile * QUERY_TILE, count = queries - first < QUERY_TILE ? queries - first : QUERY_TILE;
         const vf inverse = 1.0f / sums[tile];
+        if (log_sums)
+            for (size_t i = 0; i < count; i++)
+                log_sums[first + i] = 0.693147181f * (scale * peaks[tile][i] + log2f(sums[tile][i]));
         for (size_t d = 0; d < value_tiles; d++) {
             float *so_far = total + (tile * value_tiles + d) * 256;
             for (size_t i = 0; i < 16; i++) store(so_far + 16 * i, load(so_far + 16 * i) * inverse);

@@ -1,0 +1,259 @@
+/* Attention: a few queries at once for generation, blocks of them for prompts. Included by body.h. */
+
+/* Positions per tile: two GEMM panels or more. */
+#define ATTEND_TILE 64
+
+#if FK_AMX
+#include "tiled_attention.h"
+
+/* Keys and values are brought into tiles for all of a block's queries. */
+#define ATTEND_TOKENS 64
+#else
+#define ATTEND_TOKENS 16
+#endif
+
+/* From so many queries on, tiles of keys and values are decoded once for all of them. */
+#define ATTEND_MIN_TILED 8
+
+/* Queries of generation that share a pass over keys and values, and vectors of values in a pass. */
+#define FEW_QUERIES 4
+#define FEW_VECTORS (FK_LANES == 8 ? 2 : 4)
+
+/* Floats of a query's scores: whole vectors. */
+static size_t few_pitch(size_t positions) { return (positions + FK_LANES - 1) / FK_LANES * FK_LANES; }
+
+static size_t attend_scratch(size_t queries, size_t head_dim, size_t positions) {
+#if FK_AMX
+    if (queries >= QUERY_TILE) return tiled_attend_scratch(queries, head_dim);
+#endif
+    if (queries < ATTEND_MIN_TILED) return FEW_QUERIES * few_pitch(positions);
+    size_t padded = (head_dim + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
+    return queries * ATTEND_TILE          /* scores */
+           + 2 * queries                  /* running maxima and sums */
+           + GEMM_ROWS * head_dim         /* a panel of keys */
+           + ATTEND_TILE * GEMM_ROWS      /* a panel of values */
+           + queries * padded             /* the output so far */
+           + head_dim + GEMM_DEPTH + GEMM_TOKENS * GEMM_ROWS;
+}
+
+/* In place: e^(scale x - peak); returns the sum. */
+INLINE float exponentials(float *x, size_t n, float scale, float peak) {
+    vf total = {0};
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) {
+        vf e = vexp(load(x + i) * scale - peak);
+        store(x + i, e);
+        total += e;
+    }
+    float sum = sum_lanes(total);
+    if (i < n) {
+        vf e = vexp(load_some(x + i, n - i) * scale - peak);
+        store_some(x + i, e, n - i);
+        for (; i < n; i++) sum += x[i];
+    }
+    return sum;
+}
+
+INLINE float peak_of(const float *x, size_t n, float start) {
+    vf peak = splat(start);
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) peak = vmax(load(x + i), peak);
+    float largest = max_lane(peak);
+    for (; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    return largest;
+}
+
+/* ---- a few queries ----
+ *
+ * Generation streams keys and values from memory: every one is loaded and widened once for up to FEW_QUERIES queries. */
+
+/* FK_LANES values of a row of the cache from `d` on. Rows of Q8_0 are whole blocks. */
+INLINE vf load_kv(fk_type type, const uint8_t *row, size_t d) {
+    if (type == FK_TYPE_F16) return load_half((const uint16_t *)row + d);
+    const uint8_t *block = row + d / FK_BLOCK * 34;
+    return to_float((widen_bytes(block + 2 + d % FK_BLOCK) ^ 128) - 128) * half_at(block);
+}
+
+/* scores[i][p] = q[i] . key[p] for positions below `last`; a lane is a position. */
+INLINE void few_scores(fk_type type, int queries, const float *q, const fk_kv_head *kv, size_t last, float *scores,
+                       size_t pitch) {
+    const size_t dim = kv->head_dim, whole = dim / FK_LANES * FK_LANES;
+    for (size_t first = 0; first < last; first += FK_LANES) {
+        vf part[FEW_QUERIES][FK_LANES];
+        for (size_t lane = 0; lane < FK_LANES; lane++) {
+            const size_t p = first + lane < last ? first + lane : last - 1;
+            const uint8_t *key = kv->keys + p * kv->row_bytes;
+            vf sum[FEW_QUERIES];
+            UNROLL for (int i = 0; i < queries; i++) sum[i] = (vf){0};
+            for (size_t d = 0; d < whole; d += FK_LANES) {
+                vf k = load_kv(type, key, d);
+                UNROLL for (int i = 0; i < queries; i++) sum[i] += k * load(q + i * dim + d);
+            }
+            for (size_t d = whole; d < dim; d++) {
+                const float k = half_to_float(load_u16(key + 2 * d));
+                UNROLL for (int i = 0; i < queries; i++) sum[i][0] += k * q[i * dim + d];
+            }
+            UNROLL for (int i = 0; i < queries; i++) part[i][lane] = sum[i];
+        }
+        UNROLL for (int i = 0; i < queries; i++) store(scores + i * pitch + first, sum_each(part[i]));
+    }
+}
+
+/* out[i] = norm[i] * sum over p of weights[i][p] * value[p], for FEW_VECTORS vectors of values at a time. */
+INLINE void few_outputs(fk_type type, int queries, int vectors, const float *weights, size_t pitch, const fk_kv_head *kv,
+                        size_t last, size_t d, const float *norms, float *out) {
+    vf sum[FEW_QUERIES][FEW_VECTORS];
+    UNROLL for (int i = 0; i < queries; i++)
+        UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = (vf){0};
+    for (size_t p = 0; p < last; p++) {
+        const uint8_t *row = kv->values + p * kv->row_bytes;
+        vf value[FEW_VECTORS];
+        UNROLL for (int v = 0; v < vectors; v++) value[v] = load_kv(type, row, d + v * FK_LANES);
+        UNROLL for (int i = 0; i < queries; i++)
+            UNROLL for (int v = 0; v < vectors; v++) sum[i][v] += weights[i * pitch + p] * value[v];
+    }
+    UNROLL for (int i = 0; i < queries; i++)
+        UNROLL for (int v = 0; v < vectors; v++) store(out + i * kv->head_dim + d + v * FK_LANES, sum[i][v] * norms[i]);
+}
+
+INLINE void attend_together(fk_type type, int queries, const float *q, const size_t *visible, const fk_kv_head *kv,
+                            float scale, float *out, float *log_sums, float *scores, size_t pitch) {
+    const size_t dim = kv->head_dim;
+    float norms[FEW_QUERIES];
+    size_t last = 0;
+    for (int i = 0; i < queries; i++) last = visible[i] > last ? visible[i] : last;
+    few_scores(type, queries, q, kv, last, scores, pitch);
+    for (int i = 0; i < queries; i++) {
+        float *row = scores + i * pitch;
+        const float peak = scale * peak_of(row, visible[i], -INFINITY);
+        const float sum = exponentials(row, visible[i], scale, peak);
+        for (size_t p = visible[i]; p < last; p++) row[p] = 0;
+        norms[i] = 1.0f / sum;
+        if (log_sums) log_sums[i] = peak + logf(sum);
+    }
+    size_t d = 0;
+    for (; d + FEW_VECTORS * FK_LANES <= dim; d += FEW_VECTORS * FK_LANES)
+        few_outputs(type, queries, FEW_VECTORS, scores, pitch, kv, last, d, norms, out);
+    for (; d + FK_LANES <= dim; d += FK_LANES) few_outputs(type, queries, 1, scores, pitch, kv, last, d, norms, out);
+    for (; d < dim; d++)
+        for (int i = 0; i < queries; i++) {
+            float sum = 0;
+            for (size_t p = 0; p < last; p++)
+                sum += scores[i * pitch + p] * half_to_float(load_u16(kv->values + p * kv->row_bytes + 2 * d));
+            out[i * dim + d] = sum * norms[i];
+        }
+}
+
+INLINE void attend_few_of(fk_type type, const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv,
+                          float scale, float *out, float *log_sums, float *scores) {
+    size_t last = 0;
+    for (size_t i = 0; i < queries; i++) last = visible[i] > last ? visible[i] : last;
+    const size_t pitch = few_pitch(last);
+    for (size_t i = 0; i < queries; i += FEW_QUERIES) {
+        const size_t at = i * kv->head_dim;
+        float *logs = log_sums ? log_sums + i : 0;
+#define TOGETHER(N) attend_together(type, N, q + at, visible + i, kv, scale, out + at, logs, scores, pitch)
+        switch (queries - i) {
+        case 1: TOGETHER(1); break;
+        case 2: TOGETHER(2); break;
+        case 3: TOGETHER(3); break;
+        default: TOGETHER(FEW_QUERIES);
+        }
+#undef TOGETHER
+    }
+}
+
+static void attend_few(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
+                       float *out, float *log_sums, float *scores) {
+    if (kv->type == FK_TYPE_Q8_0)
+        attend_few_of(FK_TYPE_Q8_0, q, queries, visible, kv, scale, out, log_sums, scores);
+    else
+        attend_few_of(FK_TYPE_F16, q, queries, visible, kv, scale, out, log_sums, scores);
+}
+
+/* ---- blocks of queries ---- */
+
+/* Blocks of queries against tiles of positions with an online softmax (Milakov and Gimelshein, arXiv 1805.02867): when a
+ * tile raises a query's maximum, what it has summed so far is scaled down. */
+static void attend_tiled(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
+                         float *out, float *log_sums, float *scratch) {
+    const size_t dim = kv->head_dim;
+    const size_t padded = (dim + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
+    float *scores = scratch;
+    float *peaks = scores + queries * ATTEND_TILE;
+    float *sums = peaks + queries;
+    float *key_panel = sums + queries;
+    float *value_panel = key_panel + GEMM_ROWS * dim;
+    float *total = value_panel + ATTEND_TILE * GEMM_ROWS;
+    float *line = total + queries * padded;
+    float *block = line + GEMM_DEPTH + dim;
+
+    size_t last = 0;
+    for (size_t i = 0; i < queries; i++) {
+        peaks[i] = -INFINITY;
+        sums[i] = 0;
+        last = visible[i] > last ? visible[i] : last;
+    }
+    memset(total, 0, queries * padded * sizeof *total);
+    const fk_weights keys = {kv->type, FK_LAYOUT_NATIVE, kv->keys, kv->row_bytes, last, dim};
+
+    for (size_t from = 0; from < last; from += ATTEND_TILE) {
+        const size_t positions = last - from < ATTEND_TILE ? last - from : ATTEND_TILE;
+        for (size_t p = 0; p < positions; p += GEMM_ROWS) {
+            size_t count = positions - p < GEMM_ROWS ? positions - p : GEMM_ROWS;
+            for (size_t k = 0; k < dim; k += GEMM_DEPTH) {
+                size_t depth = dim - k < GEMM_DEPTH ? dim - k : GEMM_DEPTH;
+                decode_panel(&keys, from + p, count, k, depth, key_panel, line);
+                gemm_panel(queries, q + k, dim, key_panel, depth, k == 0, count, scores + p, ATTEND_TILE, block);
+            }
+        }
+        for (size_t i = 0; i < queries; i++) {
+            float *row = scores + i * ATTEND_TILE;
+            size_t seen = visible[i] <= from ? 0 : visible[i] - from < positions ? visible[i] - from : positions;
+            if (seen > 0) {
+                float peak = peak_of(row, seen, peaks[i]);
+                float shrink = peaks[i] == peak ? 1 : peaks[i] == -INFINITY ? 0 : expf(scale * (peaks[i] - peak));
+                sums[i] = sums[i] * shrink + exponentials(row, seen, scale, scale * peak);
+                peaks[i] = peak;
+                float *so_far = total + i * padded;
+                if (shrink != 1)
+                    for (size_t d = 0; d < padded; d++) so_far[d] *= shrink;
+            }
+            memset(row + seen, 0, (ATTEND_TILE - seen) * sizeof *row);
+        }
+        /* Values lie position by position already, as a panel wants them. */
+        for (size_t d = 0; d < dim; d += GEMM_ROWS) {
+            size_t count = dim - d < GEMM_ROWS ? dim - d : GEMM_ROWS;
+            for (size_t p = 0; p < positions; p++) {
+                float *column = value_panel + p * GEMM_ROWS;
+                const uint8_t *row = kv->values + (from + p) * kv->row_bytes;
+                if (kv->type == FK_TYPE_F16) {
+                    dequantize(kv->type, row + 2 * d, count, column);
+                } else {
+                    dequantize(kv->type, row, dim, line);
+                    memcpy(column, line + d, count * sizeof *column);
+                }
+                for (size_t i = count; i < GEMM_ROWS; i++) column[i] = 0;
+            }
+            gemm_panel(queries, scores, ATTEND_TILE, value_panel, positions, 0, GEMM_ROWS, total + d, padded, block);
+        }
+    }
+    for (size_t i = 0; i < queries; i++) {
+        for (size_t d = 0; d < dim; d++) out[i * dim + d] = total[i * padded + d] / sums[i];
+        if (log_sums) log_sums[i] = scale * peaks[i] + logf(sums[i]);
+    }
+}
+
+static void attend(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale, float *out,
+                   float *log_sums, float *scratch) {
+#if FK_AMX
+    if (queries >= QUERY_TILE) {
+        attend_in_tiles(q, queries, visible, kv, scale, out, log_sums, scratch);
+        return;
+    }
+#endif
+    if (queries < ATTEND_MIN_TILED)
+        attend_few(q, queries, visible, kv, scale, out, log_sums, scratch);
+    else
+        attend_tiled(q, queries, visible, kv, scale, out, log_sums, scratch);
+}
