@@ -14,6 +14,8 @@ const AVX512: &[&str] = &[
     "-mprefer-vector-width=512",
 ];
 const VNNI: &[&str] = &["-mavx512vnni"];
+const BF16: &[&str] = &["-mavx512bf16", "-mavx512vbmi"];
+const AMX: &[&str] = &["-mamx-tile", "-mamx-bf16"];
 const DOTPROD: &[&str] = &["-march=armv8.2-a+dotprod"];
 const I8MM: &[&str] = &["-march=armv8.2-a+dotprod+i8mm"];
 
@@ -22,8 +24,11 @@ const UNITS: &[(&str, &str, &[&[&str]])] = &[
     ("dispatch.c", "", &[]),
     ("generic.c", "", &[]),
     ("avx2.c", "x86_64", &[AVX2]),
+    ("avx_vnni.c", "x86_64", &[AVX2, &["-mavxvnni"]]),
     ("avx512.c", "x86_64", &[AVX2, AVX512]),
     ("avx512_vnni.c", "x86_64", &[AVX2, AVX512, VNNI]),
+    ("avx512_bf16.c", "x86_64", &[AVX2, AVX512, VNNI, BF16]),
+    ("amx.c", "x86_64", &[AVX2, AVX512, VNNI, BF16, AMX]),
     ("neon.c", "aarch64", &[]),
     ("neon_dotprod.c", "aarch64", &[DOTPROD]),
     ("neon_i8mm.c", "aarch64", &[I8MM]),
@@ -33,33 +38,38 @@ fn main() {
     println!("cargo::rerun-if-changed={ROOT}");
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");
 
-    // An archive per unit, since cc gives one set of flags to all files of a build.
-    for (file, unit_arch, flags) in UNITS {
-        if !unit_arch.is_empty() && *unit_arch != arch {
-            continue;
+    std::thread::scope(|scope| {
+        for (file, unit_arch, flags) in UNITS {
+            if unit_arch.is_empty() || *unit_arch == arch {
+                scope.spawn(move || compile(file, flags));
+            }
         }
-        let mut build = cc::Build::new();
-        build
-            .file(Path::new(ROOT).join("src").join(file))
-            .include(Path::new(ROOT).join("include"))
-            .std("gnu11")
-            // Kernels are as fast in a debug build, and results are the same in both.
-            .opt_level(3)
-            // Tracking variables through unrolled vector code takes the compiler minutes; symbols are kept without it.
-            .debug(false)
-            .flag("-ffp-contract=fast")
-            .flag("-fno-math-errno")
-            .warnings(true)
-            .extra_warnings(true);
-        for flag in flags.iter().copied().flatten() {
-            build.flag(flag);
-        }
-        let stem = file.trim_end_matches(".c");
-        build.compile(&format!("flapkern_{stem}"));
-    }
+    });
 
     #[cfg(feature = "bindgen")]
     generate_bindings();
+}
+
+/// Compiles one unit to an archive of its own, since cc gives one set of flags to all files of a build.
+fn compile(file: &str, flags: &[&[&str]]) {
+    let mut build = cc::Build::new();
+    build
+        .file(Path::new(ROOT).join("src").join(file))
+        .include(Path::new(ROOT).join("include"))
+        .std("gnu11")
+        // Kernels are as fast in a debug build, and results are the same in both.
+        .opt_level(3)
+        // Tracking variables through unrolled vector code takes the compiler minutes; symbols are kept without it.
+        .debug(false)
+        .flag("-ffp-contract=fast")
+        .flag("-fno-math-errno")
+        .warnings(true)
+        .extra_warnings(true);
+    for flag in flags.iter().copied().flatten() {
+        build.flag(flag);
+    }
+    let stem = file.trim_end_matches(".c");
+    build.compile(&format!("flapkern_{stem}"));
 }
 
 #[cfg(feature = "bindgen")]

@@ -5,9 +5,6 @@ use half::f16;
 use super::team::SharedSlice;
 use super::{Kernels, Team, call, sys, with_scratch};
 
-/// Tokens whose queries are attended to together; a constant, so that results do not depend on the number of threads.
-const TOKENS_PER_BLOCK: usize = 16;
-
 /// What [`attention`] works on.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionShape<'a> {
@@ -61,13 +58,15 @@ pub fn attention(
         next += size;
     }
     let out = SharedSlice::new(out);
-    let blocks = tokens.div_ceil(TOKENS_PER_BLOCK);
+    // The same for any number of threads, so that results do not depend on it.
+    let tokens_per_block = kernels.table().attend_tokens;
+    let blocks = tokens.div_ceil(tokens_per_block);
     team.items(blocks * group_sizes.len(), |_, item| {
         let (block, group) = (item / group_sizes.len(), item % group_sizes.len());
         let size = group_sizes[group];
         // Late blocks see the most positions: they go first, so that the short ones fill the gaps at the end.
-        let first_token = (blocks - 1 - block) * TOKENS_PER_BLOCK;
-        let count = TOKENS_PER_BLOCK.min(tokens - first_token);
+        let first_token = (blocks - 1 - block) * tokens_per_block;
+        let count = tokens_per_block.min(tokens - first_token);
         let queries = count * size;
         if queries == 0 {
             return;

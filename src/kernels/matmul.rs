@@ -1,7 +1,9 @@
 //! Weights times activations.
 
 use super::team::SharedSlice;
-use super::{ACTIVATION_BLOCK, Kernels, Team, call, sys, type_of, with_scratch};
+use super::{
+    ACTIVATION_BLOCK, Kernels, TILE_COLS, TILE_TOKENS, Team, Tile, call, sys, type_of, with_scratch,
+};
 use crate::quant::{BlockType, Layout};
 
 /// A stored weight matrix W `[rows, cols]`, row-major: a view on bytes that lie elsewhere.
@@ -28,11 +30,6 @@ impl<'a> MatrixView<'a> {
             data.len(),
             rows * block_type.row_bytes(cols),
             "a matrix of {rows} x {cols} {}",
-            block_type.name()
-        );
-        assert!(
-            layout == Layout::Native || block_type.can_be_packed(),
-            "{} has no packed form",
             block_type.name()
         );
         Self {
@@ -75,8 +72,8 @@ impl<'a> MatrixView<'a> {
     }
 }
 
-/// Activations X `[tokens, cols]`, row-major, that matrices are multiplied by, and their 8-bit form, made when a matrix asks
-/// for it.
+/// Activations X `[tokens, cols]`, row-major, that matrices are multiplied by, and their other forms, made when a matrix
+/// asks for them.
 #[derive(Debug, Default)]
 pub struct Activations {
     tokens: usize,
@@ -87,6 +84,9 @@ pub struct Activations {
     block_sums: Vec<f32>,
     code_sums: Vec<i32>,
     is_quantized: bool,
+    /// bfloat16, `[tokens / TILE_TOKENS, cols / TILE_COLS]`, both rounded up.
+    tiles: Vec<Tile>,
+    is_tiled: bool,
 }
 
 impl Activations {
@@ -95,6 +95,7 @@ impl Activations {
         self.tokens = tokens;
         self.cols = cols;
         self.is_quantized = false;
+        self.is_tiled = false;
         self.values.resize(tokens * cols, 0.0);
         &mut self.values
     }
@@ -141,7 +142,28 @@ impl Activations {
         });
         self.is_quantized = true;
     }
+
+    fn tile(&mut self, kernels: Kernels, team: &Team) {
+        if self.is_tiled {
+            return;
+        }
+        let width = self.cols.div_ceil(TILE_COLS);
+        self.tiles
+            .resize(self.tokens.div_ceil(TILE_TOKENS) * width, Tile::ZERO);
+        let rows = self.values.chunks(TILE_TOKENS * self.cols);
+        let rows: Vec<&[f32]> = rows.collect();
+        team.chunks_mut(&mut self.tiles, width, |i, tiles| {
+            kernels.fill_tiles(rows[i], self.cols, tiles);
+        });
+        self.is_tiled = true;
+    }
 }
+
+/// Rows that a thread takes at a time when there are many tokens; the more, the less often the activations pass through its
+/// caches.
+const PANEL_ROWS: usize = 128;
+/// Panels are lower where each thread would get fewer of them than this.
+const PANELS_PER_THREAD: usize = 6;
 
 /// One matrix of a [`matmul`] and where its product goes.
 pub struct Product<'w, 'o> {
@@ -164,7 +186,6 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
         products.iter_mut().for_each(|p| p.out.fill(0.0));
         return;
     }
-    let mut quantized_wanted = false;
     for product in products.iter() {
         assert_eq!(product.weights.cols, x.cols, "columns of a matrix");
         assert_eq!(
@@ -174,10 +195,11 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
         );
         let weights = product.weights.to_sys();
         // SAFETY: the function has no preconditions.
-        quantized_wanted |= unsafe { call!(kernels, wants_quantized(&weights, tokens)) } != 0;
-    }
-    if quantized_wanted {
-        x.quantize(kernels, team);
+        match unsafe { call!(kernels, activation_form(&weights, tokens)) } {
+            sys::fk_form::FK_FORM_FLOAT => {}
+            sys::fk_form::FK_FORM_INT8 => x.quantize(kernels, team),
+            sys::fk_form::FK_FORM_BF16 => x.tile(kernels, team),
+        }
     }
     let activations = sys::fk_activations {
         tokens,
@@ -187,6 +209,7 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
         scales: x.scales.as_ptr(),
         block_sums: x.block_sums.as_ptr(),
         code_sums: x.code_sums.as_ptr(),
+        tiles: x.tiles.as_ptr().cast(),
     };
     let x = SharedActivations(&activations);
     let jobs: Vec<Job> = products
@@ -199,17 +222,20 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
         .collect();
 
     let granule = kernels.table().row_granule;
-    // A prompt has enough work in a panel to share panels out one by one, which evens out threads of unequal speed. A
-    // single token has not, and streams memory best in one long run per thread.
+    // A prompt has enough work in a panel of rows to share panels out one by one, which evens out threads of unequal speed.
+    // A single token has not, and streams memory best in one long run per thread.
     if tokens > 1 {
+        let rows: usize = jobs.iter().map(|job| job.stride).sum();
+        let fair = rows / (team.threads() * PANELS_PER_THREAD);
+        let height = (fair / granule * granule).clamp(granule, PANEL_ROWS);
         let panels: Vec<(usize, usize)> = jobs
             .iter()
             .enumerate()
-            .flat_map(|(j, job)| (0..job.stride).step_by(granule).map(move |row| (j, row)))
+            .flat_map(|(j, job)| (0..job.stride).step_by(height).map(move |row| (j, row)))
             .collect();
         team.items(panels.len(), |_, i| {
             let (j, row) = panels[i];
-            let end = (row + granule).min(jobs[j].stride);
+            let end = (row + height).min(jobs[j].stride);
             // SAFETY: every panel is handed out once.
             unsafe { jobs[j].run(kernels, row, end, &x) };
         });
@@ -273,7 +299,7 @@ impl Job<'_, '_> {
         // SAFETY: the function has no preconditions.
         let scratch_len = unsafe { call!(kernels, matmul_scratch(&weights, x.tokens)) };
         with_scratch(scratch_len, |scratch| {
-            // SAFETY: the weights' bytes, the activations (quantised if that was wanted) and the output were checked
+            // SAFETY: the weights' bytes, the activations (in the form that was asked for) and the output were checked
             // against the shape by `matmul` and `MatrixView::new`; the scratch is as long as asked for; rows
             // [begin, end) of the output are ours, as the caller vouches.
             unsafe {

@@ -23,6 +23,20 @@ pub const ISA_VARIABLE: &str = "FLAPJACK_ISA";
 /// Values per block of 8-bit activations.
 pub const ACTIVATION_BLOCK: usize = sys::FK_BLOCK as usize;
 
+/// Tokens and columns of a [`Tile`].
+pub const TILE_TOKENS: usize = sys::FK_TILE_TOKENS as usize;
+/// See [`TILE_TOKENS`].
+pub const TILE_COLS: usize = sys::FK_TILE_COLS as usize;
+
+/// Activations of [`TILE_TOKENS`] tokens by [`TILE_COLS`] columns in bfloat16, row-major; aligned for the matrix units.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Tile(pub [[half::bf16; TILE_COLS]; TILE_TOKENS]);
+
+impl Tile {
+    pub const ZERO: Self = Self([[half::bf16::ZERO; TILE_COLS]; TILE_TOKENS]);
+}
+
 /// An instruction set that kernels exist for: for each architecture from the plainest to the most capable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
@@ -30,10 +44,16 @@ pub enum Isa {
     Generic,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// The same with AVX-VNNI, of processors without AVX-512.
+    AvxVnni,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
     /// The same with VNNI.
     Avx512Vnni,
+    /// These with BF16 and VBMI.
+    Avx512Bf16,
+    /// These with AMX's tiles of bfloat16.
+    Amx,
     /// NEON, of every 64-bit ARM processor.
     Neon,
     /// The same with the dot product instructions.
@@ -43,11 +63,14 @@ pub enum Isa {
 }
 
 impl Isa {
-    pub const ALL: [Isa; 7] = [
+    pub const ALL: [Isa; 10] = [
         Isa::Generic,
         Isa::Avx2,
+        Isa::AvxVnni,
         Isa::Avx512,
         Isa::Avx512Vnni,
+        Isa::Avx512Bf16,
+        Isa::Amx,
         Isa::Neon,
         Isa::NeonDotprod,
         Isa::NeonI8mm,
@@ -58,8 +81,11 @@ impl Isa {
         match self {
             Isa::Generic => "generic",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avx-vnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Avx512Bf16 => "avx512-bf16",
+            Isa::Amx => "amx",
             Isa::Neon => "neon",
             Isa::NeonDotprod => "neon-dotprod",
             Isa::NeonI8mm => "neon-i8mm",
@@ -77,8 +103,11 @@ impl Isa {
         match self {
             Isa::Generic => sys::fk_isa::FK_ISA_GENERIC,
             Isa::Avx2 => sys::fk_isa::FK_ISA_AVX2,
+            Isa::AvxVnni => sys::fk_isa::FK_ISA_AVX_VNNI,
             Isa::Avx512 => sys::fk_isa::FK_ISA_AVX512,
             Isa::Avx512Vnni => sys::fk_isa::FK_ISA_AVX512_VNNI,
+            Isa::Avx512Bf16 => sys::fk_isa::FK_ISA_AVX512_BF16,
+            Isa::Amx => sys::fk_isa::FK_ISA_AMX,
             Isa::Neon => sys::fk_isa::FK_ISA_NEON,
             Isa::NeonDotprod => sys::fk_isa::FK_ISA_NEON_DOTPROD,
             Isa::NeonI8mm => sys::fk_isa::FK_ISA_NEON_I8MM,
@@ -217,6 +246,24 @@ impl Kernels {
                     block_sums.as_mut_ptr(),
                     code_sums.as_mut_ptr()
                 )
+            )
+        }
+    }
+
+    /// Rounds x `[tokens, cols]` of at most [`TILE_TOKENS`] tokens to bfloat16, to nearest even, into a row of tiles; places
+    /// beyond x become 0.
+    ///
+    /// # Panics
+    /// If there are more tokens, or not as many tiles as cols take.
+    pub fn fill_tiles(&self, x: &[f32], cols: usize, tiles: &mut [Tile]) {
+        let tokens = x.len().checked_div(cols).unwrap_or(0);
+        assert!(tokens <= TILE_TOKENS && x.len() == tokens * cols);
+        assert_eq!(tiles.len(), cols.div_ceil(TILE_COLS));
+        // SAFETY: x and tiles have the shapes that the kernel needs, as checked, and a tile is an array of 16-bit numbers.
+        unsafe {
+            call!(
+                self,
+                fill_tiles(x.as_ptr(), tokens, cols, tiles.as_mut_ptr().cast())
             )
         }
     }

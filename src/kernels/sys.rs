@@ -7,6 +7,9 @@
 pub const FK_GROUP: u32 = 16;
 pub const FK_BLOCK: u32 = 32;
 pub const FK_SUPER: u32 = 256;
+pub const FK_TILE_TOKENS: u32 = 16;
+pub const FK_TILE_COLS: u32 = 32;
+pub const FK_TILE: u32 = 512;
 #[repr(u32)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]
 pub enum fk_type {
@@ -37,12 +40,15 @@ pub enum fk_layout {
 pub enum fk_isa {
     FK_ISA_GENERIC = 0,
     FK_ISA_AVX2 = 1,
-    FK_ISA_AVX512 = 2,
-    FK_ISA_AVX512_VNNI = 3,
-    FK_ISA_NEON = 4,
-    FK_ISA_NEON_DOTPROD = 5,
-    FK_ISA_NEON_I8MM = 6,
-    FK_ISA_COUNT = 7,
+    FK_ISA_AVX_VNNI = 2,
+    FK_ISA_AVX512 = 3,
+    FK_ISA_AVX512_VNNI = 4,
+    FK_ISA_AVX512_BF16 = 5,
+    FK_ISA_AMX = 6,
+    FK_ISA_NEON = 7,
+    FK_ISA_NEON_DOTPROD = 8,
+    FK_ISA_NEON_I8MM = 9,
+    FK_ISA_COUNT = 10,
 }
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -54,6 +60,13 @@ pub struct fk_weights {
     pub rows: usize,
     pub cols: usize,
 }
+#[repr(u32)]
+#[derive(Copy, Clone, Hash, PartialEq, Eq)]
+pub enum fk_form {
+    FK_FORM_FLOAT = 0,
+    FK_FORM_INT8 = 1,
+    FK_FORM_BF16 = 2,
+}
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct fk_activations {
@@ -64,6 +77,7 @@ pub struct fk_activations {
     pub scales: *const f32,
     pub block_sums: *const f32,
     pub code_sums: *const i32,
+    pub tiles: *const u16,
 }
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -77,9 +91,8 @@ pub struct fk_kv_head {
 pub struct fk_kernels {
     pub name: *const ::std::os::raw::c_char,
     pub row_granule: usize,
-    pub wants_quantized: ::std::option::Option<
-        unsafe extern "C" fn(w: *const fk_weights, tokens: usize) -> ::std::os::raw::c_int,
-    >,
+    pub activation_form:
+        ::std::option::Option<unsafe extern "C" fn(w: *const fk_weights, tokens: usize) -> fk_form>,
     pub quantize: ::std::option::Option<
         unsafe extern "C" fn(
             x: *const f32,
@@ -89,6 +102,9 @@ pub struct fk_kernels {
             block_sums: *mut f32,
             code_sums: *mut i32,
         ),
+    >,
+    pub fill_tiles: ::std::option::Option<
+        unsafe extern "C" fn(x: *const f32, tokens: usize, cols: usize, tiles: *mut u16),
     >,
     pub matmul_scratch:
         ::std::option::Option<unsafe extern "C" fn(w: *const fk_weights, tokens: usize) -> usize>,
@@ -117,6 +133,7 @@ pub struct fk_kernels {
     pub add: ::std::option::Option<unsafe extern "C" fn(x: *mut f32, y: *const f32, n: usize)>,
     pub to_half:
         ::std::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, out: *mut u16)>,
+    pub attend_tokens: usize,
     pub attend_scratch: ::std::option::Option<
         unsafe extern "C" fn(queries: usize, head_dim: usize, positions: usize) -> usize,
     >,

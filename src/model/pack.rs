@@ -11,7 +11,7 @@ use crate::quant::{BlockType, GROUP, Layout, pack, unpack};
 const PIECE: usize = 1 << 20;
 
 impl Model {
-    /// Brings every weight matrix that multiplies, and whose type has a packed form, into the packed layout. This happens
+    /// Brings every weight matrix that multiplies into the packed layout. This happens
     /// inside the private map: the pages become this process's own, and the file stays as it is. Returns the bytes packed.
     pub fn pack(&mut self, runtime: &Runtime) -> usize {
         self.arrange(runtime, Layout::Packed)
@@ -26,7 +26,7 @@ impl Model {
         let mut ranges: Vec<Range<usize>> = Vec::new();
         let mut shapes: Vec<(BlockType, usize)> = Vec::new();
         for weight in self.multiplied_weights() {
-            if weight.layout == layout || !weight.block_type.can_be_packed() {
+            if weight.layout == layout {
                 continue;
             }
             weight.layout = layout;

@@ -12,19 +12,15 @@ pub const GROUP: usize = 16;
 type Field = (usize, usize);
 
 impl BlockType {
-    /// Whether the type has a packed form.
-    pub const fn can_be_packed(self) -> bool {
-        !self.fields().is_empty()
-    }
-
     /// What a block consists of, in the order of its bytes: halves of 2 bytes, packed scales of 1 byte, and codes (and the
-    /// bits that belong to them) in words of 4 bytes. Types without blocks have none.
+    /// bits that belong to them) in words of 4 bytes. A block of plain floats is one value.
     const fn fields(self) -> &'static [Field] {
         const HALF: usize = 2;
         const BYTE: usize = 1;
         const WORD: usize = 4;
         match self {
-            BlockType::F32 | BlockType::F16 | BlockType::BF16 => &[],
+            BlockType::F32 => &[(WORD, 1)],
+            BlockType::F16 | BlockType::BF16 => &[(HALF, 1)],
             BlockType::Q8_0 => &[(HALF, 1), (WORD, 8)],
             BlockType::Q4_0 | BlockType::IQ4_NL => &[(HALF, 1), (WORD, 4)],
             BlockType::Q4_1 => &[(HALF, 2), (WORD, 4)],
@@ -43,7 +39,7 @@ impl BlockType {
 /// Native rows of `cols` values to packed groups, in place.
 ///
 /// # Panics
-/// If the type has no packed form or `bytes` is not a whole number of rows.
+/// If `bytes` is not a whole number of rows.
 pub fn pack(block_type: BlockType, cols: usize, bytes: &mut [u8]) {
     let mut native = Vec::new();
     for group in groups(block_type, cols, bytes) {
@@ -98,11 +94,6 @@ pub fn decode_packed_row(block_type: BlockType, bytes: &[u8], row: usize, out: &
 
 /// The whole groups of a matrix.
 fn groups(block_type: BlockType, cols: usize, bytes: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
-    assert!(
-        block_type.can_be_packed(),
-        "{} has no packed form",
-        block_type.name()
-    );
     let row_bytes = block_type.row_bytes(cols);
     // A matrix without columns has no bytes either, and its groups none to walk.
     assert!(
@@ -176,17 +167,13 @@ fn take<const N: usize>(packed: &[u8], native: &mut [u8], row: usize) {
 mod tests {
     use super::*;
 
-    fn types() -> impl Iterator<Item = BlockType> {
-        BlockType::ALL.into_iter().filter(|t| t.can_be_packed())
-    }
-
     fn numbered(len: usize) -> Vec<u8> {
         (0..len).map(|i| (i * 31 + i / 251) as u8).collect()
     }
 
     #[test]
     fn packing_and_unpacking_gives_back_the_bytes_whatever_the_number_of_rows() {
-        for block_type in types() {
+        for block_type in BlockType::ALL {
             for (rows, blocks) in [(16, 1), (48, 3), (15, 2), (0, 1), (37, 5), (16, 0)] {
                 let cols = blocks * block_type.block_len();
                 let native = numbered(rows * block_type.row_bytes(cols));
@@ -205,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_packed_row_decodes_to_what_the_native_one_does() {
-        for block_type in types() {
+        for block_type in BlockType::ALL {
             let (rows, cols) = (37, 768);
             let native = numbered(rows * block_type.row_bytes(cols));
             let mut packed = native.clone();
@@ -229,7 +216,7 @@ mod tests {
 
     #[test]
     fn fields_fill_blocks() {
-        for block_type in types() {
+        for block_type in BlockType::ALL {
             let sum: usize = block_type
                 .fields()
                 .iter()

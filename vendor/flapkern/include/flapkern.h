@@ -47,19 +47,22 @@ typedef enum fk_layout {
  * A packed group takes the bytes that its rows took. Block by block it holds the fields of its rows' blocks in the order in
  * which the format has them, each field interleaved element by element: element i of row r lies at index 16 i + r of the
  * field. Elements are half-precision numbers of 2 bytes, packed scales of 1 byte, and codes (and the bits that belong to
- * them) in words of 4 bytes, so that a line of 64 bytes holds the same four columns of 16 rows. Types without blocks have no
- * packed form. */
+ * them) in words of 4 bytes, so that a line of 64 bytes holds the same four columns of 16 rows. A block of the types of
+ * plain floats is one value: column by column, 16 rows each. */
 #define FK_GROUP 16
 
 typedef enum fk_isa {
     FK_ISA_GENERIC = 0,
     FK_ISA_AVX2 = 1,         /* AVX2, FMA, F16C */
-    FK_ISA_AVX512 = 2,       /* AVX-512 F, BW, DQ, VL */
-    FK_ISA_AVX512_VNNI = 3,  /* the same and VNNI */
-    FK_ISA_NEON = 4,         /* 64-bit ARM */
-    FK_ISA_NEON_DOTPROD = 5, /* the same and its dot product instructions */
-    FK_ISA_NEON_I8MM = 6,    /* these and its 8-bit matrix instructions */
-    FK_ISA_COUNT = 7
+    FK_ISA_AVX_VNNI = 2,     /* the same and AVX-VNNI, without AVX-512 */
+    FK_ISA_AVX512 = 3,       /* AVX-512 F, BW, DQ, VL */
+    FK_ISA_AVX512_VNNI = 4,  /* the same and VNNI */
+    FK_ISA_AVX512_BF16 = 5,  /* these, BF16 and VBMI */
+    FK_ISA_AMX = 6,          /* these, and AMX tiles with bfloat16 products */
+    FK_ISA_NEON = 7,         /* 64-bit ARM */
+    FK_ISA_NEON_DOTPROD = 8, /* the same and its dot product instructions */
+    FK_ISA_NEON_I8MM = 9,    /* these and its 8-bit matrix instructions */
+    FK_ISA_COUNT = 10
 } fk_isa;
 
 /* Values per block of quantised activations and of the quantised weight types here. */
@@ -77,8 +80,21 @@ typedef struct fk_weights {
     size_t cols;
 } fk_weights;
 
-/* Activations X [tokens, cols], row-major, and their 8-bit form, which is needed when fk_kernels.wants_quantized says so:
- * x = scale * q in blocks of FK_BLOCK, block_sum = scale * sum(q). */
+/* The forms in which matmul reads activations. */
+typedef enum fk_form {
+    FK_FORM_FLOAT = 0, /* as they are */
+    FK_FORM_INT8 = 1,  /* 8 bits with a scale for each block of FK_BLOCK */
+    FK_FORM_BF16 = 2   /* bfloat16 in tiles */
+} fk_form;
+
+/* Tokens and columns of a tile of bfloat16 activations, and its values. */
+#define FK_TILE_TOKENS 16
+#define FK_TILE_COLS 32
+#define FK_TILE (FK_TILE_TOKENS * FK_TILE_COLS)
+
+/* Activations X [tokens, cols], row-major, and their other forms, as far as fk_kernels.activation_form asks for them.
+ * 8 bits: x = scale * q in blocks of FK_BLOCK, block_sum = scale * sum(q). bfloat16: tiles of FK_TILE_TOKENS tokens by
+ * FK_TILE_COLS columns, [tiles of tokens, tiles of columns, FK_TILE_TOKENS, FK_TILE_COLS]; what lies beyond X is 0. */
 typedef struct fk_activations {
     size_t tokens;
     size_t cols;
@@ -87,6 +103,7 @@ typedef struct fk_activations {
     const float *scales;     /* [tokens, cols / FK_BLOCK] */
     const float *block_sums; /* [tokens, cols / FK_BLOCK] */
     const int32_t *code_sums; /* [tokens, cols / 16]: sum(q) of each half of a block */
+    const uint16_t *tiles;    /* on a multiple of 64 bytes */
 } fk_activations;
 
 /* The keys and values of one KV head: [positions, head_dim] each, in half precision, one position after the other. */
@@ -102,13 +119,16 @@ typedef struct fk_kernels {
     /* Rows are best split at multiples of this. */
     size_t row_granule;
 
-    /* 1 if matmul reads the 8-bit form of so many activations for these weights, 0 if it reads `values`. The rows of packed
-     * weights that fill no group read `values` besides. */
-    int (*wants_quantized)(const fk_weights *w, size_t tokens);
+    /* The form that matmul reads of so many activations for these weights. Besides it reads `values` for the rows of packed
+     * weights that fill no group. */
+    fk_form (*activation_form)(const fk_weights *w, size_t tokens);
 
     /* x [n] to 8 bits; n is a multiple of FK_BLOCK. Writes q [n], scales and block_sums [n / FK_BLOCK],
      * code_sums [n / 16]. */
     void (*quantize)(const float *x, size_t n, int8_t *q, float *scales, float *block_sums, int32_t *code_sums);
+
+    /* x [tokens, cols] of at most FK_TILE_TOKENS tokens to a row of bfloat16 tiles, rounded to nearest even. */
+    void (*fill_tiles)(const float *x, size_t tokens, size_t cols, uint16_t *tiles);
 
     /* Floats of scratch that matmul needs for this matrix and so many tokens. */
     size_t (*matmul_scratch)(const fk_weights *w, size_t tokens);
@@ -135,6 +155,9 @@ typedef struct fk_kernels {
 
     /* To half precision, round to nearest even. */
     void (*to_half)(const float *x, size_t n, uint16_t *out);
+
+    /* Tokens whose queries are best attended to together. */
+    size_t attend_tokens;
 
     /* Floats of scratch that attend needs. */
     size_t (*attend_scratch)(size_t queries, size_t head_dim, size_t positions);

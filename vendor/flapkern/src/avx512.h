@@ -1,11 +1,16 @@
-/* AVX-512 with and without VNNI: the including file says which by FK_VNNI, and defines FK_TABLE and FK_NAME. Vectors of
- * 64 bytes hold two blocks. */
+/* AVX-512: the including file says by FK_VNNI, FK_BF16 and FK_AMX what there is besides, and defines FK_TABLE and FK_NAME.
+ * Vectors of 64 bytes hold two blocks. */
 #include <immintrin.h>
 
 #define FK_LANES 16
 #define FK_OWN_REDUCTIONS
+#define FK_OWN_WIDTHS
 #include "lanes.h"
 #include "half.h"
+
+INLINE vi widen_bytes(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vi widen_shorts(const void *p) { return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)); }
+INLINE void narrow_to_bytes(int8_t *p, vi v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)v)); }
 
 INLINE float sum_lanes(vf v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE float max_lane(vf v) { return _mm512_reduce_max_ps((__m512)v); }
@@ -132,6 +137,23 @@ INLINE __m512i four_of(const int8_t *x) {
 INLINE vw look_up(const int8_t *table, vw codes) {
     __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
     return (vw)_mm512_shuffle_epi8(all, (__m512i)codes);
+}
+
+/* See packed.h. With VBMI every byte takes the eight bits that begin four below its own; otherwise it takes the byte that
+ * has its bit, and tests it. */
+#define FK_OWN_SPREAD
+INLINE vw spread_fifth_bits(vu bits, int j) {
+#if FK_BF16
+    const __m512i first = _mm512_set1_epi64(0x2322212003020100 + 0x0101010101010101 * 60);
+    const __m512i from = _mm512_add_epi8(first, _mm512_set1_epi8((char)(4 * j)));
+    return (vw)_mm512_and_si512(_mm512_multishift_epi64_epi8(from, (__m512i)bits), _mm512_set1_epi8(16));
+#else
+    const __m512i byte = _mm512_add_epi8(_mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c)),
+                                         _mm512_set1_epi8((char)(j / 2)));
+    const __m512i bit = _mm512_set1_epi32(j % 2 ? (int)0x80402010 : 0x08040201);
+    __mmask64 set = _mm512_test_epi8_mask(_mm512_shuffle_epi8((__m512i)bits, byte), bit);
+    return (vw)_mm512_maskz_set1_epi8(set, 16);
+#endif
 }
 
 #if FK_VNNI

@@ -17,25 +17,11 @@
 #include "formats.h"
 #include "half.h"
 
-INLINE vi load_u16s_as_ints(const uint8_t *field, int v) {
-    uint16_t raw[FK_LANES];
-    memcpy(raw, field + 2 * FK_LANES * v, sizeof raw);
-    vi out;
-    for (int i = 0; i < FK_LANES; i++) out[i] = raw[i];
-    return out;
-}
-
 #include "packed.h"
 
 /* ---- rows of plain floats ---- */
 
-INLINE vf load_bfloat(const uint16_t *p) {
-    uint16_t raw[FK_LANES];
-    memcpy(raw, p, sizeof raw);
-    vu bits;
-    for (int i = 0; i < FK_LANES; i++) bits[i] = (uint32_t)raw[i] << 16;
-    return (vf)bits;
-}
+INLINE vf load_bfloat(const uint16_t *p) { return (vf)(widen_shorts(p) << 16); }
 
 INLINE float load_scalar(fk_type type, const uint8_t *p) {
     float f;
@@ -78,6 +64,11 @@ INLINE float dot_float(fk_type type, const uint8_t *row, const float *x, size_t 
     return sum;
 }
 
+/* Rows of a GEMM panel; see below. */
+#define GEMM_ROWS (GEMM_VECTORS * FK_LANES)
+
+#include "packed_floats.h"
+
 /* ---- activations to 8 bits ---- */
 
 /* Blocks whose largest value is below this become 0: the inverse of their scale would overflow. */
@@ -107,8 +98,7 @@ static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *
             for (int i = 16 * half; i < 16 * half + 16; i += FK_LANES) {
                 vi rounded = round_to_int(load(x + i) * inverse);
                 sum += rounded;
-                vb bytes = __builtin_convertvector(rounded, vb);
-                memcpy(q + i, &bytes, sizeof bytes);
+                narrow_to_bytes(q + i, rounded);
             }
             code_sums[2 * block + half] = sum_ints(sum);
         }
@@ -116,6 +106,19 @@ static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *
         block_sums[block] = scale * (float)(code_sums[2 * block] + code_sums[2 * block + 1]);
     }
 }
+
+/* ---- activations to bfloat16 ---- */
+
+#ifndef FK_BF16
+static void fill_tiles(const float *x, size_t tokens, size_t cols, uint16_t *tiles) {
+    for (size_t k = 0; k < cols; k += FK_TILE_COLS, tiles += FK_TILE) {
+        size_t count = cols - k < FK_TILE_COLS ? cols - k : FK_TILE_COLS;
+        memset(tiles, 0, FK_TILE * sizeof *tiles);
+        for (size_t t = 0; t < tokens; t++)
+            for (size_t i = 0; i < count; i++) tiles[t * FK_TILE_COLS + i] = float_to_bfloat(x[t * cols + k + i]);
+    }
+}
+#endif
 
 /* ---- decoding ---- */
 
@@ -136,7 +139,6 @@ static void dequantize(fk_type type, const uint8_t *src, size_t n, float *out) {
  * column by column, so that one column of a panel is GEMM_VECTORS vectors. A tile of GEMM_TOKENS tokens by one panel is
  * summed in registers. Every element of the output is summed over the columns in the same order whatever tile it falls in. */
 
-#define GEMM_ROWS (GEMM_VECTORS * FK_LANES)
 #define GEMM_DEPTH 512
 
 /* acc[t][v] += sum over k of x[t * x_stride + k] * panel[k][v]; out is loaded first unless `fresh`. */
@@ -196,12 +198,27 @@ static void gemm_panel(size_t tokens, const float *x, size_t x_stride, const flo
     }
 }
 
-/* Writes rows [row, row + count) of columns [k, k + depth), decoded, into panel [depth, GEMM_ROWS]; missing rows are 0. */
+/* Writes rows [row, row + count) of columns [k, k + depth), decoded, into panel [depth, GEMM_ROWS]; missing rows are 0.
+ * Packed rows are plain floats, and fill groups. */
 static void decode_panel(const fk_weights *w, size_t row, size_t count, size_t k, size_t depth, float *panel,
                          float *line) {
+    if (w->layout == FK_LAYOUT_PACKED && count == GEMM_ROWS) {
+        switch (w->type) {
+        case FK_TYPE_F16: panel_of_floats(FK_TYPE_F16, w, row, k, depth, panel); break;
+        case FK_TYPE_BF16: panel_of_floats(FK_TYPE_BF16, w, row, k, depth, panel); break;
+        default: panel_of_floats(FK_TYPE_F32, w, row, k, depth, panel);
+        }
+        return;
+    }
     const size_t skip = k / block_len(w->type) * block_bytes(w->type);
     for (size_t r = 0; r < count; r++) {
-        dequantize(w->type, w->data + (row + r) * w->row_bytes + skip, depth, line);
+        if (w->layout == FK_LAYOUT_PACKED) {
+            const uint8_t *group = w->data + (row + r) / FK_GROUP * FK_GROUP * w->row_bytes;
+            for (size_t i = 0; i < depth; i++)
+                line[i] = load_scalar(w->type, group + ((k + i) * FK_GROUP + (row + r) % FK_GROUP) * block_bytes(w->type));
+        } else {
+            dequantize(w->type, w->data + (row + r) * w->row_bytes + skip, depth, line);
+        }
         for (size_t i = 0; i < depth; i++) panel[i * GEMM_ROWS + r] = line[i];
     }
     for (size_t r = count; r < GEMM_ROWS; r++)
@@ -223,6 +240,10 @@ static void gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk
     }
 }
 
+#ifdef FK_BF16
+#include "tiled.h"
+#endif
+
 /* ---- matrix times activations ---- */
 
 /* From here on decoding a panel costs less than decoding every row for every token. */
@@ -231,13 +252,29 @@ static void gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk
 /* Native rows of these types are multiplied in their 8-bit form; of the others they are decoded first. */
 static int has_native_dot(fk_type type) { return type == FK_TYPE_Q8_0 || type == FK_TYPE_Q4_0 || type == FK_TYPE_Q4_1; }
 
-/* Packed weights are used as they are for any number of tokens. */
-static int wants_quantized(const fk_weights *w, size_t tokens) {
-    return w->layout == FK_LAYOUT_PACKED || (has_native_dot(w->type) && tokens < GEMM_MIN_TOKENS);
+static int is_float(fk_type type) { return block_len(type) == 1; }
+
+/* In other forms than bfloat16 packed codes are used as they are for any number of tokens; packed floats and native rows
+ * are decoded for many. */
+static fk_form activation_form(const fk_weights *w, size_t tokens) {
+#ifdef FK_BF16
+    if (wants_tiles(w, tokens)) return FK_FORM_BF16;
+#endif
+    if (is_float(w->type)) return FK_FORM_FLOAT;
+    return w->layout == FK_LAYOUT_PACKED || (has_native_dot(w->type) && tokens < GEMM_MIN_TOKENS) ? FK_FORM_INT8
+                                                                                                   : FK_FORM_FLOAT;
+}
+
+static int wants_panels(const fk_weights *w, size_t tokens) {
+    return tokens >= GEMM_MIN_TOKENS && (w->layout == FK_LAYOUT_NATIVE || is_float(w->type));
 }
 
 static size_t matmul_scratch(const fk_weights *w, size_t tokens) {
-    return w->layout == FK_LAYOUT_PACKED || tokens < GEMM_MIN_TOKENS ? 0 : GEMM_SCRATCH;
+#ifdef FK_BF16
+    if (wants_tiles(w, tokens)) return TILED_SCRATCH;
+#endif
+    if (wants_panels(w, tokens)) return GEMM_SCRATCH;
+    return w->layout == FK_LAYOUT_PACKED && !is_float(w->type) && tokens > PACKED_TOKENS ? DECODED_SCRATCH : 0;
 }
 
 /* One native row times all tokens, decoded piece by piece. */
@@ -254,13 +291,27 @@ static void decoded_row(const fk_weights *w, size_t r, const fk_activations *x, 
 
 static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                    size_t out_stride, float *scratch) {
+#ifdef FK_BF16
+    if (wants_tiles(w, x->tokens)) {
+        tiled_matmul(w, row_begin, row_end, x, out, out_stride, scratch);
+        return;
+    }
+#endif
+    const int panels = wants_panels(w, x->tokens);
     if (w->layout == FK_LAYOUT_PACKED) {
         size_t packed_end = w->rows / FK_GROUP * FK_GROUP;
         size_t end = row_end < packed_end ? row_end : packed_end;
-        if (row_begin < end) packed_rows(w, row_begin, end, x, out, out_stride);
+        if (row_begin < end) {
+            if (panels)
+                gemm(w, row_begin, end, x, out, out_stride, scratch);
+            else if (is_float(w->type))
+                packed_floats(w, row_begin, end, x, out, out_stride);
+            else
+                packed_rows(w, row_begin, end, x, out, out_stride, scratch);
+        }
         /* The rows that fill no group are native. */
         row_begin = row_begin > packed_end ? row_begin : packed_end;
-    } else if (x->tokens >= GEMM_MIN_TOKENS) {
+    } else if (panels) {
         gemm(w, row_begin, row_end, x, out, out_stride, scratch);
         return;
     }
@@ -347,7 +398,19 @@ static void to_half(const float *x, size_t n, uint16_t *out) {
 /* From so many queries on, tiles of keys and values are decoded once for all of them. */
 #define ATTEND_MIN_TILED 8
 
+#if FK_AMX
+#include "tiled_attention.h"
+
+/* Keys and values are brought into tiles for all of a block's queries. */
+#define ATTEND_TOKENS 64
+#else
+#define ATTEND_TOKENS 16
+#endif
+
 static size_t attend_scratch(size_t queries, size_t head_dim, size_t positions) {
+#if FK_AMX
+    if (queries >= QUERY_TILE) return tiled_attend_scratch(queries, head_dim);
+#endif
     if (queries < ATTEND_MIN_TILED) return positions + FK_LANES;
     size_t padded = (head_dim + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
     return queries * ATTEND_TILE          /* scores */
@@ -479,6 +542,12 @@ static void attend_tiled(const float *q, size_t queries, const size_t *visible, 
 
 static void attend(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale, float *out,
                    float *scratch) {
+#if FK_AMX
+    if (queries >= QUERY_TILE) {
+        attend_in_tiles(q, queries, visible, kv, scale, out, scratch);
+        return;
+    }
+#endif
     if (queries < ATTEND_MIN_TILED)
         attend_each(q, queries, visible, kv, scale, out, scratch);
     else
@@ -488,8 +557,9 @@ static void attend(const float *q, size_t queries, const size_t *visible, const 
 const fk_kernels FK_TABLE = {
     .name = FK_NAME,
     .row_granule = GEMM_ROWS < FK_GROUP ? FK_GROUP : GEMM_ROWS,
-    .wants_quantized = wants_quantized,
+    .activation_form = activation_form,
     .quantize = quantize,
+    .fill_tiles = fill_tiles,
     .matmul_scratch = matmul_scratch,
     .matmul = matmul,
     .dequantize = dequantize,
@@ -498,6 +568,7 @@ const fk_kernels FK_TABLE = {
     .silu_mul = silu_mul,
     .add = add,
     .to_half = to_half,
+    .attend_tokens = ATTEND_TOKENS,
     .attend_scratch = attend_scratch,
     .attend = attend,
 };

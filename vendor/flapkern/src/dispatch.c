@@ -3,7 +3,39 @@
 
 extern const fk_kernels fk_table_generic;
 #if defined(__x86_64__)
-extern const fk_kernels fk_table_avx2, fk_table_avx512, fk_table_avx512_vnni;
+#include <cpuid.h>
+
+extern const fk_kernels fk_table_avx2, fk_table_avx_vnni, fk_table_avx512, fk_table_avx512_vnni, fk_table_avx512_bf16,
+    fk_table_amx;
+
+/* A bit of what the processor says of its extensions (leaf 7); for those whose names compilers do not all know. Where they
+ * use vector registers, the system's support for AVX or AVX-512 covers them. */
+enum cpuid_register { EAX, EDX };
+
+static int has_extension(unsigned subleaf, enum cpuid_register which, int bit) {
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx)) return 0;
+    return (which == EAX ? eax : edx) >> bit & 1;
+}
+
+static int has_avx_vnni(void) { return has_extension(1, EAX, 4); }
+
+static int has_avx512_bf16(void) { return has_extension(1, EAX, 5); }
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* The system keeps room for tiles only for processes that ask: the state component of the tiles' data is 18. */
+#define ARCH_REQ_XCOMP_PERM 0x1023
+#define XFEATURE_XTILEDATA 18
+
+static int may_use_tiles(void) { return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0; }
+#else
+static int may_use_tiles(void) { return 0; }
+#endif
+
+static int has_amx_bf16(void) { return has_extension(0, EDX, 22) && has_extension(0, EDX, 24) && may_use_tiles(); }
 #elif defined(__aarch64__)
 extern const fk_kernels fk_table_neon, fk_table_neon_dotprod, fk_table_neon_i8mm;
 
@@ -59,6 +91,8 @@ const fk_kernels *fk_kernels_for(fk_isa isa) {
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    int vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    int bf16 = vnni && __builtin_cpu_supports("avx512vbmi") && has_avx512_bf16();
 #elif defined(__aarch64__)
     int dotprod = PRESUME_DOTPROD || system_has_dotprod();
     int i8mm = dotprod && (PRESUME_I8MM || system_has_i8mm());
@@ -69,10 +103,16 @@ const fk_kernels *fk_kernels_for(fk_isa isa) {
 #if defined(__x86_64__)
     case FK_ISA_AVX2:
         return avx2 ? &fk_table_avx2 : 0;
+    case FK_ISA_AVX_VNNI:
+        return avx2 && has_avx_vnni() ? &fk_table_avx_vnni : 0;
     case FK_ISA_AVX512:
         return avx512 ? &fk_table_avx512 : 0;
     case FK_ISA_AVX512_VNNI:
-        return avx512 && __builtin_cpu_supports("avx512vnni") ? &fk_table_avx512_vnni : 0;
+        return vnni ? &fk_table_avx512_vnni : 0;
+    case FK_ISA_AVX512_BF16:
+        return bf16 ? &fk_table_avx512_bf16 : 0;
+    case FK_ISA_AMX:
+        return bf16 && has_amx_bf16() ? &fk_table_amx : 0;
 #elif defined(__aarch64__)
     case FK_ISA_NEON:
         return &fk_table_neon;

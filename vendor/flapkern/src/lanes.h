@@ -11,6 +11,7 @@
 typedef float vf __attribute__((vector_size(FK_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(FK_LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(FK_LANES * 4)));
+typedef uint16_t vs __attribute__((vector_size(FK_LANES * 2)));
 typedef int8_t vb __attribute__((vector_size(FK_LANES)));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -24,6 +25,9 @@ INLINE vf load(const float *p) {
 
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
+/* p, or the next multiple of 64 bytes behind it. */
+INLINE float *aligned(float *p) { return (float *)(((uintptr_t)p + 63) / 64 * 64); }
+
 INLINE vf splat(float x) { return x - (vf){0}; }
 
 INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
@@ -31,6 +35,27 @@ INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)
 INLINE vf vmax(vf a, vf b) { return pick(a > b, a, b); }
 
 INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+
+/* Between lanes and smaller numbers in memory. Compilers make poor code of these conversions, so that a file whose
+ * instruction set has them defines FK_OWN_WIDTHS and these three. */
+#ifndef FK_OWN_WIDTHS
+INLINE vi widen_bytes(const uint8_t *p) {
+    vb bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(bytes, vi) & 255;
+}
+
+INLINE vi widen_shorts(const void *p) {
+    vs shorts;
+    memcpy(&shorts, p, sizeof shorts);
+    return __builtin_convertvector(shorts, vi);
+}
+
+INLINE void narrow_to_bytes(int8_t *p, vi v) {
+    vb bytes = __builtin_convertvector(v, vb);
+    memcpy(p, &bytes, sizeof bytes);
+}
+#endif
 
 /* Reductions across lanes. A file whose instruction set has better ones defines FK_OWN_REDUCTIONS and these four. */
 #ifndef FK_OWN_REDUCTIONS

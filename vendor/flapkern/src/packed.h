@@ -55,18 +55,10 @@ INLINE vw load_line(const uint8_t *lines, int line, int v) {
     return w;
 }
 
-INLINE vf load_halves(const uint8_t *field, int v) {
-    uint16_t raw[FK_LANES];
-    memcpy(raw, field + 2 * FK_LANES * v, sizeof raw);
-    return load_half(raw);
-}
+INLINE vf load_halves(const uint8_t *field, int v) { return load_half((const uint16_t *)(field + 2 * FK_LANES * v)); }
 
 /* One byte of each of FK_LANES rows. */
-INLINE vi load_bytes(const uint8_t *field, int v) {
-    vb bytes;
-    memcpy(&bytes, field + FK_LANES * v, sizeof bytes);
-    return __builtin_convertvector(bytes, vi) & 255;
-}
+INLINE vi load_bytes(const uint8_t *field, int v) { return widen_bytes(field + FK_LANES * v); }
 
 INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
@@ -84,12 +76,11 @@ INLINE vw fifth_bit(vw bytes, int bit) { return bit < 4 ? bytes << (4 - bit) & 1
 
 INLINE vw as_signed(vw codes) { return SIGNED_OFFSET ? codes ^ 0x80 : codes; }
 
-/* Bits 4 j to 4 j + 3 of a 32-bit number per row, as 16 in each of four bytes. */
-INLINE vw spread_fifth_bits(vu bits, int j) {
-    vu four = bits >> (4 * j) & 15;
-    /* Bit i of the four to bit 8 i + 4. */
-    return (vw)((four << 4 & 0x10) | (four << 11 & 0x1000) | (four << 18 & 0x100000) | (four << 25 & 0x10000000));
-}
+/* Bits 4 j to 4 j + 3 of a 32-bit number per row, as 16 in each of four bytes: the multiplication puts copies of the four
+ * at bits 4, 11, 18 and 25, so that bit i of them comes to bit 8 i + 4. */
+#ifndef FK_OWN_SPREAD
+INLINE vw spread_fifth_bits(vu bits, int j) { return (vw)((bits >> (4 * j) & 15) * 0x02040810u & 0x10101010u); }
+#endif
 
 /* Columns 32 s to 32 s + 31 of a format's block; s is 0 for formats of 32. */
 INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_block *b) {
@@ -123,7 +114,7 @@ INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_bloc
         UNROLL for (int j = 0; j < 8; j++) b->codes[j] = as_signed(look_up(iq4_levels, b->codes[j]));
         break;
     case FK_TYPE_IQ4_XS: {
-        vi high = load_u16s_as_ints(p + 32, v);
+        vi high = widen_shorts(p + 32 + 2 * FK_LANES * v);
         vi low = load_bytes(p + 64 + 16 * (s / 2), v) >> (4 * (s % 2)) & 15;
         b->scale[0] = load_halves(p, v) * to_float((low | (high >> (2 * s) & 3) << 4) - 32);
         split_nibbles(p + 128, 4 * s, v, b->codes);
@@ -256,14 +247,19 @@ INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, c
     vf total[PACKED_TOKENS];
     UNROLL for (int t = 0; t < tokens; t++) total[t] = (vf){0};
     for (size_t block = 0; block < x->cols / FK_BLOCK; group += FK_GROUP * block_bytes(type)) {
-        if (block_len(type) == FK_SUPER) {
-            packed_block w[8];
-            load_super_block(type, group, v, w);
+        packed_block w;
+        if (block_len(type) == FK_SUPER && tokens == 1) {
+            UNROLL for (int s = 0; s < 8; s++, block++) {
+                load_block(type, group, s, v, &w);
+                multiply_block(type, tokens, &w, x, t0, block, total);
+            }
+        } else if (block_len(type) == FK_SUPER) {
+            packed_block all[8];
+            load_super_block(type, group, v, all);
             /* One copy of the multiplication: eight would only fill the instruction cache. */
             _Pragma("GCC unroll 1") for (int s = 0; s < 8; s++, block++)
-                multiply_block(type, tokens, &w[s], x, t0, block, total);
+                multiply_block(type, tokens, &all[s], x, t0, block, total);
         } else {
-            packed_block w;
             load_block(type, group, 0, v, &w);
             multiply_block(type, tokens, &w, x, t0, block, total);
             block++;
@@ -272,25 +268,109 @@ INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, c
     UNROLL for (int t = 0; t < tokens; t++) store(out + t * out_stride, total[t]);
 }
 
-INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activations *x, float *out, size_t out_stride) {
+/* The columns whose blocks are decoded together when they serve several tiles of tokens. */
+#define DECODED_COLS 2048
+
+/* A decoded block: its codes and those of its scales and minima that its type has. */
+INLINE size_t decoded_vectors(fk_type type) {
+    const int parts = has_half_scales(type) ? 2 : 1;
+    return 8 + parts + (has_minimum(type) ? parts : 0);
+}
+
+#define DECODED_SCRATCH (DECODED_COLS / FK_BLOCK * GROUP_VECTORS * 12 * FK_LANES + 16)
+
+INLINE void store_block(fk_type type, const packed_block *w, vf *to) {
+    const int parts = has_half_scales(type) ? 2 : 1;
+    UNROLL for (int j = 0; j < 8; j++) to[j] = (vf)w->codes[j];
+    UNROLL for (int i = 0; i < parts; i++) to[8 + i] = w->scale[i];
+    if (has_minimum(type))
+        UNROLL for (int i = 0; i < parts; i++) to[8 + parts + i] = w->minimum[i];
+}
+
+INLINE void reload_block(fk_type type, const vf *from, packed_block *w) {
+    const int parts = has_half_scales(type) ? 2 : 1;
+    UNROLL for (int j = 0; j < 8; j++) w->codes[j] = (vw)from[j];
+    UNROLL for (int i = 0; i < parts; i++) w->scale[i] = from[8 + i];
+    if (has_minimum(type))
+        UNROLL for (int i = 0; i < parts; i++) w->minimum[i] = from[8 + parts + i];
+}
+
+/* As packed_tile, for blocks [first, first + blocks), decoded; to what `out` holds unless `first` is 0. */
+INLINE void decoded_tile(fk_type type, int tokens, const vf *decoded, size_t first, size_t blocks,
+                         const fk_activations *x, size_t t0, float *out, size_t out_stride) {
+    vf total[PACKED_TOKENS];
+    UNROLL for (int t = 0; t < tokens; t++) total[t] = first == 0 ? (vf){0} : load(out + t * out_stride);
+    for (size_t block = first; block < first + blocks; block++, decoded += decoded_vectors(type)) {
+        packed_block w;
+        reload_block(type, decoded, &w);
+        multiply_block(type, tokens, &w, x, t0, block, total);
+    }
+    UNROLL for (int t = 0; t < tokens; t++) store(out + t * out_stride, total[t]);
+}
+
+/* For more tokens than fit in a tile: every block is decoded once. */
+INLINE void decoded_group(fk_type type, const uint8_t *group, const fk_activations *x, float *out, size_t out_stride,
+                          float *scratch) {
+    vf *decoded = (vf *)aligned(scratch);
+    const size_t all = x->cols / FK_BLOCK;
+    for (size_t first = 0; first < all; first += DECODED_COLS / FK_BLOCK) {
+        const size_t blocks = all - first < DECODED_COLS / FK_BLOCK ? all - first : DECODED_COLS / FK_BLOCK;
+        const size_t plane = blocks * decoded_vectors(type);
+        for (int v = 0; v < GROUP_VECTORS; v++) {
+            const uint8_t *from = group + first * FK_BLOCK / block_len(type) * block_bytes(type) * FK_GROUP;
+            vf *to = decoded + v * plane;
+            for (size_t block = 0; block < blocks; from += FK_GROUP * block_bytes(type)) {
+                packed_block w[8];
+                const int parts = (int)(block_len(type) / FK_BLOCK);
+                if (parts > 1)
+                    load_super_block(type, from, v, w);
+                else
+                    load_block(type, from, 0, v, w);
+                for (int s = 0; s < parts; s++, block++, to += decoded_vectors(type)) store_block(type, &w[s], to);
+            }
+        }
+        for (int v = 0; v < GROUP_VECTORS; v++) {
+            const vf *from = decoded + v * plane;
+            float *to = out + v * FK_LANES;
+            size_t t = 0;
+            for (; t + PACKED_TOKENS <= x->tokens; t += PACKED_TOKENS)
+                decoded_tile(type, PACKED_TOKENS, from, first, blocks, x, t, to + t * out_stride, out_stride);
+#if PACKED_TOKENS > 4
+            for (; t + 4 <= x->tokens; t += 4)
+                decoded_tile(type, 4, from, first, blocks, x, t, to + t * out_stride, out_stride);
+#endif
+            for (; t < x->tokens; t++)
+                decoded_tile(type, 1, from, first, blocks, x, t, to + t * out_stride, out_stride);
+        }
+    }
+}
+
+INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activations *x, float *out, size_t out_stride,
+                         float *scratch) {
+    if (x->tokens > PACKED_TOKENS) {
+        decoded_group(type, group, x, out, out_stride, scratch);
+        return;
+    }
     for (int v = 0; v < GROUP_VECTORS; v++, out += FK_LANES) {
         size_t t = 0;
-        for (; t + PACKED_TOKENS <= x->tokens; t += PACKED_TOKENS)
-            packed_tile(type, PACKED_TOKENS, group, v, x, t, out + t * out_stride, out_stride);
 #if PACKED_TOKENS > 4
+        if (x->tokens == PACKED_TOKENS) {
+            packed_tile(type, PACKED_TOKENS, group, v, x, 0, out, out_stride);
+            continue;
+        }
+#endif
+#if PACKED_TOKENS >= 4
         for (; t + 4 <= x->tokens; t += 4) packed_tile(type, 4, group, v, x, t, out + t * out_stride, out_stride);
 #endif
-#if PACKED_TOKENS > 1
         for (; t < x->tokens; t++) packed_tile(type, 1, group, v, x, t, out + t * out_stride, out_stride);
-#endif
     }
 }
 
 /* One function a type, so that each is compiled by itself. */
-#define PACKED(TYPE)                                                                                                  \
+#define PACKED(TYPE)                                                                                                 \
     static __attribute__((noinline)) void packed_##TYPE(const uint8_t *group, const fk_activations *x, float *out,   \
-                                                        size_t out_stride) {                                          \
-        packed_group(FK_TYPE_##TYPE, group, x, out, out_stride);                                                      \
+                                                        size_t out_stride, float *scratch) {                         \
+        packed_group(FK_TYPE_##TYPE, group, x, out, out_stride, scratch);                                            \
     }
 PACKED(Q8_0)
 PACKED(Q4_0)
@@ -306,7 +386,7 @@ PACKED(IQ4_NL)
 PACKED(IQ4_XS)
 #undef PACKED
 
-typedef void packed_function(const uint8_t *group, const fk_activations *x, float *out, size_t out_stride);
+typedef void packed_function(const uint8_t *group, const fk_activations *x, float *out, size_t out_stride, float *scratch);
 
 static packed_function *packed_function_for(fk_type type) {
     switch (type) {
@@ -328,8 +408,8 @@ static packed_function *packed_function_for(fk_type type) {
 
 /* Rows [begin, end), both multiples of FK_GROUP. */
 static void packed_rows(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
-                        size_t out_stride) {
+                        size_t out_stride, float *scratch) {
     packed_function *multiply = packed_function_for(w->type);
     for (size_t row = begin; row < end; row += FK_GROUP)
-        multiply(w->data + row * w->row_bytes, x, out + row, out_stride);
+        multiply(w->data + row * w->row_bytes, x, out + row, out_stride, scratch);
 }

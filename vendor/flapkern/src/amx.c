@@ -1,0 +1,7 @@
+/* The same with AMX, tiles of bfloat16: Sapphire Rapids and later. */
+#define FK_VNNI 1
+#define FK_BF16 1
+#define FK_AMX 1
+#define FK_TABLE fk_table_amx
+#define FK_NAME "amx"
+#include "avx512.h"

@@ -1,0 +1,168 @@
+/* AVX2 with and without AVX-VNNI: the including file says which by FK_VNNI, and defines FK_TABLE and FK_NAME. */
+#include <immintrin.h>
+
+#define FK_LANES 8
+#define FK_OWN_REDUCTIONS
+#define FK_OWN_WIDTHS
+#include "lanes.h"
+#include "half.h"
+
+INLINE vi widen_bytes(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+INLINE vi widen_shorts(const void *p) { return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128(p)); }
+
+INLINE void narrow_to_bytes(int8_t *p, vi v) {
+    __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(shorts, shorts));
+}
+
+INLINE float sum_lanes(vf v) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
+INLINE float max_lane(vf v) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+INLINE int32_t sum_ints(vi v) {
+    __m128i x = _mm_add_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    x = _mm_add_epi32(x, _mm_unpackhi_epi64(x, x));
+    return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 1)));
+}
+
+INLINE float max_bits(vi v) {
+    __m128i x = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    x = _mm_max_epi32(x, _mm_unpackhi_epi64(x, x));
+    return bits_to_float((uint32_t)_mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 1))));
+}
+
+#define GEMM_TOKENS 6
+#define GEMM_VECTORS 2
+
+INLINE vf load_half(const uint16_t *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+
+INLINE void store_half(uint16_t *p, vf v) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+INLINE float half_at(const uint8_t *p) { return _cvtsh_ss(load_u16(p)); }
+
+/* The 32 nibbles of 16 bytes as bytes: the low ones, then the high ones. */
+INLINE __m256i unpack_nibbles(const uint8_t *packed) {
+    __m128i raw = _mm_loadu_si128((const __m128i *)packed);
+    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(raw), _mm_srli_epi16(raw, 4), 1);
+    return _mm256_and_si256(both, _mm256_set1_epi8(15));
+}
+
+/* Eight sums of four products each. No pair of products leaves 16 bits: |u * s| * 2 <= 128 * 127 * 2. */
+INLINE vf dot_bytes(__m256i u, __m256i s) {
+#if FK_VNNI
+    return (vf)_mm256_cvtepi32_ps(_mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), u, s));
+#endif
+    __m256i pairs = _mm256_maddubs_epi16(u, s);
+    return (vf)_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+static float dot_q8_0(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    (void)sums;
+    vf total = {0};
+    for (size_t b = 0; b < blocks; b++, row += 34, q += 32) {
+        __m256i w = _mm256_loadu_si256((const __m256i *)(row + 2));
+        __m256i x = _mm256_loadu_si256((const __m256i *)q);
+        /* |w| * (x with the sign of w) */
+        total += half_at(row) * scales[b] * dot_bytes(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w));
+    }
+    return sum_lanes(total);
+}
+
+static float dot_q4_0(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    vf total = {0};
+    float offset = 0;
+    for (size_t b = 0; b < blocks; b++, row += 18, q += 32) {
+        float d = half_at(row);
+        total += d * scales[b] * dot_bytes(unpack_nibbles(row + 2), _mm256_loadu_si256((const __m256i *)q));
+        offset += d * sums[b];
+    }
+    return sum_lanes(total) - 8 * offset;
+}
+
+static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, const float *sums, size_t blocks) {
+    vf total = {0};
+    float offset = 0;
+    for (size_t b = 0; b < blocks; b++, row += 20, q += 32) {
+        total += half_at(row) * scales[b] * dot_bytes(unpack_nibbles(row + 4), _mm256_loadu_si256((const __m256i *)q));
+        offset += half_at(row + 2) * sums[b];
+    }
+    return sum_lanes(total) + offset;
+}
+
+typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
+
+INLINE __m256i four_of(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+/* See packed.h: every byte takes the byte that has its bit, and tests it. */
+#define FK_OWN_SPREAD
+INLINE vw spread_fifth_bits(vu bits, int j) {
+    const __m256i byte = _mm256_add_epi8(_mm256_broadcastsi128_si256(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c)),
+                                         _mm256_set1_epi8((char)(j / 2)));
+    const __m256i bit = _mm256_set1_epi32(j % 2 ? (int)0x80402010 : 0x08040201);
+    __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8((__m256i)bits, byte), bit), bit);
+    return (vw)_mm256_and_si256(set, _mm256_set1_epi8(16));
+}
+
+#define PACKED_TOKENS 4
+
+#if FK_VNNI
+#define SIGNED_OFFSET 128
+
+INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_t *x) {
+    (void)bits;
+    UNROLL for (int j = 0; j < words; j++)
+        sum = (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes[j], four_of(x + 4 * j));
+    return sum;
+}
+
+/* The codes are shifted to unsigned; the sum was begun with what that adds. */
+INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
+    return dot_unsigned(sum, codes, words, 8, x);
+}
+#else
+#define SIGNED_OFFSET 0
+
+/* Sums of two products stay within 16 bits, and so do as many of those as the codes' width allows. */
+INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_t *x) {
+    const int together = bits <= 4 ? 8 : bits == 5 ? 4 : 2;
+    UNROLL for (int first = 0; first < words; first += together) {
+        __m256i pairs = _mm256_maddubs_epi16((__m256i)codes[first], four_of(x + 4 * first));
+        const int end = first + together < words ? first + together : words;
+        UNROLL for (int j = first + 1; j < end; j++)
+            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16((__m256i)codes[j], four_of(x + 4 * j)));
+        sum += (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+    return sum;
+}
+
+/* |w| * (x with the sign of w) */
+INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
+    UNROLL for (int j = 0; j < words; j++) {
+        __m256i w = (__m256i)codes[j];
+        __m256i pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(four_of(x + 4 * j), w));
+        sum += (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+    return sum;
+}
+#endif
+
+INLINE vw look_up(const int8_t *table, vw codes) {
+    __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    return (vw)_mm256_shuffle_epi8(both, (__m256i)codes);
+}
+
+#include "body.h"

@@ -1,0 +1,70 @@
+/* Packed rows of plain floats times activations: a lane is a row, as in packed.h, and a block is one column. Included by
+ * body.h; `type` is a constant wherever these functions are inlined. */
+
+INLINE vf load_column(fk_type type, const uint8_t *group, size_t column, int v) {
+    return load_lanes(type, group + (column * FK_GROUP + v * FK_LANES) * block_bytes(type));
+}
+
+/* Columns whose products are summed apart from one another, so that no addition waits for the one before. */
+#define FLOAT_CHAINS 4
+
+/* out[t][0 .. FK_GROUP) for one group and `tokens` tokens (a constant) from x on. */
+INLINE void packed_float_tile(fk_type type, int tokens, const uint8_t *group, const float *x, size_t cols, float *out,
+                              size_t out_stride) {
+    const int chains = tokens == 1 ? FLOAT_CHAINS : 1;
+    vf total[PACKED_TOKENS][GROUP_VECTORS][FLOAT_CHAINS];
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int v = 0; v < GROUP_VECTORS; v++)
+            UNROLL for (int c = 0; c < chains; c++) total[t][v][c] = (vf){0};
+    size_t k = 0;
+    for (; k + chains <= cols; k += chains)
+        UNROLL for (int c = 0; c < chains; c++)
+            UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
+                vf column = load_column(type, group, k + c, v);
+                UNROLL for (int t = 0; t < tokens; t++) total[t][v][c] += column * x[t * cols + k + c];
+            }
+    for (; k < cols; k++)
+        UNROLL for (int v = 0; v < GROUP_VECTORS; v++)
+            UNROLL for (int t = 0; t < tokens; t++) total[t][v][0] += load_column(type, group, k, v) * x[t * cols + k];
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
+            vf sum = total[t][v][0];
+            UNROLL for (int c = 1; c < chains; c++) sum += total[t][v][c];
+            store(out + t * out_stride + v * FK_LANES, sum);
+        }
+}
+
+INLINE void packed_float_rows(fk_type type, const fk_weights *w, size_t begin, size_t end, const fk_activations *x,
+                              float *out, size_t out_stride) {
+    for (size_t row = begin; row < end; row += FK_GROUP) {
+        const uint8_t *group = w->data + row * w->row_bytes;
+        size_t t = 0;
+#if PACKED_TOKENS > 1
+        for (; t + PACKED_TOKENS <= x->tokens; t += PACKED_TOKENS)
+            packed_float_tile(type, PACKED_TOKENS, group, x->values + t * x->cols, x->cols, out + t * out_stride + row,
+                              out_stride);
+#endif
+        for (; t < x->tokens; t++)
+            packed_float_tile(type, 1, group, x->values + t * x->cols, x->cols, out + t * out_stride + row, out_stride);
+    }
+}
+
+/* Rows [begin, end), both multiples of FK_GROUP. */
+static void packed_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
+                          size_t out_stride) {
+    switch (w->type) {
+    case FK_TYPE_F16: packed_float_rows(FK_TYPE_F16, w, begin, end, x, out, out_stride); break;
+    case FK_TYPE_BF16: packed_float_rows(FK_TYPE_BF16, w, begin, end, x, out, out_stride); break;
+    default: packed_float_rows(FK_TYPE_F32, w, begin, end, x, out, out_stride);
+    }
+}
+
+/* Columns [k, k + depth) of rows [row, row + GEMM_ROWS) of packed floats, all in groups, as a panel. */
+INLINE void panel_of_floats(fk_type type, const fk_weights *w, size_t row, size_t k, size_t depth, float *panel) {
+    UNROLL for (int v = 0; v < GEMM_VECTORS; v++) {
+        const size_t at = row + v * FK_LANES;
+        const uint8_t *group = w->data + at / FK_GROUP * FK_GROUP * w->row_bytes;
+        for (size_t i = 0; i < depth; i++)
+            store(panel + i * GEMM_ROWS + v * FK_LANES, load_column(type, group, k + i, at % FK_GROUP / FK_LANES));
+    }
+}

@@ -1,0 +1,255 @@
+/* Attention in bfloat16 tiles, for AMX. Included by body.h.
+ *
+ * Sixteen queries at a time, one in every lane: scores^T [positions, 16] = K Q^T and out^T [head_dim, 16] = V^T P^T. So keys
+ * and values are the first factors, as they lie and transposed, which is done once for all queries; softmax needs nothing
+ * across lanes; and what it leaves is in order to be the next second factor. Online softmax as in attend_tiled. */
+
+#define QUERY_TILE 16
+
+typedef struct attend_shape {
+    size_t queries, query_tiles;
+    size_t key_steps;   /* steps of 32 values of a head */
+    size_t value_tiles; /* tiles of 16 values of a head */
+} attend_shape;
+
+static attend_shape shape_of_attention(size_t queries, size_t head_dim) {
+    return (attend_shape){queries, (queries + QUERY_TILE - 1) / QUERY_TILE, (head_dim + FK_TILE_COLS - 1) / FK_TILE_COLS,
+                          (head_dim + 15) / 16};
+}
+
+/* ATTEND_TILE positions are so many tiles of 16, and of 32. */
+#define POSITION_TILES (ATTEND_TILE / 16)
+#define POSITION_STEPS (ATTEND_TILE / FK_TILE_COLS)
+
+static size_t tiled_attend_scratch(size_t queries, size_t head_dim) {
+    attend_shape s = shape_of_attention(queries, head_dim);
+    return s.query_tiles * s.key_steps * FK_TILE / 2       /* queries */
+           + POSITION_TILES * s.key_steps * FK_TILE / 2    /* keys */
+           + POSITION_STEPS * s.value_tiles * FK_TILE / 2  /* values, transposed */
+           + POSITION_STEPS * FK_TILE / 2                  /* softmax of the scores */
+           + FK_TILE / 2                                   /* a tile to transpose */
+           + ATTEND_TILE * QUERY_TILE                      /* scores */
+           + s.query_tiles * s.value_tiles * 16 * QUERY_TILE /* the output so far */
+           + s.query_tiles * 3 * QUERY_TILE + 16;          /* peaks, sums, visible positions; alignment */
+}
+
+/* Up to 32 half-precision numbers as bfloat16, the rest 0. */
+INLINE __m512i bfloats_of_halves(const uint16_t *p, size_t n) {
+    __m512i raw = _mm512_maskz_loadu_epi16(n >= 32 ? 0xffffffff : (__mmask32)((1u << n) - 1), p);
+    return to_bfloats((vf)_mm512_cvtph_ps(_mm512_castsi512_si256(raw)),
+                      (vf)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(raw, 1)));
+}
+
+/* Queries [QUERY_TILE, dim] to second factors: [key_steps, 16 pairs of values, QUERY_TILE, 2]. */
+static void tile_queries(const float *q, size_t count, size_t dim, size_t steps, uint16_t *tiles, uint16_t *rows) {
+    for (size_t s = 0; s < steps; s++, tiles += FK_TILE) {
+        const size_t n = dim - s * FK_TILE_COLS;
+        for (size_t i = 0; i < QUERY_TILE; i++) {
+            __m512i row = _mm512_setzero_si512();
+            if (i < count) {
+                const float *from = q + i * dim + s * FK_TILE_COLS;
+                row = to_bfloats(load_masked(from, n), load_masked(from + FK_LANES, n > FK_LANES ? n - FK_LANES : 0));
+            }
+            _mm512_store_si512(rows + i * FK_TILE_COLS, row);
+        }
+        transpose_words(rows, 2 * FK_TILE_COLS, tiles);
+    }
+}
+
+/* Keys of `count` positions to first factors: [POSITION_TILES, key_steps, 16 positions, 32 values]. */
+static void tile_keys(const uint16_t *keys, size_t count, size_t dim, size_t steps, uint16_t *tiles) {
+    for (size_t p = 0; p < ATTEND_TILE; p++)
+        for (size_t s = 0; s < steps; s++) {
+            __m512i row = _mm512_setzero_si512();
+            if (p < count) row = bfloats_of_halves(keys + p * dim + s * FK_TILE_COLS, dim - s * FK_TILE_COLS);
+            _mm512_store_si512(tiles + (p / 16 * steps + s) * FK_TILE + p % 16 * FK_TILE_COLS, row);
+        }
+}
+
+/* Values of `count` positions to first factors: [value_tiles, POSITION_STEPS, 16 values, 32 positions]. */
+static void tile_values(const uint16_t *values, size_t count, size_t dim, size_t value_tiles, uint16_t *tiles,
+                        uint16_t *pairs) {
+    for (size_t d = 0; d < value_tiles; d++) {
+        const size_t n = dim - 16 * d;
+        const __mmask16 there = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+        for (size_t s = 0; s < POSITION_STEPS; s++, tiles += FK_TILE) {
+            for (size_t pair = 0; pair < TILE_PAIRS; pair++) {
+                const size_t p = s * FK_TILE_COLS + 2 * pair;
+                vf two[2];
+                for (size_t i = 0; i < 2; i++)
+                    two[i] = p + i < count ? (vf)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, values + (p + i) * dim + 16 * d))
+                                           : (vf){0};
+                store_pairs(pairs + 32 * pair, two[0], two[1]);
+            }
+            transpose_words(pairs, 64, tiles);
+        }
+    }
+}
+
+/* 2^x to 4e-5 of its size, which is far below a step of bfloat16; 0 below 2^-126. NaN stays NaN. */
+INLINE vf rough_exp2(vf x) {
+    __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-140), (__m512)x);
+    __m512 n = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    vf r = (vf)clamped - (vf)n;
+    /* The Taylor series of e^(r ln 2), |r| <= 1/2. */
+    vf p = r * 9.61812911e-3f + 5.55041087e-2f;
+    p = p * r + 2.40226507e-1f;
+    p = p * r + 6.93147181e-1f;
+    p = p * r + 1.0f;
+    return (vf)_mm512_scalef_ps((__m512)p, n);
+}
+
+/* scores [positions, QUERY_TILE] of the first `tiles` tiles of keys. */
+static void tile_scores(const uint16_t *keys, const uint16_t *queries, size_t steps, int tiles, float *scores) {
+    compiler_barrier();
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (size_t s = 0; s < steps; s++, keys += FK_TILE) {
+        _tile_loadd(6, queries + s * FK_TILE, 64);
+        _tile_loadd(4, keys, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (tiles > 1) {
+            _tile_loadd(5, keys + steps * FK_TILE, 64);
+            _tile_dpbf16ps(1, 5, 6);
+        }
+        if (tiles > 2) {
+            _tile_loadd(4, keys + 2 * steps * FK_TILE, 64);
+            _tile_dpbf16ps(2, 4, 6);
+        }
+        if (tiles > 3) {
+            _tile_loadd(5, keys + 3 * steps * FK_TILE, 64);
+            _tile_dpbf16ps(3, 5, 6);
+        }
+    }
+    _tile_stored(0, scores, 64);
+    _tile_stored(1, scores + 256, 64);
+    _tile_stored(2, scores + 512, 64);
+    _tile_stored(3, scores + 768, 64);
+    compiler_barrier();
+}
+
+/* total [16 value_tiles, QUERY_TILE] += values times weights, over the first `steps` steps of 32 positions. */
+static void tile_output(const uint16_t *values, const uint16_t *weights, size_t value_tiles, size_t steps, int fresh,
+                        float *total) {
+    compiler_barrier();
+    _tile_loadd(6, weights, 64);
+    if (steps > 1) _tile_loadd(7, weights + FK_TILE, 64);
+    for (size_t d = 0; d < value_tiles; d++, total += 256, values += POSITION_STEPS * FK_TILE) {
+        if (fresh)
+            _tile_zero(0);
+        else
+            _tile_loadd(0, total, 64);
+        _tile_loadd(4, values, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (steps > 1) {
+            _tile_loadd(5, values + FK_TILE, 64);
+            _tile_dpbf16ps(0, 5, 7);
+        }
+        _tile_stored(0, total, 64);
+    }
+    compiler_barrier();
+}
+
+/* Lanes whose query sees position p. */
+INLINE __mmask16 sees(vi visible, int p, int whole) {
+    return whole ? 0xffff : _mm512_cmpgt_epi32_mask((__m512i)visible, _mm512_set1_epi32(p));
+}
+
+/* One tile of scores into weights for the values: raises the lanes' peaks, adds to their sums, and returns by how much what
+ * they summed before shrinks. `visible` counts from the tile's first position; `whole` if every lane sees every position. */
+INLINE vf tile_softmax(const float *scores, int positions, vi visible, int whole, float scale, vf *peaks, vf *sums,
+                       uint16_t *weights) {
+    const __m512 none = _mm512_set1_ps(-INFINITY);
+    const __m512i ones = _mm512_set1_epi16(0x3f80);
+    __m512 peak = (__m512)*peaks;
+    for (int p = 0; p < positions; p++)
+        peak = _mm512_max_ps(_mm512_mask_blend_ps(sees(visible, p, whole), none, _mm512_load_ps(scores + 16 * p)), peak);
+    const vf offset = (vf)peak * scale;
+    vf shrink = rough_exp2(*peaks * scale - offset), sum = *sums * shrink;
+    for (int p = 0; p < positions; p += 2) {
+        vf e[2];
+        UNROLL for (int i = 0; i < 2; i++) {
+            e[i] = rough_exp2((vf)_mm512_load_ps(scores + 16 * (p + i)) * scale - offset);
+            e[i] = (vf)_mm512_maskz_mov_ps(sees(visible, p + i, whole), (__m512)e[i]);
+        }
+        /* What is summed is what the values are weighed by: after rounding. */
+        __m512i two = pairs_of(e[0], e[1]);
+        _mm512_store_si512(weights + 16 * p, two);
+        sum = (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)two, (__m512bh)ones);
+    }
+    *peaks = (vf)peak;
+    *sums = sum;
+    return shrink;
+}
+
+static void attend_in_tiles(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
+                            float *out, float *scratch) {
+    const size_t dim = kv->head_dim;
+    const attend_shape shape = shape_of_attention(queries, dim);
+    const size_t steps = shape.key_steps, value_tiles = shape.value_tiles;
+    uint16_t *query_tiles = (uint16_t *)aligned(scratch);
+    uint16_t *keys = query_tiles + shape.query_tiles * steps * FK_TILE;
+    uint16_t *values = keys + POSITION_TILES * steps * FK_TILE;
+    uint16_t *weights = values + POSITION_STEPS * value_tiles * FK_TILE;
+    uint16_t *turning = weights + POSITION_STEPS * FK_TILE;
+    float *scores = (float *)(turning + FK_TILE);
+    float *total = scores + ATTEND_TILE * QUERY_TILE;
+    vf *peaks = (vf *)(total + shape.query_tiles * value_tiles * 16 * QUERY_TILE);
+    vf *sums = peaks + shape.query_tiles;
+    vi *sight = (vi *)(sums + shape.query_tiles);
+
+    size_t last = 0;
+    for (size_t tile = 0; tile < shape.query_tiles; tile++) {
+        const size_t first = tile * QUERY_TILE, count = queries - first < QUERY_TILE ? queries - first : QUERY_TILE;
+        tile_queries(q + first * dim, count, dim, steps, query_tiles + tile * steps * FK_TILE, turning);
+        peaks[tile] = splat(-INFINITY);
+        sums[tile] = (vf){0};
+        for (size_t i = 0; i < QUERY_TILE; i++) {
+            /* Lanes without a query see what the last query sees. */
+            const size_t seen = visible[first + (i < count ? i : count - 1)];
+            sight[tile][i] = (int32_t)seen;
+            last = seen > last ? seen : last;
+        }
+    }
+
+    /* Powers of 2 instead of e. */
+    scale *= 1.44269504f;
+    begin_tiles();
+    for (size_t from = 0; from < last; from += ATTEND_TILE) {
+        const size_t positions = last - from < ATTEND_TILE ? last - from : ATTEND_TILE;
+        tile_keys(kv->keys + from * dim, positions, dim, steps, keys);
+        tile_values(kv->values + from * dim, positions, dim, value_tiles, values, turning);
+        for (size_t tile = 0; tile < shape.query_tiles; tile++) {
+            const vi seen = sight[tile] - (int32_t)from;
+            const int most = (int)_mm512_reduce_max_epi32((__m512i)seen), least = (int)_mm512_reduce_min_epi32((__m512i)seen);
+            if (most <= 0) continue;
+            float *so_far = total + tile * value_tiles * 256;
+            const int tiles = most > ATTEND_TILE ? POSITION_TILES : (most + 15) / 16;
+            const int used = (tiles + 1) / 2;
+            tile_scores(keys, query_tiles + tile * steps * FK_TILE, steps, tiles, scores);
+            const vf shrink = least >= ATTEND_TILE
+                                  ? tile_softmax(scores, ATTEND_TILE, seen, 1, scale, peaks + tile, sums + tile, weights)
+                                  : tile_softmax(scores, used * FK_TILE_COLS, seen, 0, scale, peaks + tile, sums + tile, weights);
+            if (from > 0 && _mm512_cmpneq_ps_mask((__m512)shrink, _mm512_set1_ps(1)) != 0)
+                for (size_t d = 0; d < 16 * value_tiles; d++) store(so_far + 16 * d, load(so_far + 16 * d) * shrink);
+            tile_output(values, weights, value_tiles, used, from == 0, so_far);
+        }
+    }
+    end_tiles();
+
+    for (size_t tile = 0; tile < shape.query_tiles; tile++) {
+        const size_t first = tile * QUERY_TILE, count = queries - first < QUERY_TILE ? queries - first : QUERY_TILE;
+        const vf inverse = 1.0f / sums[tile];
+        for (size_t d = 0; d < value_tiles; d++) {
+            float *so_far = total + (tile * value_tiles + d) * 256;
+            for (size_t i = 0; i < 16; i++) store(so_far + 16 * i, load(so_far + 16 * i) * inverse);
+            transpose_words(so_far, 64, turning);
+            const size_t n = dim - 16 * d;
+            for (size_t i = 0; i < count; i++)
+                _mm512_mask_storeu_ps(out + (first + i) * dim + 16 * d, n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1),
+                                      _mm512_load_ps((const float *)turning + 16 * i));
+        }
+    }
+}
