@@ -217,15 +217,17 @@ fn a_model_whose_layers_are_alike_stays_a_llama_file() {
 
 #[test]
 fn packed_weights_are_unpacked_to_what_they_were() {
-    let synthetic = Synthetic::new(shape(BlockType::Q4_1));
-    let native = synthetic.load();
-    let mut model = synthetic.load();
-    assert!(model.pack(&runtime(2)) > 0);
-    model.unpack(&runtime(2));
-    assert_eq!(model.map.bytes(), native.map.bytes());
-    for (a, b) in native.layers.iter().zip(&model.layers) {
-        for (a, b) in a.linears().into_iter().zip(b.linears()) {
-            assert_eq!(a.weight, b.weight);
+    for block_type in [BlockType::Q4_1, BlockType::Q8_0, BlockType::F16] {
+        let synthetic = Synthetic::new(shape(block_type));
+        let native = synthetic.load();
+        let mut model = synthetic.load();
+        assert!(model.pack(&runtime(2)) > 0);
+        model.unpack(&runtime(2));
+        assert_eq!(model.map.bytes(), native.map.bytes(), "{block_type:?}");
+        for (a, b) in native.layers.iter().zip(&model.layers) {
+            for (a, b) in a.linears().into_iter().zip(b.linears()) {
+                assert_eq!(a.weight, b.weight);
+            }
         }
     }
 }

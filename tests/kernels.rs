@@ -96,10 +96,7 @@ fn to_bf16(x: f64) -> f64 {
 /// Whether `got` is W · x with W in bfloat16. What is decoded with one rounding less may fall to the other side of a
 /// boundary once in a while.
 fn fits_in_bf16(row: &[f32], x: &[f64], got: f64) -> bool {
-    let row: Vec<f32> = row
-        .iter()
-        .map(|w| bf16::from_f32(*w).to_f32())
-        .collect();
+    let row: Vec<f32> = row.iter().map(|w| bf16::from_f32(*w).to_f32()).collect();
     let (expected, size) = naive_product(&row, x);
     let largest = row
         .iter()
@@ -125,10 +122,7 @@ fn through_8_bits(kernels: Kernels, x: &[f32]) -> Vec<f64> {
 fn layouts(block_type: BlockType, cols: usize, native: &[u8]) -> Vec<(Layout, Vec<u8>)> {
     let mut packed = native.to_vec();
     pack(block_type, cols, &mut packed);
-    vec![
-        (Layout::Native, native.to_vec()),
-        (Layout::Packed, packed),
-    ]
+    vec![(Layout::Native, native.to_vec()), (Layout::Packed, packed)]
 }
 
 /// W X for one matrix on one thread, `[tokens, rows]`.
@@ -620,7 +614,9 @@ fn attention_of_every_shape() {
                         };
                         let (keys, values) = (rows(&keys), rows(&values));
                         let exact = naive_attention(&query, &keys, &values);
-                        let half = |row: &Vec<f64>| -> Vec<f64> { row.iter().map(|v| to_bf16(*v)).collect() };
+                        let half = |row: &Vec<f64>| -> Vec<f64> {
+                            row.iter().map(|v| to_bf16(*v)).collect()
+                        };
                         let rounded = naive_attention(
                             &half(&query),
                             &keys.iter().map(half).collect::<Vec<_>>(),
