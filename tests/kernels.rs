@@ -702,7 +702,7 @@ fn attention_to_many_positions_and_to_a_cache_in_8_bits() {
                             q[at..][..head_dim].iter().map(|v| f64::from(*v)).collect();
                         let expected = naive_attention(&query, &rows(&keys), &rows(&values));
                         for (d, (expected, size)) in expected.into_iter().enumerate() {
-                            // Half precision, and bfloat16 for whole blocks of tokens.
+                            // Half precision, or bfloat16 in tiles.
                             let allowed = if tokens >= 16 {
                                 size / 20.0
                             } else {

@@ -46,7 +46,14 @@ pub fn run(args: PruneArgs) -> Result<()> {
     )?;
     loaded.model.unpack(&loaded.runtime);
 
+    // Another map of the same file: what was not pruned is taken from it as it is.
     let source = GgufFile::open(&path)?;
+    if source.fingerprint() != calibrated.origin.model {
+        bail!(
+            "{} has changed since pruning began; try again",
+            path.display()
+        );
+    }
     let earlier = Record::from_gguf(&source)?;
     let export = Export::new(&loaded.model);
     let parameters = earlier.as_ref().map_or(parameters as u64, |r| r.parameters);

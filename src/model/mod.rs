@@ -1,7 +1,7 @@
 //! LLaMA-family models: configuration, weights as typed views on the map, one readable forward pass, the KV cache.
 //!
 //! [`Model::load`] reads a [`GgufFile`](crate::gguf::GgufFile) of architecture `llama`, or `deci`, which is the same with
-//! widths that differ from layer to layer; [`Model::export`] writes one. Every layer owns its widths: head
+//! widths that differ from layer to layer; [`Export`] writes one. Every layer owns its widths: head
 //! counts, the sizes of KV groups and the number of MLP channels may differ from layer to layer, as they do after pruning.
 //! [`Model::forward`] takes a batch of tokens through all layers; [`Model::logits`] applies the output head to the rows
 //! that are wanted.
