@@ -96,8 +96,8 @@ impl Activations {
         self.cols = cols;
         self.is_quantized = false;
         self.is_tiled = false;
-        self.values.resize(tokens * cols, 0.0);
-        &mut self.values
+        grow(&mut self.values, tokens * cols, 0.0);
+        &mut self.values[..tokens * cols]
     }
 
     pub fn tokens(&self) -> usize {
@@ -110,7 +110,7 @@ impl Activations {
 
     /// X `[tokens, cols]`.
     pub fn values(&self) -> &[f32] {
-        &self.values
+        &self.values[..self.tokens * self.cols]
     }
 
     fn quantize(&mut self, kernels: Kernels, team: &Team) {
@@ -118,10 +118,10 @@ impl Activations {
             return;
         }
         let blocks = self.cols / ACTIVATION_BLOCK;
-        self.quantized.resize(self.values.len(), 0);
-        self.scales.resize(self.tokens * blocks, 0.0);
-        self.block_sums.resize(self.tokens * blocks, 0.0);
-        self.code_sums.resize(2 * self.tokens * blocks, 0);
+        grow(&mut self.quantized, self.tokens * self.cols, 0);
+        grow(&mut self.scales, self.tokens * blocks, 0.0);
+        grow(&mut self.block_sums, self.tokens * blocks, 0.0);
+        grow(&mut self.code_sums, 2 * self.tokens * blocks, 0);
         let quantized = SharedSlice::new(&mut self.quantized);
         let scales = SharedSlice::new(&mut self.scales);
         let sums = SharedSlice::new(&mut self.block_sums);
@@ -148,14 +148,21 @@ impl Activations {
             return;
         }
         let width = self.cols.div_ceil(TILE_COLS);
-        self.tiles
-            .resize(self.tokens.div_ceil(TILE_TOKENS) * width, Tile::ZERO);
-        let rows = self.values.chunks(TILE_TOKENS * self.cols);
-        let rows: Vec<&[f32]> = rows.collect();
-        team.chunks_mut(&mut self.tiles, width, |i, tiles| {
+        let count = self.tokens.div_ceil(TILE_TOKENS) * width;
+        grow(&mut self.tiles, count, Tile::ZERO);
+        let values = &self.values[..self.tokens * self.cols];
+        let rows: Vec<&[f32]> = values.chunks(TILE_TOKENS * self.cols).collect();
+        team.chunks_mut(&mut self.tiles[..count], width, |i, tiles| {
             kernels.fill_tiles(rows[i], self.cols, tiles);
         });
         self.is_tiled = true;
+    }
+}
+
+/// Room for `len` values. Buffers never shrink: what is beyond a batch costs nothing, and growing again would.
+fn grow<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) {
+    if buffer.len() < len {
+        buffer.resize(len, value);
     }
 }
 

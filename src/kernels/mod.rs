@@ -304,14 +304,19 @@ impl Kernels {
         }
     }
 
-    /// gate = silu(gate) · up.
+    /// out = silu(gate) · up.
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
-        assert_eq!(gate.len(), up.len());
-        // SAFETY: both have gate.len() values.
-        unsafe { call!(self, silu_mul(gate.as_mut_ptr(), up.as_ptr(), gate.len())) }
+    pub fn silu_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == up.len() && gate.len() == out.len());
+        // SAFETY: all three have gate.len() values.
+        unsafe {
+            call!(
+                self,
+                silu_mul(gate.as_ptr(), up.as_ptr(), gate.len(), out.as_mut_ptr())
+            )
+        }
     }
 
     /// x += y.

@@ -130,8 +130,9 @@ pub struct fk_kernels {
     pub rope: ::std::option::Option<
         unsafe extern "C" fn(x: *mut f32, cosines: *const f32, sines: *const f32, pairs: usize),
     >,
-    pub silu_mul:
-        ::std::option::Option<unsafe extern "C" fn(gate: *mut f32, up: *const f32, n: usize)>,
+    pub silu_mul: ::std::option::Option<
+        unsafe extern "C" fn(gate: *const f32, up: *const f32, n: usize, out: *mut f32),
+    >,
     pub add: ::std::option::Option<unsafe extern "C" fn(x: *mut f32, y: *const f32, n: usize)>,
     pub to_half:
         ::std::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, out: *mut u16)>,

@@ -304,8 +304,7 @@ impl Model {
         let tokens = input.tokens();
         let out = input.begin(tokens, c);
         team.chunks_mut(out, c, |i, row| {
-            row.copy_from_slice(&gate[i * c..][..c]);
-            kernels.silu_mul(row, &up[i * c..][..c]);
+            kernels.silu_mul(&gate[i * c..][..c], &up[i * c..][..c], row);
         });
     }
 

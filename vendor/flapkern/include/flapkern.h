@@ -150,8 +150,8 @@ typedef struct fk_kernels {
     /* Rotates pairs (x[2i], x[2i + 1]) by angles given as cosines and sines, i < pairs. */
     void (*rope)(float *x, const float *cosines, const float *sines, size_t pairs);
 
-    /* gate = silu(gate) * up, n values. */
-    void (*silu_mul)(float *gate, const float *up, size_t n);
+    /* out = silu(gate) * up, n values. */
+    void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
 
     /* x += y, n values. */
     void (*add)(float *x, const float *y, size_t n);

@@ -6,6 +6,7 @@
 #define FK_OWN_REDUCTIONS
 #define FK_OWN_WIDTHS
 #define FK_OWN_SUM_EACH
+#define FK_OWN_EXP
 #include "lanes.h"
 #include "half.h"
 
@@ -17,6 +18,22 @@ INLINE float sum_lanes(vf v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE float max_lane(vf v) { return _mm512_reduce_max_ps((__m512)v); }
 INLINE int32_t sum_ints(vi v) { return _mm512_reduce_add_epi32((__m512i)v); }
 INLINE float max_bits(vi v) { return bits_to_float((uint32_t)_mm512_reduce_max_epi32((__m512i)v)); }
+
+/* As in lanes.h, but that results below 2^-126 fade out instead of being 0. NaN passes through both limits. */
+INLINE vf vexp(vf x) {
+    __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-104), _mm512_min_ps(_mm512_set1_ps(89), (__m512)x));
+    __m512 n = _mm512_roundscale_ps((__m512)((vf)clamped * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    vf r = (vf)clamped - (vf)n * 0.693145752f;
+    r = r - (vf)n * 1.42860677e-6f;
+    vf p = r * 1.98412698e-4f + 1.38888889e-3f;
+    p = p * r + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return (vf)_mm512_scalef_ps((__m512)p, n);
+}
 
 /* Pairs of vectors are added crosswise until every lane has one vector's sum. */
 INLINE vf sum_each(const vf *v) {

@@ -372,10 +372,10 @@ INLINE void store_some(float *p, vf v, size_t n) {
 
 INLINE vf silu(vf x) { return x / (1.0f + vexp(-x)); }
 
-static void silu_mul(float *gate, const float *up, size_t n) {
+static void silu_mul(const float *gate, const float *up, size_t n, float *out) {
     size_t i = 0;
-    for (; i + FK_LANES <= n; i += FK_LANES) store(gate + i, silu(load(gate + i)) * load(up + i));
-    if (i < n) store_some(gate + i, silu(load_some(gate + i, n - i)) * load_some(up + i, n - i), n - i);
+    for (; i + FK_LANES <= n; i += FK_LANES) store(out + i, silu(load(gate + i)) * load(up + i));
+    if (i < n) store_some(out + i, silu(load_some(gate + i, n - i)) * load_some(up + i, n - i), n - i);
 }
 
 static void add(float *x, const float *y, size_t n) {

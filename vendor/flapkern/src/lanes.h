@@ -108,8 +108,9 @@ INLINE vf sum_each(const vf *v) {
 
 INLINE vi round_to_int(vf x) { return (vi)(x + ROUNDER) - (vi)splat(ROUNDER); }
 
-/* e^x to about 2 units in the last place: x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial for e^r. Below -87.3 the
+/* e^x to about 2 units in the last place; a file whose instruction set scales by powers of two defines FK_OWN_EXP. x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial for e^r. Below -87.3 the
  * result is 0 and above 88.7 it is infinite. NaN stays NaN. */
+#ifndef FK_OWN_EXP
 INLINE vf vexp(vf x) {
     vf clamped = pick(x < -87.3f, splat(-87.3f), pick(x > 88.7f, splat(88.7f), x));
     vi k = round_to_int(clamped * 1.44269504f);
@@ -131,3 +132,4 @@ INLINE vf vexp(vf x) {
     scaled = pick(x > 88.7f, splat(INFINITY), scaled);
     return pick(x == x, scaled, x);
 }
+#endif

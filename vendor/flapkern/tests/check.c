@@ -679,7 +679,7 @@ static void check_elements(void) {
             float *gate = floats(n);
             for (size_t i = 0; i < n; i++)
                 gate[i] = out[i] = n % 4 == 3 ? random_in(-1000, 1000) : random_in(-95, 95);
-            t->kernels->silu_mul(out, y, n);
+            t->kernels->silu_mul(out, y, n, out);
             for (size_t i = 0; i < n; i++) {
                 double expected = gate[i] / (1 + exp(-(double)gate[i])) * y[i];
                 expect(t, near(out[i], expected, fabs(expected) * 2e-6 + 1e-35), "silu_mul: %g times %g: %g for %g",
