@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::options::{Loaded, ModelOptions};
 use super::progress;
-use super::pruning::{self, PruneOptions, parse_ratio};
+use super::pruning::{self, MethodOptions, PruneOptions, parse_ratio};
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -39,6 +39,8 @@ pub struct BenchArgs {
     /// Calibrate on N tokens of the built-in text before pruning; speed does not depend on it
     #[arg(long, value_name = "N", default_value_t = 1024)]
     calib_tokens: usize,
+    #[command(flatten)]
+    method: MethodOptions,
     /// Leave the weights as they lie in the file
     #[arg(long)]
     no_pack: bool,
@@ -196,10 +198,16 @@ impl BenchArgs {
                         prune: Some(ratio),
                         calib: None,
                         calib_tokens: Some(self.calib_tokens),
+                        method: self.method.clone(),
                     };
                     let profile = pruning.calibrate(&loaded)?.profile;
-                    let pruned =
-                        pruning::prune(&mut loaded.model, &loaded.runtime, &profile, ratio)?;
+                    let pruned = pruning::prune(
+                        &mut loaded.model,
+                        &loaded.runtime,
+                        &profile,
+                        self.method.recipe(),
+                        ratio,
+                    )?;
                     prune_ratio = pruned.plan.ratio();
                 }
                 subjects.push(Subject {

@@ -62,6 +62,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
             &mut loaded.model,
             &loaded.runtime,
             &calibrated.profile,
+            args.pruning.method.recipe(),
             ratio,
         )?;
         prune_ratio = pruned.plan.ratio();

@@ -5,10 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use flapjack::gguf::Residency;
 use flapjack::kernels::Runtime;
 use flapjack::model::Model;
-use flapjack::prune::{self, Calibration, Plan, Profile, calibrate};
+use flapjack::prune::{
+    self, Calibration, HeadUnit, Method, Metric, Plan, Profile, Recipe, Restore, Structure,
+    calibrate,
+};
 use flapjack::tokenize::Tokenizer;
 
 use super::memory;
@@ -29,6 +33,55 @@ pub struct PruneOptions {
     /// Calibrate on the first N tokens only [default: all of the built-in text, 32768 of a file]
     #[arg(long, value_name = "N", requires = "prune")]
     pub calib_tokens: Option<usize>,
+    #[command(flatten)]
+    pub method: MethodOptions,
+}
+
+/// How to prune: a named method, and choices that differ from it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct MethodOptions {
+    /// The method of pruning
+    #[arg(long, value_parser = one_of(Method::ALL, Method::name), default_value_t = Method::default())]
+    pub method: Method,
+    /// What makes a head or channel worth keeping [default: the method's]
+    #[arg(long, value_parser = one_of(Metric::ALL, Metric::name))]
+    pub metric: Option<Metric>,
+    /// Which units one threshold spans: all layers or each (al, ul), all modules, each kind, or the same ratio for both (am,
+    /// mm, um) [default: the method's]
+    #[arg(long, value_parser = one_of(Structure::ALL, Structure::name))]
+    pub structure: Option<Structure>,
+    /// Whether query heads go one by one or in whole KV groups
+    #[arg(long, value_name = "UNIT", value_parser = one_of(HeadUnit::ALL, HeadUnit::name), default_value_t = HeadUnit::default())]
+    pub heads: HeadUnit,
+    /// How to make up for what goes [default: the method's]
+    #[arg(long, value_parser = one_of(Restore::ALL, Restore::name))]
+    pub restore: Option<Restore>,
+}
+
+impl MethodOptions {
+    pub fn recipe(&self) -> Recipe {
+        let named = self.method.recipe();
+        Recipe {
+            metric: self.metric.unwrap_or(named.metric),
+            structure: self.structure.unwrap_or(named.structure),
+            heads: self.heads,
+            restore: self.restore.unwrap_or(named.restore),
+        }
+    }
+}
+
+/// One of some named choices, which the help lists.
+fn one_of<T>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> + Clone
+where
+    T: Copy + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(all.iter().map(|choice| name(*choice))).map(move |text| {
+        let chosen = all.iter().copied().find(|choice| name(*choice) == text);
+        chosen.expect("the parser lets no other name through")
+    })
 }
 
 pub fn parse_ratio(text: &str) -> Result<f64, String> {
@@ -75,6 +128,7 @@ impl Snapshot {
 #[derive(Debug, Clone)]
 pub struct Pruned {
     pub asked: f64,
+    pub recipe: Recipe,
     pub plan: Plan,
     pub before: Snapshot,
     pub after: Snapshot,
@@ -119,6 +173,7 @@ impl PruneOptions {
         let calibration = Calibration {
             tokens: &tokens,
             bos,
+            covariance: self.method.recipe().restore.wants_covariance(),
         };
         let profile = prune::calibrate(
             &loaded.model,
@@ -155,17 +210,19 @@ pub fn prune(
     model: &mut Model,
     runtime: &Runtime,
     profile: &Profile,
+    recipe: Recipe,
     ratio: f64,
 ) -> Result<Pruned> {
     let before = Snapshot::take(model);
     let start = Instant::now();
     let bar = progress::bar("pruning", model.layers.len() as u64, "layers");
-    let plan = prune::flap(model, runtime, profile, ratio, &|done, _| {
+    let plan = prune::prune(model, runtime, profile, recipe, ratio, &|done, _| {
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
     Ok(Pruned {
         asked: ratio,
+        recipe,
         plan,
         before,
         after: Snapshot::take(model),

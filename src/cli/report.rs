@@ -108,6 +108,7 @@ impl Run {
 fn pruned_lines(pruned: &Pruned) -> Vec<String> {
     let Pruned {
         asked,
+        recipe,
         plan,
         before,
         after,
@@ -125,6 +126,10 @@ fn pruned_lines(pruned: &Pruned) -> Vec<String> {
         asked * 100.0,
         plan.ratio() * 100.0
     )];
+    lines.push(format!(
+        "  by         {}, {}, heads by {}, restoration {}",
+        recipe.metric, recipe.structure, recipe.heads, recipe.restore
+    ));
     for (name, column) in [("heads", 0), ("KV heads", 1), ("channels", 2)] {
         lines.push(kept_line(
             name,

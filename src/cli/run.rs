@@ -128,6 +128,7 @@ pub fn run(args: RunArgs) -> Result<()> {
             &mut loaded.model,
             &loaded.runtime,
             &calibrated.profile,
+            args.pruning.method.recipe(),
             ratio,
         )?);
         report.calibrated = Some(calibrated.into());

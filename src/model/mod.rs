@@ -9,6 +9,7 @@ mod cache;
 mod config;
 mod forward;
 mod load;
+mod loss;
 mod pack;
 mod rope;
 mod weights;
@@ -16,6 +17,7 @@ mod weights;
 pub use cache::KvCache;
 pub use config::Config;
 pub use forward::{Observer, Scratch, Unobserved};
+pub use loss::negative_log_likelihoods;
 pub use rope::Rope;
 pub use weights::{Layer, Linear, Model, Weight};
 

@@ -1,0 +1,451 @@
+//! Loss curves: what removing a share of one module, and nothing else, costs on a slice of text. They say where a budget is
+//! spent best, which scores that look at one projection at a time cannot know.
+
+use std::sync::Mutex;
+
+use super::plan::Units;
+use super::restore::{features, restore_projection};
+use super::{
+    FeatureStats, HeadUnit, LayerScores, Metric, Plan, Profile, PruneError, RATIOS, Restore,
+};
+use crate::kernels::{Activations, MatrixView, Product, Runtime, Team, matmul};
+use crate::model::{KvCache, Model, Observer, Scratch, Weight, negative_log_likelihoods};
+use crate::quant::{BlockType, Layout};
+
+use super::calibrate::SEQUENCE;
+
+/// Rows of logits that are held at a time.
+const LOGIT_ROWS: usize = 64;
+
+/// Fewer tokens than this measure noise.
+pub const LEAST_TOKENS: usize = 64;
+
+/// What is measured of every module.
+#[derive(Debug, Clone)]
+pub struct CurveOptions<'a> {
+    /// What units are removed by, lowest first, and how that is made up for.
+    pub metric: Metric,
+    pub heads: HeadUnit,
+    pub restore: Restore,
+    /// The shares of an MLP and of an attention module's units that are removed, rising, above 0 and below 1.
+    pub mlp_shares: &'a [f64],
+    pub attention_shares: &'a [f64],
+}
+
+/// The loss curves of all modules; module 2 l is the attention and 2 l + 1 the MLP of layer l.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curves {
+    pub metric: Metric,
+    pub heads: HeadUnit,
+    pub restore: Restore,
+    /// The dense model's mean negative log-likelihood on the slice, in nats per token.
+    pub dense_loss: f64,
+    pub modules: Vec<Curve>,
+    /// Tokens of the slice.
+    pub tokens: usize,
+}
+
+/// How the loss rises as one module shrinks.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Curve {
+    /// Parameters freed and the rise of the loss in nats per token, by rising number of parameters; (0, 0) is left out.
+    pub points: Vec<(usize, f64)>,
+}
+
+/// Measures the curves on `tokens`, which should not be among those that the profile was taken from. A module's variants
+/// cost a forward pass from that module on: about half of the model's layers on average.
+///
+/// `progress` is called with the number of modules done and their total.
+///
+/// # Errors
+/// If there are too few tokens or unknown ones, the profile does not fit the model or lacks covariances, or the loss is not
+/// a number.
+pub fn measure(
+    model: &Model,
+    runtime: &Runtime,
+    profile: &Profile,
+    scores: &[LayerScores],
+    tokens: &[u32],
+    bos: Option<u32>,
+    options: &CurveOptions,
+    progress: &mut (dyn FnMut(usize, usize) + Send),
+) -> Result<Curves, PruneError> {
+    profile.check_shape(model)?;
+    if tokens.len() < LEAST_TOKENS {
+        return Err(PruneError::TooShort {
+            tokens: tokens.len(),
+            least: LEAST_TOKENS,
+        });
+    }
+    let units = Units::of_model(model, scores, options.heads);
+    let mut slice = Slice::new(model, runtime, tokens, bos)?;
+    let mut modules = Vec::with_capacity(units.len());
+    let dense_loss = slice.loss(0, None);
+    for (m, units) in units.iter().enumerate() {
+        let shares = match m % 2 {
+            0 => options.attention_shares,
+            _ => options.mlp_shares,
+        };
+        let levels = levels(units, shares);
+        let variants = variants(model, runtime, profile, m, units, &levels, options.restore)?;
+        slice.enter(m);
+        let mut points = Vec::with_capacity(levels.len());
+        for (gone, variant) in levels.into_iter().zip(&variants) {
+            let loss = slice.loss(m + 1, Some(variant));
+            if !loss.is_finite() {
+                return Err(PruneError::NotFinite {
+                    layer: m / 2,
+                    module: super::Module::of(m),
+                });
+            }
+            points.push((units.freed(gone), loss - dense_loss));
+        }
+        modules.push(Curve { points });
+        progress(m + 1, 2 * model.layers.len());
+    }
+    Ok(Curves {
+        metric: options.metric,
+        heads: options.heads,
+        restore: options.restore,
+        dense_loss,
+        modules,
+        tokens: tokens.len(),
+    })
+}
+
+/// The plan that frees `ratio` of the parameters at the least rise of the loss, if rises add up: always the unit next in
+/// line of the module whose curve is least steep, per parameter, at the place that it has reached.
+///
+/// # Errors
+/// If the ratio is out of [`RATIOS`].
+pub fn plan(
+    model: &Model,
+    scores: &[LayerScores],
+    curves: &Curves,
+    ratio: f64,
+) -> Result<Plan, PruneError> {
+    if !RATIOS.contains(&ratio) {
+        return Err(PruneError::Ratio(ratio));
+    }
+    let mut units = Units::of_model(model, scores, curves.heads);
+    for (units, curve) in units.iter_mut().zip(&curves.modules) {
+        let steepness = curve.steepness();
+        let mut before = 0;
+        for place in 0..units.len() {
+            let after = units.freed_exactly(place + 1);
+            let unit = units.by_score[place];
+            units.scores[unit] = steepness.at((before + after) as f64 / 2.0);
+            before = after;
+        }
+        // No module is emptied while there is another way.
+        if let Some(last) = units.by_score.last() {
+            units.scores[*last] = f64::INFINITY;
+        }
+    }
+    let mut gone = vec![0; units.len()];
+    let pool: Vec<usize> = (0..units.len()).collect();
+    let target = ratio * model.layer_parameters() as f64;
+    super::structure::take_lowest(&units, &pool, target, &mut gone);
+    Ok(Plan::new(model, &units, &gone))
+}
+
+/// How many units go at each share, without repetition.
+fn levels(units: &Units, shares: &[f64]) -> Vec<usize> {
+    let mut levels: Vec<usize> = shares
+        .iter()
+        .map(|share| {
+            let gone = (share * units.len() as f64).round() as usize;
+            gone.clamp(1.min(units.len()), units.len())
+        })
+        .filter(|gone| units.freed(*gone) > 0)
+        .collect();
+    levels.dedup_by_key(|gone| units.freed(*gone));
+    levels
+}
+
+/// A pruned and restored projection as its difference to the dense one.
+struct Variant {
+    /// `[out, in]`
+    difference: Vec<f32>,
+    /// `[out]`
+    bias: Vec<f32>,
+}
+
+/// The variants of module m, made by as many threads as there are.
+fn variants(
+    model: &Model,
+    runtime: &Runtime,
+    profile: &Profile,
+    m: usize,
+    units: &Units,
+    levels: &[usize],
+    restore: Restore,
+) -> Result<Vec<Variant>, PruneError> {
+    let (layer, stats) = (&model.layers[m / 2], &profile.layers[m / 2]);
+    let (weight, stats, width) = match m % 2 {
+        0 => (&layer.o.weight, &stats.attention, model.config.head_dim),
+        _ => (&layer.down.weight, &stats.mlp, 1),
+    };
+    let slots: Vec<Mutex<Option<Result<Variant, PruneError>>>> =
+        levels.iter().map(|_| Mutex::new(None)).collect();
+    runtime.pool.region(|team| {
+        team.items(levels.len(), |_, i| {
+            let kept = features(&units.kept(levels[i]), width);
+            let variant = variant(model, weight, stats, &kept, restore);
+            *slots[i].lock().expect("each level has one user") = Some(variant);
+        });
+    });
+    slots
+        .into_iter()
+        .filter_map(|slot| slot.into_inner().ok().flatten())
+        .collect()
+}
+
+fn variant(
+    model: &Model,
+    weight: &Weight,
+    stats: &FeatureStats,
+    kept: &[usize],
+    restore: Restore,
+) -> Result<Variant, PruneError> {
+    let restored = restore_projection(model, weight, stats, kept, restore)?;
+    let mut difference = vec![0.0f32; weight.rows * weight.cols];
+    for (i, row) in difference.chunks_exact_mut(weight.cols).enumerate() {
+        weight.decode_row(&model.map, i, row);
+        let mut next = 0;
+        for (j, w) in row.iter_mut().enumerate() {
+            let stays = kept.get(next) == Some(&j);
+            *w = match &restored.weights {
+                _ if !stays => -*w,
+                Some(weights) => weights[i * kept.len() + next] - *w,
+                None => 0.0,
+            };
+            next += usize::from(stays);
+        }
+    }
+    let mut bias = restored.bias;
+    bias.resize(weight.rows, 0.0);
+    Ok(Variant { difference, bias })
+}
+
+/// A slice of text on its way through the dense model, block by block.
+struct Slice<'a> {
+    model: &'a Model,
+    runtime: &'a Runtime,
+    sequences: Vec<Sequence>,
+    cache: KvCache,
+    scratch: Scratch,
+    logits: Vec<f32>,
+    change: Vec<f32>,
+}
+
+struct Sequence {
+    tokens: Vec<u32>,
+    /// The residual stream where the slice has arrived, `[tokens, d]`.
+    residual: Vec<f32>,
+    /// The input of the last projection on the way there.
+    input: Activations,
+}
+
+impl<'a> Slice<'a> {
+    fn new(
+        model: &'a Model,
+        runtime: &'a Runtime,
+        tokens: &[u32],
+        bos: Option<u32>,
+    ) -> Result<Self, PruneError> {
+        let length = SEQUENCE.min(model.config.context_length);
+        let mut slice = Self {
+            model,
+            runtime,
+            sequences: Vec::new(),
+            cache: KvCache::new(model, length),
+            scratch: Scratch::new(),
+            logits: Vec::new(),
+            change: Vec::new(),
+        };
+        for piece in tokens.chunks(length - usize::from(bos.is_some())) {
+            // One token predicts nothing.
+            if piece.len() + usize::from(bos.is_some()) < 2 {
+                continue;
+            }
+            let tokens: Vec<u32> = bos.into_iter().chain(piece.iter().copied()).collect();
+            runtime
+                .pool
+                .region(|team| model.embed(team, &tokens, &mut slice.scratch))?;
+            slice.sequences.push(Sequence {
+                tokens,
+                residual: slice.scratch.residual().to_vec(),
+                input: Activations::default(),
+            });
+        }
+        Ok(slice)
+    }
+
+    /// Goes through block m, the next one.
+    fn enter(&mut self, m: usize) {
+        let Self {
+            model,
+            runtime,
+            sequences,
+            cache,
+            scratch,
+            ..
+        } = self;
+        for sequence in sequences {
+            scratch.set_residual(&sequence.residual);
+            runtime.pool.region(|team| {
+                let mut capture = Capture(&mut sequence.input);
+                model.blocks(
+                    runtime.kernels,
+                    team,
+                    m..m + 1,
+                    cache,
+                    scratch,
+                    &mut capture,
+                );
+            });
+            sequence.residual.copy_from_slice(scratch.residual());
+        }
+    }
+
+    /// The mean loss when the blocks from `next` on follow, with the last block's projection changed.
+    fn loss(&mut self, next: usize, variant: Option<&Variant>) -> f64 {
+        let Self {
+            model,
+            runtime,
+            sequences,
+            cache,
+            scratch,
+            logits,
+            change,
+        } = self;
+        let kernels = runtime.kernels;
+        let (mut sum, mut count) = (0.0, 0);
+        for sequence in sequences {
+            runtime.pool.region(|team| {
+                match variant {
+                    None => scratch.set_residual(&sequence.residual),
+                    Some(variant) => {
+                        let d = variant.bias.len();
+                        change.resize(sequence.residual.len(), 0.0);
+                        let weights = MatrixView::new(
+                            BlockType::F32,
+                            Layout::Native,
+                            d,
+                            sequence.input.cols(),
+                            bytemuck::cast_slice(&variant.difference),
+                        );
+                        let mut product = [Product {
+                            weights,
+                            out: &mut change[..],
+                        }];
+                        matmul(kernels, team, &mut sequence.input, &mut product);
+                        team.chunks_mut(change, d, |i, row| {
+                            kernels.add(row, &variant.bias);
+                            kernels.add(row, &sequence.residual[i * d..][..d]);
+                        });
+                        scratch.set_residual(change);
+                    }
+                }
+                let blocks = next..2 * model.layers.len();
+                model.blocks(
+                    kernels,
+                    team,
+                    blocks,
+                    cache,
+                    scratch,
+                    &mut crate::model::Unobserved,
+                );
+                let targets = &sequence.tokens[1..];
+                for first in (0..targets.len()).step_by(LOGIT_ROWS) {
+                    let end = (first + LOGIT_ROWS).min(targets.len());
+                    model.logits(kernels, team, first..end, scratch, logits);
+                    sum += negative_log_likelihoods(team, logits, &targets[first..end])
+                        .iter()
+                        .sum::<f64>();
+                }
+                count += targets.len();
+            });
+        }
+        sum / f64::from(count as u32)
+    }
+}
+
+/// Keeps the input that it sees.
+struct Capture<'a>(&'a mut Activations);
+
+impl Capture<'_> {
+    fn keep(&mut self, x: &Activations) {
+        self.0
+            .begin(x.tokens(), x.cols())
+            .copy_from_slice(x.values());
+    }
+}
+
+impl Observer for Capture<'_> {
+    fn attention_output(&mut self, _: &Team, _: usize, x: &Activations) {
+        self.keep(x);
+    }
+
+    fn mlp_down(&mut self, _: &Team, _: usize, x: &Activations) {
+        self.keep(x);
+    }
+}
+
+impl Curve {
+    /// The steepness of the convex, rising curve nearest to the points: slopes between points, made monotone by pooling
+    /// adjacent violators (weighted by their lengths), and between the middles of segments interpolated.
+    fn steepness(&self) -> Steepness {
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut last = (0.0, 0.0);
+        for &(freed, rise) in &self.points {
+            let point = (freed as f64, rise);
+            let length = point.0 - last.0;
+            let mut new = Segment {
+                start: last.0,
+                length,
+                slope: ((point.1 - last.1) / length).max(0.0),
+            };
+            while let Some(before) = segments.pop_if(|s| s.slope >= new.slope) {
+                let length = before.length + new.length;
+                new.slope = (before.slope * before.length + new.slope * new.length) / length;
+                new.start = before.start;
+                new.length = length;
+            }
+            segments.push(new);
+            last = point;
+        }
+        let mut knots: Vec<(f64, f64)> = segments
+            .iter()
+            .map(|s| (s.start + s.length / 2.0, s.slope))
+            .collect();
+        // With one segment only the curve is taken as quadratic, as rises of the loss mostly are.
+        if knots.len() == 1 {
+            knots.insert(0, (0.0, 0.0));
+        }
+        Steepness { knots }
+    }
+}
+
+struct Segment {
+    start: f64,
+    length: f64,
+    slope: f64,
+}
+
+/// A piecewise linear, rising function.
+struct Steepness {
+    knots: Vec<(f64, f64)>,
+}
+
+impl Steepness {
+    fn at(&self, x: f64) -> f64 {
+        let [.., _] = &self.knots[..] else {
+            return f64::INFINITY; // Nothing was measured, so nothing is known to be harmless.
+        };
+        let i = self.knots[1..self.knots.len() - 1].partition_point(|k| k.0 <= x);
+        let ((x0, y0), (x1, y1)) = (self.knots[i], self.knots[i + 1]);
+        (y0 + (y1 - y0) * (x - x0) / (x1 - x0)).max(0.0)
+    }
+}
