@@ -31,7 +31,15 @@ fn profile_of(model: &Model, tokens: &[u32]) -> Profile {
 
 fn flap_plan(model: &Model, profile: &Profile, ratio: f64) -> Plan {
     let scores = prune::score(model, &runtime(2), profile, Metric::Wifv).unwrap();
-    prune::plan(model, &scores, Structure::AlAm, HeadUnit::Query, ratio).unwrap()
+    prune::plan(
+        model,
+        &scores,
+        Structure::AlAm,
+        HeadUnit::Query,
+        None,
+        ratio,
+    )
+    .unwrap()
 }
 
 fn calibration_tokens(vocabulary: usize) -> Vec<u32> {

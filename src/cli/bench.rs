@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use flapjack::eval::{SpeedRun, SpeedTest, mean_and_deviation, median, read_bandwidth};
+use flapjack::prune::Effort;
 use serde::{Deserialize, Serialize};
 
 use super::options::{Loaded, ModelOptions};
@@ -198,14 +199,18 @@ impl BenchArgs {
                         prune: Some(ratio),
                         calib: None,
                         calib_tokens: Some(self.calib_tokens),
-                        method: self.method.clone(),
+                        // Loss curves would only cost time; speed does not depend on which units go.
+                        method: MethodOptions {
+                            effort: Effort::Fast,
+                            ..self.method.clone()
+                        },
                     };
                     let profile = pruning.calibrate(&loaded)?.profile;
                     let pruned = pruning::prune(
                         &mut loaded.model,
                         &loaded.runtime,
                         &profile,
-                        self.method.recipe(),
+                        pruning.method.recipe(),
                         ratio,
                     )?;
                     prune_ratio = pruned.plan.ratio();

@@ -10,8 +10,8 @@ use flapjack::gguf::Residency;
 use flapjack::kernels::Runtime;
 use flapjack::model::Model;
 use flapjack::prune::{
-    self, Calibration, HeadUnit, Method, Metric, Plan, Profile, Recipe, Restore, Structure,
-    calibrate,
+    self, Calibration, CurveOptions, Effort, HeadUnit, Method, Metric, Plan, Profile, PruneError,
+    Recipe, Restore, Structure, calibrate, curves,
 };
 use flapjack::tokenize::Tokenizer;
 
@@ -56,11 +56,14 @@ pub struct MethodOptions {
     /// How to make up for what goes [default: the method's]
     #[arg(long, value_parser = one_of(Restore::ALL, Restore::name))]
     pub restore: Option<Restore>,
+    /// How much time may be spent on choosing: fast measures no loss curves, best more of them than normal
+    #[arg(long, value_parser = one_of(Effort::ALL, Effort::name), default_value_t = Effort::default())]
+    pub effort: Effort,
 }
 
 impl MethodOptions {
     pub fn recipe(&self) -> Recipe {
-        let named = self.method.recipe();
+        let named = self.method.recipe(self.effort);
         Recipe {
             metric: self.metric.unwrap_or(named.metric),
             structure: self.structure.unwrap_or(named.structure),
@@ -141,6 +144,8 @@ pub struct Calibrated {
     pub source: String,
     pub tokens: usize,
     pub time: Duration,
+    /// What loss curves were measured on and took, if they were.
+    pub curves: Option<(usize, Duration)>,
 }
 
 impl PruneOptions {
@@ -165,31 +170,77 @@ impl PruneOptions {
                 "calibrating on the first {limit} tokens of {source}; --calib-tokens takes more"
             );
         }
+        let recipe = self.method.recipe();
         let bos = loaded
             .tokenizer
             .bos()
             .filter(|_| loaded.tokenizer.adds_bos());
-        let bar = progress::bar("calibrating", tokens.len() as u64, "tokens");
-        let calibration = Calibration {
-            tokens: &tokens,
-            bos,
-            covariance: self.method.recipe().restore.wants_covariance(),
+        // Curves are measured on text that the statistics have not seen.
+        let levels = self.method.effort.curve_levels();
+        let held_back = match recipe.wants_curves() {
+            true => held_back(tokens.len(), levels.tokens)
+                .with_context(|| format!("measuring loss curves on {source}"))?,
+            false => 0,
         };
-        let profile = prune::calibrate(
+        let (seen, held_back) = tokens.split_at(tokens.len() - held_back);
+        let text = |tokens| Calibration {
+            tokens,
+            bos,
+            covariance: recipe.wants_covariance(),
+        };
+        let bar = progress::bar("calibrating", seen.len() as u64, "tokens");
+        let mut profile = prune::calibrate(
             &loaded.model,
             &loaded.runtime,
-            calibration,
+            text(seen),
             &mut |done, _| bar.set_position(done as u64),
         )
         .with_context(|| format!("calibrating on {source}"))?;
         bar.finish_and_clear();
+        let time = start.elapsed();
+
+        let start = Instant::now();
+        if recipe.wants_curves() {
+            let options = CurveOptions {
+                metric: recipe.metric,
+                heads: recipe.heads,
+                restore: recipe.restore,
+                levels,
+            };
+            let modules = 2 * loaded.model.layers.len() as u64;
+            let bar = progress::bar("measuring loss curves", modules, "modules");
+            let curves = prune::curves::measure(
+                &loaded.model,
+                &loaded.runtime,
+                &profile,
+                text(held_back),
+                options,
+                &mut |done, _| bar.set_position(done as u64),
+            )
+            .with_context(|| format!("measuring loss curves on {source}"))?;
+            bar.finish_and_clear();
+            profile.curves = Some(curves);
+        }
         Ok(Calibrated {
+            curves: profile
+                .curves
+                .as_ref()
+                .map(|curves| (curves.tokens, start.elapsed())),
             profile,
             source,
-            tokens: tokens.len(),
-            time: start.elapsed(),
+            tokens: seen.len(),
+            time,
         })
     }
+}
+
+/// How many of a text's tokens are kept for loss curves: `wanted`, but no more than a quarter.
+fn held_back(tokens: usize, wanted: usize) -> Result<usize, PruneError> {
+    let least = calibrate::LEAST_TOKENS + curves::LEAST_TOKENS;
+    if tokens < least {
+        return Err(PruneError::TooShort { tokens, least });
+    }
+    Ok(wanted.min(tokens / 4).max(curves::LEAST_TOKENS))
 }
 
 /// The first `limit` tokens of a text, without tokenising all of a long one.

@@ -24,6 +24,7 @@ pub struct CalibrationNote {
     source: String,
     tokens: usize,
     time: Duration,
+    curves: Option<(usize, Duration)>,
 }
 
 impl From<Calibrated> for CalibrationNote {
@@ -32,6 +33,7 @@ impl From<Calibrated> for CalibrationNote {
             source: calibrated.source,
             tokens: calibrated.tokens,
             time: calibrated.time,
+            curves: calibrated.curves,
         }
     }
 }
@@ -74,6 +76,12 @@ impl Run {
                 note.tokens,
                 note.source,
                 note.tokens as f64 / note.time.as_secs_f64().max(1e-9),
+            ));
+        }
+        if let Some((tokens, time)) = self.calibrated.as_ref().and_then(|note| note.curves) {
+            lines.push(format!(
+                "  curves     {}  what each module is worth, on {tokens} tokens held back",
+                seconds(time)
             ));
         }
         if let Some(pruned) = &self.pruned {

@@ -17,7 +17,7 @@ mod weights;
 pub use cache::KvCache;
 pub use config::Config;
 pub use forward::{Observer, Scratch, Unobserved};
-pub use loss::negative_log_likelihoods;
+pub use loss::{Predictions, negative_log_likelihoods};
 pub use rope::Rope;
 pub use weights::{Layer, Linear, Model, Weight};
 

@@ -115,7 +115,10 @@ impl Recorder {
             })
             .collect();
         Self {
-            profile: Profile { layers },
+            profile: Profile {
+                layers,
+                curves: None,
+            },
             kernels,
             scratch: GramScratch::default(),
         }

@@ -1,18 +1,25 @@
 //! Loss curves: what removing a share of one module, and nothing else, costs on a slice of text. They say where a budget is
 //! spent best, which scores that look at one projection at a time cannot know.
+//!
+//! Loss means how far predictions move, KL(dense ‖ pruned). The rise of the text's own negative log-likelihood has the same
+//! expectation where the dense model is right, but between two models it differs by chance from token to token, and takes
+//! many times as many tokens to tell apart.
 
 use std::sync::Mutex;
 
 use super::plan::Units;
 use super::restore::{features, restore_projection};
 use super::{
-    FeatureStats, HeadUnit, LayerScores, Metric, Plan, Profile, PruneError, RATIOS, Restore,
+    Calibration, CurveLevels, FeatureStats, HeadUnit, Metric, Module, Profile, PruneError, Restore,
+    score,
 };
 use crate::kernels::{Activations, MatrixView, Product, Runtime, Team, matmul};
-use crate::model::{KvCache, Model, Observer, Scratch, Weight, negative_log_likelihoods};
+use crate::model::{KvCache, Model, Observer, Predictions, Scratch, Unobserved, Weight};
 use crate::quant::{BlockType, Layout};
 
-use super::calibrate::SEQUENCE;
+/// Tokens of a sequence, each of which starts afresh, and how many at its end count: those that have seen some context.
+pub const SEQUENCE: usize = 256;
+const COUNTED: usize = 64;
 
 /// Rows of logits that are held at a time.
 const LOGIT_ROWS: usize = 64;
@@ -21,15 +28,13 @@ const LOGIT_ROWS: usize = 64;
 pub const LEAST_TOKENS: usize = 64;
 
 /// What is measured of every module.
-#[derive(Debug, Clone)]
-pub struct CurveOptions<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct CurveOptions {
     /// What units are removed by, lowest first, and how that is made up for.
     pub metric: Metric,
     pub heads: HeadUnit,
     pub restore: Restore,
-    /// The shares of an MLP and of an attention module's units that are removed, rising, above 0 and below 1.
-    pub mlp_shares: &'a [f64],
-    pub attention_shares: &'a [f64],
+    pub levels: CurveLevels,
 }
 
 /// The loss curves of all modules; module 2 l is the attention and 2 l + 1 the MLP of layer l.
@@ -38,8 +43,6 @@ pub struct Curves {
     pub metric: Metric,
     pub heads: HeadUnit,
     pub restore: Restore,
-    /// The dense model's mean negative log-likelihood on the slice, in nats per token.
-    pub dense_loss: f64,
     pub modules: Vec<Curve>,
     /// Tokens of the slice.
     pub tokens: usize,
@@ -48,11 +51,12 @@ pub struct Curves {
 /// How the loss rises as one module shrinks.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Curve {
-    /// Parameters freed and the rise of the loss in nats per token, by rising number of parameters; (0, 0) is left out.
+    /// Parameters freed and the mean Kullback-Leibler divergence from the dense model's predictions, in nats per token, by
+    /// rising number of parameters; (0, 0) is left out.
     pub points: Vec<(usize, f64)>,
 }
 
-/// Measures the curves on `tokens`, which should not be among those that the profile was taken from. A module's variants
+/// Measures the curves on a text, which should not be among those that the profile was taken from. A module's variants
 /// cost a forward pass from that module on: about half of the model's layers on average.
 ///
 /// `progress` is called with the number of modules done and their total.
@@ -64,41 +68,40 @@ pub fn measure(
     model: &Model,
     runtime: &Runtime,
     profile: &Profile,
-    scores: &[LayerScores],
-    tokens: &[u32],
-    bos: Option<u32>,
-    options: &CurveOptions,
+    text: Calibration,
+    options: CurveOptions,
     progress: &mut (dyn FnMut(usize, usize) + Send),
 ) -> Result<Curves, PruneError> {
-    profile.check_shape(model)?;
+    let Calibration { tokens, bos, .. } = text;
+    let scores = score(model, runtime, profile, options.metric)?;
     if tokens.len() < LEAST_TOKENS {
         return Err(PruneError::TooShort {
             tokens: tokens.len(),
             least: LEAST_TOKENS,
         });
     }
-    let units = Units::of_model(model, scores, options.heads);
+    let units = Units::of_model(model, &scores, options.heads);
     let mut slice = Slice::new(model, runtime, tokens, bos)?;
     let mut modules = Vec::with_capacity(units.len());
-    let dense_loss = slice.loss(0, None);
+    slice.predict();
     for (m, units) in units.iter().enumerate() {
         let shares = match m % 2 {
-            0 => options.attention_shares,
-            _ => options.mlp_shares,
+            0 => options.levels.attention_shares,
+            _ => options.levels.mlp_shares,
         };
         let levels = levels(units, shares);
         let variants = variants(model, runtime, profile, m, units, &levels, options.restore)?;
         slice.enter(m);
         let mut points = Vec::with_capacity(levels.len());
         for (gone, variant) in levels.into_iter().zip(&variants) {
-            let loss = slice.loss(m + 1, Some(variant));
+            let loss = slice.loss(m + 1, variant);
             if !loss.is_finite() {
                 return Err(PruneError::NotFinite {
                     layer: m / 2,
-                    module: super::Module::of(m),
+                    module: Module::of(m),
                 });
             }
-            points.push((units.freed(gone), loss - dense_loss));
+            points.push((units.freed(gone), loss));
         }
         modules.push(Curve { points });
         progress(m + 1, 2 * model.layers.len());
@@ -107,46 +110,30 @@ pub fn measure(
         metric: options.metric,
         heads: options.heads,
         restore: options.restore,
-        dense_loss,
         modules,
         tokens: tokens.len(),
     })
 }
 
-/// The plan that frees `ratio` of the parameters at the least rise of the loss, if rises add up: always the unit next in
-/// line of the module whose curve is least steep, per parameter, at the place that it has reached.
-///
-/// # Errors
-/// If the ratio is out of [`RATIOS`].
-pub fn plan(
-    model: &Model,
-    scores: &[LayerScores],
-    curves: &Curves,
-    ratio: f64,
-) -> Result<Plan, PruneError> {
-    if !RATIOS.contains(&ratio) {
-        return Err(PruneError::Ratio(ratio));
-    }
-    let mut units = Units::of_model(model, scores, curves.heads);
-    for (units, curve) in units.iter_mut().zip(&curves.modules) {
-        let steepness = curve.steepness();
-        let mut before = 0;
-        for place in 0..units.len() {
-            let after = units.freed_exactly(place + 1);
-            let unit = units.by_score[place];
-            units.scores[unit] = steepness.at((before + after) as f64 / 2.0);
-            before = after;
-        }
-        // No module is emptied while there is another way.
-        if let Some(last) = units.by_score.last() {
-            units.scores[*last] = f64::INFINITY;
+impl Curves {
+    /// Gives every unit as its score the steepness of its module's curve, per parameter, where the unit's turn comes. Taking
+    /// the lowest of all then frees parameters at the least rise of the loss, if rises add up.
+    pub(super) fn price(&self, modules: &mut [Units]) {
+        for (units, curve) in modules.iter_mut().zip(&self.modules) {
+            let steepness = curve.steepness();
+            let mut before = 0;
+            for place in 0..units.len() {
+                let after = units.freed_exactly(place + 1);
+                let unit = units.by_score[place];
+                units.scores[unit] = steepness.at((before + after) as f64 / 2.0);
+                before = after;
+            }
+            // No module is emptied while there is another way.
+            if let Some(last) = units.by_score.last() {
+                units.scores[*last] = f64::INFINITY;
+            }
         }
     }
-    let mut gone = vec![0; units.len()];
-    let pool: Vec<usize> = (0..units.len()).collect();
-    let target = ratio * model.layer_parameters() as f64;
-    super::structure::take_lowest(&units, &pool, target, &mut gone);
-    Ok(Plan::new(model, &units, &gone))
 }
 
 /// How many units go at each share, without repetition.
@@ -237,10 +224,13 @@ struct Slice<'a> {
     scratch: Scratch,
     logits: Vec<f32>,
     change: Vec<f32>,
+    /// The dense model's, at the positions that count.
+    predictions: Predictions,
 }
 
 struct Sequence {
-    tokens: Vec<u32>,
+    /// How many.
+    tokens: usize,
     /// The residual stream where the slice has arrived, `[tokens, d]`.
     residual: Vec<f32>,
     /// The input of the last projection on the way there.
@@ -263,18 +253,15 @@ impl<'a> Slice<'a> {
             scratch: Scratch::new(),
             logits: Vec::new(),
             change: Vec::new(),
+            predictions: Predictions::default(),
         };
         for piece in tokens.chunks(length - usize::from(bos.is_some())) {
-            // One token predicts nothing.
-            if piece.len() + usize::from(bos.is_some()) < 2 {
-                continue;
-            }
             let tokens: Vec<u32> = bos.into_iter().chain(piece.iter().copied()).collect();
             runtime
                 .pool
                 .region(|team| model.embed(team, &tokens, &mut slice.scratch))?;
             slice.sequences.push(Sequence {
-                tokens,
+                tokens: tokens.len(),
                 residual: slice.scratch.residual().to_vec(),
                 input: Activations::default(),
             });
@@ -309,8 +296,65 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// The mean loss when the blocks from `next` on follow, with the last block's projection changed.
-    fn loss(&mut self, next: usize, variant: Option<&Variant>) -> f64 {
+    /// Notes what the dense model predicts.
+    fn predict(&mut self) {
+        let vocabulary = self.model.config.vocabulary;
+        let mut predictions = std::mem::take(&mut self.predictions);
+        for i in 0..self.sequences.len() {
+            self.scratch.set_residual(&self.sequences[i].residual);
+            self.finish(i, 0, &mut |team, _, logits| {
+                predictions.add(team, logits, vocabulary);
+            });
+        }
+        self.predictions = predictions;
+    }
+
+    /// The mean divergence when the blocks from `next` on follow, with the last block's projection changed.
+    fn loss(&mut self, next: usize, variant: &Variant) -> f64 {
+        let (kernels, d) = (self.runtime.kernels, variant.bias.len());
+        let predictions = std::mem::take(&mut self.predictions);
+        let (mut sum, mut counted) = (0.0, 0);
+        for i in 0..self.sequences.len() {
+            let sequence = &mut self.sequences[i];
+            let (change, scratch) = (&mut self.change, &mut self.scratch);
+            change.resize(sequence.residual.len(), 0.0);
+            self.runtime.pool.region(|team| {
+                let weights = MatrixView::new(
+                    BlockType::F32,
+                    Layout::Native,
+                    d,
+                    sequence.input.cols(),
+                    bytemuck::cast_slice(&variant.difference),
+                );
+                let mut product = [Product {
+                    weights,
+                    out: &mut change[..],
+                }];
+                matmul(kernels, team, &mut sequence.input, &mut product);
+                team.chunks_mut(change, d, |i, row| {
+                    kernels.add(row, &variant.bias);
+                    kernels.add(row, &sequence.residual[i * d..][..d]);
+                });
+                scratch.set_residual(change);
+            });
+            self.finish(i, next, &mut |team, first, logits| {
+                let losses = predictions.divergences(team, first, logits);
+                sum += losses.iter().sum::<f64>();
+                counted += losses.len();
+            });
+        }
+        self.predictions = predictions;
+        sum / counted.max(1) as f64
+    }
+
+    /// Takes the residual stream of sequence i, which lies in `scratch`, through the blocks from `next` on, and shows the
+    /// logits of the positions that count, with the number of the first among those of all sequences.
+    fn finish(
+        &mut self,
+        i: usize,
+        next: usize,
+        show: &mut (dyn FnMut(&Team, usize, &[f32]) + Send),
+    ) {
         let Self {
             model,
             runtime,
@@ -318,57 +362,21 @@ impl<'a> Slice<'a> {
             cache,
             scratch,
             logits,
-            change,
+            ..
         } = self;
-        let kernels = runtime.kernels;
-        let (mut sum, mut count) = (0.0, 0);
-        for sequence in sequences {
-            runtime.pool.region(|team| {
-                match variant {
-                    None => scratch.set_residual(&sequence.residual),
-                    Some(variant) => {
-                        let d = variant.bias.len();
-                        change.resize(sequence.residual.len(), 0.0);
-                        let weights = MatrixView::new(
-                            BlockType::F32,
-                            Layout::Native,
-                            d,
-                            sequence.input.cols(),
-                            bytemuck::cast_slice(&variant.difference),
-                        );
-                        let mut product = [Product {
-                            weights,
-                            out: &mut change[..],
-                        }];
-                        matmul(kernels, team, &mut sequence.input, &mut product);
-                        team.chunks_mut(change, d, |i, row| {
-                            kernels.add(row, &variant.bias);
-                            kernels.add(row, &sequence.residual[i * d..][..d]);
-                        });
-                        scratch.set_residual(change);
-                    }
-                }
-                let blocks = next..2 * model.layers.len();
-                model.blocks(
-                    kernels,
-                    team,
-                    blocks,
-                    cache,
-                    scratch,
-                    &mut crate::model::Unobserved,
-                );
-                let targets = &sequence.tokens[1..];
-                for first in (0..targets.len()).step_by(LOGIT_ROWS) {
-                    let end = (first + LOGIT_ROWS).min(targets.len());
-                    model.logits(kernels, team, first..end, scratch, logits);
-                    sum += negative_log_likelihoods(team, logits, &targets[first..end])
-                        .iter()
-                        .sum::<f64>();
-                }
-                count += targets.len();
-            });
-        }
-        sum / f64::from(count as u32)
+        let counted = |s: &Sequence| s.tokens.min(COUNTED);
+        let mut place: usize = sequences[..i].iter().map(counted).sum();
+        let rows = sequences[i].tokens - counted(&sequences[i])..sequences[i].tokens;
+        runtime.pool.region(|team| {
+            let (kernels, blocks) = (runtime.kernels, next..2 * model.layers.len());
+            model.blocks(kernels, team, blocks, cache, scratch, &mut Unobserved);
+            for first in rows.clone().step_by(LOGIT_ROWS) {
+                let end = (first + LOGIT_ROWS).min(rows.end);
+                model.logits(kernels, team, first..end, scratch, logits);
+                show(team, place, logits);
+                place += end - first;
+            }
+        });
     }
 }
 

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::names::named_choices;
-use super::{FeatureStats, Module, Profile, PruneError};
+use super::{FeatureStats, Module, Profile, PruneError, surgeon};
 use crate::kernels::Runtime;
 use crate::model::{Model, Weight};
 
@@ -24,6 +24,9 @@ named_choices! {
         /// Weighted input feature norm, mean_i |W_ij| · √(mean square_j): Wanda's metric averaged over a column (Sun et al.,
         /// ICLR 2024, section 3; FLAP, section 4.4).
         Wifn = "wifn",
+        /// The squared error that the feature's removal costs when those that stay take over, removed greedily with the
+        /// cheapest first (Optimal Brain Surgeon for columns, [`surgeon`](super::surgeon)). Needs covariances.
+        Obs = "obs",
         /// The norm of the column, ‖W_:j‖; looks at no text.
         Magnitude = "magnitude",
         /// Uniform random numbers, the same on every run: the floor that other metrics must beat.
@@ -41,26 +44,52 @@ pub struct LayerScores {
 }
 
 impl Metric {
-    /// The score of every input feature of one projection. `stream` tells projections apart where chance decides.
-    fn score(self, columns: &ColumnNorms, stats: &FeatureStats, stream: u64) -> Vec<f64> {
-        let per_feature = |f: &dyn Fn(usize) -> f64| (0..stats.len()).map(f).collect();
+    /// Whether a profile must have covariances.
+    pub fn wants_covariance(self) -> bool {
+        self == Metric::Obs
+    }
+
+    /// The score of every input feature of one projection.
+    fn score(self, projection: &Projection) -> Result<Vec<f64>, PruneError> {
+        let Projection { columns, stats, .. } = projection;
+        let per_feature = |f: &dyn Fn(usize) -> f64| Ok((0..stats.len()).map(f).collect());
         match self {
             Metric::Wifv => per_feature(&|j| stats.variance(j) * columns.squares[j]),
             Metric::Ifv => per_feature(&|j| stats.variance(j)),
             Metric::Wifn => per_feature(&|j| columns.means[j] * stats.mean_square(j).sqrt()),
+            Metric::Obs => {
+                let covariance = stats.covariance.as_ref().ok_or(PruneError::NoCovariance)?;
+                let weight = projection.weight;
+                let values = weight.decode(&projection.model.map);
+                let losses = surgeon::losses(&values, weight.rows, covariance, projection.unit);
+                // Never seen; fluctuations do then.
+                losses.map_or_else(|| Metric::Wifv.score(projection), Ok)
+            }
             Metric::Magnitude => per_feature(&|j| columns.squares[j].sqrt()),
             Metric::Random => {
-                let mut random = ChaCha8Rng::seed_from_u64(stream);
-                (0..stats.len()).map(|_| random.random::<f64>()).collect()
+                let mut random = ChaCha8Rng::seed_from_u64(projection.number);
+                Ok((0..stats.len()).map(|_| random.random::<f64>()).collect())
             }
         }
     }
 }
 
+/// What metrics can look at.
+struct Projection<'a> {
+    model: &'a Model,
+    weight: &'a Weight,
+    columns: ColumnNorms,
+    stats: &'a FeatureStats,
+    /// Adjacent features that go or stay together.
+    unit: usize,
+    /// Tells projections apart where chance decides.
+    number: u64,
+}
+
 /// Scores every layer's features by `metric`.
 ///
 /// # Errors
-/// If the profile has other widths than the model, or a weight is not a number.
+/// If the profile has other widths than the model or lacks covariances that the metric needs, or a weight is not a number.
 pub fn score(
     model: &Model,
     runtime: &Runtime,
@@ -73,20 +102,31 @@ pub fn score(
     runtime.pool.region(|team| {
         team.items(model.layers.len(), |_, l| {
             let (layer, stats) = (&model.layers[l], &profile.layers[l]);
-            let features = |module, weight, stats: &FeatureStats| {
+            let features = |module, weight, stats, unit| {
                 let columns = ColumnNorms::new(model, weight);
                 if columns.squares.iter().any(|v| !v.is_finite()) {
                     return Err(PruneError::DamagedWeights { layer: l, module });
                 }
-                let stream = 2 * l as u64 + u64::from(module == Module::Mlp);
-                Ok(metric.score(&columns, stats, stream))
+                metric.score(&Projection {
+                    model,
+                    weight,
+                    columns,
+                    stats,
+                    unit,
+                    number: 2 * l as u64 + u64::from(module == Module::Mlp),
+                })
             };
-            let scores = features(Module::Attention, &layer.o.weight, &stats.attention).and_then(
-                |attention| {
-                    let mlp = features(Module::Mlp, &layer.down.weight, &stats.mlp)?;
-                    Ok(LayerScores { attention, mlp })
-                },
+            let head_dim = model.config.head_dim;
+            let attention = features(
+                Module::Attention,
+                &layer.o.weight,
+                &stats.attention,
+                head_dim,
             );
+            let scores = attention.and_then(|attention| {
+                let mlp = features(Module::Mlp, &layer.down.weight, &stats.mlp, 1)?;
+                Ok(LayerScores { attention, mlp })
+            });
             *slots[l].lock().expect("each layer has one user") = Some(scores);
         });
     });

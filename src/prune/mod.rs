@@ -21,6 +21,7 @@ pub mod plan;
 pub mod profile;
 pub mod restore;
 pub mod structure;
+pub mod surgeon;
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -29,7 +30,7 @@ pub use apply::apply;
 pub use calibrate::{Calibration, calibrate};
 pub use covariance::{Covariance, GramScratch};
 pub use curves::{Curve, CurveOptions, Curves};
-pub use method::{Method, Recipe};
+pub use method::{CurveLevels, Effort, Method, Recipe};
 pub use metric::{LayerScores, Metric, score};
 pub use plan::{HeadUnit, LayerPlan, Plan};
 pub use profile::{FeatureStats, LayerProfile, Profile};
@@ -87,6 +88,10 @@ pub enum PruneError {
     DamagedWeights { layer: usize, module: Module },
     #[error("least squares need a profile with covariances, and this one has none")]
     NoCovariance,
+    #[error(
+        "this way of sharing out the budget needs a profile with loss curves, and this one has none"
+    )]
+    NoCurves,
     #[error("the profile was made for a model of another shape: {0}")]
     OtherShape(String),
     #[error(transparent)]
@@ -111,7 +116,15 @@ pub fn prune(
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Plan, PruneError> {
     let scores = score(model, runtime, profile, recipe.metric)?;
-    let plan = plan(model, &scores, recipe.structure, recipe.heads, ratio)?;
+    let curves = profile.curves.as_ref();
+    let plan = plan(
+        model,
+        &scores,
+        recipe.structure,
+        recipe.heads,
+        curves,
+        ratio,
+    )?;
     carry_out(model, runtime, profile, &plan, recipe.restore, progress)?;
     Ok(plan)
 }
@@ -127,7 +140,7 @@ pub fn flap(
     ratio: f64,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Plan, PruneError> {
-    let recipe = Method::Flap.recipe();
+    let recipe = Method::Flap.recipe(Effort::Fast);
     prune(model, runtime, profile, recipe, ratio, progress)
 }
 

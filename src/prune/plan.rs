@@ -54,17 +54,13 @@ impl Plan {
 
 named_choices! {
     /// What goes or stays as one.
+    #[derive(Default)]
     "unit of heads" HeadUnit {
+        #[default]
         /// A query head; its KV head goes with the last query head that reads it.
         Query = "query",
         /// A KV head with all the query heads that read it, so that groups stay as large as they were.
         Group = "group",
-    }
-}
-
-impl Default for HeadUnit {
-    fn default() -> Self {
-        HeadUnit::Query
     }
 }
 

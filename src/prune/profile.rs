@@ -1,6 +1,6 @@
 //! What calibration leaves behind.
 
-use super::{Covariance, PruneError};
+use super::{Covariance, Curves, PruneError};
 use crate::kernels::Team;
 use crate::model::Model;
 
@@ -136,6 +136,8 @@ pub struct LayerProfile {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
     pub layers: Vec<LayerProfile>,
+    /// Where they were measured.
+    pub curves: Option<Curves>,
 }
 
 impl Profile {

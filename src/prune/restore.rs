@@ -139,10 +139,7 @@ fn least_squares(
     }
     let c_kr = Mat::from_fn(k, removed.len(), |i, j| covariance.get(kept[i], removed[j]));
 
-    let mut w = vec![0.0f32; weight.rows * weight.cols];
-    for (i, row) in w.chunks_exact_mut(weight.cols).enumerate() {
-        weight.decode_row(&model.map, i, row);
-    }
+    let w = weight.decode(&model.map);
     let w = MatRef::from_row_major_slice(&w, d, weight.cols);
     let w_r = Mat::from_fn(removed.len(), d, |i, j| f64::from(w[(j, removed[i])]));
     let mut delta = Mat::<f64>::zeros(k, d);

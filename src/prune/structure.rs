@@ -3,7 +3,7 @@
 
 use super::names::named_choices;
 use super::plan::Units;
-use super::{HeadUnit, LayerScores, Plan, PruneError, RATIOS};
+use super::{Curves, HeadUnit, LayerScores, Plan, PruneError, RATIOS};
 use crate::model::Model;
 
 named_choices! {
@@ -18,6 +18,8 @@ named_choices! {
         AlMm = "al-mm",
         /// Everything by scores.
         AlAm = "al-am",
+        /// Between modules by measured loss curves ([`curves`](super::curves)), within each by scores.
+        Curves = "curves",
     }
 }
 
@@ -30,7 +32,7 @@ impl Structure {
             Structure::AlMm => (0..2)
                 .map(|kind| (0..layers).map(|l| 2 * l + kind).collect())
                 .collect(),
-            Structure::AlAm => vec![(0..2 * layers).collect()],
+            Structure::AlAm | Structure::Curves => vec![(0..2 * layers).collect()],
         }
     }
 }
@@ -39,40 +41,53 @@ impl Structure {
 /// parameters as it frees: a channel its row of gate and up and its column of down; a query head its rows of q and its
 /// columns of o, and its KV head too if it was the last to read it. Widths are rounded to what the block formats need. Each
 /// threshold is the one whose plan, after rounding, comes closest to the pool's share, and what a pool leaves over goes to
-/// the next one, so that few and large heads do not keep the whole from reaching `ratio`.
+/// the next one. Only [`Structure::UlUm`] takes the share of every module's units for itself, rounded down as in the
+/// authors' program: with few and large heads the plan then falls short of the ratio, and says so.
 ///
 /// Where scores are compared across modules they are standardised first, within each layer and module: (x − mean) / std over
 /// its features, those of attention squared before, as the authors' program does; a head's score is the mean over its
 /// features.
 ///
 /// # Errors
-/// If the ratio is out of [`RATIOS`].
+/// If the ratio is out of [`RATIOS`], or curves are wanted and missing.
 pub fn plan(
     model: &Model,
     scores: &[LayerScores],
     structure: Structure,
     heads: HeadUnit,
+    curves: Option<&Curves>,
     ratio: f64,
 ) -> Result<Plan, PruneError> {
     if !RATIOS.contains(&ratio) {
         return Err(PruneError::Ratio(ratio));
     }
-    let modules = if structure == Structure::UlUm {
-        Units::of_model(model, scores, heads)
-    } else {
-        let standardised: Vec<LayerScores> = scores
-            .iter()
-            .map(|layer| LayerScores {
-                attention: standardise(layer.attention.iter().map(|s| s * s).collect()),
-                mlp: standardise(layer.mlp.clone()),
-            })
-            .collect();
-        Units::of_model(model, &standardised, heads)
+    let modules = match structure {
+        Structure::UlUm => Units::of_model(model, scores, heads),
+        Structure::UlMm | Structure::AlMm | Structure::AlAm => {
+            let standardised: Vec<LayerScores> = scores
+                .iter()
+                .map(|layer| LayerScores {
+                    attention: standardise(layer.attention.iter().map(|s| s * s).collect()),
+                    mlp: standardise(layer.mlp.clone()),
+                })
+                .collect();
+            Units::of_model(model, &standardised, heads)
+        }
+        Structure::Curves => {
+            let mut modules = Units::of_model(model, scores, heads);
+            let curves = curves.filter(|c| c.modules.len() == modules.len());
+            curves.ok_or(PruneError::NoCurves)?.price(&mut modules);
+            modules
+        }
     };
     let mut gone = vec![0; modules.len()];
     let mut left_over = 0.0;
     for pool in structure.pools(model.layers.len()) {
         let parameters: usize = pool.iter().map(|m| modules[*m].parameters()).sum();
+        if let [module] = pool[..] {
+            gone[module] = (ratio * modules[module].len() as f64) as usize;
+            continue;
+        }
         let target = left_over + ratio * parameters as f64;
         let removed = take_lowest(&modules, &pool, target, &mut gone);
         left_over = target - removed as f64;
@@ -82,12 +97,7 @@ pub fn plan(
 
 /// Walks the threshold of a pool up unit by unit, and sets `gone` to where the parameters freed came closest to `target`;
 /// returns those.
-pub(super) fn take_lowest(
-    modules: &[Units],
-    pool: &[usize],
-    target: f64,
-    gone: &mut [usize],
-) -> usize {
+fn take_lowest(modules: &[Units], pool: &[usize], target: f64, gone: &mut [usize]) -> usize {
     let mut order: Vec<(f64, usize)> = pool
         .iter()
         .flat_map(|m| modules[*m].scores.iter().map(move |score| (*score, *m)))
