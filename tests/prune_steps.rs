@@ -340,6 +340,67 @@ fn auto_falls_back_to_biases_where_text_is_short_or_covariances_are_missing() {
     ));
 }
 
+#[test]
+fn in_sequence_the_first_pruned_projection_is_fitted_as_alone() {
+    let synthetic = three_layers();
+    let text_tokens = tokens(3, 700);
+    let dense = synthetic.load();
+    let profile = profile_of(&dense, &text_tokens);
+    let mut plan = plan_by(
+        &dense,
+        &profile,
+        Metric::Wifv,
+        Structure::UlUm,
+        HeadUnit::Query,
+        0.0,
+    );
+    plan.layers[2].channels = (0..60).collect();
+    let probe = tokens(9, 40);
+    let pruned = |sequential: bool| {
+        let mut model = synthetic.load();
+        let runtime = runtime(2);
+        if sequential {
+            prune::sequential::carry_out(&mut model, &runtime, text(&text_tokens), &plan, QUIET)
+        } else {
+            prune::carry_out(&mut model, &runtime, &profile, &plan, Restore::Lsq, QUIET)
+        }
+        .unwrap();
+        logits(&model, &runtime, &probe)
+    };
+    let alone: Vec<f64> = pruned(false).into_iter().map(f64::from).collect();
+    let error = relative_error(&pruned(true), &alone);
+    assert!(error < 1e-3, "{error}");
+}
+
+#[test]
+fn in_sequence_the_output_comes_closer_to_the_dense_one() {
+    let synthetic = three_layers();
+    let text_tokens = tokens(3, 2000);
+    let dense = synthetic.load();
+    let profile = profile_of(&dense, &text_tokens);
+    let plan = plan_by(
+        &dense,
+        &profile,
+        Metric::Wifv,
+        Structure::AlAm,
+        HeadUnit::Query,
+        0.5,
+    );
+    let (expected, _) = synthetic.reference.forward(&text_tokens[..200]);
+    let runtime = runtime(2);
+    let mut alone = synthetic.load();
+    prune::carry_out(&mut alone, &runtime, &profile, &plan, Restore::Lsq, QUIET).unwrap();
+    let mut sequential = synthetic.load();
+    let all = text(&text_tokens);
+    prune::sequential::carry_out(&mut sequential, &runtime, all, &plan, QUIET).unwrap();
+    let [alone, sequential] = [alone, sequential]
+        .map(|model| relative_error(&logits(&model, &runtime, &text_tokens[..200]), &expected));
+    assert!(
+        sequential < alone,
+        "{sequential} in sequence, {alone} alone"
+    );
+}
+
 // ---- loss curves ----
 
 fn with_curves(model: &Model, seed: u64) -> Profile {
@@ -466,6 +527,7 @@ fn every_combination_prunes_to_the_ratio_and_still_computes() {
     let synthetic = three_layers();
     let model = synthetic.load();
     let profile = with_curves(&model, 3);
+    let all = tokens(3, 700);
     let probe = tokens(9, 40);
     let (dense, _) = synthetic.reference.forward(&probe);
     for &metric in Metric::ALL {
@@ -478,8 +540,16 @@ fn every_combination_prunes_to_the_ratio_and_still_computes() {
                     heads: HeadUnit::Query,
                     restore,
                 };
-                let plan =
-                    prune::prune(&mut model, &runtime(2), &profile, recipe, 0.2, QUIET).unwrap();
+                let plan = prune::prune(
+                    &mut model,
+                    &runtime(2),
+                    &profile,
+                    text(&all),
+                    recipe,
+                    0.2,
+                    QUIET,
+                )
+                .unwrap();
                 assert!((plan.ratio() - 0.2).abs() < 0.06, "{recipe:?}");
                 let error = relative_error(&logits(&model, &runtime(2), &probe), &dense);
                 assert!(error < 1.5, "{recipe:?}: relative error {error}");
@@ -492,17 +562,36 @@ fn every_combination_prunes_to_the_ratio_and_still_computes() {
 fn what_a_recipe_needs_and_the_profile_lacks_is_named_and_the_model_stays() {
     let synthetic = three_layers();
     let mut model = synthetic.load();
-    let mut profile = profile_of(&model, &tokens(1, 700));
+    let all = tokens(1, 700);
+    let mut profile = profile_of(&model, &all);
     let before = model.layer_parameters();
     let best = Method::Best.recipe(Effort::Normal);
-    let error = prune::prune(&mut model, &runtime(2), &profile, best, 0.2, QUIET).unwrap_err();
+    let error = prune::prune(
+        &mut model,
+        &runtime(2),
+        &profile,
+        text(&all),
+        best,
+        0.2,
+        QUIET,
+    )
+    .unwrap_err();
     assert!(matches!(error, PruneError::NoCurves), "{error}");
     profile.layers[0].mlp.covariance = None;
     let recipe = Recipe {
         restore: Restore::Lsq,
         ..Method::Flap.recipe(Effort::Fast)
     };
-    let error = prune::prune(&mut model, &runtime(2), &profile, recipe, 0.2, QUIET).unwrap_err();
+    let error = prune::prune(
+        &mut model,
+        &runtime(2),
+        &profile,
+        text(&all),
+        recipe,
+        0.2,
+        QUIET,
+    )
+    .unwrap_err();
     assert!(matches!(error, PruneError::NoCovariance), "{error}");
     assert_eq!(model.layer_parameters(), before);
 }

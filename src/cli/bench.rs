@@ -205,11 +205,11 @@ impl BenchArgs {
                             ..self.method.clone()
                         },
                     };
-                    let profile = pruning.calibrate(&loaded)?.profile;
+                    let calibrated = pruning.calibrate(&loaded)?;
                     let pruned = pruning::prune(
                         &mut loaded.model,
                         &loaded.runtime,
-                        &profile,
+                        &calibrated,
                         pruning.method.recipe(),
                         ratio,
                     )?;

@@ -61,7 +61,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         let pruned = pruning::prune(
             &mut loaded.model,
             &loaded.runtime,
-            &calibrated.profile,
+            &calibrated,
             args.pruning.method.recipe(),
             ratio,
         )?;

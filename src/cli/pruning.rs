@@ -142,7 +142,9 @@ pub struct Pruned {
 pub struct Calibrated {
     pub profile: Profile,
     pub source: String,
-    pub tokens: usize,
+    /// What the profile saw.
+    pub tokens: Vec<u32>,
+    pub bos: Option<u32>,
     pub time: Duration,
     /// What loss curves were measured on and took, if they were.
     pub curves: Option<(usize, Duration)>,
@@ -228,7 +230,8 @@ impl PruneOptions {
                 .map(|curves| (curves.tokens, start.elapsed())),
             profile,
             source,
-            tokens: seen.len(),
+            tokens: seen.to_vec(),
+            bos,
             time,
         })
     }
@@ -260,14 +263,20 @@ fn first_tokens(tokenizer: &Tokenizer, text: &str, limit: usize) -> Result<Vec<u
 pub fn prune(
     model: &mut Model,
     runtime: &Runtime,
-    profile: &Profile,
+    calibrated: &Calibrated,
     recipe: Recipe,
     ratio: f64,
 ) -> Result<Pruned> {
     let before = Snapshot::take(model);
     let start = Instant::now();
     let bar = progress::bar("pruning", model.layers.len() as u64, "layers");
-    let plan = prune::prune(model, runtime, profile, recipe, ratio, &|done, _| {
+    let text = Calibration {
+        tokens: &calibrated.tokens,
+        bos: calibrated.bos,
+        covariance: recipe.wants_covariance(),
+    };
+    let profile = &calibrated.profile;
+    let plan = prune::prune(model, runtime, profile, text, recipe, ratio, &|done, _| {
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();

@@ -31,7 +31,7 @@ impl From<Calibrated> for CalibrationNote {
     fn from(calibrated: Calibrated) -> Self {
         Self {
             source: calibrated.source,
-            tokens: calibrated.tokens,
+            tokens: calibrated.tokens.len(),
             time: calibrated.time,
             curves: calibrated.curves,
         }

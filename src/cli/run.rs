@@ -127,7 +127,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         report.pruned = Some(pruning::prune(
             &mut loaded.model,
             &loaded.runtime,
-            &calibrated.profile,
+            &calibrated,
             args.pruning.method.recipe(),
             ratio,
         )?);

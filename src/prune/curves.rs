@@ -10,10 +10,10 @@ use std::sync::Mutex;
 use super::plan::Units;
 use super::restore::{features, restore_projection};
 use super::{
-    Calibration, CurveLevels, FeatureStats, HeadUnit, Metric, Module, Profile, PruneError, Restore,
+    Calibration, CurveLevels, HeadUnit, Metric, Module, Profile, PruneError, Restoration, Restore,
     score,
 };
-use crate::kernels::{Activations, MatrixView, Product, Runtime, Team, matmul};
+use crate::kernels::{Activations, Kernels, MatrixView, Product, Runtime, Team, matmul};
 use crate::model::{KvCache, Model, Observer, Predictions, Scratch, Unobserved, Weight};
 use crate::quant::{BlockType, Layout};
 
@@ -151,11 +151,62 @@ fn levels(units: &Units, shares: &[f64]) -> Vec<usize> {
 }
 
 /// A pruned and restored projection as its difference to the dense one.
-struct Variant {
+pub(super) struct Difference {
     /// `[out, in]`
-    difference: Vec<f32>,
+    weights: Vec<f32>,
     /// `[out]`
     bias: Vec<f32>,
+}
+
+impl Difference {
+    pub fn new(model: &Model, weight: &Weight, kept: &[usize], restored: &Restoration) -> Self {
+        let mut weights = weight.decode(&model.map);
+        for (i, row) in weights.chunks_exact_mut(weight.cols).enumerate() {
+            let mut next = 0;
+            for (j, w) in row.iter_mut().enumerate() {
+                let stays = kept.get(next) == Some(&j);
+                *w = match &restored.weights {
+                    _ if !stays => -*w,
+                    Some(weights) => weights[i * kept.len() + next] - *w,
+                    None => 0.0,
+                };
+                next += usize::from(stays);
+            }
+        }
+        let mut bias = restored.bias.clone();
+        bias.resize(weight.rows, 0.0);
+        Self { weights, bias }
+    }
+
+    /// The residual stream `[n, out]` behind the pruned projection, given the one behind the dense projection of the same
+    /// input `[n, in]`.
+    pub fn apply(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        input: &mut Activations,
+        residual: &[f32],
+        out: &mut Vec<f32>,
+    ) {
+        let d = self.bias.len();
+        out.resize(residual.len(), 0.0);
+        let weights = MatrixView::new(
+            BlockType::F32,
+            Layout::Native,
+            d,
+            input.cols(),
+            bytemuck::cast_slice(&self.weights),
+        );
+        let mut product = [Product {
+            weights,
+            out: &mut out[..],
+        }];
+        matmul(kernels, team, input, &mut product);
+        team.chunks_mut(out, d, |i, row| {
+            kernels.add(row, &self.bias);
+            kernels.add(row, &residual[i * d..][..d]);
+        });
+    }
 }
 
 /// The variants of module m, made by as many threads as there are.
@@ -167,18 +218,19 @@ fn variants(
     units: &Units,
     levels: &[usize],
     restore: Restore,
-) -> Result<Vec<Variant>, PruneError> {
+) -> Result<Vec<Difference>, PruneError> {
     let (layer, stats) = (&model.layers[m / 2], &profile.layers[m / 2]);
     let (weight, stats, width) = match m % 2 {
         0 => (&layer.o.weight, &stats.attention, model.config.head_dim),
         _ => (&layer.down.weight, &stats.mlp, 1),
     };
-    let slots: Vec<Mutex<Option<Result<Variant, PruneError>>>> =
+    let slots: Vec<Mutex<Option<Result<Difference, PruneError>>>> =
         levels.iter().map(|_| Mutex::new(None)).collect();
     runtime.pool.region(|team| {
         team.items(levels.len(), |_, i| {
             let kept = features(&units.kept(levels[i]), width);
-            let variant = variant(model, weight, stats, &kept, restore);
+            let variant = restore_projection(model, weight, stats, &kept, restore)
+                .map(|restored| Difference::new(model, weight, &kept, &restored));
             *slots[i].lock().expect("each level has one user") = Some(variant);
         });
     });
@@ -186,33 +238,6 @@ fn variants(
         .into_iter()
         .filter_map(|slot| slot.into_inner().ok().flatten())
         .collect()
-}
-
-fn variant(
-    model: &Model,
-    weight: &Weight,
-    stats: &FeatureStats,
-    kept: &[usize],
-    restore: Restore,
-) -> Result<Variant, PruneError> {
-    let restored = restore_projection(model, weight, stats, kept, restore)?;
-    let mut difference = vec![0.0f32; weight.rows * weight.cols];
-    for (i, row) in difference.chunks_exact_mut(weight.cols).enumerate() {
-        weight.decode_row(&model.map, i, row);
-        let mut next = 0;
-        for (j, w) in row.iter_mut().enumerate() {
-            let stays = kept.get(next) == Some(&j);
-            *w = match &restored.weights {
-                _ if !stays => -*w,
-                Some(weights) => weights[i * kept.len() + next] - *w,
-                None => 0.0,
-            };
-            next += usize::from(stays);
-        }
-    }
-    let mut bias = restored.bias;
-    bias.resize(weight.rows, 0.0);
-    Ok(Variant { difference, bias })
 }
 
 /// A slice of text on its way through the dense model, block by block.
@@ -310,33 +335,18 @@ impl<'a> Slice<'a> {
     }
 
     /// The mean divergence when the blocks from `next` on follow, with the last block's projection changed.
-    fn loss(&mut self, next: usize, variant: &Variant) -> f64 {
-        let (kernels, d) = (self.runtime.kernels, variant.bias.len());
+    fn loss(&mut self, next: usize, variant: &Difference) -> f64 {
         let predictions = std::mem::take(&mut self.predictions);
         let (mut sum, mut counted) = (0.0, 0);
         for i in 0..self.sequences.len() {
-            let sequence = &mut self.sequences[i];
-            let (change, scratch) = (&mut self.change, &mut self.scratch);
-            change.resize(sequence.residual.len(), 0.0);
+            let Sequence {
+                input, residual, ..
+            } = &mut self.sequences[i];
+            let (change, kernels) = (&mut self.change, self.runtime.kernels);
             self.runtime.pool.region(|team| {
-                let weights = MatrixView::new(
-                    BlockType::F32,
-                    Layout::Native,
-                    d,
-                    sequence.input.cols(),
-                    bytemuck::cast_slice(&variant.difference),
-                );
-                let mut product = [Product {
-                    weights,
-                    out: &mut change[..],
-                }];
-                matmul(kernels, team, &mut sequence.input, &mut product);
-                team.chunks_mut(change, d, |i, row| {
-                    kernels.add(row, &variant.bias);
-                    kernels.add(row, &sequence.residual[i * d..][..d]);
-                });
-                scratch.set_residual(change);
+                variant.apply(kernels, team, input, residual, change);
             });
+            self.scratch.set_residual(change);
             self.finish(i, next, &mut |team, first, logits| {
                 let losses = predictions.divergences(team, first, logits);
                 sum += losses.iter().sum::<f64>();
@@ -381,7 +391,7 @@ impl<'a> Slice<'a> {
 }
 
 /// Keeps the input that it sees.
-struct Capture<'a>(&'a mut Activations);
+pub(super) struct Capture<'a>(pub &'a mut Activations);
 
 impl Capture<'_> {
     fn keep(&mut self, x: &Activations) {

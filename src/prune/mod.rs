@@ -20,6 +20,7 @@ mod names;
 pub mod plan;
 pub mod profile;
 pub mod restore;
+pub mod sequential;
 pub mod structure;
 pub mod surgeon;
 
@@ -100,7 +101,8 @@ pub enum PruneError {
     Release(std::io::Error),
 }
 
-/// Prunes `model` in place by a recipe and returns the plan that was carried out.
+/// Prunes `model` in place by a recipe and returns the plan that was carried out. `text` is what the profile was taken from;
+/// only [`Restore::Sequential`] reads it.
 ///
 /// `progress` is called with the number of layers done and their total.
 ///
@@ -111,6 +113,7 @@ pub fn prune(
     model: &mut Model,
     runtime: &Runtime,
     profile: &Profile,
+    text: Calibration,
     recipe: Recipe,
     ratio: f64,
     progress: &(dyn Fn(usize, usize) + Sync),
@@ -125,7 +128,10 @@ pub fn prune(
         curves,
         ratio,
     )?;
-    carry_out(model, runtime, profile, &plan, recipe.restore, progress)?;
+    match recipe.restore {
+        Restore::Sequential => sequential::carry_out(model, runtime, text, &plan, progress)?,
+        how => carry_out(model, runtime, profile, &plan, how, progress)?,
+    }
     Ok(plan)
 }
 
@@ -141,7 +147,12 @@ pub fn flap(
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Plan, PruneError> {
     let recipe = Method::Flap.recipe(Effort::Fast);
-    prune(model, runtime, profile, recipe, ratio, progress)
+    let no_text = Calibration {
+        tokens: &[],
+        bos: None,
+        covariance: false,
+    };
+    prune(model, runtime, profile, no_text, recipe, ratio, progress)
 }
 
 /// Restores and applies as many layers at a time as there are threads, so that restored weights are never all held at once.

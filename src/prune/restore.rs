@@ -25,6 +25,9 @@ named_choices! {
         /// B = (C_KK + λI)⁻¹ C_KR, W_K + W_R Bᵀ, bias W_R (μ_R − Bᵀ μ_K), with the covariance C and the mean μ of the inputs and
         /// λ = 10⁻² · mean diag(C_KK): ridge regression of the dense projection's output.
         Lsq = "lsq",
+        /// `lsq` layer by layer, on the inputs that the already pruned layers produce and towards the dense model's residual
+        /// stream ([`sequential`](super::sequential)). Needs the calibration text itself.
+        Sequential = "sequential",
         /// `lsq` where the covariance is known from at least as many tokens as the projection has inputs, else `bias`.
         Auto = "auto",
     }
@@ -33,7 +36,7 @@ named_choices! {
 impl Restore {
     /// Whether a profile should have covariances.
     pub fn wants_covariance(self) -> bool {
-        matches!(self, Restore::Lsq | Restore::Auto)
+        matches!(self, Restore::Lsq | Restore::Sequential | Restore::Auto)
     }
 }
 
@@ -53,7 +56,8 @@ pub struct LayerRestoration {
     pub mlp: Restoration,
 }
 
-/// Makes up for what `kept` removes from layer `l` of the model, which must be as it was when `stats` were taken.
+/// Makes up for what `kept` removes from layer `l` of the model, which must be as it was when `stats` were taken. Of one
+/// layer alone, `sequential` is the same as `lsq`.
 ///
 /// # Errors
 /// If `lsq` is asked for and the profile has no covariances.
@@ -109,24 +113,28 @@ pub(super) fn restore_projection(
             Ok(bias())
         }
         // Where nothing stays there is nothing to predict from.
-        (Restore::Lsq | Restore::Auto, _) if kept.is_empty() => Ok(bias()),
-        (Restore::Lsq, None) => Err(PruneError::NoCovariance),
-        (Restore::Lsq | Restore::Auto, Some(covariance)) => Ok(least_squares(
-            model, weight, stats, covariance, kept, &removed,
-        )
-        .unwrap_or_else(bias)),
+        (Restore::Lsq | Restore::Sequential | Restore::Auto, _) if kept.is_empty() => Ok(bias()),
+        (Restore::Lsq | Restore::Sequential, None) => Err(PruneError::NoCovariance),
+        (Restore::Lsq | Restore::Sequential | Restore::Auto, Some(covariance)) => Ok(
+            least_squares(model, weight, stats, covariance, kept, &removed, false)
+                .unwrap_or_else(bias),
+        ),
     }
 }
 
 /// Instead of B only what it does to the weights is computed, ΔWᵀ = (C_KK + λI)⁻¹ (C_KR W_Rᵀ): one right-hand side for every
-/// output. `None` if the covariance is too far from positive definite for any sensible ridge.
-fn least_squares(
+/// output. `None` if the covariance is too far from positive definite for the ridge.
+///
+/// With `drift`, statistics go on behind the inputs with a feature for every output, which the regression makes up for too;
+/// see [`sequential`](super::sequential).
+pub(super) fn least_squares(
     model: &Model,
     weight: &Weight,
     stats: &FeatureStats,
     covariance: &Covariance,
     kept: &[usize],
     removed: &[usize],
+    drift: bool,
 ) -> Option<Restoration> {
     let (k, d) = (kept.len(), weight.rows);
     let mean_variance = kept.iter().map(|j| covariance.get(*j, *j)).sum::<f64>() / k as f64;
@@ -142,14 +150,21 @@ fn least_squares(
     let w = weight.decode(&model.map);
     let w = MatRef::from_row_major_slice(&w, d, weight.cols);
     let w_r = Mat::from_fn(removed.len(), d, |i, j| f64::from(w[(j, removed[i])]));
-    let mut delta = Mat::<f64>::zeros(k, d);
-    matmul(&mut delta, Accum::Replace, &c_kr, &w_r, 1.0, Par::Seq);
+    let mut delta = match drift {
+        true => Mat::from_fn(k, d, |i, j| covariance.get(kept[i], weight.cols + j)),
+        false => Mat::zeros(k, d),
+    };
+    matmul(&mut delta, Accum::Add, &c_kr, &w_r, 1.0, Par::Seq);
     c_kk.llt(Side::Lower).ok()?.solve_in_place(&mut delta);
 
     let mut weights = Vec::with_capacity(d * k);
     let mut bias = Vec::with_capacity(d);
     for i in 0..d {
-        let mut sum = 0.0;
+        let mut sum = if drift {
+            stats.mean(weight.cols + i)
+        } else {
+            0.0
+        };
         for (n, &j) in kept.iter().enumerate() {
             weights.push((f64::from(w[(i, j)]) + delta[(n, i)]) as f32);
             sum -= delta[(n, i)] * stats.mean(j);
@@ -174,7 +189,7 @@ pub(super) fn features(heads: &[usize], head_dim: usize) -> Vec<usize> {
 }
 
 /// The numbers below `count` that are not in `kept`, which is sorted.
-fn others(count: usize, kept: &[usize]) -> Vec<usize> {
+pub(super) fn others(count: usize, kept: &[usize]) -> Vec<usize> {
     (0..count)
         .filter(|unit| kept.binary_search(unit).is_err())
         .collect()
