@@ -74,10 +74,7 @@ impl MethodOptions {
 }
 
 /// One of some named choices, which the help lists.
-fn one_of<T>(
-    all: &'static [T],
-    name: fn(T) -> &'static str,
-) -> impl TypedValueParser<Value = T> + Clone
+fn one_of<T>(all: &'static [T], name: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
 where
     T: Copy + Send + Sync + 'static,
 {
