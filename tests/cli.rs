@@ -94,7 +94,7 @@ fn pruning_reports_what_was_gained() {
         "calibrate",
         "1024 tokens",
         "prune",
-        "removed 30.0 %",
+        "removed 30.",
         "heads",
         "KV heads",
         "channels",

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use flapjack::gguf::Residency;
 use flapjack::kernels::Runtime;
 use flapjack::model::Model;
 use flapjack::prune::{
-    self, Calibration, CurveOptions, Effort, HeadUnit, Method, Metric, Plan, Profile, PruneError,
-    Recipe, Restore, Structure, calibrate, curves,
+    self, Calibration, Covariance, CurveOptions, Effort, HeadUnit, Method, Metric, Plan, Profile,
+    PruneError, Recipe, Restore, Structure, calibrate, curves,
 };
 use flapjack::tokenize::Tokenizer;
 
@@ -21,6 +21,8 @@ use super::progress;
 
 /// Tokens that are used of a file unless --calib-tokens says otherwise.
 const DEFAULT_FILE_TOKENS: usize = 32_768;
+/// Tokens that are used of any text at `--effort fast`.
+const FAST_TOKENS: usize = 4096;
 
 #[derive(Debug, Args)]
 pub struct PruneOptions {
@@ -30,7 +32,7 @@ pub struct PruneOptions {
     /// Calibrate on this text file instead of the built-in text
     #[arg(long, value_name = "FILE", requires = "prune")]
     pub calib: Option<PathBuf>,
-    /// Calibrate on the first N tokens only [default: all of the built-in text, 32768 of a file]
+    /// Calibrate on the first N tokens only [default: all of the built-in text, 32768 of a file; 4096 at --effort fast]
     #[arg(long, value_name = "N", requires = "prune")]
     pub calib_tokens: Option<usize>,
     #[command(flatten)]
@@ -159,10 +161,12 @@ impl PruneOptions {
             None => ("the built-in text".to_owned(), calibrate::TEXT.to_owned()),
         };
         let start = Instant::now();
-        let limit = self.calib_tokens.unwrap_or(match &self.calib {
-            Some(_) => DEFAULT_FILE_TOKENS,
-            None => usize::MAX,
-        });
+        let limit = match (self.calib_tokens, self.method.effort, &self.calib) {
+            (Some(limit), ..) => limit,
+            (None, Effort::Fast, _) => FAST_TOKENS,
+            (None, _, Some(_)) => DEFAULT_FILE_TOKENS,
+            (None, _, None) => usize::MAX,
+        };
         let tokens = first_tokens(&loaded.tokenizer, &text, limit)?;
         if self.calib_tokens.is_none() && self.calib.is_some() && tokens.len() == limit {
             tracing::info!(
@@ -182,10 +186,11 @@ impl PruneOptions {
             false => 0,
         };
         let (seen, held_back) = tokens.split_at(tokens.len() - held_back);
+        let covariance = recipe.wants_covariance() && covariances_fit(&loaded.model, recipe)?;
         let text = |tokens| Calibration {
             tokens,
             bos,
-            covariance: recipe.wants_covariance(),
+            covariance,
         };
         let bar = progress::bar("calibrating", seen.len() as u64, "tokens");
         let mut profile = prune::calibrate(
@@ -231,6 +236,32 @@ impl PruneOptions {
             bos,
             time,
         })
+    }
+}
+
+/// Whether there is memory for the covariances of all layers. Where the recipe can do without, it does, with a warning.
+fn covariances_fit(model: &Model, recipe: Recipe) -> Result<bool> {
+    let needed: usize = model
+        .layers
+        .iter()
+        .map(|l| Covariance::bytes(l.o.weight.cols) + Covariance::bytes(l.channels()))
+        .sum();
+    let available = memory::available().map(|bytes| bytes / 2);
+    tracing::debug!("covariances take {} MiB", needed >> 20);
+    match available {
+        Some(available) if available < needed as u64 => {
+            let shortage = format!(
+                "least squares need covariances of {} MiB, and {} MiB are half of the free memory",
+                needed >> 20,
+                available >> 20
+            );
+            if recipe.restore != Restore::Auto || recipe.metric.wants_covariance() {
+                bail!("{shortage}; --restore bias does without");
+            }
+            tracing::warn!("{shortage}; restoring by biases");
+            Ok(false)
+        }
+        _ => Ok(true),
     }
 }
 
