@@ -1,5 +1,5 @@
 //! Metrics: how much every input feature of the projections that lose columns matters. A new metric is a variant of
-//! [`Metric`] and an arm of [`Metric::score`].
+//! [`Metric`] and an arm of `Metric::score`.
 //!
 //! Notation: W `[out, in]` is the projection, ‖W_:j‖² = Σ_i W_ij² the squared norm of its column j, and mean, variance (with
 //! n − 1) and mean square of input feature j come from the profile.
@@ -25,7 +25,7 @@ named_choices! {
         /// ICLR 2024, section 3; FLAP, section 4.4).
         Wifn = "wifn",
         /// The squared error that the feature's removal costs when those that stay take over, removed greedily with the
-        /// cheapest first (Optimal Brain Surgeon for columns, [`surgeon`](super::surgeon)). Needs covariances.
+        /// cheapest first (Optimal Brain Surgeon for columns, [`surgeon`]). Needs covariances.
         Obs = "obs",
         /// The norm of the column, ‖W_:j‖; looks at no text.
         Magnitude = "magnitude",

@@ -1,5 +1,5 @@
 //! Structures: among which units scores are compared, and so where the budget goes (FLAP, section 3.3 and table 5). A new
-//! structure is a variant of [`Structure`] and an arm of [`Structure::pools`].
+//! structure is a variant of [`Structure`] and an arm of `Structure::pools`.
 
 use super::names::named_choices;
 use super::plan::Units;
