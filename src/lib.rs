@@ -16,7 +16,7 @@
 //! - [`quant`]: the block formats of weights.
 //! - [`kernels`]: the C kernels of `vendor/flapkern` behind a safe face, and the threads.
 //! - [`model`]: configuration, weights as views on the map, one readable forward pass ([`model::Model::forward`]).
-//! - [`prune`]: FLAP, in five steps from plain data to plain data.
+//! - [`prune`]: FLAP and beyond, in steps from plain data to plain data.
 //! - [`tokenize`]: tokenizers from GGUF metadata.
 //! - [`generate`]: sampler chain, stop conditions, sessions.
 //! - [`eval`] measures perplexity and speed.
@@ -35,7 +35,7 @@
 //! let runtime = Runtime::new(2)?;
 //!
 //! let text = tokenizer.encode(prune::calibrate::TEXT)?;
-//! let calibration = prune::Calibration { tokens: &text, bos: None };
+//! let calibration = prune::Calibration { tokens: &text, bos: None, covariance: false };
 //! let profile = prune::calibrate(&model, &runtime, calibration, &mut |_, _| {})?;
 //! prune::flap(&mut model, &runtime, &profile, 0.3, &|_, _| {})?;
 //!

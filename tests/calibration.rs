@@ -13,7 +13,10 @@ use common::{Random, relative_error};
 use flapjack::generate::{Sampler, SamplerConfig, Texts};
 use flapjack::gguf::{GgufFile, Value, Writer};
 use flapjack::model::{KvCache, Scratch, Unobserved};
-use flapjack::prune::{Calibration, Origin, ProfileError, StoredProfile, calibrate, store};
+use flapjack::prune::{
+    Calibration, CurveOptions, Effort, Method, Origin, ProfileError, StoredProfile, calibrate,
+    curves, store,
+};
 
 // ---- profiles as files ----
 
@@ -28,8 +31,27 @@ fn stored_profile() -> StoredProfile {
     let calibration = Calibration {
         tokens: &tokens,
         bos: Some(1),
+        covariance: true,
     };
     let model = synthetic.load();
+    let mut profile =
+        calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap();
+    let recipe = Method::Best.recipe(Effort::Best);
+    let options = CurveOptions {
+        metric: recipe.metric,
+        heads: recipe.heads,
+        restore: recipe.restore,
+        levels: Effort::Best.curve_levels(),
+    };
+    let curves = curves::measure(
+        &model,
+        &runtime(1),
+        &profile,
+        calibration,
+        options,
+        &mut |_, _| {},
+    );
+    profile.curves = Some(curves.unwrap());
     StoredProfile {
         origin: Origin {
             model: GgufFile::open(&synthetic.path).unwrap().fingerprint(),
@@ -37,9 +59,10 @@ fn stored_profile() -> StoredProfile {
             text: store::hash_tokens(&tokens, Some(1)),
             source: "a \"text\"".into(),
             tokens: 300,
+            collected: "everything".into(),
             flapjack: "0.1.0".into(),
         },
-        profile: calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap(),
+        profile,
     }
 }
 
@@ -140,8 +163,12 @@ impl Bench {
         (ok, said)
     }
 
-    /// What a pruned run says.
+    /// What a run says that is pruned by the published method, which needs neither covariances nor loss curves.
     fn prune(&self, more: &[&str]) -> (bool, String) {
+        self.prune_by(&[&["--method", "flap"], more].concat())
+    }
+
+    fn prune_by(&self, more: &[&str]) -> (bool, String) {
         let base = ["run", "-m", &self.model, "-p", "x", "-n", "1"];
         let prune = ["--no-baseline", "--prune", "0.2"];
         self.run(&[&base[..], &prune, more].concat())
@@ -154,10 +181,18 @@ impl Bench {
         said
     }
 
-    /// The profile that `flapjack calibrate` makes of some source.
+    /// The profile that `flapjack calibrate` makes of some source, without covariances and loss curves.
     fn calibrate(&self, more: &[&str]) -> StoredProfile {
         let path = self.path("out.profile");
-        let base = ["calibrate", "-m", &self.model, "-o", &path];
+        let base = [
+            "calibrate",
+            "--method",
+            "flap",
+            "-m",
+            &self.model,
+            "-o",
+            &path,
+        ];
         let (ok, said) = self.run(&[&base[..], more].concat());
         assert!(ok, "{said}");
         StoredProfile::load(Path::new(&path)).unwrap()
@@ -202,6 +237,88 @@ fn the_second_start_takes_the_profile_of_the_first() {
     let said = bench.report(&few);
     assert!(said.contains("damaged") && !kept(&said), "{said}");
     assert!(kept(&bench.report(&few)));
+}
+
+#[test]
+fn the_default_method_starts_again_from_its_own_profile() {
+    let bench = Bench::new();
+    let kept = |report: &str| report.contains("from a profile");
+    let few = ["--calib-tokens", "256"];
+    let prune_by = |more: &[&str]| {
+        let (ok, said) = bench.prune_by(&[&few, more].concat());
+        assert!(ok, "{said}");
+        said
+    };
+    let first = prune_by(&[]);
+    assert!(!kept(&first) && first.contains("  curves "), "{first}");
+    assert!(first.contains("192 tokens of"), "{first}");
+    let second = prune_by(&[]);
+    assert!(kept(&second) && !second.contains("  curves "), "{second}");
+    // The same is left of every layer.
+    let widths = |report: &str| -> Vec<String> {
+        let lines = report.lines().filter(|line| line.contains("by layer"));
+        lines.map(str::to_owned).collect()
+    };
+    assert_eq!(widths(&first).len(), 3, "{first}");
+    assert_eq!(widths(&second), widths(&first));
+    // What differs in what is collected, or in how curves are measured, is another profile.
+    assert!(!kept(&prune_by(&["--method", "flap"])));
+    assert!(!kept(&prune_by(&["--effort", "fast"])));
+    assert!(!kept(&prune_by(&["--restore", "bias"])));
+    // Where units are compared is not.
+    assert!(kept(&prune_by(&[
+        "--structure",
+        "al-mm",
+        "--restore",
+        "bias"
+    ])));
+}
+
+#[test]
+fn a_profile_that_lacks_what_the_method_needs_is_refused_with_what_to_do() {
+    let bench = Bench::new();
+    let path = bench.path("out.profile");
+    let few = ["--calib-tokens", "256"];
+    bench.calibrate(&few);
+    let refused = |more: &[&str]| {
+        let (ok, said) = bench.prune_by(&[&["--profile", &path], more].concat());
+        assert!(!ok, "{said}");
+        said
+    };
+    for (arguments, words) in [
+        (vec![], ["no loss curves", "calibrate --structure curves"]),
+        (
+            vec!["--method", "flap", "--restore", "lsq"],
+            ["no covariances", "calibrate --restore lsq"],
+        ),
+        (
+            vec!["--method", "flap", "--metric", "obs"],
+            ["no covariances", "calibrate --metric obs"],
+        ),
+        (
+            vec!["--method", "flap", "--restore", "sequential"],
+            ["the calibration text itself", "--calib"],
+        ),
+    ] {
+        let said = refused(&arguments);
+        for word in words {
+            assert!(said.contains(word), "{arguments:?}: {word} in {said}");
+        }
+    }
+    // Restoration auto can do without covariances, and says so.
+    let (ok, said) = bench.prune_by(&["--profile", &path, "--effort", "fast"]);
+    assert!(ok && said.contains("has no covariances"), "{said}");
+
+    let with_curves = ["--structure", "curves", "--restore", "bias"];
+    let profile = bench.calibrate(&[&few[..], &with_curves].concat());
+    assert!(profile.profile.curves.is_some() && !profile.profile.has_covariance());
+    let said = refused(&[]);
+    assert!(
+        said.contains("--restore bias") && said.contains("--restore auto"),
+        "{said}"
+    );
+    let (ok, said) = bench.prune_by(&["--profile", &path, "--restore", "bias"]);
+    assert!(ok && said.contains("from a profile"), "{said}");
 }
 
 #[test]
@@ -322,10 +439,10 @@ fn texts_that_are_of_no_use_are_refused_with_the_reason() {
     let odd = format!("{}\n{{\"text\": 5}}\n", line("text"));
     fs::create_dir(bench.path("empty")).unwrap();
     for (source, words) in [
-        (bench.write("empty.txt", ""), vec!["0 tokens", "128"]),
+        (bench.write("empty.txt", ""), vec!["0 tokens", "192"]),
         (
             bench.write("short.txt", "Too short."),
-            vec!["tokens", "128"],
+            vec!["tokens", "192"],
         ),
         (bench.write("latin.txt", b"caf\xe9"), vec!["offset 3"]),
         (bench.path("empty"), vec!["no text files"]),
@@ -339,7 +456,7 @@ fn texts_that_are_of_no_use_are_refused_with_the_reason() {
             bench.write("other.jsonl", line("body")),
             vec!["\"body\"", "--calib-field"],
         ),
-        ("self:100".to_owned(), vec!["100 tokens", "128"]),
+        ("self:100".to_owned(), vec!["100 tokens", "192"]),
         ("self:many".to_owned(), vec!["self:", "./self:many"]),
         (String::new(), vec!["--calib"]),
     ] {

@@ -31,7 +31,20 @@ fn the_capital_of_france_is_paris() {
 
 #[test]
 fn pruning_reports_what_was_gained() {
-    let output = flapjack(&[&PARIS[..], &["--prune", "0.3", "--calib-tokens", "1024"]].concat());
+    let output = flapjack(
+        &[
+            &PARIS[..],
+            &[
+                "--prune",
+                "0.3",
+                "--calib-tokens",
+                "1024",
+                "--effort",
+                "fast",
+            ],
+        ]
+        .concat(),
+    );
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(!stdout(&output).trim().is_empty());
     let report = stderr(&output);
@@ -40,7 +53,7 @@ fn pruning_reports_what_was_gained() {
         "calibrate",
         "1024 tokens",
         "prune",
-        "removed 30.0 %",
+        "removed 30.",
         "heads",
         "KV heads",
         "channels",
@@ -62,7 +75,15 @@ fn pruning_reports_what_was_gained() {
     let without = flapjack(
         &[
             &PARIS[..],
-            &["--prune", "0.3", "--calib-tokens", "256", "--no-baseline"],
+            &[
+                "--prune",
+                "0.3",
+                "--calib-tokens",
+                "256",
+                "--no-baseline",
+                "--method",
+                "flap",
+            ],
         ]
         .concat(),
     );
@@ -206,6 +227,8 @@ fn perplexity_prints_a_line_or_one_json_object() {
             "0.2",
             "--calib-tokens",
             "256",
+            "--effort",
+            "fast",
         ],
     ]
     .concat();
@@ -258,6 +281,20 @@ fn bad_arguments_say_what_is_wrong() {
         ),
         (
             vec!["run", "-p", "x", "--prune", "0.3", "--calib-tokens", "5"],
+            vec!["5 tokens", "192"],
+        ),
+        (
+            vec![
+                "run",
+                "-p",
+                "x",
+                "--prune",
+                "0.3",
+                "--effort",
+                "fast",
+                "--calib-tokens",
+                "5",
+            ],
             vec!["5 tokens", "128"],
         ),
         (

@@ -13,7 +13,8 @@ use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
 use flapjack::kernels::{Isa, Kernels, Pool, Runtime};
 use flapjack::model::{Architecture, CacheType, Export, Model};
 use flapjack::prune::{
-    self, Calibration, LayerPlan, LayerRecord, Plan, Profile, Record, calibrate, record,
+    self, Calibration, LayerPlan, LayerRecord, LayerRestoration, Plan, Profile, Record, Restore,
+    calibrate, record,
 };
 use flapjack::quant::{BlockType, decode_row, encode_row};
 use flapjack::tokenize::Tokenizer;
@@ -21,7 +22,11 @@ use flapjack::tokenize::Tokenizer;
 const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
 
 fn profile_of(model: &Model, tokens: &[u32]) -> Profile {
-    let calibration = Calibration { tokens, bos: None };
+    let calibration = Calibration {
+        tokens,
+        bos: None,
+        covariance: false,
+    };
     calibrate::calibrate(model, &runtime(2), calibration, &mut |_, _| {}).expect("a profile")
 }
 
@@ -30,8 +35,15 @@ fn pruned(synthetic: &Synthetic, plan: &Plan) -> Model {
     let mut model = synthetic.load();
     let tokens = Random::new(99).tokens(700, synthetic.shape.vocabulary);
     let profile = profile_of(&model, &tokens);
-    let biases = prune::restore::biases(&model, &runtime(1), &profile, plan);
-    prune::apply(&mut model, &runtime(2), plan, biases, QUIET).unwrap();
+    prune::carry_out(
+        &mut model,
+        &runtime(2),
+        &profile,
+        plan,
+        Restore::Bias,
+        QUIET,
+    )
+    .unwrap();
     model
 }
 
@@ -288,8 +300,8 @@ fn a_file_records_how_it_was_pruned_from_the_first_model_on() {
     // Pruned again, it still tells of the heads of the first model.
     let mut model = Model::load(GgufFile::open(&path).unwrap()).unwrap();
     let second_plan = plan(&[(&[1, 4, 5], 32), (&[0, 2], 96), (&[], 32)]);
-    let none = vec![prune::restore::LayerBiases::default(); 3];
-    prune::apply(&mut model, &runtime(1), &second_plan, none, QUIET).unwrap();
+    let none = vec![LayerRestoration::default(); 3];
+    prune::apply(&mut model, &runtime(1), &second_plan, &none, QUIET).unwrap();
     let widths = [(9, 64), (3, 96), (0, 32)];
     let forms = Export::new(&model);
     let layers = Record::layers(&second_plan, &widths, forms.layers(), Some(&first));
@@ -529,8 +541,15 @@ fn llama_cpp_runs_layers_that_lost_everything() {
             total: 1,
         };
         let mut model = Model::load(GgufFile::open(source.path()).unwrap()).unwrap();
-        let biases = prune::restore::biases(&model, &runtime(2), &profile, &plan);
-        prune::apply(&mut model, &runtime(2), &plan, biases, QUIET).unwrap();
+        prune::carry_out(
+            &mut model,
+            &runtime(2),
+            &profile,
+            &plan,
+            Restore::Bias,
+            QUIET,
+        )
+        .unwrap();
         let path = folder.path().join("pruned.gguf");
         let export = Export::new(&model);
         export

@@ -12,8 +12,8 @@ use flapjack::gguf::GgufFile;
 use flapjack::kernels::Team;
 use flapjack::model::{CacheType, Model};
 use flapjack::prune::{
-    self, Calibration, FeatureStats, LayerPlan, Module, Plan, Profile, PruneError, calibrate,
-    wifv_scores,
+    self, Calibration, FeatureStats, HeadUnit, LayerPlan, Metric, Module, Plan, Profile,
+    PruneError, Restore, Structure, calibrate,
 };
 use flapjack::quant::BlockType;
 use flapjack::tokenize::Tokenizer;
@@ -21,8 +21,25 @@ use flapjack::tokenize::Tokenizer;
 const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
 
 fn profile_of(model: &Model, tokens: &[u32]) -> Profile {
-    let calibration = Calibration { tokens, bos: None };
+    let calibration = Calibration {
+        tokens,
+        bos: None,
+        covariance: true,
+    };
     calibrate::calibrate(model, &runtime(2), calibration, &mut |_, _| {}).expect("a profile")
+}
+
+fn flap_plan(model: &Model, profile: &Profile, ratio: f64) -> Plan {
+    let scores = prune::score(model, &runtime(2), profile, Metric::Wifv).unwrap();
+    prune::plan(
+        model,
+        &scores,
+        Structure::AlAm,
+        HeadUnit::Query,
+        None,
+        ratio,
+    )
+    .unwrap()
 }
 
 fn calibration_tokens(vocabulary: usize) -> Vec<u32> {
@@ -146,7 +163,12 @@ impl Flap<'_> {
                 x.into_iter().map(|v| (v - mean) / std).collect()
             };
             let e = self.model.head_dim;
-            let features = standardise(self.wifv(&layer.o, &self.profile.layers[l].attention));
+            let squares = self
+                .wifv(&layer.o, &self.profile.layers[l].attention)
+                .into_iter()
+                .map(|v| v * v)
+                .collect();
+            let features = standardise(squares);
             for h in 0..layer.heads {
                 let score = features[h * e..(h + 1) * e].iter().sum::<f64>() / e as f64;
                 units.push((score, l, false, h));
@@ -249,9 +271,8 @@ fn masks_are_those_of_the_definition() {
             model: &synthetic.reference,
             profile: &profile,
         };
-        let scores = wifv_scores(&model, &runtime(2), &profile).unwrap();
         for ratio in [0.05, 0.2, 0.3, 0.5, 0.7, 0.89] {
-            let plan = prune::plan(&model, &scores, ratio).unwrap();
+            let plan = flap_plan(&model, &profile, ratio);
             assert_eq!(
                 gone_of(&plan, &synthetic.reference),
                 reference.gone(ratio),
@@ -308,25 +329,22 @@ fn prune_then_run_equals_mask_and_add_bias_and_run_dense() {
 }
 
 #[test]
-fn compensation_brings_the_output_closer_to_the_dense_one() {
+fn restoration_brings_the_output_closer_to_the_dense_one() {
     let synthetic = Synthetic::new(Shape::default());
     let tokens = calibration_tokens(synthetic.shape.vocabulary);
     let dense = synthetic.load();
     let profile = profile_of(&dense, &tokens);
-    let scores = wifv_scores(&dense, &runtime(1), &profile).unwrap();
-    let plan = prune::plan(&dense, &scores, 0.5).unwrap();
-    let biases = prune::restore::biases(&dense, &runtime(1), &profile, &plan);
-    let none = vec![prune::restore::LayerBiases::default(); plan.layers.len()];
+    let plan = flap_plan(&dense, &profile, 0.5);
     let (expected, _) = synthetic.reference.forward(&tokens[..100]);
-    let error_with = |biases| {
+    let error_with = |how| {
         let mut model = synthetic.load();
-        prune::apply(&mut model, &runtime(1), &plan, biases, QUIET).unwrap();
+        prune::carry_out(&mut model, &runtime(1), &profile, &plan, how, QUIET).unwrap();
         relative_error(&logits(&model, &runtime(1), &tokens[..100]), &expected)
     };
-    let (with, without) = (error_with(biases), error_with(none));
+    let [none, bias, lsq] = [Restore::None, Restore::Bias, Restore::Lsq].map(error_with);
     assert!(
-        with < without,
-        "{with} with, {without} without compensation"
+        lsq < bias && bias < none,
+        "{lsq} with least squares, {bias} with biases, {none} without restoration"
     );
 }
 
@@ -349,8 +367,15 @@ fn a_layer_may_lose_all_its_heads_or_all_its_channels() {
         removed: 0,
         total: 1,
     };
-    let biases = prune::restore::biases(&model, &runtime(1), &profile, &plan);
-    prune::apply(&mut model, &runtime(2), &plan, biases, QUIET).unwrap();
+    prune::carry_out(
+        &mut model,
+        &runtime(2),
+        &profile,
+        &plan,
+        Restore::Bias,
+        QUIET,
+    )
+    .unwrap();
     assert_eq!(
         (
             model.layers[0].heads(),
@@ -474,8 +499,8 @@ fn heads_of_whole_blocks_move_without_being_encoded_anew() {
         removed: 0,
         total: 1,
     };
-    let none = vec![prune::restore::LayerBiases::default(); 2];
-    prune::apply(&mut model, &runtime(1), &plan, none, QUIET).unwrap();
+    let none = vec![prune::LayerRestoration::default(); 2];
+    prune::apply(&mut model, &runtime(1), &plan, &none, QUIET).unwrap();
     for (l, kept) in plan.layers.iter().enumerate() {
         let (was, is) = (&dense.layers[l].o.weight, &model.layers[l].o.weight);
         for row in 0..was.rows {
@@ -573,6 +598,7 @@ fn too_little_text_is_refused() {
         let calibration = Calibration {
             tokens: &vec![1; n],
             bos: None,
+            covariance: false,
         };
         let error =
             calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap_err();
@@ -605,6 +631,7 @@ fn activations_that_are_not_numbers_are_refused_with_their_layer() {
     let calibration = Calibration {
         tokens: &tokens,
         bos: None,
+        covariance: false,
     };
     let error = calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap_err();
     assert!(
@@ -658,6 +685,7 @@ fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
     let calibration = Calibration {
         tokens: &tokens[..4096],
         bos: None,
+        covariance: false,
     };
     let profile = calibrate::calibrate(&model, &runtime, calibration, &mut |_, _| {}).unwrap();
     let plan = prune::flap(&mut model, &runtime, &profile, 0.2, QUIET).unwrap();

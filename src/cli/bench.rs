@@ -7,12 +7,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use flapjack::eval::{SpeedRun, SpeedTest, mean_and_deviation, median, read_bandwidth};
+use flapjack::prune::Effort;
 use serde::{Deserialize, Serialize};
 
 use super::calibration::CalibrationOptions;
 use super::options::{CacheOptions, Loaded, ModelOptions};
 use super::progress;
-use super::pruning::{self, parse_ratio};
+use super::pruning::{self, MethodOptions, parse_ratio};
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -40,6 +41,8 @@ pub struct BenchArgs {
     /// Calibrate on N tokens of the built-in text before pruning; speed does not depend on it
     #[arg(long, value_name = "N", default_value_t = 1024)]
     calib_tokens: usize,
+    #[command(flatten)]
+    method: MethodOptions,
     /// Leave the weights as they lie in the file
     #[arg(long)]
     no_pack: bool,
@@ -201,9 +204,19 @@ impl BenchArgs {
                         calib_tokens: Some(self.calib_tokens),
                         ..CalibrationOptions::default()
                     };
-                    let profile = calibration.calibrate(&loaded, true)?.profile;
-                    let pruned =
-                        pruning::prune(&mut loaded.model, &loaded.runtime, &profile, ratio)?;
+                    // Loss curves would only cost time; speed does not depend on which units go.
+                    let method = MethodOptions {
+                        effort: Effort::Fast,
+                        ..self.method.clone()
+                    };
+                    let calibrated = calibration.calibrate(&loaded, &method, true)?;
+                    let pruned = pruning::prune(
+                        &mut loaded.model,
+                        &loaded.runtime,
+                        &calibrated,
+                        method.recipe(),
+                        ratio,
+                    )?;
                     prune_ratio = pruned.plan.ratio();
                 }
                 subjects.push(Subject {

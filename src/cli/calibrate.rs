@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::calibration::CalibrationOptions;
 use super::options::{ModelOptions, check_target};
+use super::pruning::MethodOptions;
 use super::report::{CalibrationNote, mebibytes};
 
 #[derive(Debug, Args)]
@@ -18,6 +19,8 @@ pub struct CalibrateArgs {
     output: PathBuf,
     #[command(flatten)]
     calibration: CalibrationOptions,
+    #[command(flatten)]
+    method: MethodOptions,
     /// Print no report
     #[arg(short, long)]
     quiet: bool,
@@ -26,17 +29,19 @@ pub struct CalibrateArgs {
 pub fn run(args: CalibrateArgs) -> Result<()> {
     check_target(&args.output)?;
     let loaded = args.model.load()?;
-    let calibrated = args.calibration.calibrate(&loaded, false)?;
-    let profile = calibrated.stored();
-    profile.save(&args.output)?;
+    let calibrated = args.calibration.calibrate(&loaded, &args.method, false)?;
+    calibrated.stored.save(&args.output)?;
     if !args.quiet {
+        let size = std::fs::metadata(&args.output).map_or(0, |m| m.len());
         eprintln!(
             "{}: {}, SHA-256 {}",
             args.output.display(),
-            mebibytes(profile.to_bytes().len() as u64),
-            profile.hash()
+            mebibytes(size),
+            calibrated.stored.hash()
         );
-        eprintln!("{}", CalibrationNote::from(calibrated).line());
+        for line in CalibrationNote::from(calibrated).lines() {
+            eprintln!("{line}");
+        }
     }
     Ok(())
 }

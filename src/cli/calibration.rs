@@ -10,18 +10,29 @@ use clap::{ArgMatches, Args, Command};
 use flapjack::generate::Texts;
 use flapjack::gguf::GgufFile;
 use flapjack::hub;
-use flapjack::prune::{self, Calibration, Origin, Profile, StoredProfile, calibrate, store};
+use flapjack::model::Model;
+use flapjack::prune::{
+    self, Calibration, Covariance, CurveOptions, Curves, Effort, Origin, Profile, PruneError,
+    Recipe, Restore, StoredProfile, calibrate, curves, store,
+};
 use flapjack::tokenize::Tokenizer;
 
+use super::memory;
 use super::options::Loaded;
 use super::progress;
+use super::pruning::MethodOptions;
 
 /// Tokens that are used of a text of the user's unless --calib-tokens says otherwise.
 const DEFAULT_TEXT_TOKENS: usize = 32_768;
 /// Tokens that a model writes for its own calibration unless it is asked for another number.
 const DEFAULT_OWN_TOKENS: usize = 8192;
-/// Profiles in the cache folder; each is some MiB.
+/// Tokens that are used of any text at `--effort fast`.
+const FAST_TOKENS: usize = 4096;
+/// Profiles in the cache folder, most of which are some MiB, and how many of them may be larger than [`LARGE`].
 const MOST_KEPT: usize = 64;
+const MOST_LARGE: usize = 4;
+/// Covariances make profiles larger than this many bytes.
+const LARGE: u64 = 32 << 20;
 /// More than this takes days.
 const MOST_OWN_TOKENS: usize = 1 << 24;
 /// A change of how own text is made must change this.
@@ -41,7 +52,8 @@ pub struct CalibrationOptions {
     /// The field of JSON lines that holds the text [default: text]
     #[arg(long, value_name = "NAME", requires = "calib")]
     pub calib_field: Option<String>,
-    /// Calibrate on the first N tokens only [default: all of the built-in text and of self, 32768 of another]
+    /// Calibrate on the first N tokens only [default: all of the built-in text and of self, 32768 of another; 4096 at --effort
+    /// fast]
     #[arg(long, value_name = "N")]
     pub calib_tokens: Option<usize>,
 }
@@ -113,34 +125,169 @@ impl std::fmt::Display for Source {
 /// A profile and what it took to get it.
 #[derive(Debug, Clone)]
 pub struct Calibrated {
-    pub profile: Profile,
-    pub origin: Origin,
+    pub stored: StoredProfile,
+    /// What the statistics were taken from, where restoration reads it too; else empty.
+    pub text: Vec<u32>,
+    pub bos: Option<u32>,
     pub time: Duration,
+    /// How long loss curves took, where they were measured now.
+    pub curves_time: Option<Duration>,
     /// It was not calibrated now: the profile was there.
     pub kept: bool,
 }
 
-impl Calibrated {
-    pub fn stored(&self) -> StoredProfile {
-        StoredProfile {
-            origin: self.origin.clone(),
-            profile: self.profile.clone(),
+/// What a profile must have.
+struct Wanted {
+    covariance: bool,
+    curves: Option<CurveOptions>,
+}
+
+impl Wanted {
+    fn new(model: &Model, method: &MethodOptions) -> Result<Self> {
+        let recipe = method.recipe();
+        Ok(Self {
+            covariance: recipe.wants_covariance() && covariances_fit(model, recipe)?,
+            curves: recipe.wants_curves().then(|| CurveOptions {
+                metric: recipe.metric,
+                heads: recipe.heads,
+                restore: recipe.restore,
+                levels: method.effort.curve_levels(),
+            }),
+        })
+    }
+
+    /// How many of a text's tokens are kept for loss curves: as many as they want, but no more than a quarter.
+    fn held_back(&self, tokens: usize) -> Result<usize, PruneError> {
+        let (least, wanted) = match self.curves {
+            Some(options) => (curves::LEAST_TOKENS, options.levels.tokens),
+            None => (0, 0),
+        };
+        let needed = calibrate::LEAST_TOKENS + least;
+        if tokens < needed {
+            return Err(PruneError::TooShort {
+                tokens,
+                least: needed,
+            });
         }
+        Ok(wanted.min(tokens / 4).max(least))
+    }
+}
+
+/// Everything that profiles of the same model and text differ by.
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("means and variances")?;
+        if self.covariance {
+            f.write_str(", covariances")?;
+        }
+        let Some(options) = &self.curves else {
+            return Ok(());
+        };
+        let CurveOptions {
+            metric,
+            heads,
+            restore,
+            levels,
+        } = options;
+        write!(
+            f,
+            ", loss curves on {} tokens by {metric}, heads by {heads}, restoration {restore}, channels at {:?}, heads at {:?}",
+            levels.tokens, levels.mlp_shares, levels.attention_shares
+        )
+    }
+}
+
+/// Whether there is memory for the covariances of all layers. Where the recipe can do without, it does, with a warning.
+fn covariances_fit(model: &Model, recipe: Recipe) -> Result<bool> {
+    let needed: usize = model
+        .layers
+        .iter()
+        .map(|l| Covariance::bytes(l.o.weight.cols) + Covariance::bytes(l.channels()))
+        .sum();
+    let available = memory::available().map(|bytes| bytes / 2);
+    tracing::debug!("covariances take {} MiB", needed >> 20);
+    match available {
+        Some(available) if available < needed as u64 => {
+            let shortage = format!(
+                "least squares need covariances of {} MiB, and {} MiB are half of the free memory",
+                needed >> 20,
+                available >> 20
+            );
+            if recipe.restore != Restore::Auto || recipe.metric.wants_covariance() {
+                bail!("{shortage}; --restore bias does without");
+            }
+            tracing::warn!("{shortage}; restoring by biases");
+            Ok(false)
+        }
+        _ => Ok(true),
     }
 }
 
 /// A profile from a file that the user names.
-pub fn from_file(loaded: &Loaded, path: &Path) -> Result<Calibrated> {
+pub fn from_file(loaded: &Loaded, path: &Path, recipe: Recipe) -> Result<Calibrated> {
     let start = Instant::now();
+    if recipe.restore == Restore::Sequential {
+        bail!(
+            "--restore sequential reads the calibration text itself, which no profile holds; name the text with --calib instead of --profile, or restore by lsq"
+        );
+    }
     let stored = StoredProfile::load(path)?;
     let (fingerprint, name) = identity(loaded)?;
     stored.check_model(path, &fingerprint, &name)?;
+    check_suits(path, &stored.profile, recipe)?;
     Ok(Calibrated {
-        profile: stored.profile,
-        origin: stored.origin,
+        stored,
+        text: Vec::new(),
+        bos: None,
         time: start.elapsed(),
+        curves_time: None,
         kept: true,
     })
+}
+
+/// Refuses a profile that lacks what the recipe needs.
+fn check_suits(path: &Path, profile: &Profile, recipe: Recipe) -> Result<()> {
+    let name = path.display();
+    if recipe.wants_curves() {
+        let Some(curves) = &profile.curves else {
+            bail!(
+                "{name} has no loss curves; make one that has with `flapjack calibrate --structure curves`, or prune with --effort fast or another --structure"
+            );
+        };
+        let Curves {
+            metric,
+            heads,
+            restore,
+            ..
+        } = curves;
+        if (*metric, *heads, *restore) != (recipe.metric, recipe.heads, recipe.restore) {
+            bail!(
+                "the loss curves of {name} were measured with --metric {metric} --heads {heads} --restore {restore}; prune with the same, or make another profile with `flapjack calibrate --structure curves --metric {} --heads {} --restore {}`",
+                recipe.metric,
+                recipe.heads,
+                recipe.restore
+            );
+        }
+    }
+    if profile.has_covariance() || !recipe.wants_covariance() {
+        return Ok(());
+    }
+    if recipe.metric.wants_covariance() {
+        let metric = recipe.metric;
+        bail!(
+            "{name} has no covariances, which --metric {metric} needs; make one that has with `flapjack calibrate --metric {metric}`"
+        );
+    }
+    if recipe.restore != Restore::Auto {
+        let restore = recipe.restore;
+        bail!(
+            "{name} has no covariances, which --restore {restore} needs; make one that has with `flapjack calibrate --restore {restore}`, or prune with --restore bias"
+        );
+    }
+    tracing::warn!(
+        "{name} has no covariances, so that biases have to make up for what goes; `flapjack calibrate --restore lsq` makes one that has"
+    );
+    Ok(())
 }
 
 /// The fingerprint and the name of the model's file. It is mapped anew, because packing has rearranged the other map.
@@ -158,8 +305,13 @@ impl CalibrationOptions {
         self.calib == Some(Source::StandardInput)
     }
 
-    /// Calibrates, or takes the profile of an earlier run from the cache folder if `cached`.
-    pub fn calibrate(&self, loaded: &Loaded, cached: bool) -> Result<Calibrated> {
+    /// Calibrates as the method needs it, or takes the profile of an earlier run from the cache folder if `cached`.
+    pub fn calibrate(
+        &self,
+        loaded: &Loaded,
+        method: &MethodOptions,
+        cached: bool,
+    ) -> Result<Calibrated> {
         let source = self.calib.clone().unwrap_or(Source::BuiltIn);
         let start = Instant::now();
         let bos = loaded
@@ -174,16 +326,15 @@ impl CalibrationOptions {
                 (vec![0; n], store::hash_recipe(&recipe))
             }
             _ => {
-                let tokens = self.tokens_of(&source, &loaded.tokenizer)?;
+                let tokens = self.tokens_of(&source, &loaded.tokenizer, method.effort)?;
                 let hash = store::hash_tokens(&tokens, bos);
                 (tokens, hash)
             }
         };
-        if tokens.len() < calibrate::LEAST_TOKENS {
-            let (tokens, least) = (tokens.len(), calibrate::LEAST_TOKENS);
-            let error = prune::PruneError::TooShort { tokens, least };
-            return Err(error).with_context(|| format!("calibrating on {source}"));
-        }
+        let wanted = Wanted::new(&loaded.model, method)?;
+        let held_back = wanted
+            .held_back(tokens.len())
+            .with_context(|| format!("calibrating on {source}"))?;
 
         let (model, model_name) = identity(loaded)?;
         let origin = Origin {
@@ -192,48 +343,87 @@ impl CalibrationOptions {
             text,
             source: source.to_string(),
             tokens: tokens.len(),
+            collected: wanted.to_string(),
             flapjack: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        if cached && let Some(profile) = find(&origin) {
+        let found = if cached { find(&origin) } else { None };
+        let sequential = method.recipe().restore == Restore::Sequential;
+        if matches!(source, Source::Own(_)) && (found.is_none() || sequential) {
+            tokens = own_text(loaded, tokens.len(), bos)?;
+        }
+        // Curves are measured on text that the statistics have not seen.
+        let (seen, held_back) = tokens.split_at(tokens.len() - held_back);
+        let text = if sequential {
+            seen.to_vec()
+        } else {
+            Vec::new()
+        };
+        if let Some(profile) = found {
             return Ok(Calibrated {
-                profile,
-                origin,
+                stored: StoredProfile { origin, profile },
+                text,
+                bos,
                 time: start.elapsed(),
+                curves_time: None,
                 kept: true,
             });
         }
-        if let Source::Own(_) = source {
-            tokens = own_text(loaded, tokens.len(), bos)?;
-        }
-        let bar = progress::bar("calibrating", tokens.len() as u64, "tokens");
-        let calibration = Calibration {
-            tokens: &tokens,
+        let calibration = |tokens| Calibration {
+            tokens,
             bos,
+            covariance: wanted.covariance,
         };
-        let profile = prune::calibrate(
+        let bar = progress::bar("calibrating", seen.len() as u64, "tokens");
+        let mut profile = prune::calibrate(
             &loaded.model,
             &loaded.runtime,
-            calibration,
+            calibration(seen),
             &mut |done, _| bar.set_position(done as u64),
         )
         .with_context(|| format!("calibrating on {source}"))?;
         bar.finish_and_clear();
+        let time = start.elapsed();
+
+        let start = Instant::now();
+        if let Some(options) = wanted.curves {
+            let modules = 2 * loaded.model.layers.len() as u64;
+            let bar = progress::bar("measuring loss curves", modules, "modules");
+            let curves = curves::measure(
+                &loaded.model,
+                &loaded.runtime,
+                &profile,
+                calibration(held_back),
+                options,
+                &mut |done, _| bar.set_position(done as u64),
+            )
+            .with_context(|| format!("measuring loss curves on {source}"))?;
+            bar.finish_and_clear();
+            profile.curves = Some(curves);
+        }
         let calibrated = Calibrated {
-            profile,
-            origin,
-            time: start.elapsed(),
+            curves_time: wanted.curves.map(|_| start.elapsed()),
+            stored: StoredProfile { origin, profile },
+            text,
+            bos,
+            time,
             kept: false,
         };
         if cached {
-            keep(&calibrated);
+            keep(&calibrated.stored);
         }
         Ok(calibrated)
     }
 
     /// The tokens of a text that is there to be read.
-    fn tokens_of(&self, source: &Source, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        let limit = self.calib_tokens.unwrap_or(match source {
-            Source::BuiltIn => usize::MAX,
+    fn tokens_of(
+        &self,
+        source: &Source,
+        tokenizer: &Tokenizer,
+        effort: Effort,
+    ) -> Result<Vec<u32>> {
+        let limit = self.calib_tokens.unwrap_or(match (source, effort) {
+            (_, Effort::Fast) => FAST_TOKENS,
+            (Source::BuiltIn, _) => usize::MAX,
             _ => DEFAULT_TEXT_TOKENS,
         });
         let text = source.read(
@@ -288,7 +478,10 @@ fn own_text(loaded: &Loaded, tokens: usize, bos: Option<u32>) -> Result<Vec<u32>
 fn kept_path(origin: &Origin) -> Option<PathBuf> {
     let folder = hub::profiles_dir().ok()?;
     let (model, text) = (origin.model.get(..32)?, origin.text.get(..32)?);
-    Some(folder.join(format!("{model}-{text}-v{}.profile", store::VERSION)))
+    let collected = store::hash_recipe(&origin.collected);
+    let collected = collected.get(..16)?;
+    let version = store::VERSION;
+    Some(folder.join(format!("{model}-{text}-{collected}-v{version}.profile")))
 }
 
 /// The profile of an earlier run. One that cannot be used is made anew.
@@ -300,7 +493,8 @@ fn find(origin: &Origin) -> Option<Profile> {
     match StoredProfile::load(&path) {
         Ok(stored)
             if (&stored.origin.model, &stored.origin.text) == (&origin.model, &origin.text)
-                && stored.origin.flapjack == origin.flapjack =>
+                && (&stored.origin.collected, &stored.origin.flapjack)
+                    == (&origin.collected, &origin.flapjack) =>
         {
             Some(stored.profile)
         }
@@ -313,31 +507,39 @@ fn find(origin: &Origin) -> Option<Profile> {
 }
 
 /// Keeps a profile for the next run. A cache folder that cannot be written is no error: the profile is in hand.
-fn keep(calibrated: &Calibrated) {
-    let Some(path) = kept_path(&calibrated.origin) else {
+fn keep(stored: &StoredProfile) {
+    let Some(path) = kept_path(&stored.origin) else {
         return;
     };
     let folder = path.parent().unwrap_or(Path::new("."));
     let result = fs::create_dir_all(folder)
         .map_err(anyhow::Error::from)
-        .and_then(|()| Ok(calibrated.stored().save(&path)?));
+        .and_then(|()| Ok(stored.save(&path)?));
     match result {
         Ok(()) => forget_oldest(folder),
         Err(error) => tracing::info!("the profile is not kept for the next run: {error}"),
     }
 }
 
-/// Leaves the [`MOST_KEPT`] youngest profiles of the cache folder.
+/// Leaves the [`MOST_KEPT`] youngest profiles of the cache folder, of which [`MOST_LARGE`] are large.
 fn forget_oldest(folder: &Path) {
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut profiles: Vec<_> = files
         .map(|file| file.path())
         .filter(|path| path.extension().is_some_and(|e| e == "profile"))
-        .filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)))
+        .filter_map(|path| {
+            let metadata = fs::metadata(&path).ok()?;
+            Some((metadata.modified().ok()?, path, metadata.len() > LARGE))
+        })
         .collect();
     profiles.sort();
-    let old = profiles.len().saturating_sub(MOST_KEPT);
-    for (_, path) in &profiles[..old] {
+    let (mut kept, mut large) = (0, 0);
+    for (_, path, is_large) in profiles.iter().rev() {
+        kept += 1;
+        large += usize::from(*is_large);
+        if kept <= MOST_KEPT && (large <= MOST_LARGE || !is_large) {
+            continue;
+        }
         if let Err(error) = fs::remove_file(path) {
             tracing::debug!("cannot remove {}: {error}", path.display());
         }

@@ -63,7 +63,8 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         let pruned = pruning::prune(
             &mut loaded.model,
             &loaded.runtime,
-            &calibrated.profile,
+            &calibrated,
+            args.pruning.method.recipe(),
             ratio,
         )?;
         prune_ratio = pruned.plan.ratio();

@@ -41,14 +41,15 @@ pub fn run(args: PruneArgs) -> Result<()> {
     let pruned = pruning::prune(
         &mut loaded.model,
         &loaded.runtime,
-        &calibrated.profile,
+        &calibrated,
+        args.pruning.method.recipe(),
         ratio,
     )?;
     loaded.model.unpack(&loaded.runtime);
 
     // Another map of the same file: what was not pruned is taken from it as it is.
     let source = GgufFile::open(&path)?;
-    if source.fingerprint() != calibrated.origin.model {
+    if source.fingerprint() != calibrated.stored.origin.model {
         bail!(
             "{} has changed since pruning began; try again",
             path.display()
@@ -59,17 +60,17 @@ pub fn run(args: PruneArgs) -> Result<()> {
     let parameters = earlier.as_ref().map_or(parameters as u64, |r| r.parameters);
     let record = Record {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        method: "flap".to_owned(),
+        method: args.pruning.method.description(),
         asked: ratio,
         ratio: 1.0 - loaded.model.layer_parameters() as f64 / parameters.max(1) as f64,
         parameters,
-        profile: calibrated.stored().hash(),
+        profile: calibrated.stored.hash(),
         calibration: format!(
             "{} of {}",
-            plural(calibrated.origin.tokens, "token"),
-            calibrated.origin.source
+            plural(calibrated.stored.origin.tokens, "token"),
+            calibrated.stored.origin.source
         ),
-        model: calibrated.origin.model.clone(),
+        model: calibrated.stored.origin.model.clone(),
         layers: Record::layers(&pruned.plan, &widths, export.layers(), earlier.as_ref()),
     };
     let writer = export.writer(&source, record::PREFIX, record.entries())?;
@@ -89,7 +90,9 @@ pub fn run(args: PruneArgs) -> Result<()> {
         path.display(),
         mebibytes(size(&path)),
     );
-    eprintln!("{}", CalibrationNote::from(calibrated).line());
+    for line in CalibrationNote::from(calibrated).lines() {
+        eprintln!("{line}");
+    }
     for line in report::pruned_lines(&pruned) {
         eprintln!("{line}");
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use flapjack::generate::{Outcome, Timings};
+use flapjack::prune::StoredProfile;
 
 use super::calibration::Calibrated;
 use super::options::Loaded;
@@ -26,21 +27,26 @@ pub struct CalibrationNote {
     tokens: usize,
     time: Duration,
     kept: bool,
+    /// Tokens of loss curves, and the time they took, if they were measured now.
+    curves: Option<(usize, Duration)>,
 }
 
 impl From<Calibrated> for CalibrationNote {
     fn from(calibrated: Calibrated) -> Self {
+        let StoredProfile { origin, profile } = calibrated.stored;
+        let held_back = profile.curves.map_or(0, |curves| curves.tokens);
         Self {
-            source: calibrated.origin.source,
-            tokens: calibrated.origin.tokens,
+            source: origin.source,
+            tokens: origin.tokens.saturating_sub(held_back),
             time: calibrated.time,
             kept: calibrated.kept,
+            curves: calibrated.curves_time.map(|time| (held_back, time)),
         }
     }
 }
 
 impl CalibrationNote {
-    pub fn line(&self) -> String {
+    pub fn lines(&self) -> Vec<String> {
         let how = match self.kept {
             true => "from a profile".to_owned(),
             false => format!(
@@ -48,12 +54,19 @@ impl CalibrationNote {
                 self.tokens as f64 / self.time.as_secs_f64().max(1e-9)
             ),
         };
-        format!(
+        let mut lines = vec![format!(
             "  calibrate  {}  {} tokens of {}, {how}",
             seconds(self.time),
             self.tokens,
             self.source
-        )
+        )];
+        lines.extend(self.curves.map(|(tokens, time)| {
+            format!(
+                "  curves     {}  what each module is worth, on {tokens} tokens held back",
+                seconds(time)
+            )
+        }));
+        lines
     }
 }
 
@@ -89,7 +102,7 @@ impl Run {
             lines.push(format!("  pack       {}", seconds(time)));
         }
         if let Some(note) = &self.calibrated {
-            lines.push(note.line());
+            lines.extend(note.lines());
         }
         if let Some(pruned) = &self.pruned {
             lines.extend(pruned_lines(pruned));
@@ -124,6 +137,7 @@ impl Run {
 pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
     let Pruned {
         asked,
+        recipe,
         plan,
         before,
         after,
@@ -141,6 +155,10 @@ pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
         asked * 100.0,
         plan.ratio() * 100.0
     )];
+    lines.push(format!(
+        "  by         {}, {}, heads by {}, restoration {}",
+        recipe.metric, recipe.structure, recipe.heads, recipe.restore
+    ));
     for (name, column) in [("heads", 0), ("KV heads", 1), ("channels", 2)] {
         lines.push(kept_line(
             name,

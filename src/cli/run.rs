@@ -134,7 +134,8 @@ pub fn run(args: RunArgs) -> Result<()> {
         report.pruned = Some(pruning::prune(
             &mut loaded.model,
             &loaded.runtime,
-            &calibrated.profile,
+            &calibrated,
+            args.pruning.method.recipe(),
             ratio,
         )?);
         report.calibrated = Some(calibrated.into());

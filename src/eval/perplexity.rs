@@ -1,9 +1,9 @@
 //! Perplexity, by the protocol of llama.cpp's `llama-perplexity`.
 
-use std::sync::Mutex;
-
 use crate::kernels::{Runtime, Team};
-use crate::model::{CacheType, KvCache, Model, ModelError, Scratch, Unobserved};
+use crate::model::{
+    CacheType, KvCache, Model, ModelError, Scratch, Unobserved, negative_log_likelihoods,
+};
 
 /// Rows of logits that are held at a time; a vocabulary of 128k makes 32 MiB of them.
 const LOGIT_ROWS: usize = 64;
@@ -140,17 +140,8 @@ struct Losses {
 impl Losses {
     /// Adds the negative log-likelihoods of `targets` under logits `[targets.len(), vocabulary]`.
     fn add(&mut self, team: &Team, logits: &[f32], targets: &[u32]) {
-        let vocabulary = logits.len() / targets.len();
-        let losses: Vec<Mutex<f64>> = targets.iter().map(|_| Mutex::new(f64::NAN)).collect();
-        team.items(targets.len(), |_, i| {
-            let loss = negative_log_likelihood(&logits[i * vocabulary..][..vocabulary], targets[i]);
-            if let Ok(mut slot) = losses[i].lock() {
-                *slot = loss;
-            }
-        });
         // Summed in order, so that the result does not depend on the threads.
-        for loss in losses {
-            let loss = loss.into_inner().unwrap_or(f64::NAN);
+        for loss in negative_log_likelihoods(team, logits, targets) {
             self.count += 1;
             self.sum += loss;
             self.squares += loss * loss;
@@ -173,11 +164,4 @@ impl Losses {
             chunks,
         }
     }
-}
-
-/// −log softmax(logits)\[target\]
-fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
-    let peak = logits.iter().fold(f32::NEG_INFINITY, |m, l| m.max(*l));
-    let sum: f64 = logits.iter().map(|l| f64::from((l - peak).exp())).sum();
-    sum.ln() - f64::from(logits[target as usize] - peak)
 }

@@ -50,6 +50,17 @@ impl Scratch {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// The residual stream of the last batch, `[n, d]`.
+    pub(crate) fn residual(&self) -> &[f32] {
+        &self.x
+    }
+
+    /// Puts a residual stream `[n, d]` in its place.
+    pub(crate) fn set_residual(&mut self, x: &[f32]) {
+        self.x.clear();
+        self.x.extend_from_slice(x);
+    }
 }
 
 impl Model {
@@ -90,37 +101,87 @@ impl Model {
         scratch: &mut Scratch,
         observer: &mut impl Observer,
     ) -> Result<(), ModelError> {
-        let d = self.config.embedding_length;
         assert!(tokens.len().is_multiple_of(caches.len()), "even shares");
         let each = tokens.len() / caches.len();
-        self.check(tokens, each, caches)?;
+        for cache in caches.iter() {
+            let needed = cache.len() + each;
+            if needed > cache.capacity() {
+                return Err(ModelError::CacheFull {
+                    needed,
+                    capacity: cache.capacity(),
+                });
+            }
+        }
+        self.embed(team, tokens, scratch)?;
+        let all = 0..2 * self.layers.len();
+        self.blocks(kernels, team, all, caches, scratch, observer);
+        for cache in caches {
+            cache.advance(each);
+        }
+        Ok(())
+    }
 
+    /// Begins a batch: the residual stream is the tokens' embeddings.
+    ///
+    /// # Errors
+    /// If a token is not in the vocabulary.
+    pub(crate) fn embed(
+        &self,
+        team: &Team,
+        tokens: &[u32],
+        scratch: &mut Scratch,
+    ) -> Result<(), ModelError> {
+        let (d, vocabulary) = (self.config.embedding_length, self.config.vocabulary);
+        if let Some(place) = tokens.iter().position(|t| *t as usize >= vocabulary) {
+            return Err(ModelError::Token {
+                token: tokens[place],
+                place,
+                vocabulary,
+            });
+        }
         scratch.x.resize(tokens.len() * d, 0.0);
         team.chunks_mut(&mut scratch.x, d, |i, row| {
             self.embedding
                 .decode_row(&self.map, tokens[i] as usize, row);
         });
-
-        for (l, layer) in self.layers.iter().enumerate() {
-            // x += o(attention(rope(q), rope(k), v)) of norm(x)
-            self.norm(kernels, team, &layer.attention_norm, scratch);
-            self.project_qkv(kernels, team, layer, scratch);
-            self.rotate(kernels, team, layer, each, caches, scratch);
-            self.remember(kernels, team, layer, l, caches, scratch);
-            self.attend(kernels, team, layer, l, caches, scratch);
-            observer.attention_output(team, l, &scratch.input);
-            self.add_projected(kernels, team, &layer.o, scratch);
-
-            // x += down(silu(gate(y)) * up(y)) of y = norm(x)
-            self.norm(kernels, team, &layer.mlp_norm, scratch);
-            self.gate_and_up(kernels, team, layer, scratch);
-            observer.mlp_down(team, l, &scratch.input);
-            self.add_projected(kernels, team, &layer.down, scratch);
-        }
-        for cache in caches {
-            cache.advance(each);
-        }
         Ok(())
+    }
+
+    /// Takes the residual stream in `scratch` through some blocks: block 2 l is the attention and 2 l + 1 the MLP of layer l.
+    /// Its tokens are shared out evenly among the caches, one text's behind the other's, and follow those in each, which takes
+    /// on their keys and values but does not yet count them.
+    ///
+    /// # Panics
+    /// If a cache was made for a model of another shape or has no room.
+    pub(crate) fn blocks(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        blocks: Range<usize>,
+        caches: &mut [&mut KvCache],
+        scratch: &mut Scratch,
+        observer: &mut impl Observer,
+    ) {
+        let each = scratch.x.len() / self.config.embedding_length / caches.len();
+        for block in blocks {
+            let (l, layer) = (block / 2, &self.layers[block / 2]);
+            if block.is_multiple_of(2) {
+                // x += o(attention(rope(q), rope(k), v)) of norm(x)
+                self.norm(kernels, team, &layer.attention_norm, scratch);
+                self.project_qkv(kernels, team, layer, scratch);
+                self.rotate(kernels, team, layer, each, caches, scratch);
+                self.remember(kernels, team, layer, l, caches, scratch);
+                self.attend(kernels, team, layer, l, caches, scratch);
+                observer.attention_output(team, l, &scratch.input);
+                self.add_projected(kernels, team, &layer.o, scratch);
+            } else {
+                // x += down(silu(gate(y)) * up(y)) of y = norm(x)
+                self.norm(kernels, team, &layer.mlp_norm, scratch);
+                self.gate_and_up(kernels, team, layer, scratch);
+                observer.mlp_down(team, l, &scratch.input);
+                self.add_projected(kernels, team, &layer.down, scratch);
+            }
+        }
     }
 
     /// The logits `[rows.len(), vocabulary]` of some of the last batch's tokens.
@@ -154,32 +215,6 @@ impl Model {
             &mut scratch.input,
             &mut [Product { weights, out }],
         );
-    }
-
-    fn check(
-        &self,
-        tokens: &[u32],
-        each: usize,
-        caches: &[&mut KvCache],
-    ) -> Result<(), ModelError> {
-        let vocabulary = self.config.vocabulary;
-        if let Some(place) = tokens.iter().position(|t| *t as usize >= vocabulary) {
-            return Err(ModelError::Token {
-                token: tokens[place],
-                place,
-                vocabulary,
-            });
-        }
-        for cache in caches {
-            let needed = cache.len() + each;
-            if needed > cache.capacity() {
-                return Err(ModelError::CacheFull {
-                    needed,
-                    capacity: cache.capacity(),
-                });
-            }
-        }
-        Ok(())
     }
 
     /// input = norm(x)

@@ -11,6 +11,7 @@ mod config;
 mod export;
 mod forward;
 mod load;
+mod loss;
 mod pack;
 mod rope;
 mod weights;
@@ -19,6 +20,7 @@ pub use cache::{CacheType, KvCache};
 pub use config::{Architecture, Config};
 pub use export::{Export, LayerForm};
 pub use forward::{Observer, Scratch, Unobserved};
+pub use loss::{Predictions, negative_log_likelihoods};
 pub use rope::Rope;
 pub use weights::{Layer, Linear, Model, Weight};
 

@@ -57,6 +57,17 @@ impl Weight {
         }
     }
 
+    /// Decodes the whole matrix, `[rows, cols]`.
+    pub fn decode(&self, map: &Map) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows * self.cols];
+        if self.cols > 0 {
+            for (i, row) in values.chunks_exact_mut(self.cols).enumerate() {
+                self.decode_row(map, i, row);
+            }
+        }
+        values
+    }
+
     pub fn parameters(&self) -> usize {
         self.rows * self.cols
     }

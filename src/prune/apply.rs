@@ -1,93 +1,96 @@
 //! Compaction in place: rows and columns that stay move forward inside their tensor's bytes of the map, and the pages
 //! behind them go back to the system.
 
-use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::restore::LayerBiases;
-use super::{LayerPlan, Plan, PruneError};
-use crate::kernels::Runtime;
+use super::restore::features;
+use super::{LayerPlan, LayerRestoration, Plan, PruneError, Restoration};
+use crate::kernels::{Runtime, Team};
 use crate::model::{Layer, Linear, Model, Weight};
 use crate::quant::{BlockType, Layout, decode_row, encode_row, pack, unpack};
 
 /// Carries out a plan. Every tensor keeps its type. Rows are moved as they are; columns too where whole blocks stay
-/// together (as they do for heads of a multiple of 32 values), and are decoded and encoded anew where they do not.
+/// together (as they do for heads of a multiple of 32 values) and restoration left their weights alone, and are encoded anew
+/// where not.
 ///
 /// `progress` is called with the number of layers done and their total.
 ///
 /// # Errors
-/// If the system does not take memory back; the model is whole and pruned then.
+/// If the system does not take memory back; the model is whole and the layers so far are pruned then.
 ///
 /// # Panics
-/// If plan or biases were not made for this model.
+/// If plan or restorations were not made for this model.
 pub fn apply(
     model: &mut Model,
     runtime: &Runtime,
     plan: &Plan,
-    biases: Vec<LayerBiases>,
+    restorations: &[LayerRestoration],
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<(), PruneError> {
-    assert!(plan.layers.len() == model.layers.len() && biases.len() == plan.layers.len());
-    let head_dim = model.config.head_dim;
-    let old_ranges: Vec<Range<usize>> = weights(&model.layers).map(|w| w.range.clone()).collect();
+    assert!(plan.layers.len() == model.layers.len() && restorations.len() == plan.layers.len());
+    for (l, (kept, restored)) in plan.layers.iter().zip(restorations).enumerate() {
+        apply_layer(model, runtime, l, kept, restored)?;
+        progress(l + 1, plan.layers.len());
+    }
+    Ok(())
+}
 
-    let cuts: Vec<Cut> = model
-        .layers
-        .iter()
-        .zip(&plan.layers)
-        .map(|(layer, kept)| Cut::new(layer, kept, head_dim))
+/// Carries out the plan of one layer. Scratch memory is one projection at its new size.
+///
+/// # Errors
+/// If the system does not take memory back; the model is whole and the layer pruned then.
+///
+/// # Panics
+/// If plan or restoration were not made for this layer.
+pub fn apply_layer(
+    model: &mut Model,
+    runtime: &Runtime,
+    l: usize,
+    kept: &LayerPlan,
+    restored: &LayerRestoration,
+) -> Result<(), PruneError> {
+    let cut = Cut::new(&model.layers[l], kept, model.config.head_dim);
+    let weights = model.layers[l]
+        .linears()
+        .map(|linear| linear.weight.clone());
+    let old_ranges = weights.each_ref().map(|w| w.range.clone());
+    let pieces: Vec<Mutex<&mut [u8]>> = model
+        .map
+        .disjoint_mut(&old_ranges)
+        .into_iter()
+        .map(Mutex::new)
         .collect();
-    // Every tensor with what it keeps, in the order of `old_ranges`.
-    let moves: Vec<(Weight, Axis, &[usize])> = model
-        .layers
-        .iter()
-        .zip(&cuts)
-        .flat_map(|(layer, cut)| {
-            let weights = layer.linears().map(|l| l.weight.clone());
-            weights
-                .into_iter()
-                .zip(cut.axes())
-                .map(|(weight, (axis, kept))| (weight, axis, kept))
-        })
-        .collect();
-
-    let pieces = model.map.disjoint_mut(&old_ranges);
-    let pieces: Vec<Mutex<&mut [u8]>> = pieces.into_iter().map(Mutex::new).collect();
-    let left: Vec<AtomicUsize> = plan
-        .layers
-        .iter()
-        .map(|_| AtomicUsize::new(LINEARS))
-        .collect();
-    let done = AtomicUsize::new(0);
     runtime.pool.region(|team| {
-        team.items(moves.len(), |_, i| {
-            let (weight, axis, kept) = &moves[i];
-            let mut bytes = pieces[i].lock().expect("each piece has one user");
-            compact(weight, *axis, kept, &mut bytes);
-            if left[i / LINEARS].fetch_sub(1, Ordering::Relaxed) == 1 {
-                progress(done.fetch_add(1, Ordering::Relaxed) + 1, plan.layers.len());
+        let axes = cut.axes();
+        team.items(LINEARS, |_, i| {
+            if let (Axis::Rows, kept) = axes[i] {
+                let mut bytes = pieces[i].lock().expect("each piece has one user");
+                keep_rows(&weights[i], kept, &mut bytes);
             }
         });
+        for (i, restored) in [
+            (ATTENTION_OUTPUT, &restored.attention),
+            (DOWN, &restored.mlp),
+        ] {
+            let mut bytes = pieces[i].lock().expect("each piece has one user");
+            keep_columns(team, &weights[i], axes[i].1, restored, &mut bytes);
+        }
     });
     drop(pieces);
 
-    drop(moves);
-
-    for ((layer, cut), biases) in model.layers.iter_mut().zip(cuts).zip(biases) {
-        for (linear, (axis, kept)) in layer.linears_mut().into_iter().zip(cut.axes()) {
-            shrink(linear, axis, kept);
-        }
-        layer.group_sizes = cut.group_sizes;
-        add_bias(&mut layer.o, &biases.attention);
-        add_bias(&mut layer.down, &biases.mlp);
+    let layer = &mut model.layers[l];
+    for (linear, (axis, kept)) in layer.linears_mut().into_iter().zip(cut.axes()) {
+        shrink(linear, axis, kept);
     }
-    let freed: Vec<Range<usize>> = weights(&model.layers)
-        .zip(old_ranges)
-        .map(|(now, before)| now.range.end..before.end)
-        .collect();
-    for range in freed {
-        model.map.release(range).map_err(PruneError::Release)?;
+    layer.group_sizes = cut.group_sizes;
+    add_bias(&mut layer.o, &restored.attention.bias);
+    add_bias(&mut layer.down, &restored.mlp.bias);
+    let ends = layer.linears().map(|linear| linear.weight.range.end);
+    for (end, before) in ends.into_iter().zip(old_ranges) {
+        model
+            .map
+            .release(end..before.end)
+            .map_err(PruneError::Release)?;
     }
     Ok(())
 }
@@ -99,8 +102,10 @@ enum Axis {
     Columns,
 }
 
-/// Projections of a layer.
+/// Projections of a layer, and the places among them of those that lose columns.
 const LINEARS: usize = 7;
+const ATTENTION_OUTPUT: usize = 3;
+const DOWN: usize = 6;
 
 /// What stays of a layer, in features of each of its projections.
 struct Cut {
@@ -139,10 +144,6 @@ impl Cut {
     }
 }
 
-fn weights(layers: &[Layer]) -> impl Iterator<Item = &Weight> {
-    layers.iter().flat_map(Layer::linears).map(|l| &l.weight)
-}
-
 /// Query heads that stay in each KV group.
 fn kept_groups(group_sizes: &[usize], heads: &[usize]) -> Vec<usize> {
     let mut first = 0;
@@ -156,47 +157,15 @@ fn kept_groups(group_sizes: &[usize], heads: &[usize]) -> Vec<usize> {
         .collect()
 }
 
-/// The features of some heads.
-fn features(heads: &[usize], head_dim: usize) -> Vec<usize> {
-    heads
-        .iter()
-        .flat_map(|h| h * head_dim..(h + 1) * head_dim)
-        .collect()
-}
-
-/// Moves what stays of one tensor forward. A packed one is unpacked on the way, group by group in place, and packed again.
-fn compact(weight: &Weight, axis: Axis, kept: &[usize], bytes: &mut [u8]) {
-    let (whole, cols) = match axis {
-        Axis::Rows => (weight.rows, weight.cols),
-        Axis::Columns => (weight.cols, kept.len()),
-    };
-    if kept.len() == whole {
+/// Moves the rows that stay forward. A packed matrix is unpacked on the way, group by group in place, and packed again.
+fn keep_rows(weight: &Weight, kept: &[usize], bytes: &mut [u8]) {
+    if kept.len() == weight.rows {
         return;
     }
     let packed = weight.layout == Layout::Packed;
     if packed {
         unpack(weight.block_type, weight.cols, bytes);
     }
-    let rows = match axis {
-        Axis::Rows => {
-            keep_rows(weight, kept, bytes);
-            kept.len()
-        }
-        Axis::Columns => {
-            keep_columns(weight, kept, bytes);
-            weight.rows
-        }
-    };
-    if packed {
-        pack(
-            weight.block_type,
-            cols,
-            &mut bytes[..rows * weight.block_type.row_bytes(cols)],
-        );
-    }
-}
-
-fn keep_rows(weight: &Weight, kept: &[usize], bytes: &mut [u8]) {
     let row_bytes = weight.row_bytes();
     for (to, &from) in kept.iter().enumerate() {
         // Rows that are where they should be stay clean, and their pages shared with the file.
@@ -204,35 +173,87 @@ fn keep_rows(weight: &Weight, kept: &[usize], bytes: &mut [u8]) {
             bytes.copy_within(from * row_bytes..(from + 1) * row_bytes, to * row_bytes);
         }
     }
+    if packed {
+        let kept_bytes = &mut bytes[..kept.len() * row_bytes];
+        pack(weight.block_type, weight.cols, kept_bytes);
+    }
 }
 
-fn keep_columns(weight: &Weight, kept: &[usize], bytes: &mut [u8]) {
-    let block_type = weight.block_type;
+/// Puts the matrix of the columns that stay, or of what restoration made of them, in the place of the whole.
+fn keep_columns(
+    team: &Team,
+    weight: &Weight,
+    kept: &[usize],
+    restored: &Restoration,
+    bytes: &mut [u8],
+) {
+    if kept.len() == weight.cols && restored.weights.is_none() {
+        return;
+    }
+    let packed = weight.layout == Layout::Packed;
+    if packed {
+        unpack(weight.block_type, weight.cols, bytes);
+    }
     let old_bytes = weight.row_bytes();
-    let new_bytes = block_type.row_bytes(kept.len());
-    let blocks = whole_blocks(kept, block_type);
-    let mut values = vec![0.0f32; weight.cols];
-    let mut gathered = vec![0.0f32; kept.len()];
-    let mut encoded = vec![0u8; new_bytes];
-    for row in 0..weight.rows {
-        let old = &bytes[row * old_bytes..][..old_bytes];
-        match &blocks {
-            Some(blocks) => {
+    let new_bytes = weight.block_type.row_bytes(kept.len());
+    if new_bytes > 0 {
+        let mut encoded = vec![0u8; weight.rows * new_bytes];
+        let source = ColumnSource::new(weight.block_type, kept, restored);
+        team.chunks_mut(&mut encoded, ROWS * new_bytes, |chunk, rows| {
+            for (i, out) in rows.chunks_exact_mut(new_bytes).enumerate() {
+                let row = chunk * ROWS + i;
+                source.encode(row, &bytes[row * old_bytes..][..old_bytes], out);
+            }
+        });
+        if packed {
+            pack(weight.block_type, kept.len(), &mut encoded);
+        }
+        bytes[..encoded.len()].copy_from_slice(&encoded);
+    }
+}
+
+/// Rows that a thread encodes at a time.
+const ROWS: usize = 16;
+
+/// Where the values of the columns that stay come from.
+enum ColumnSource<'a> {
+    /// Whole blocks, by number, moved as they are.
+    Blocks(BlockType, Vec<usize>),
+    /// Columns, by number, decoded and encoded anew.
+    Columns(BlockType, &'a [usize]),
+    /// New values, `[rows, kept]`.
+    Restored(BlockType, usize, &'a [f32]),
+}
+
+impl<'a> ColumnSource<'a> {
+    fn new(block_type: BlockType, kept: &'a [usize], restored: &'a Restoration) -> Self {
+        match (&restored.weights, whole_blocks(kept, block_type)) {
+            (Some(values), _) => Self::Restored(block_type, kept.len(), values),
+            (None, Some(blocks)) => Self::Blocks(block_type, blocks),
+            (None, None) => Self::Columns(block_type, kept),
+        }
+    }
+
+    /// Encodes a row, of which `old` are the bytes before.
+    fn encode(&self, row: usize, old: &[u8], out: &mut [u8]) {
+        match self {
+            Self::Blocks(block_type, blocks) => {
                 let size = block_type.block_bytes();
-                for (to, from) in encoded.chunks_exact_mut(size).zip(blocks) {
+                for (to, from) in out.chunks_exact_mut(size).zip(blocks) {
                     to.copy_from_slice(&old[from * size..][..size]);
                 }
             }
-            None => {
-                decode_row(block_type, old, &mut values);
-                for (to, from) in gathered.iter_mut().zip(kept) {
-                    *to = values[*from];
-                }
-                encode_row(block_type, &gathered, &mut encoded);
+            Self::Columns(block_type, kept) => {
+                let columns = old.len() / block_type.block_bytes() * block_type.block_len();
+                let mut values = vec![0.0f32; columns];
+                decode_row(*block_type, old, &mut values);
+                let gathered: Vec<f32> = kept.iter().map(|j| values[*j]).collect();
+                encode_row(*block_type, &gathered, out);
+            }
+            Self::Restored(block_type, width, values) => {
+                encode_row(*block_type, &values[row * width..][..*width], out);
             }
         }
-        // The new row ends before the old next one begins.
-        bytes[row * new_bytes..][..new_bytes].copy_from_slice(&encoded);
     }
 }
 

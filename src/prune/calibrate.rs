@@ -1,7 +1,8 @@
 //! Running text through the dense model and watching the inputs of the projections that can lose columns.
 
+use super::covariance::GramScratch;
 use super::{FeatureStats, LayerProfile, Module, Profile, PruneError};
-use crate::kernels::{Activations, Runtime, Team};
+use crate::kernels::{Activations, Kernels, Runtime, Team};
 use crate::model::{KvCache, Model, Observer, Scratch};
 
 /// The built-in calibration text: varied prose, exposition, dialogue, lists, tables and code, written for this purpose.
@@ -20,6 +21,9 @@ pub struct Calibration<'a> {
     pub tokens: &'a [u32],
     /// Put in front of every sequence, where the model wants one.
     pub bos: Option<u32>,
+    /// Whether to collect covariances, which least squares need. A layer's take 4 bytes for every pair of channels and for
+    /// every pair of attention features, and about as long as the layer itself.
+    pub covariance: bool,
 }
 
 /// Runs the text in sequences of [`SEQUENCE`] tokens (or of the model's context, if that is shorter).
@@ -34,7 +38,11 @@ pub fn calibrate(
     calibration: Calibration,
     progress: &mut (dyn FnMut(usize, usize) + Send),
 ) -> Result<Profile, PruneError> {
-    let Calibration { tokens, bos } = calibration;
+    let Calibration {
+        tokens,
+        bos,
+        covariance,
+    } = calibration;
     if tokens.len() < LEAST_TOKENS {
         return Err(PruneError::TooShort {
             tokens: tokens.len(),
@@ -42,7 +50,7 @@ pub fn calibrate(
         });
     }
     let sequence = SEQUENCE.min(model.config.context_length);
-    let mut recorder = Recorder::new(model);
+    let mut recorder = Recorder::new(model, runtime.kernels, covariance);
     let mut cache = KvCache::new(model, sequence);
     let mut scratch = Scratch::new();
     let mut batch = Vec::with_capacity(sequence);
@@ -84,32 +92,60 @@ fn check_finite(profile: &Profile) -> Result<(), PruneError> {
     Ok(())
 }
 
+/// Adds the inputs that it sees to a profile.
 struct Recorder {
     profile: Profile,
+    kernels: Kernels,
+    scratch: GramScratch,
 }
 
 impl Recorder {
-    fn new(model: &Model) -> Self {
+    fn new(model: &Model, kernels: Kernels, covariance: bool) -> Self {
+        let stats = if covariance {
+            FeatureStats::with_covariance
+        } else {
+            FeatureStats::new
+        };
         let layers = model
             .layers
             .iter()
             .map(|layer| LayerProfile {
-                attention: FeatureStats::new(layer.o.weight.cols),
-                mlp: FeatureStats::new(layer.channels()),
+                attention: stats(layer.o.weight.cols),
+                mlp: stats(layer.channels()),
             })
             .collect();
         Self {
-            profile: Profile { layers },
+            profile: Profile {
+                layers,
+                curves: None,
+            },
+            kernels,
+            scratch: GramScratch::default(),
         }
     }
 }
 
 impl Observer for Recorder {
     fn attention_output(&mut self, team: &Team, layer: usize, x: &Activations) {
-        self.profile.layers[layer].attention.add(team, x.values());
+        let stats = &mut self.profile.layers[layer].attention;
+        record(stats, self.kernels, team, x, &mut self.scratch);
     }
 
     fn mlp_down(&mut self, team: &Team, layer: usize, x: &Activations) {
-        self.profile.layers[layer].mlp.add(team, x.values());
+        let stats = &mut self.profile.layers[layer].mlp;
+        record(stats, self.kernels, team, x, &mut self.scratch);
+    }
+}
+
+fn record(
+    stats: &mut FeatureStats,
+    kernels: Kernels,
+    team: &Team,
+    x: &Activations,
+    scratch: &mut GramScratch,
+) {
+    stats.add(team, x.values());
+    if let Some(covariance) = &mut stats.covariance {
+        covariance.add(kernels, team, x.values(), scratch);
     }
 }

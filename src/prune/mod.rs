@@ -1,8 +1,12 @@
-//! FLAP: fluctuation-based adaptive structured pruning (An et al., AAAI 2024, arXiv 2312.11983).
+//! Structured pruning: FLAP (An et al., AAAI 2024, arXiv 2312.11983), the structured side of Wanda (Sun et al., ICLR 2024,
+//! arXiv 2306.11695), and what goes beyond them.
 //!
-//! Five steps, each from plain data to plain data, so that a method is one choice per step:
-//! [`calibrate()`] runs text and leaves a [`Profile`]; [`score`] gives every query head and MLP channel a number; [`plan()`]
-//! decides within a budget what stays; [`restore`] makes up for what goes; [`apply()`] compacts the weights in place.
+//! Steps from plain data to plain data, so that a method is one choice per step:
+//! [`calibrate()`] runs text and leaves a [`Profile`]; a [`Metric`] [`score`]s the inputs of the projections that lose columns;
+//! a [`Structure`] turns scores into a [`Plan`] within a budget; [`restore()`] makes up for what goes, as [`Restore`] says;
+//! [`apply()`] compacts the weights in place. A [`Method`] names a [`Recipe`], a choice for every step, and [`prune`] follows
+//! one. `docs/pruning.md` has the formulas and what they measure.
+//!
 //! [`store`] keeps profiles as files, [`record`] is what a pruned file tells of its origin.
 //!
 //! *Ratio* means the share of the decoder layers' attention and MLP weights, counted in parameters, that goes. Embeddings,
@@ -10,22 +14,35 @@
 
 pub mod apply;
 pub mod calibrate;
+mod covariance;
+pub mod curves;
+pub mod method;
+pub mod metric;
+mod names;
 pub mod plan;
 pub mod profile;
 pub mod record;
 pub mod restore;
-pub mod score;
+pub mod sequential;
 pub mod store;
+pub mod structure;
+pub mod surgeon;
 
 use std::ops::Range;
+use std::sync::Mutex;
 
 pub use apply::apply;
 pub use calibrate::{Calibration, calibrate};
-pub use plan::{LayerPlan, Plan, plan};
+pub use covariance::{Covariance, GramScratch};
+pub use curves::{Curve, CurveOptions, Curves};
+pub use method::{CurveLevels, Effort, Method, Recipe};
+pub use metric::{LayerScores, Metric, score};
+pub use plan::{HeadUnit, LayerPlan, Plan};
 pub use profile::{FeatureStats, LayerProfile, Profile};
 pub use record::{LayerRecord, Record};
-pub use score::{LayerScores, wifv_scores};
+pub use restore::{LayerRestoration, Restoration, Restore, restore};
 pub use store::{Origin, ProfileError, StoredProfile};
+pub use structure::{Structure, plan};
 
 use crate::kernels::Runtime;
 use crate::model::{Model, ModelError};
@@ -38,6 +55,16 @@ pub const RATIOS: Range<f64> = 0.0..0.9;
 pub enum Module {
     Attention,
     Mlp,
+}
+
+impl Module {
+    /// Of module number m: 2 l is the attention and 2 l + 1 the MLP of layer l.
+    fn of(m: usize) -> Self {
+        match m % 2 {
+            0 => Module::Attention,
+            _ => Module::Mlp,
+        }
+    }
 }
 
 impl std::fmt::Display for Module {
@@ -62,6 +89,16 @@ pub enum PruneError {
         "the inputs of the {module} output in layer {layer} are not all finite numbers; the model's weights are damaged or its activations overflow"
     )]
     NotFinite { layer: usize, module: Module },
+    #[error(
+        "the weights of the {module} output in layer {layer} are not all finite numbers; the model file is damaged"
+    )]
+    DamagedWeights { layer: usize, module: Module },
+    #[error("least squares need a profile with covariances, and this one has none")]
+    NoCovariance,
+    #[error(
+        "this way of sharing out the budget needs a profile with loss curves, and this one has none"
+    )]
+    NoCurves,
     #[error("the profile was made for a model of another shape: {0}")]
     OtherShape(String),
     #[error(transparent)]
@@ -70,13 +107,44 @@ pub enum PruneError {
     Release(std::io::Error),
 }
 
-/// The method of FLAP's paper: WIFV scores, one threshold over everything (AL-AM), bias compensation. Prunes `model` in
-/// place and returns the plan that was carried out.
+/// Prunes `model` in place by a recipe and returns the plan that was carried out. `text` is what the profile was taken from;
+/// only [`Restore::Sequential`] reads it.
 ///
 /// `progress` is called with the number of layers done and their total.
 ///
 /// # Errors
-/// If the ratio is out of range or the profile does not fit the model; the model is then unchanged.
+/// If the ratio is out of range, the profile does not fit the model or lacks what the recipe needs, or a weight is not a
+/// number; the model is then unchanged.
+pub fn prune(
+    model: &mut Model,
+    runtime: &Runtime,
+    profile: &Profile,
+    text: Calibration,
+    recipe: Recipe,
+    ratio: f64,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Plan, PruneError> {
+    let scores = score(model, runtime, profile, recipe.metric)?;
+    let curves = profile.curves.as_ref();
+    let plan = plan(
+        model,
+        &scores,
+        recipe.structure,
+        recipe.heads,
+        curves,
+        ratio,
+    )?;
+    match recipe.restore {
+        Restore::Sequential => sequential::carry_out(model, runtime, text, &plan, progress)?,
+        how => carry_out(model, runtime, profile, &plan, how, progress)?,
+    }
+    Ok(plan)
+}
+
+/// The method of FLAP's paper; see [`prune`] and [`Method::Flap`].
+///
+/// # Errors
+/// Those of [`prune`].
 pub fn flap(
     model: &mut Model,
     runtime: &Runtime,
@@ -84,9 +152,58 @@ pub fn flap(
     ratio: f64,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Plan, PruneError> {
-    let scores = wifv_scores(model, runtime, profile)?;
-    let plan = plan(model, &scores, ratio)?;
-    let biases = restore::biases(model, runtime, profile, &plan);
-    apply(model, runtime, &plan, biases, progress)?;
-    Ok(plan)
+    let recipe = Method::Flap.recipe(Effort::Fast);
+    let no_text = Calibration {
+        tokens: &[],
+        bos: None,
+        covariance: false,
+    };
+    prune(model, runtime, profile, no_text, recipe, ratio, progress)
+}
+
+/// Restores and applies as many layers at a time as there are threads, so that restored weights are never all held at once.
+///
+/// # Errors
+/// If the profile does not fit the model or lacks covariances; the model is then unchanged. If the system does not take
+/// memory back.
+pub fn carry_out(
+    model: &mut Model,
+    runtime: &Runtime,
+    profile: &Profile,
+    plan: &Plan,
+    how: Restore,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<(), PruneError> {
+    profile.check_shape(model)?;
+    if how == Restore::Lsq && !profile.has_covariance() {
+        return Err(PruneError::NoCovariance);
+    }
+    let layers = plan.layers.len();
+    for first in (0..layers).step_by(runtime.pool.threads()) {
+        let slots: Vec<Mutex<Option<LayerRestoration>>> = (first
+            ..layers.min(first + runtime.pool.threads()))
+            .map(|_| Mutex::new(None))
+            .collect();
+        let dense = &*model;
+        runtime.pool.region(|team| {
+            team.items(slots.len(), |_, i| {
+                let l = first + i;
+                let restored = restore(dense, &profile.layers[l], l, &plan.layers[l], how);
+                *slots[i].lock().expect("each layer has one user") = restored.ok();
+            });
+        });
+        for (i, slot) in slots.into_iter().enumerate() {
+            let restored = slot.into_inner().ok().flatten();
+            let restored = restored.ok_or(PruneError::NoCovariance)?;
+            apply::apply_layer(
+                model,
+                runtime,
+                first + i,
+                &plan.layers[first + i],
+                &restored,
+            )?;
+            progress(first + i + 1, layers);
+        }
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
-//! What stays: FLAP's AL-AM structure, one threshold over all layers and modules.
+//! What stays of a model.
 
-use super::{LayerScores, PruneError, RATIOS};
+use super::LayerScores;
+use super::names::named_choices;
 use crate::model::{Layer, Model, Weight};
 
 /// What stays of one layer, by ascending number.
@@ -24,76 +25,77 @@ impl Plan {
     pub fn ratio(&self) -> f64 {
         self.removed as f64 / self.total.max(1) as f64
     }
-}
 
-/// Removes units in the order of their scores, lowest first, over all layers and modules together. Every unit weighs as
-/// many parameters as it frees: a channel its row of gate and up and its column of down; a query head its rows of q and its
-/// columns of o, and its KV head too if it was the last to read it. Widths are rounded to what the block formats need.
-/// The threshold is the one whose plan, after rounding, comes closest to `ratio`.
-///
-/// # Errors
-/// If the ratio is out of [`RATIOS`].
-pub fn plan(model: &Model, scores: &[LayerScores], ratio: f64) -> Result<Plan, PruneError> {
-    if !RATIOS.contains(&ratio) {
-        return Err(PruneError::Ratio(ratio));
-    }
-    let mut modules = Vec::with_capacity(2 * scores.len());
-    for (layer, scores) in model.layers.iter().zip(scores) {
-        modules.push(Units::heads(layer, model.config.head_dim, &scores.heads));
-        modules.push(Units::channels(layer, &scores.channels));
-    }
-    let mut order: Vec<(f64, usize)> = modules
-        .iter()
-        .enumerate()
-        .flat_map(|(m, units)| units.scores.iter().map(move |score| (*score, m)))
-        .collect();
-    order.sort_by(|a, b| a.0.total_cmp(&b.0));
-
-    // Walks the threshold up unit by unit; one module changes at a time.
-    let total = model.layer_parameters();
-    let target = ratio * total as f64;
-    let distance = |removed: usize| (removed as f64 - target).abs();
-    let mut gone = vec![0usize; modules.len()];
-    let mut removed = 0;
-    let mut best = (distance(0), gone.clone());
-    for (_, m) in order {
-        removed -= modules[m].freed(gone[m]);
-        gone[m] += 1;
-        removed += modules[m].freed(gone[m]);
-        if distance(removed) < best.0 {
-            best = (distance(removed), gone.clone());
+    /// Collects what modules keep when the lowest `gone[m]` units of module m go.
+    ///
+    /// # Panics
+    /// If there are not two modules, attention and MLP, for every layer, with a number each.
+    pub(super) fn new(model: &Model, modules: &[Units], gone: &[usize]) -> Self {
+        assert!(modules.len() == 2 * model.layers.len() && gone.len() == modules.len());
+        let mut removed = 0;
+        let layers = modules
+            .chunks_exact(2)
+            .zip(gone.chunks_exact(2))
+            .map(|(pair, gone)| {
+                removed += pair[0].freed(gone[0]) + pair[1].freed(gone[1]);
+                LayerPlan {
+                    heads: pair[0].kept(gone[0]),
+                    channels: pair[1].kept(gone[1]),
+                }
+            })
+            .collect();
+        Self {
+            layers,
+            removed,
+            total: model.layer_parameters(),
         }
     }
-
-    let mut layers = Vec::with_capacity(scores.len());
-    let mut removed = 0;
-    for (pair, gone) in modules.chunks_exact(2).zip(best.1.chunks_exact(2)) {
-        removed += pair[0].freed(gone[0]) + pair[1].freed(gone[1]);
-        layers.push(LayerPlan {
-            heads: pair[0].kept(gone[0]),
-            channels: pair[1].kept(gone[1]),
-        });
-    }
-    Ok(Plan {
-        layers,
-        removed,
-        total,
-    })
 }
 
-/// The units of one module.
-struct Units {
-    scores: Vec<f64>,
+named_choices! {
+    /// What goes or stays as one.
+    #[derive(Default)]
+    "unit of heads" HeadUnit {
+        #[default]
+        /// A query head; its KV head goes with the last query head that reads it.
+        Query = "query",
+        /// A KV head with all the query heads that read it, so that groups stay as large as they were.
+        Group = "group",
+    }
+}
+
+/// The units of one module, and what their going frees.
+#[derive(Debug)]
+pub(super) struct Units {
+    pub scores: Vec<f64>,
+    /// The heads or channels that each unit consists of.
+    members: Vec<Vec<usize>>,
     /// Units by rising score.
-    by_score: Vec<usize>,
-    /// How many stay is a multiple of this.
-    granule: usize,
-    /// Parameters freed when the lowest n units go, for every n that leaves a multiple of the granule.
+    pub by_score: Vec<usize>,
+    /// How many go when n are asked for, so that what stays fills whole blocks.
+    rounded: Vec<usize>,
+    /// Parameters freed when the lowest n units go.
     freed: Vec<usize>,
 }
 
 impl Units {
-    fn heads(layer: &Layer, head_dim: usize, scores: &[f64]) -> Self {
+    /// Both modules of every layer in turn; a unit's score is the mean over its features of `scores`.
+    pub fn of_model(model: &Model, scores: &[LayerScores], heads: HeadUnit) -> Vec<Units> {
+        let head_dim = model.config.head_dim;
+        model
+            .layers
+            .iter()
+            .zip(scores)
+            .flat_map(|(layer, scores)| {
+                [
+                    Units::heads(layer, head_dim, heads, &scores.attention),
+                    Units::channels(layer, &scores.mlp),
+                ]
+            })
+            .collect()
+    }
+
+    fn heads(layer: &Layer, head_dim: usize, unit: HeadUnit, features: &[f64]) -> Self {
         let d = layer.o.weight.rows;
         let groups: Vec<usize> = layer
             .group_sizes
@@ -101,8 +103,22 @@ impl Units {
             .enumerate()
             .flat_map(|(group, size)| std::iter::repeat_n(group, *size))
             .collect();
+        let members: Vec<Vec<usize>> = match unit {
+            HeadUnit::Query => (0..groups.len()).map(|head| vec![head]).collect(),
+            HeadUnit::Group => (0..layer.kv_heads())
+                .map(|g| (0..groups.len()).filter(|h| groups[*h] == g).collect())
+                .collect(),
+        };
+        let scores = members
+            .iter()
+            .map(|heads| {
+                let of_head = |h: &usize| &features[h * head_dim..(h + 1) * head_dim];
+                let sum: f64 = heads.iter().flat_map(of_head).sum();
+                sum / (heads.len() * head_dim).max(1) as f64
+            })
+            .collect();
         let mut left = layer.group_sizes.clone();
-        Self::new(scores, granule(&layer.o.weight, head_dim), |head| {
+        Self::new(scores, members, head_dim, &layer.o.weight, |head| {
             let group = groups[head];
             left[group] -= 1;
             let matrices = if left[group] == 0 { 4 } else { 2 };
@@ -112,49 +128,78 @@ impl Units {
 
     fn channels(layer: &Layer, scores: &[f64]) -> Self {
         let d = layer.down.weight.rows;
-        Self::new(scores, granule(&layer.down.weight, 1), |_| 3 * d)
+        let members = (0..scores.len()).map(|c| vec![c]).collect();
+        Self::new(scores.to_vec(), members, 1, &layer.down.weight, |_| 3 * d)
     }
 
-    /// `cost` gives the parameters that a unit frees, asked for in the order in which units go.
-    fn new(scores: &[f64], granule: usize, mut cost: impl FnMut(usize) -> usize) -> Self {
+    /// `cost` gives the parameters that a member frees, asked for in the order in which members go.
+    fn new(
+        scores: Vec<f64>,
+        members: Vec<Vec<usize>>,
+        features: usize,
+        weight: &Weight,
+        mut cost: impl FnMut(usize) -> usize,
+    ) -> Self {
         let mut by_score: Vec<usize> = (0..scores.len()).collect();
         by_score.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
         let mut freed = vec![0];
+        let mut columns = vec![weight.cols];
         for unit in &by_score {
-            freed.push(freed[freed.len() - 1] + cost(*unit));
+            let freed_by_unit: usize = members[*unit].iter().map(|m| cost(*m)).sum();
+            freed.push(freed[freed.len() - 1] + freed_by_unit);
+            columns.push(columns[columns.len() - 1] - members[*unit].len() * features);
         }
         Self {
-            scores: scores.to_vec(),
+            rounded: nearest_whole(&columns, weight.block_type.block_len()),
+            scores,
+            members,
             by_score,
-            granule,
             freed,
         }
     }
 
-    /// How many go if the threshold takes `gone`: rounded to the granule, to the nearest, ties to fewer.
-    fn rounded(&self, gone: usize) -> usize {
-        let units = self.by_score.len();
-        let kept = units - gone;
-        units - ((kept + self.granule / 2) / self.granule * self.granule).min(units)
+    /// How many units there are.
+    pub fn len(&self) -> usize {
+        self.by_score.len()
     }
 
-    fn freed(&self, gone: usize) -> usize {
-        self.freed[self.rounded(gone)]
+    /// Parameters of the whole module.
+    pub fn parameters(&self) -> usize {
+        self.freed[self.len()]
     }
 
-    fn kept(&self, gone: usize) -> Vec<usize> {
-        let mut kept = self.by_score[self.rounded(gone)..].to_vec();
+    /// Parameters freed when the lowest `gone` units go, whatever block formats need.
+    pub fn freed_exactly(&self, gone: usize) -> usize {
+        self.freed[gone]
+    }
+
+    /// Parameters freed if a threshold takes the lowest `gone` units, after rounding.
+    pub fn freed(&self, gone: usize) -> usize {
+        self.freed[self.rounded[gone]]
+    }
+
+    /// The heads or channels that stay then, in order.
+    pub fn kept(&self, gone: usize) -> Vec<usize> {
+        let mut kept: Vec<usize> = self.by_score[self.rounded[gone]..]
+            .iter()
+            .flat_map(|unit| self.members[*unit].iter().copied())
+            .collect();
         kept.sort_unstable();
         kept
     }
 }
 
-/// The least number of units of `features` columns each that fill whole blocks of `weight`.
-fn granule(weight: &Weight, features: usize) -> usize {
-    let block = weight.block_type.block_len();
-    block / gcd(block, features)
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// For every number n of units that may go, the nearest one that leaves `columns[n]` a multiple of `block`; of two, the
+/// smaller.
+fn nearest_whole(columns: &[usize], block: usize) -> Vec<usize> {
+    let whole: Vec<usize> = (0..columns.len())
+        .filter(|n| columns[*n].is_multiple_of(block))
+        .collect();
+    (0..columns.len())
+        .map(|n| {
+            let nearest = whole.iter().min_by_key(|w| w.abs_diff(n));
+            // Nothing removed always leaves whole blocks.
+            nearest.copied().unwrap_or(0)
+        })
+        .collect()
 }

@@ -1,6 +1,8 @@
 //! What calibration leaves behind.
 
+use super::{Covariance, Curves, PruneError};
 use crate::kernels::Team;
+use crate::model::Model;
 
 /// Features per piece of work when statistics are split among threads.
 const PIECE: usize = 64;
@@ -12,6 +14,8 @@ const PIECE: usize = 64;
 pub struct FeatureStats {
     count: u64,
     features: Vec<Moments>,
+    /// Where least squares need it.
+    pub covariance: Option<Covariance>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -26,6 +30,15 @@ impl FeatureStats {
         Self {
             count: 0,
             features: vec![Moments::default(); features],
+            covariance: None,
+        }
+    }
+
+    /// The same with an empty covariance.
+    pub fn with_covariance(features: usize) -> Self {
+        Self {
+            covariance: Some(Covariance::new(features)),
+            ..Self::new(features)
         }
     }
 
@@ -38,6 +51,7 @@ impl FeatureStats {
         let features = means.iter().zip(deviations);
         Self {
             count,
+            covariance: None,
             features: features
                 .map(|(&mean, &deviation)| Moments { mean, deviation })
                 .collect(),
@@ -143,4 +157,40 @@ pub struct LayerProfile {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
     pub layers: Vec<LayerProfile>,
+    /// Where they were measured.
+    pub curves: Option<Curves>,
+}
+
+impl Profile {
+    /// Checks that the profile has the model's widths.
+    ///
+    /// # Errors
+    /// [`PruneError::OtherShape`].
+    pub fn check_shape(&self, model: &Model) -> Result<(), PruneError> {
+        if self.layers.len() != model.layers.len() {
+            return Err(PruneError::OtherShape(format!(
+                "it has {} layers, the model {}",
+                self.layers.len(),
+                model.layers.len()
+            )));
+        }
+        for (l, (stats, layer)) in self.layers.iter().zip(&model.layers).enumerate() {
+            let theirs = (stats.attention.len(), stats.mlp.len());
+            let ours = (layer.o.weight.cols, layer.channels());
+            if theirs != ours {
+                return Err(PruneError::OtherShape(format!(
+                    "layer {l} has {} attention features and {} channels, the model's {} and {}",
+                    theirs.0, theirs.1, ours.0, ours.1
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every layer's covariances are there.
+    pub fn has_covariance(&self) -> bool {
+        self.layers
+            .iter()
+            .all(|l| l.attention.covariance.is_some() && l.mlp.covariance.is_some())
+    }
 }

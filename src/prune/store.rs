@@ -1,21 +1,23 @@
 //! Profiles as files.
 //!
 //! A file is, all little-endian: the bytes `FLAPPROF`; the version (u32); the length of what follows (u32), a JSON object with
-//! the [`Origin`] and the widths of the layers; then for every layer, first of its attention and then of its MLP, the
-//! mean of every feature and the sum of squared deviations from it (f64); at the end the SHA-256 of all bytes before.
+//! the [`Origin`], the widths of the layers and the loss curves, if there are any; then for every layer, first of its attention
+//! and then of its MLP, the mean of every feature and the sum of squared deviations from it (f64) and, where the profile has
+//! covariances, their shift (f32), their sums (f64) and the lower triangle of their products row by row (f32), as
+//! [`Covariance`] has them; at the end the SHA-256 of all bytes before.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{FeatureStats, LayerProfile, Profile};
+use super::{Covariance, Curve, Curves, FeatureStats, LayerProfile, Profile};
 use crate::files::{self, hexadecimal};
 
 const MAGIC: &[u8; 8] = b"FLAPPROF";
 /// Goes up whenever the format does, or what calibration computes: a profile of another version is not used.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const HASH: usize = 32;
 
 /// What a profile was made from.
@@ -29,7 +31,10 @@ pub struct Origin {
     pub text: String,
     /// Where the text came from, for messages.
     pub source: String,
+    /// Tokens of the text. Loss curves, if there are any, were measured on the last of them, and statistics on the others.
     pub tokens: usize,
+    /// What was collected, in words.
+    pub collected: String,
     /// The version of flapjack.
     pub flapjack: String,
 }
@@ -74,41 +79,171 @@ struct Header {
     origin: Origin,
     /// Of every layer, attention and MLP: features, and tokens seen.
     layers: Vec<[(usize, u64); 2]>,
+    covariances: bool,
+    curves: Option<StoredCurves>,
+}
+
+/// [`Curves`], with choices by their names.
+#[derive(Serialize, Deserialize)]
+struct StoredCurves {
+    metric: String,
+    heads: String,
+    restore: String,
+    tokens: usize,
+    /// The points of every module, with the bits of the loss, which its digits need not give back exactly.
+    modules: Vec<Vec<(usize, u64)>>,
+}
+
+impl StoredCurves {
+    fn new(curves: &Curves) -> Self {
+        let points = |c: &Curve| -> Vec<(usize, u64)> {
+            c.points
+                .iter()
+                .map(|(n, loss)| (*n, loss.to_bits()))
+                .collect()
+        };
+        Self {
+            metric: curves.metric.to_string(),
+            heads: curves.heads.to_string(),
+            restore: curves.restore.to_string(),
+            tokens: curves.tokens,
+            modules: curves.modules.iter().map(points).collect(),
+        }
+    }
+
+    /// `None` if they have a choice that is not known.
+    fn curves(self) -> Option<Curves> {
+        let points = |points: Vec<(usize, u64)>| Curve {
+            points: points
+                .into_iter()
+                .map(|(n, bits)| (n, f64::from_bits(bits)))
+                .collect(),
+        };
+        Some(Curves {
+            metric: self.metric.parse().ok()?,
+            heads: self.heads.parse().ok()?,
+            restore: self.restore.parse().ok()?,
+            modules: self.modules.into_iter().map(points).collect(),
+            tokens: self.tokens,
+        })
+    }
+}
+
+/// Hashes what it passes on.
+struct Hashing<W> {
+    out: W,
+    hasher: Sha256,
+}
+
+impl<W: Write> Hashing<W> {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.out.write_all(bytes)
+    }
+
+    fn put_doubles(&mut self, values: impl Iterator<Item = f64>) -> io::Result<()> {
+        let bytes: Vec<u8> = values.flat_map(f64::to_le_bytes).collect();
+        self.put(&bytes)
+    }
+
+    fn put_floats(&mut self, values: &[f32]) -> io::Result<()> {
+        let mut bytes = vec![0; size_of_val(values)];
+        for (to, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+            *to = value.to_le_bytes();
+        }
+        self.put(&bytes)
+    }
+}
+
+/// Takes numbers from the front of bytes whose length was checked.
+struct Numbers<'a>(&'a [u8]);
+
+impl Numbers<'_> {
+    fn doubles(&mut self, count: usize) -> Vec<f64> {
+        let (these, rest) = self.0.split_at(8 * count);
+        self.0 = rest;
+        let numbers = these.as_chunks().0.iter();
+        numbers.map(|n| f64::from_le_bytes(*n)).collect()
+    }
+
+    fn floats(&mut self, to: &mut [f32]) {
+        let (these, rest) = self.0.split_at(size_of_val(to));
+        self.0 = rest;
+        for (to, n) in to.iter_mut().zip(these.as_chunks().0) {
+            *to = f32::from_le_bytes(*n);
+        }
+    }
+}
+
+/// Bytes that the statistics of so many features take; `None` if there are not so many numbers.
+fn stored_bytes(features: usize, covariances: bool) -> Option<usize> {
+    let moments = features.checked_mul(16)?;
+    if !covariances {
+        return Some(moments);
+    }
+    let pairs = features.checked_mul(features.checked_add(1)?)? / 2;
+    let products = pairs.checked_mul(4)?;
+    moments
+        .checked_add(features.checked_mul(12)?)?
+        .checked_add(products)
 }
 
 impl StoredProfile {
-    /// The bytes of the file.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    /// Writes the bytes of the file and returns their SHA-256, which are the last of them.
+    fn write(&self, out: impl Write) -> io::Result<[u8; HASH]> {
+        let covariances = self.profile.has_covariance();
         let layers = self.profile.layers.iter();
         let header = Header {
             origin: self.origin.clone(),
             layers: layers
                 .map(|l| [&l.attention, &l.mlp].map(|s| (s.len(), s.count())))
                 .collect(),
+            covariances,
+            curves: self.profile.curves.as_ref().map(StoredCurves::new),
         };
         let header = serde_json::to_vec(&header).expect("strings and numbers");
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(&header);
+        let mut out = Hashing {
+            out,
+            hasher: Sha256::new(),
+        };
+        out.put(MAGIC)?;
+        out.put(&VERSION.to_le_bytes())?;
+        out.put(&(header.len() as u32).to_le_bytes())?;
+        out.put(&header)?;
         for layer in &self.profile.layers {
             for stats in [&layer.attention, &layer.mlp] {
-                let means = (0..stats.len()).map(|j| stats.mean(j));
-                let deviations = (0..stats.len()).map(|j| stats.deviation(j));
-                for value in means.chain(deviations) {
-                    bytes.extend_from_slice(&value.to_le_bytes());
+                out.put_doubles((0..stats.len()).map(|j| stats.mean(j)))?;
+                out.put_doubles((0..stats.len()).map(|j| stats.deviation(j)))?;
+                let Some(covariance) = stats.covariance.as_ref().filter(|_| covariances) else {
+                    continue;
+                };
+                let (shift, sums, rows) = covariance.parts();
+                // There is none before the first token.
+                let mut shift = shift.to_vec();
+                shift.resize(stats.len(), 0.0);
+                out.put_floats(&shift)?;
+                out.put_doubles(sums.iter().copied())?;
+                for row in rows {
+                    out.put_floats(row)?;
                 }
             }
         }
-        let hash = Sha256::digest(&bytes);
-        bytes.extend_from_slice(&hash);
+        let hash: [u8; HASH] = out.hasher.finalize().into();
+        out.out.write_all(&hash)?;
+        out.out.flush()?;
+        Ok(hash)
+    }
+
+    /// The bytes of the file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes).expect("a Vec takes all bytes");
         bytes
     }
 
     /// The SHA-256 by which a pruned file names its profile, in hexadecimal digits.
     pub fn hash(&self) -> String {
-        let bytes = self.to_bytes();
-        hexadecimal(&bytes[bytes.len() - HASH..])
+        hexadecimal(&self.write(io::sink()).expect("a sink takes all bytes"))
     }
 
     /// Writes the file, whole or not at all.
@@ -116,11 +251,13 @@ impl StoredProfile {
     /// # Errors
     /// [`ProfileError::Io`].
     pub fn save(&self, path: &Path) -> Result<(), ProfileError> {
-        files::replace(path, |file| file.write_all(&self.to_bytes())).map_err(|source| {
-            ProfileError::Io {
-                path: path.to_owned(),
-                source,
-            }
+        files::replace(path, |file| {
+            self.write(BufWriter::with_capacity(1 << 20, file))
+                .map(drop)
+        })
+        .map_err(|source| ProfileError::Io {
+            path: path.to_owned(),
+            source,
         })
     }
 
@@ -167,35 +304,44 @@ impl StoredProfile {
             .split_at_checked(u32::from_le_bytes(*len) as usize)
             .ok_or_else(odd)?;
         let header: Header = serde_json::from_slice(header).map_err(|_| odd())?;
-        let mut numbers = data
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|n| f64::from_le_bytes(*n));
-        let wanted = header
-            .layers
-            .iter()
-            .flatten()
-            .try_fold(0usize, |sum, (n, _)| {
-                n.checked_mul(16).and_then(|n| n.checked_add(sum))
-            });
+        let Header {
+            origin,
+            layers,
+            covariances,
+            curves,
+        } = header;
+        let wanted = layers.iter().flatten().try_fold(0usize, |sum, (n, _)| {
+            sum.checked_add(stored_bytes(*n, covariances)?)
+        });
         if wanted != Some(data.len()) {
             return Err(odd());
         }
+        let mut numbers = Numbers(data);
         let mut stats = |(features, count): (usize, u64)| {
-            let means: Vec<f64> = numbers.by_ref().take(features).collect();
-            let deviations: Vec<f64> = numbers.by_ref().take(features).collect();
-            FeatureStats::from_parts(count, &means, &deviations)
+            let means = numbers.doubles(features);
+            let deviations = numbers.doubles(features);
+            let mut stats = FeatureStats::from_parts(count, &means, &deviations);
+            if covariances {
+                let mut shift = vec![0.0; features];
+                numbers.floats(&mut shift);
+                let sums = numbers.doubles(features);
+                if count == 0 {
+                    shift.clear();
+                }
+                let row = |row: &mut [f32]| numbers.floats(row);
+                stats.covariance = Some(Covariance::from_parts(count, shift, sums, row));
+            }
+            stats
         };
-        let layers = header.layers.into_iter().map(|[attention, mlp]| {
+        let layers = layers.into_iter().map(|[attention, mlp]| {
             let (attention, mlp) = (stats(attention), stats(mlp));
             LayerProfile { attention, mlp }
         });
+        let layers = layers.collect();
+        let curves = curves.map(|c| c.curves().ok_or_else(odd)).transpose()?;
         Ok(Self {
-            profile: Profile {
-                layers: layers.collect(),
-            },
-            origin: header.origin,
+            profile: Profile { layers, curves },
+            origin,
         })
     }
 

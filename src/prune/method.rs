@@ -1,0 +1,101 @@
+//! Named methods: a choice for every step.
+
+use super::names::named_choices;
+use super::{HeadUnit, Metric, Restore, Structure};
+
+named_choices! {
+    /// A method of the literature, or ours.
+    #[derive(Default)]
+    "method" Method {
+        /// What measured best: wifv within a module, loss curves between modules, least squares. Without the time for
+        /// curves, al-am in their place.
+        #[default]
+        Best = "best",
+        /// FLAP (An et al., AAAI 2024): wifv, al-am, bias.
+        Flap = "flap",
+        /// Structured Wanda as FLAP's authors compare with it (section 4.2): wifn, ul-um, no restoration.
+        WandaSp = "wanda-sp",
+        /// Norms alone, as FLAP's authors compare with it: magnitude, ul-um, no restoration.
+        MagnitudeSp = "magnitude-sp",
+    }
+}
+
+named_choices! {
+    /// How much time may be spent on choosing.
+    #[derive(Default)]
+    "effort" Effort {
+        /// One pass over the calibration text.
+        Fast = "fast",
+        /// Loss curves of two points a layer, on a short slice of text.
+        #[default]
+        Normal = "normal",
+        /// Loss curves of five points a layer, on a longer slice.
+        Best = "best",
+    }
+}
+
+/// A choice for every step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recipe {
+    pub metric: Metric,
+    pub structure: Structure,
+    pub heads: HeadUnit,
+    pub restore: Restore,
+}
+
+impl Method {
+    pub fn recipe(self, effort: Effort) -> Recipe {
+        let (metric, structure, restore) = match (self, effort) {
+            (Method::Best, Effort::Fast) => (Metric::Wifv, Structure::AlAm, Restore::Auto),
+            (Method::Best, _) => (Metric::Wifv, Structure::Curves, Restore::Auto),
+            (Method::Flap, _) => (Metric::Wifv, Structure::AlAm, Restore::Bias),
+            (Method::WandaSp, _) => (Metric::Wifn, Structure::UlUm, Restore::None),
+            (Method::MagnitudeSp, _) => (Metric::Magnitude, Structure::UlUm, Restore::None),
+        };
+        Recipe {
+            metric,
+            structure,
+            heads: HeadUnit::Query,
+            restore,
+        }
+    }
+}
+
+impl Recipe {
+    /// Whether a profile must have covariances for it.
+    pub fn wants_covariance(&self) -> bool {
+        self.metric.wants_covariance() || self.restore.wants_covariance()
+    }
+
+    /// Whether a profile must have loss curves for it.
+    pub fn wants_curves(&self) -> bool {
+        self.structure == Structure::Curves
+    }
+}
+
+/// What an effort measures of loss curves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CurveLevels {
+    /// Tokens of the slice.
+    pub tokens: usize,
+    /// The shares of an MLP's channels and of an attention module's heads that are removed, rising, above 0 and below 1.
+    pub mlp_shares: &'static [f64],
+    pub attention_shares: &'static [f64],
+}
+
+impl Effort {
+    pub fn curve_levels(self) -> CurveLevels {
+        match self {
+            Effort::Fast | Effort::Normal => CurveLevels {
+                tokens: 1024,
+                mlp_shares: &[0.5],
+                attention_shares: &[1.0 / 3.0],
+            },
+            Effort::Best => CurveLevels {
+                tokens: 4096,
+                mlp_shares: &[0.25, 0.5, 0.75],
+                attention_shares: &[1.0 / 9.0, 1.0 / 3.0],
+            },
+        }
+    }
+}

@@ -1,0 +1,619 @@
+//! The steps of pruning, each against its definition: metrics, structures, restorations, loss curves, named methods.
+
+mod common;
+
+use common::synthetic::{Shape, Synthetic, logits, runtime};
+use common::{Random, relative_error};
+use flapjack::kernels::Team;
+use flapjack::model::{KvCache, Model, Observer, Scratch};
+use flapjack::prune::{
+    self, Calibration, CurveOptions, Effort, FeatureStats, HeadUnit, Method, Metric, Plan, Profile,
+    PruneError, Recipe, Restore, Structure,
+};
+
+const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
+
+fn three_layers() -> Synthetic {
+    Synthetic::new(Shape {
+        heads: vec![6; 3],
+        kv_heads: vec![2; 3],
+        channels: vec![90, 50, 120],
+        ..Shape::default()
+    })
+}
+
+fn text(tokens: &[u32]) -> Calibration<'_> {
+    Calibration {
+        tokens,
+        bos: None,
+        covariance: true,
+    }
+}
+
+fn profile_of(model: &Model, tokens: &[u32]) -> Profile {
+    prune::calibrate(model, &runtime(2), text(tokens), &mut |_, _| {}).expect("a profile")
+}
+
+fn tokens(seed: u64, n: usize) -> Vec<u32> {
+    Random::new(seed).tokens(n, Shape::default().vocabulary)
+}
+
+fn plan_by(
+    model: &Model,
+    profile: &Profile,
+    metric: Metric,
+    structure: Structure,
+    heads: HeadUnit,
+    ratio: f64,
+) -> Plan {
+    let scores = prune::score(model, &runtime(2), profile, metric).unwrap();
+    let curves = profile.curves.as_ref();
+    prune::plan(model, &scores, structure, heads, curves, ratio).unwrap()
+}
+
+/// The inputs of the down projections, row by row.
+struct Inputs(Vec<Vec<f32>>);
+
+impl Observer for Inputs {
+    fn attention_output(&mut self, _: &Team, _: usize, _: &flapjack::kernels::Activations) {}
+    fn mlp_down(&mut self, _: &Team, layer: usize, x: &flapjack::kernels::Activations) {
+        self.0[layer].extend_from_slice(x.values());
+    }
+}
+
+fn down_inputs(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let mut inputs = Inputs(vec![Vec::new(); model.layers.len()]);
+    let runtime = runtime(1);
+    for piece in tokens.chunks(256) {
+        let mut cache = KvCache::new(model, piece.len());
+        runtime.pool.region(|team| {
+            model
+                .forward(
+                    runtime.kernels,
+                    team,
+                    piece,
+                    &mut cache,
+                    &mut Scratch::new(),
+                    &mut inputs,
+                )
+                .unwrap();
+        });
+    }
+    inputs.0
+}
+
+// ---- metrics ----
+
+#[test]
+fn metrics_are_their_formulas() {
+    let synthetic = three_layers();
+    let model = synthetic.load();
+    let profile = profile_of(&model, &tokens(1, 700));
+    for (l, layer) in synthetic.reference.layers.iter().enumerate() {
+        let stats = &profile.layers[l].mlp;
+        let column = |j: usize| -> Vec<f64> {
+            let at = |i: usize| layer.down.weight[i * layer.down.cols + j];
+            (0..layer.down.rows).map(at).collect()
+        };
+        let square = |j: usize| column(j).iter().map(|w| w * w).sum::<f64>();
+        let mean_size =
+            |j: usize| column(j).iter().map(|w| w.abs()).sum::<f64>() / layer.down.rows as f64;
+        let formulas: [(Metric, &dyn Fn(usize) -> f64); 4] = [
+            (Metric::Wifv, &|j| stats.variance(j) * square(j)),
+            (Metric::Ifv, &|j| stats.variance(j)),
+            (Metric::Wifn, &|j| {
+                mean_size(j) * stats.mean_square(j).sqrt()
+            }),
+            (Metric::Magnitude, &|j| square(j).sqrt()),
+        ];
+        for (metric, formula) in formulas {
+            let scores = prune::score(&model, &runtime(2), &profile, metric).unwrap();
+            for (j, score) in scores[l].mlp.iter().enumerate() {
+                let expected = formula(j);
+                assert!(
+                    (score - expected).abs() < 1e-9 * expected,
+                    "{metric}: layer {l}, channel {j}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn random_scores_are_the_same_on_every_run_and_differ_between_layers() {
+    let synthetic = three_layers();
+    let model = synthetic.load();
+    let profile = profile_of(&model, &tokens(1, 700));
+    let scores = || prune::score(&model, &runtime(2), &profile, Metric::Random).unwrap();
+    assert_eq!(scores(), scores());
+    assert_ne!(scores()[0].attention, scores()[1].attention);
+}
+
+// ---- structures ----
+
+#[test]
+fn every_structure_reaches_the_ratio_and_shares_it_out_as_it_says() {
+    let model = three_layers().load();
+    let profile = profile_of(&model, &tokens(1, 700));
+    let kept = |structure, ratio| {
+        let plan = plan_by(
+            &model,
+            &profile,
+            Metric::Wifv,
+            structure,
+            HeadUnit::Query,
+            ratio,
+        );
+        assert!(
+            structure == Structure::UlUm || (plan.ratio() - ratio).abs() < 0.03,
+            "{structure}: {} for {ratio}",
+            plan.ratio()
+        );
+        plan.layers
+    };
+    for ratio in [0.1, 0.25, 0.5] {
+        for layer in kept(Structure::UlUm, ratio) {
+            assert_eq!(layer.heads.len(), 6 - (6.0 * ratio) as usize, "ul-um");
+            let channels = [90.0, 50.0, 120.0].map(|c| c as usize - (c * ratio) as usize);
+            assert!(channels.contains(&layer.channels.len()), "ul-um");
+        }
+        for (layer, kept) in model.layers.iter().zip(kept(Structure::UlMm, ratio)) {
+            let d = model.config.embedding_length;
+            let groups = kept.heads.iter().map(|h| h / 3);
+            let groups = groups.collect::<std::collections::BTreeSet<_>>().len();
+            let left = (2 * kept.heads.len() + 2 * groups) * 16 * d + 3 * kept.channels.len() * d;
+            let share = 1.0 - left as f64 / layer.parameters() as f64;
+            assert!((share - ratio).abs() < 0.15, "ul-mm: {share} of a layer");
+        }
+        let by_kind = kept(Structure::AlMm, ratio);
+        let heads: usize = by_kind.iter().map(|l| l.heads.len()).sum();
+        assert!(heads < 18, "al-mm takes heads too: {heads}");
+        kept(Structure::AlAm, ratio);
+    }
+}
+
+#[test]
+fn whole_groups_go_together_where_that_is_asked_for() {
+    let model = three_layers().load();
+    let profile = profile_of(&model, &tokens(1, 700));
+    let plan = plan_by(
+        &model,
+        &profile,
+        Metric::Wifv,
+        Structure::AlMm,
+        HeadUnit::Group,
+        0.4,
+    );
+    let mut fewer = 0;
+    for layer in &plan.layers {
+        for group in 0..2 {
+            let left = layer.heads.iter().filter(|h| *h / 3 == group).count();
+            assert!(left == 0 || left == 3, "{left} heads of a group of 3 stay");
+            fewer += usize::from(left == 0);
+        }
+    }
+    assert!(fewer > 0);
+}
+
+// ---- restoration ----
+
+/// The columns of the down projection that least squares leave are those of ridge regression on the inputs themselves, solved
+/// by gradient descent's fixed point: (C_KK + λI) ΔWᵀ = C_KR W_Rᵀ.
+#[test]
+fn least_squares_solve_their_normal_equations() {
+    let synthetic = three_layers();
+    let model = synthetic.load();
+    let tokens = tokens(3, 700);
+    let profile = profile_of(&model, &tokens);
+    let inputs = down_inputs(&model, &tokens);
+    let plan = plan_by(
+        &model,
+        &profile,
+        Metric::Wifv,
+        Structure::UlUm,
+        HeadUnit::Query,
+        0.5,
+    );
+    for (l, layer) in synthetic.reference.layers.iter().enumerate() {
+        let (c, kept) = (layer.down.cols, &plan.layers[l].channels);
+        let rows: Vec<&[f32]> = inputs[l].chunks_exact(c).collect();
+        let n = rows.len() as f64;
+        let mean = |j: usize| rows.iter().map(|r| f64::from(r[j])).sum::<f64>() / n;
+        let means: Vec<f64> = (0..c).map(mean).collect();
+        let covariance = |i: usize, j: usize| {
+            let products = rows
+                .iter()
+                .map(|r| (f64::from(r[i]) - means[i]) * (f64::from(r[j]) - means[j]));
+            products.sum::<f64>() / (n - 1.0)
+        };
+        let removed: Vec<usize> = (0..c).filter(|j| !kept.contains(j)).collect();
+        let ridge = 1e-2 * kept.iter().map(|j| covariance(*j, *j)).sum::<f64>() / kept.len() as f64;
+        let restored =
+            prune::restore(&model, &profile.layers[l], l, &plan.layers[l], Restore::Lsq).unwrap();
+        let weights = restored.mlp.weights.expect("new weights");
+        let w = |i: usize, j: usize| layer.down.weight[i * c + j];
+        for output in [0, layer.down.rows - 1] {
+            let delta: Vec<f64> = kept
+                .iter()
+                .enumerate()
+                .map(|(place, j)| f64::from(weights[output * kept.len() + place]) - w(output, *j))
+                .collect();
+            for (place, i) in kept.iter().enumerate() {
+                let left: f64 = kept
+                    .iter()
+                    .zip(&delta)
+                    .map(|(j, d)| covariance(*i, *j) * d)
+                    .sum::<f64>()
+                    + ridge * delta[place];
+                let right: f64 = removed
+                    .iter()
+                    .map(|j| covariance(*i, *j) * w(output, *j))
+                    .sum();
+                let scale = covariance(*i, *i).max(ridge);
+                assert!(
+                    (left - right).abs() < 0.02 * scale,
+                    "layer {l}, output {output}, input {i}: {left} and {right}"
+                );
+            }
+            // On average over the text the output is what it was.
+            let bias: f64 = removed
+                .iter()
+                .map(|j| w(output, *j) * means[*j])
+                .sum::<f64>()
+                - kept
+                    .iter()
+                    .zip(&delta)
+                    .map(|(j, d)| d * means[*j])
+                    .sum::<f64>();
+            assert!((f64::from(restored.mlp.bias[output]) - bias).abs() < 1e-3);
+        }
+    }
+}
+
+#[test]
+fn a_covariance_is_that_of_the_inputs() {
+    let mut random = Random::new(8);
+    let (n, c) = (301, 300);
+    let base = random.normals(n * 3, 1.0);
+    // Three sources behind all features, and a mean a hundred times the spread.
+    let x: Vec<f32> = (0..n * c)
+        .map(|i| 100.0 + base[i / c * 3 + i % c % 3] + 0.3 * random.normal() as f32)
+        .collect();
+    let runtime = runtime(2);
+    let mut covariance = prune::Covariance::new(c);
+    let mut scratch = prune::GramScratch::default();
+    for piece in [&x[..c * 100], &x[c * 100..c * 101], &x[c * 101..]] {
+        runtime
+            .pool
+            .region(|team| covariance.add(runtime.kernels, team, piece, &mut scratch));
+    }
+    let mut stats = FeatureStats::new(c);
+    stats.add(&Team::solo(), &x);
+    for (i, j) in [(0, 0), (0, 3), (0, 1), (299, 2), (17, 290), (256, 255)] {
+        let expected = (0..n)
+            .map(|r| {
+                (f64::from(x[r * c + i]) - stats.mean(i))
+                    * (f64::from(x[r * c + j]) - stats.mean(j))
+            })
+            .sum::<f64>()
+            / (n - 1) as f64;
+        let found = covariance.get(i, j);
+        assert!(
+            (found - expected).abs() < 4e-3,
+            "({i}, {j}): {found}, {expected}"
+        );
+        assert_eq!(found, covariance.get(j, i));
+    }
+}
+
+#[test]
+fn auto_falls_back_to_biases_where_text_is_short_or_covariances_are_missing() {
+    let model = three_layers().load();
+    let long = profile_of(&model, &tokens(3, 700));
+    let mut without = long.clone();
+    for layer in &mut without.layers {
+        layer.attention.covariance = None;
+        layer.mlp.covariance = None;
+    }
+    let plan = plan_by(
+        &model,
+        &long,
+        Metric::Wifv,
+        Structure::UlUm,
+        HeadUnit::Query,
+        0.5,
+    );
+    let restored = |profile: &Profile, how| {
+        prune::restore(&model, &profile.layers[2], 2, &plan.layers[2], how)
+    };
+    assert_eq!(
+        restored(&long, Restore::Auto).unwrap(),
+        restored(&long, Restore::Lsq).unwrap()
+    );
+    assert_eq!(
+        restored(&without, Restore::Auto).unwrap(),
+        restored(&without, Restore::Bias).unwrap()
+    );
+    assert!(matches!(
+        restored(&without, Restore::Lsq),
+        Err(PruneError::NoCovariance)
+    ));
+}
+
+#[test]
+fn in_sequence_the_first_pruned_projection_is_fitted_as_alone() {
+    let synthetic = three_layers();
+    let text_tokens = tokens(3, 700);
+    let dense = synthetic.load();
+    let profile = profile_of(&dense, &text_tokens);
+    let mut plan = plan_by(
+        &dense,
+        &profile,
+        Metric::Wifv,
+        Structure::UlUm,
+        HeadUnit::Query,
+        0.0,
+    );
+    plan.layers[2].channels = (0..60).collect();
+    let probe = tokens(9, 40);
+    let pruned = |sequential: bool| {
+        let mut model = synthetic.load();
+        let runtime = runtime(2);
+        if sequential {
+            prune::sequential::carry_out(&mut model, &runtime, text(&text_tokens), &plan, QUIET)
+        } else {
+            prune::carry_out(&mut model, &runtime, &profile, &plan, Restore::Lsq, QUIET)
+        }
+        .unwrap();
+        logits(&model, &runtime, &probe)
+    };
+    let alone: Vec<f64> = pruned(false).into_iter().map(f64::from).collect();
+    let error = relative_error(&pruned(true), &alone);
+    assert!(error < 1e-3, "{error}");
+}
+
+#[test]
+fn in_sequence_the_output_comes_closer_to_the_dense_one() {
+    let synthetic = three_layers();
+    let text_tokens = tokens(3, 2000);
+    let dense = synthetic.load();
+    let profile = profile_of(&dense, &text_tokens);
+    let plan = plan_by(
+        &dense,
+        &profile,
+        Metric::Wifv,
+        Structure::AlAm,
+        HeadUnit::Query,
+        0.5,
+    );
+    let (expected, _) = synthetic.reference.forward(&text_tokens[..200]);
+    let runtime = runtime(2);
+    let mut alone = synthetic.load();
+    prune::carry_out(&mut alone, &runtime, &profile, &plan, Restore::Lsq, QUIET).unwrap();
+    let mut sequential = synthetic.load();
+    let all = text(&text_tokens);
+    prune::sequential::carry_out(&mut sequential, &runtime, all, &plan, QUIET).unwrap();
+    let [alone, sequential] = [alone, sequential]
+        .map(|model| relative_error(&logits(&model, &runtime, &text_tokens[..200]), &expected));
+    assert!(
+        sequential < alone,
+        "{sequential} in sequence, {alone} alone"
+    );
+}
+
+// ---- loss curves ----
+
+fn with_curves(model: &Model, seed: u64) -> Profile {
+    let mut profile = profile_of(model, &tokens(seed, 700));
+    let recipe = Method::Best.recipe(Effort::Best);
+    let options = CurveOptions {
+        metric: recipe.metric,
+        heads: recipe.heads,
+        restore: Restore::Bias,
+        levels: Effort::Best.curve_levels(),
+    };
+    let held_back = tokens(seed + 1, 256);
+    let curves = prune::curves::measure(
+        model,
+        &runtime(2),
+        &profile,
+        text(&held_back),
+        options,
+        &mut |_, _| {},
+    );
+    profile.curves = Some(curves.unwrap());
+    profile
+}
+
+/// A curve's points are what pruning that module alone, for real, does to the predictions.
+#[test]
+fn curves_tell_what_pruning_one_module_does() {
+    let synthetic = three_layers();
+    let model = synthetic.load();
+    let profile = with_curves(&model, 3);
+    let curves = profile.curves.as_ref().unwrap();
+    let held_back = tokens(4, 256);
+    let dense = logits(&model, &runtime(2), &held_back);
+    for (l, gone) in [(0, 0.5), (1, 0.5), (2, 0.5)] {
+        let mut plan = plan_by(
+            &model,
+            &profile,
+            Metric::Wifv,
+            Structure::UlUm,
+            HeadUnit::Query,
+            0.0,
+        );
+        let scores = prune::score(&model, &runtime(2), &profile, Metric::Wifv).unwrap();
+        let mut order: Vec<usize> = (0..model.layers[l].channels()).collect();
+        order.sort_by(|a, b| scores[l].mlp[*a].total_cmp(&scores[l].mlp[*b]));
+        let mut kept = order[(gone * order.len() as f64).round() as usize..].to_vec();
+        kept.sort_unstable();
+        plan.layers[l].channels = kept;
+        let mut pruned = synthetic.load();
+        prune::carry_out(
+            &mut pruned,
+            &runtime(2),
+            &profile,
+            &plan,
+            Restore::Bias,
+            QUIET,
+        )
+        .unwrap();
+        let pruned = logits(&pruned, &runtime(2), &held_back);
+        // The last 64 positions count.
+        let vocabulary = synthetic.shape.vocabulary;
+        let divergence = (192..256)
+            .map(|t| {
+                let row = t * vocabulary..(t + 1) * vocabulary;
+                divergence(&dense[row.clone()], &pruned[row])
+            })
+            .sum::<f64>()
+            / 64.0;
+        let (_, measured) = curves.modules[2 * l + 1].points[1];
+        assert!(
+            (measured - divergence).abs() < 0.02 * divergence + 1e-6,
+            "layer {l}: {measured}, pruned for real {divergence}"
+        );
+    }
+}
+
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let log_softmax = |l: &[f32]| -> Vec<f64> {
+        let sum: f64 = l.iter().map(|v| f64::from(*v).exp()).sum();
+        l.iter().map(|v| f64::from(*v) - sum.ln()).collect()
+    };
+    let (p, q) = (log_softmax(p), log_softmax(q));
+    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+#[test]
+fn curves_spare_the_modules_that_hurt_and_empty_none() {
+    let model = three_layers().load();
+    let mut profile = with_curves(&model, 3);
+    let curves = profile.curves.as_mut().unwrap();
+    for (m, curve) in curves.modules.iter_mut().enumerate() {
+        for (freed, loss) in &mut curve.points {
+            let total = *freed as f64 / 10_000.0;
+            *loss = total * total * if m == 3 { 100.0 } else { 1.0 };
+        }
+    }
+    let plan = plan_by(
+        &model,
+        &profile,
+        Metric::Wifv,
+        Structure::Curves,
+        HeadUnit::Query,
+        0.5,
+    );
+    assert!((plan.ratio() - 0.5).abs() < 0.004);
+    assert!(plan.layers[1].channels.len() >= 48, "the dear one stays");
+    let plan = plan_by(
+        &model,
+        &profile,
+        Metric::Wifv,
+        Structure::Curves,
+        HeadUnit::Query,
+        0.89,
+    );
+    for layer in &plan.layers {
+        assert!(!layer.heads.is_empty() && !layer.channels.is_empty());
+    }
+}
+
+// ---- methods ----
+
+#[test]
+fn every_combination_prunes_to_the_ratio_and_still_computes() {
+    let synthetic = three_layers();
+    let model = synthetic.load();
+    let profile = with_curves(&model, 3);
+    let all = tokens(3, 700);
+    let probe = tokens(9, 40);
+    let (dense, _) = synthetic.reference.forward(&probe);
+    for &metric in Metric::ALL {
+        for &structure in Structure::ALL {
+            for &restore in Restore::ALL {
+                let mut model = synthetic.load();
+                let recipe = Recipe {
+                    metric,
+                    structure,
+                    heads: HeadUnit::Query,
+                    restore,
+                };
+                let plan = prune::prune(
+                    &mut model,
+                    &runtime(2),
+                    &profile,
+                    text(&all),
+                    recipe,
+                    0.2,
+                    QUIET,
+                )
+                .unwrap();
+                assert!((plan.ratio() - 0.2).abs() < 0.06, "{recipe:?}");
+                let error = relative_error(&logits(&model, &runtime(2), &probe), &dense);
+                assert!(error < 1.5, "{recipe:?}: relative error {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_recipe_needs_and_the_profile_lacks_is_named_and_the_model_stays() {
+    let synthetic = three_layers();
+    let mut model = synthetic.load();
+    let all = tokens(1, 700);
+    let mut profile = profile_of(&model, &all);
+    let before = model.layer_parameters();
+    let best = Method::Best.recipe(Effort::Normal);
+    let error = prune::prune(
+        &mut model,
+        &runtime(2),
+        &profile,
+        text(&all),
+        best,
+        0.2,
+        QUIET,
+    )
+    .unwrap_err();
+    assert!(matches!(error, PruneError::NoCurves), "{error}");
+    profile.layers[0].mlp.covariance = None;
+    let recipe = Recipe {
+        restore: Restore::Lsq,
+        ..Method::Flap.recipe(Effort::Fast)
+    };
+    let error = prune::prune(
+        &mut model,
+        &runtime(2),
+        &profile,
+        text(&all),
+        recipe,
+        0.2,
+        QUIET,
+    )
+    .unwrap_err();
+    assert!(matches!(error, PruneError::NoCovariance), "{error}");
+    assert_eq!(model.layer_parameters(), before);
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_refused_with_their_layer() {
+    let synthetic = three_layers();
+    let mut model = synthetic.load();
+    let profile = profile_of(&model, &tokens(1, 700));
+    let range = model.layers[2].down.weight.range.clone();
+    model.map.bytes_mut()[range][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let error = prune::flap(&mut model, &runtime(2), &profile, 0.2, QUIET).unwrap_err();
+    assert!(error.to_string().contains("layer 2"), "{error}");
+}
+
+#[test]
+fn choices_are_known_by_name() {
+    assert_eq!("al-am".parse(), Ok(Structure::AlAm));
+    assert_eq!("wanda-sp".parse(), Ok(Method::WandaSp));
+    let error = "best".parse::<Metric>().unwrap_err();
+    assert!(
+        error.contains("wifv") && error.contains("\"best\""),
+        "{error}"
+    );
+}
