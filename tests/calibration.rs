@@ -328,9 +328,18 @@ fn the_cache_keeps_the_youngest_profiles() {
     for i in 0..100 {
         bench.write(&format!("cache/profiles/{i:03}.profile"), "old");
     }
+    for i in 0..6 {
+        let path = bench.write(&format!("cache/profiles/large{i}.profile"), "old");
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_len(40 << 20).unwrap();
+    }
     bench.report(&few);
-    let folder = bench.path("cache/profiles");
-    assert_eq!(fs::read_dir(folder).unwrap().count(), 64);
+    let files = fs::read_dir(bench.path("cache/profiles")).unwrap();
+    let sizes: Vec<u64> = files
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .collect();
+    assert_eq!(sizes.len(), 64);
+    assert_eq!(sizes.iter().filter(|size| **size == 40 << 20).count(), 4);
     assert!(bench.report(&few).contains("from a profile"));
 }
 

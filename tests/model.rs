@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::synthetic::{Shape, Synthetic, logits, logits_in_batches, runtime};
+use common::synthetic::{Shape, Synthetic, each_runtime, logits, logits_in_batches, runtime};
 use common::{Random, relative_error};
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
 use flapjack::model::{KvCache, Model, ModelError, Scratch, Unobserved};
@@ -17,13 +17,15 @@ fn assert_follows_the_reference(shape: Shape) {
     let tokens = Random::new(7).tokens(37, synthetic.shape.vocabulary);
     let (expected, _) = synthetic.reference.forward(&tokens);
     for threads in [1, 3] {
-        let runtime = runtime(threads);
-        let at_once = logits(&model, &runtime, &tokens);
-        let error = relative_error(&at_once, &expected);
-        assert!(error < TOLERANCE, "batch: relative error {error}");
-        let one_by_one = logits_in_batches(&model, &runtime, &tokens, &[1; 37]);
-        let error = relative_error(&one_by_one, &expected);
-        assert!(error < TOLERANCE, "steps: relative error {error}");
+        for (runtime, allowed) in each_runtime(threads, TOLERANCE) {
+            let isa = runtime.kernels.isa();
+            let at_once = logits(&model, &runtime, &tokens);
+            let error = relative_error(&at_once, &expected);
+            assert!(error < allowed, "{isa:?}, batch: relative error {error}");
+            let one_by_one = logits_in_batches(&model, &runtime, &tokens, &[1; 37]);
+            let error = relative_error(&one_by_one, &expected);
+            assert!(error < TOLERANCE, "{isa:?}, steps: relative error {error}");
+        }
     }
 }
 
@@ -123,12 +125,14 @@ fn quantised_weights() {
         let model = synthetic.load();
         let tokens = Random::new(8).tokens(24, synthetic.shape.vocabulary);
         let (expected, _) = synthetic.reference.forward(&tokens);
-        let runtime = runtime(2);
-        let error = relative_error(&logits(&model, &runtime, &tokens), &expected);
-        assert!(error < TOLERANCE, "{block_type:?} batch: {error}");
-        let steps = logits_in_batches(&model, &runtime, &tokens, &[1; 24]);
-        let error = relative_error(&steps, &expected);
-        assert!(error < 3e-2, "{block_type:?} steps: {error}");
+        for (runtime, allowed) in each_runtime(2, TOLERANCE) {
+            let isa = runtime.kernels.isa();
+            let error = relative_error(&logits(&model, &runtime, &tokens), &expected);
+            assert!(error < allowed, "{block_type:?}, {isa:?}, batch: {error}");
+            let steps = logits_in_batches(&model, &runtime, &tokens, &[1; 24]);
+            let error = relative_error(&steps, &expected);
+            assert!(error < 3e-2, "{block_type:?}, {isa:?}, steps: {error}");
+        }
     }
 }
 

@@ -535,12 +535,10 @@ fn forget_oldest(folder: &Path) {
     profiles.sort();
     let (mut kept, mut large) = (0, 0);
     for (_, path, is_large) in profiles.iter().rev() {
-        kept += 1;
-        large += usize::from(*is_large);
-        if kept <= MOST_KEPT && (large <= MOST_LARGE || !is_large) {
-            continue;
-        }
-        if let Err(error) = fs::remove_file(path) {
+        if kept < MOST_KEPT && (large < MOST_LARGE || !is_large) {
+            kept += 1;
+            large += usize::from(*is_large);
+        } else if let Err(error) = fs::remove_file(path) {
             tracing::debug!("cannot remove {}: {error}", path.display());
         }
     }

@@ -1,7 +1,7 @@
 //! Small random models, as GGUF files.
 
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
-use flapjack::kernels::{Kernels, Pool, Runtime};
+use flapjack::kernels::{Isa, Kernels, Pool, Runtime};
 use flapjack::model::{KvCache, Model, Scratch, Unobserved};
 use flapjack::quant::{BlockType, decode_row, encode_row};
 
@@ -210,12 +210,41 @@ fn store(
     decoded.into_iter().map(f64::from).collect()
 }
 
-/// The best kernels of this machine and some threads.
+/// The best kernels of this machine that keep single precision, and some threads: where it has tiles of bfloat16, those that
+/// it would have without them.
 pub fn runtime(threads: usize) -> Runtime {
+    let best = Kernels::get().expect("an instruction set");
+    let kernels = match best.isa() {
+        Isa::Amx => Isa::available()
+            .filter(|isa| *isa != Isa::Amx)
+            .last()
+            .and_then(Kernels::for_isa)
+            .expect("plain C runs everywhere"),
+        _ => best,
+    };
+    runtime_of(kernels, threads)
+}
+
+fn runtime_of(kernels: Kernels, threads: usize) -> Runtime {
     Runtime {
-        kernels: Kernels::get().expect("an instruction set"),
+        kernels,
         pool: Pool::new(threads).expect("threads"),
     }
+}
+
+/// Every instruction set of this machine, with the relative error that a forward pass may have where one in single precision
+/// may have `exact`. Tiles of bfloat16 round off more.
+pub fn each_runtime(threads: usize, exact: f64) -> Vec<(Runtime, f64)> {
+    const TILES: f64 = 3e-2;
+    let runtimes: Vec<_> = Isa::available()
+        .map(|isa| {
+            let kernels = Kernels::for_isa(isa).expect("it is available");
+            let allowed = if isa == Isa::Amx { TILES } else { exact };
+            (runtime_of(kernels, threads), allowed)
+        })
+        .collect();
+    assert!(runtimes.iter().any(|(_, allowed)| *allowed == exact));
+    runtimes
 }
 
 /// The logits of every token, fed in batches of the given sizes.
