@@ -181,7 +181,8 @@ mod tests {
                 pack(block_type, cols, &mut bytes);
                 assert_eq!(
                     bytes == native,
-                    rows < GROUP || cols == 0,
+                    // One column of plain floats is in order as it is.
+                    rows < GROUP || cols <= 1,
                     "{block_type:?} {rows}x{cols}"
                 );
                 unpack(block_type, cols, &mut bytes);
