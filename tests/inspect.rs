@@ -193,6 +193,8 @@ fn what_cannot_be_shown_or_pruned_says_why() {
         "/dev/full",
         "--ratio",
         "0.1",
+        "--effort",
+        "fast",
         "--calib-tokens",
         "128",
     ]);
@@ -210,7 +212,8 @@ fn a_write_that_is_cut_off_leaves_the_old_file_whole() {
     let output = std::process::Command::new("sh")
         .args(["-c", "ulimit -f 2000; exec \"$@\"", "sh"])
         .arg(env!("CARGO_BIN_EXE_flapjack"))
-        .args(["prune", "--ratio", "0.1", "--calib-tokens", "128", "-m"])
+        .args(["prune", "--ratio", "0.1", "--effort", "fast"])
+        .args(["--calib-tokens", "128", "-m"])
         .arg(common::default_model())
         .arg("-o")
         .arg(&path)

@@ -239,7 +239,8 @@ pub fn each_runtime(threads: usize, exact: f64) -> Vec<(Runtime, f64)> {
     let runtimes: Vec<_> = Isa::available()
         .map(|isa| {
             let kernels = Kernels::for_isa(isa).expect("it is available");
-            let allowed = if isa == Isa::Amx { TILES } else { exact };
+            let rounds = matches!(isa, Isa::Avx512Bf16 | Isa::Amx);
+            let allowed = if rounds { TILES } else { exact };
             (runtime_of(kernels, threads), allowed)
         })
         .collect();
