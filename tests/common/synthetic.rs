@@ -214,15 +214,20 @@ fn store(
 /// it would have without them.
 pub fn runtime(threads: usize) -> Runtime {
     let best = Kernels::get().expect("an instruction set");
-    let kernels = match best.isa() {
-        Isa::Amx => Isa::available()
-            .filter(|isa| *isa != Isa::Amx)
+    let kernels = match rounds(best.isa()) {
+        true => Isa::available()
+            .filter(|isa| !rounds(*isa))
             .last()
             .and_then(Kernels::for_isa)
             .expect("plain C runs everywhere"),
-        _ => best,
+        false => best,
     };
     runtime_of(kernels, threads)
+}
+
+/// Whether products of many tokens are in bfloat16: of half-precision weights, or of all.
+fn rounds(isa: Isa) -> bool {
+    matches!(isa, Isa::Avx512Bf16 | Isa::Amx)
 }
 
 fn runtime_of(kernels: Kernels, threads: usize) -> Runtime {
@@ -239,8 +244,7 @@ pub fn each_runtime(threads: usize, exact: f64) -> Vec<(Runtime, f64)> {
     let runtimes: Vec<_> = Isa::available()
         .map(|isa| {
             let kernels = Kernels::for_isa(isa).expect("it is available");
-            let rounds = matches!(isa, Isa::Avx512Bf16 | Isa::Amx);
-            let allowed = if rounds { TILES } else { exact };
+            let allowed = if rounds(isa) { TILES } else { exact };
             (runtime_of(kernels, threads), allowed)
         })
         .collect();
