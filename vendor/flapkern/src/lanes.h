@@ -97,7 +97,7 @@ INLINE float max_bits(vi v) {
  * by vector defines FK_OWN_SUM_EACH. */
 #ifndef FK_OWN_SUM_EACH
 INLINE vf sum_each(const vf *v) {
-    vf sums;
+    vf sums = {0};
     for (int i = 0; i < FK_LANES; i++) sums[i] = sum_lanes(v[i]);
     return sums;
 }
