@@ -3,15 +3,20 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use flapjack::eval::{SpeedRun, SpeedTest, mean_and_deviation, median, read_bandwidth};
-use flapjack::prune::Effort;
+use flapjack::kernels::Runtime;
+use flapjack::model::{Model, Shape};
+use flapjack::prune::{self, Calibration, Effort, Recipe, Restore};
+use flapjack::quant::BlockType;
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use super::calibration::CalibrationOptions;
-use super::options::{CacheOptions, Loaded, ModelOptions};
+use super::options::{CacheOptions, ModelOptions};
 use super::progress;
 use super::pruning::{self, MethodOptions, parse_ratio};
 
@@ -20,6 +25,12 @@ pub struct BenchArgs {
     /// A GGUF model; may be given several times [default: SmolLM2-135M-Instruct]
     #[arg(short, long, value_name = "FILE")]
     model: Vec<PathBuf>,
+    /// Also time a model of this size with random weights, made in memory; may be given several times
+    #[arg(long, value_name = "SIZE", value_enum)]
+    synthetic: Vec<Size>,
+    /// The type of random weights
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = SyntheticType::Q4_0, requires = "synthetic")]
+    synthetic_type: SyntheticType,
     /// Time prompts of N tokens (0: none); may be given several times
     #[arg(short = 'p', long, value_name = "N", default_value = "512")]
     n_prompt: Vec<usize>,
@@ -66,6 +77,26 @@ enum Format {
     Json,
 }
 
+/// Sizes of random models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Size {
+    /// The shape of Llama 3.2 1B
+    #[value(name = "1b")]
+    OneBillion,
+    /// The shape of Llama 2 7B
+    #[value(name = "7b")]
+    SevenBillion,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(non_camel_case_types)] // as the type is called
+enum SyntheticType {
+    #[value(name = "q4_0")]
+    Q4_0,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
 /// One test of one model: llama-bench's field names, and ours behind them.
 #[derive(Debug, Clone, Serialize)]
 struct Row {
@@ -86,6 +117,9 @@ struct Row {
     /// Weights read per second in proportion to a plain read by the same threads in the same run; for generation only.
     #[serde(skip_serializing_if = "Option::is_none")]
     bandwidth_share: Option<f64>,
+    /// Bytes of weights per second that were packed at load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pack_rate: Option<f64>,
     /// The peer's median on the same file and test.
     #[serde(skip_serializing_if = "Option::is_none")]
     peer_ts: Option<f64>,
@@ -97,7 +131,11 @@ struct Row {
 /// A model in one state, with the bandwidth samples of its bytes.
 struct Subject {
     path: PathBuf,
-    loaded: Loaded,
+    model: Model,
+    runtime: Runtime,
+    pack_time: Option<Duration>,
+    /// Where a random model lies as a file, for the peer.
+    file: Option<NamedTempFile>,
     prune_ratio: f64,
     bandwidth: Vec<f64>,
 }
@@ -119,18 +157,18 @@ pub fn run(args: BenchArgs) -> Result<()> {
     );
     for _ in 0..args.repetitions {
         for (s, subject) in subjects.iter_mut().enumerate() {
-            let Loaded { model, runtime, .. } = &subject.loaded;
+            let Subject { model, runtime, .. } = &*subject;
             for (t, test) in tests.iter().enumerate() {
                 samples[s][t].push(SpeedRun::new(model, runtime, *test)?.sample()?);
                 if let (Some(peer), 0.0) = (&peer, subject.prune_ratio) {
-                    let speed = peer.sample(&subject.path, runtime.pool.threads(), *test)?;
+                    let path = subject.file.as_ref().map_or(&*subject.path, |f| f.path());
+                    let speed = peer.sample(path, runtime.pool.threads(), *test)?;
                     peer_samples[s][t].push(speed);
                 }
                 bar.inc(1);
             }
-            subject
-                .bandwidth
-                .push(read_bandwidth(&model.map, model.bytes(), runtime));
+            let bandwidth = read_bandwidth(&model.map, model.bytes(), runtime);
+            subject.bandwidth.push(bandwidth);
         }
     }
     bar.finish_and_clear();
@@ -184,50 +222,138 @@ impl BenchArgs {
     }
 
     fn subjects(&self) -> Result<Vec<Subject>> {
-        let models: Vec<Option<PathBuf>> = match self.model.is_empty() {
-            true => vec![None],
-            false => self.model.iter().cloned().map(Some).collect(),
-        };
+        let ratios: Vec<f64> = std::iter::once(0.0)
+            .chain(self.prune.iter().copied().filter(|r| *r > 0.0))
+            .collect();
         let mut subjects = Vec::new();
-        for model in models {
-            let options = ModelOptions {
-                model,
-                threads: self.threads,
-                no_pack: self.no_pack,
-            };
-            for ratio in std::iter::once(0.0).chain(self.prune.iter().copied().filter(|r| *r > 0.0))
-            {
-                let mut loaded = options.load()?;
-                let mut prune_ratio = 0.0;
-                if ratio > 0.0 {
-                    let calibration = CalibrationOptions {
-                        calib_tokens: Some(self.calib_tokens),
-                        ..CalibrationOptions::default()
-                    };
-                    // Loss curves would only cost time; speed does not depend on which units go.
-                    let method = MethodOptions {
-                        effort: Effort::Fast,
-                        ..self.method.clone()
-                    };
-                    let calibrated = calibration.calibrate(&loaded, &method, true)?;
-                    let pruned = pruning::prune(
-                        &mut loaded.model,
-                        &loaded.runtime,
-                        &calibrated,
-                        method.recipe(),
-                        ratio,
-                    )?;
-                    prune_ratio = pruned.plan.ratio();
-                }
-                subjects.push(Subject {
-                    path: loaded.model.path().to_owned(),
-                    loaded,
-                    prune_ratio,
-                    bandwidth: Vec::new(),
-                });
+        let no_model = self.model.is_empty() && self.synthetic.is_empty();
+        for model in no_model
+            .then_some(None)
+            .into_iter()
+            .chain(self.model.iter().cloned().map(Some))
+        {
+            for &ratio in &ratios {
+                subjects.push(self.from_file(model.clone(), ratio)?);
+            }
+        }
+        for &size in &self.synthetic {
+            for &ratio in &ratios {
+                subjects.push(self.synthetic(size, ratio)?);
             }
         }
         Ok(subjects)
+    }
+
+    fn options(&self, model: Option<PathBuf>) -> ModelOptions {
+        ModelOptions {
+            model,
+            threads: self.threads,
+            no_pack: self.no_pack,
+        }
+    }
+
+    /// The method, which may not measure loss curves: they would only cost time, since speed does not depend on which units
+    /// go.
+    fn method(&self) -> MethodOptions {
+        MethodOptions {
+            effort: Effort::Fast,
+            ..self.method.clone()
+        }
+    }
+
+    fn from_file(&self, model: Option<PathBuf>, ratio: f64) -> Result<Subject> {
+        let mut loaded = self.options(model).load()?;
+        let mut prune_ratio = 0.0;
+        if ratio > 0.0 {
+            let calibration = CalibrationOptions {
+                calib_tokens: Some(self.calib_tokens),
+                ..CalibrationOptions::default()
+            };
+            let method = self.method();
+            let calibrated = calibration.calibrate(&loaded, &method, true)?;
+            let pruned = pruning::prune(
+                &mut loaded.model,
+                &loaded.runtime,
+                &calibrated,
+                method.recipe(),
+                ratio,
+            )?;
+            prune_ratio = pruned.plan.ratio();
+        }
+        Ok(Subject {
+            path: loaded.model.path().to_owned(),
+            model: loaded.model,
+            runtime: loaded.runtime,
+            pack_time: loaded.pack_time,
+            file: None,
+            prune_ratio,
+            bandwidth: Vec::new(),
+        })
+    }
+
+    fn synthetic(&self, size: Size, ratio: f64) -> Result<Subject> {
+        let options = self.options(None);
+        let runtime = options.runtime()?;
+        let shape = match size {
+            Size::OneBillion => Shape::LLAMA_1B,
+            Size::SevenBillion => Shape::LLAMA_7B,
+        };
+        let block_type = match self.synthetic_type {
+            SyntheticType::Q4_0 => BlockType::Q4_0,
+            SyntheticType::Q8_0 => BlockType::Q8_0,
+        };
+        let mut model = Model::synthetic(shape, block_type, &runtime)?;
+        // Before packing, which rearranges the bytes.
+        let file = (self.vs.is_some() && ratio == 0.0)
+            .then(|| -> io::Result<NamedTempFile> {
+                let mut file = tempfile::Builder::new().suffix(".gguf").tempfile()?;
+                file.write_all(model.map.bytes())?;
+                Ok(file)
+            })
+            .transpose()
+            .context("the random model cannot be written to a file for the peer")?;
+        let pack_time = options.pack(&mut model, &runtime);
+        let mut prune_ratio = 0.0;
+        if ratio > 0.0 {
+            let vocabulary = model.config.vocabulary as u32;
+            let tokens: Vec<u32> = (0..self.calib_tokens as u32)
+                .map(|i| i.wrapping_mul(7919) % vocabulary)
+                .collect();
+            let text = Calibration {
+                tokens: &tokens,
+                bos: None,
+                covariance: false,
+            };
+            // Nothing is to be restored of random weights.
+            let recipe = Recipe {
+                restore: Restore::Bias,
+                ..self.method().recipe()
+            };
+            let bar = progress::bar("calibrating", tokens.len() as u64, "tokens");
+            let profile = prune::calibrate(&model, &runtime, text, &mut |done, _| {
+                bar.set_position(done as u64);
+            })?;
+            bar.finish_and_clear();
+            let plan = prune::prune(
+                &mut model,
+                &runtime,
+                &profile,
+                text,
+                recipe,
+                ratio,
+                &|_, _| {},
+            )?;
+            prune_ratio = plan.ratio();
+        }
+        Ok(Subject {
+            path: model.path().to_owned(),
+            model,
+            runtime,
+            pack_time,
+            file,
+            prune_ratio,
+            bandwidth: Vec::new(),
+        })
     }
 }
 
@@ -235,11 +361,11 @@ impl Row {
     fn new(subject: &Subject, test: SpeedTest, samples: &[f64], peer: &[f64]) -> Self {
         let (avg_ts, stddev_ts) = mean_and_deviation(samples);
         let median_ts = median(samples);
-        let bytes_per_token = subject.loaded.model.bytes_per_token();
+        let bytes_per_token = subject.model.bytes_per_token();
         let peer_ts = (!peer.is_empty()).then(|| median(peer));
         Self {
             model_filename: subject.path.display().to_string(),
-            n_threads: subject.loaded.runtime.pool.threads(),
+            n_threads: subject.runtime.pool.threads(),
             n_prompt: test.prompt,
             n_gen: test.generate,
             n_depth: test.depth,
@@ -248,10 +374,14 @@ impl Row {
             samples_ts: samples.to_vec(),
             median_ts,
             prune_ratio: subject.prune_ratio,
-            isa: subject.loaded.runtime.kernels.isa().name(),
+            isa: subject.runtime.kernels.isa().name(),
             bytes_per_token,
             bandwidth_share: (test.generate > 0)
                 .then(|| median_ts * bytes_per_token as f64 / median(&subject.bandwidth)),
+            pack_rate: subject
+                .pack_time
+                .filter(|_| subject.prune_ratio == 0.0)
+                .map(|time| subject.model.bytes() as f64 / time.as_secs_f64()),
             peer_ts,
             ratio_to_peer: peer_ts.map(|peer| median_ts / peer),
         }

@@ -69,11 +69,7 @@ impl ModelOptions {
             Some(path) => hub::local(path)?,
             None => progress::default_model()?,
         };
-        let threads = match self.threads {
-            Some(n) => usize::from(n),
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
-        let runtime = Runtime::new(threads)?;
+        let runtime = self.runtime()?;
         let start = Instant::now();
         let file = GgufFile::open(&path)?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
@@ -87,17 +83,31 @@ impl ModelOptions {
             );
         }
         let load_time = start.elapsed();
-        let start = Instant::now();
-        let pack_time = self.should_pack(&model, &runtime).then(|| {
-            model.pack(&runtime);
-            start.elapsed()
-        });
+        let pack_time = self.pack(&mut model, &runtime);
         Ok(Loaded {
             model,
             tokenizer,
             runtime,
             load_time,
             pack_time,
+        })
+    }
+
+    /// Threads and kernels to compute with.
+    pub fn runtime(&self) -> Result<Runtime> {
+        let threads = match self.threads {
+            Some(n) => usize::from(n),
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        Ok(Runtime::new(threads)?)
+    }
+
+    /// Packs the weights if that is wanted and possible, and tells how long it took.
+    pub fn pack(&self, model: &mut Model, runtime: &Runtime) -> Option<Duration> {
+        let start = Instant::now();
+        self.should_pack(model, runtime).then(|| {
+            model.pack(runtime);
+            start.elapsed()
         })
     }
 

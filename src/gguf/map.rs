@@ -7,7 +7,7 @@ use std::path::Path;
 
 use memmap2::{MmapMut, MmapOptions};
 
-/// A private copy-on-write map of a whole file.
+/// A private copy-on-write map of a whole file, or memory in the form of one.
 ///
 /// Pages are shared with the file until they are written to. The file must not be truncated by another program while it
 /// is mapped (reading past its new end would kill the process; no program that maps files can prevent that).
@@ -54,6 +54,15 @@ impl Map {
         Ok(Self { bytes })
     }
 
+    /// Memory of this process that belongs to no file, all zeros; a released part reads as zeros again.
+    ///
+    /// # Errors
+    /// If the system has not so much.
+    pub fn anonymous(len: usize) -> io::Result<Self> {
+        let bytes = MmapMut::map_anon(len)?;
+        Ok(Self { bytes })
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -86,7 +95,7 @@ impl Map {
     }
 
     /// Gives the whole pages inside `range` back to the system. What they held is lost: reading them again shows the
-    /// file's own bytes.
+    /// file's own bytes, or zeros where there is no file.
     pub fn release(&mut self, range: Range<usize>) -> io::Result<()> {
         let page = page_size();
         let start = range.start.next_multiple_of(page);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use super::parse::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, alignment_from};
-use super::{GgufError, Shown, Value};
+use super::parse::{self, ALIGNMENT_KEY, DEFAULT_ALIGNMENT, alignment_from};
+use super::{GgufError, GgufFile, Map, Shown, Value};
 use crate::files;
 use crate::quant::BlockType;
 
@@ -21,7 +21,10 @@ struct TensorEntry<'a> {
     name: String,
     shape: Vec<usize>,
     block_type: BlockType,
-    bytes: std::borrow::Cow<'a, [u8]>,
+    /// Bytes of the data.
+    len: usize,
+    /// `None` if the data comes later, into an image.
+    bytes: Option<std::borrow::Cow<'a, [u8]>>,
 }
 
 impl<'a> Writer<'a> {
@@ -47,20 +50,67 @@ impl<'a> Writer<'a> {
         bytes: impl Into<std::borrow::Cow<'a, [u8]>>,
     ) -> &mut Self {
         let bytes = bytes.into();
-        let columns = *shape.last().expect("a tensor has at least one dimension");
-        let rows: usize = shape[..shape.len() - 1].iter().product();
         assert_eq!(
             bytes.len(),
-            rows * block_type.row_bytes(columns),
+            data_len(shape, block_type),
             "the data must fill the shape"
         );
+        self.push(name.into(), shape, block_type, Some(bytes))
+    }
+
+    /// Adds a tensor of row-major `shape` whose data will be put into the [image](Self::image).
+    pub fn reserve(
+        &mut self,
+        name: impl Into<String>,
+        shape: &[usize],
+        block_type: BlockType,
+    ) -> &mut Self {
+        self.push(name.into(), shape, block_type, None)
+    }
+
+    fn push(
+        &mut self,
+        name: String,
+        shape: &[usize],
+        block_type: BlockType,
+        bytes: Option<std::borrow::Cow<'a, [u8]>>,
+    ) -> &mut Self {
         self.tensors.push(TensorEntry {
-            name: name.into(),
+            name,
             shape: shape.to_vec(),
             block_type,
+            len: data_len(shape, block_type),
             bytes,
         });
         self
+    }
+
+    /// The file in memory of this process, on no disk. The data of reserved tensors is zeros. `name` stands for its path in
+    /// messages.
+    ///
+    /// # Errors
+    /// Those of [`write_to`](Self::write_to), and if the memory is not to be had.
+    pub fn image(&self, name: &Path) -> Result<GgufFile, GgufError> {
+        let io = |source| GgufError::Io {
+            path: name.to_owned(),
+            source,
+        };
+        let head = self.head().map_err(io)?;
+        let alignment = self.alignment().map_err(io)?;
+        let data = self
+            .tensors
+            .iter()
+            .map(|t| t.len.next_multiple_of(alignment));
+        let mut map = Map::anonymous(head.len() + data.sum::<usize>()).map_err(io)?;
+        let (start, mut rest) = map.bytes_mut().split_at_mut(head.len());
+        start.copy_from_slice(&head);
+        for tensor in &self.tensors {
+            if let Some(bytes) = &tensor.bytes {
+                rest[..tensor.len].copy_from_slice(bytes);
+            }
+            rest = &mut rest[tensor.len.next_multiple_of(alignment)..];
+        }
+        parse::parse(name, map)
     }
 
     /// Writes the whole file to `out`. Tensors are aligned as the metadata's `general.alignment` says, or to 32 bytes.
@@ -69,6 +119,25 @@ impl<'a> Writer<'a> {
     /// Those of `out`; also when a key or the name of a tensor occurs twice, or when `general.alignment` is not a power of
     /// two up to 1 MiB. Then nothing is written.
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+        let alignment = self.alignment()?;
+        let head = self.head()?;
+        if let Some(tensor) = self.tensors.iter().find(|t| t.bytes.is_none()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the tensor {} has no data", Shown(&tensor.name)),
+            ));
+        }
+        out.write_all(&head)?;
+        for tensor in &self.tensors {
+            out.write_all(tensor.bytes.as_deref().unwrap_or_default())?;
+            let padding = tensor.len.next_multiple_of(alignment) - tensor.len;
+            out.write_all(&vec![0u8; padding])?;
+        }
+        Ok(())
+    }
+
+    /// All that comes before the data, padded to the alignment.
+    fn head(&self) -> io::Result<Vec<u8>> {
         let alignment = self.alignment()?;
         refuse_twins(
             "metadata key",
@@ -94,16 +163,10 @@ impl<'a> Writer<'a> {
             }
             head.extend_from_slice(&tensor.block_type.id().to_le_bytes());
             head.extend_from_slice(&(offset as u64).to_le_bytes());
-            offset = (offset + tensor.bytes.len()).next_multiple_of(alignment);
+            offset = (offset + tensor.len).next_multiple_of(alignment);
         }
         head.resize(head.len().next_multiple_of(alignment), 0);
-        out.write_all(&head)?;
-        for tensor in &self.tensors {
-            out.write_all(&tensor.bytes)?;
-            let padding = tensor.bytes.len().next_multiple_of(alignment) - tensor.bytes.len();
-            out.write_all(&vec![0u8; padding])?;
-        }
-        Ok(())
+        Ok(head)
     }
 
     fn alignment(&self) -> io::Result<usize> {
@@ -120,7 +183,7 @@ impl<'a> Writer<'a> {
 
     /// Bytes of the tensors' data.
     pub fn data_bytes(&self) -> usize {
-        self.tensors.iter().map(|t| t.bytes.len()).sum()
+        self.tensors.iter().map(|t| t.len).sum()
     }
 
     /// Writes the file beside `path`, flushes it to disk and renames it into place, so that `path` is either the old
@@ -140,6 +203,13 @@ impl<'a> Writer<'a> {
             source,
         })
     }
+}
+
+/// Bytes that a tensor of row-major `shape` takes.
+fn data_len(shape: &[usize], block_type: BlockType) -> usize {
+    let columns = *shape.last().expect("a tensor has at least one dimension");
+    let rows: usize = shape[..shape.len() - 1].iter().product();
+    rows * block_type.row_bytes(columns)
 }
 
 fn refuse_twins<'n>(what: &str, names: impl Iterator<Item = &'n str>) -> io::Result<()> {

@@ -14,6 +14,7 @@ mod load;
 mod loss;
 mod pack;
 mod rope;
+mod synthetic;
 mod weights;
 
 pub use cache::{CacheType, KvCache};
@@ -22,6 +23,7 @@ pub use export::{Export, LayerForm};
 pub use forward::{Observer, Scratch, Unobserved};
 pub use loss::{Predictions, negative_log_likelihoods};
 pub use rope::Rope;
+pub use synthetic::Shape;
 pub use weights::{Layer, Linear, Model, Weight};
 
 use crate::gguf::GgufError;
