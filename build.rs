@@ -1,5 +1,5 @@
 //! Compiles the C kernels of `vendor/flapkern`, one translation unit per instruction set with its own flags, and, with the
-//! feature `bindgen`, regenerates their Rust bindings.
+//! feature `bindgen`, regenerates their Rust bindings; only that if `FLAPKERN_BINDINGS_ONLY` is set, for a check.
 
 use std::path::Path;
 
@@ -36,6 +36,13 @@ const UNITS: &[(&str, &str, &[&[&str]])] = &[
 
 fn main() {
     println!("cargo::rerun-if-changed={ROOT}");
+    println!("cargo::rerun-if-env-changed=FLAPKERN_BINDINGS_ONLY");
+    #[cfg(feature = "bindgen")]
+    generate_bindings();
+    if std::env::var_os("FLAPKERN_BINDINGS_ONLY").is_some() {
+        return;
+    }
+
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");
 
     std::thread::scope(|scope| {
@@ -45,9 +52,6 @@ fn main() {
             }
         }
     });
-
-    #[cfg(feature = "bindgen")]
-    generate_bindings();
 }
 
 /// Compiles one unit to an archive of its own, since cc gives one set of flags to all files of a build.
