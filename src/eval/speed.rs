@@ -116,25 +116,27 @@ impl<'m> SpeedRun<'m> {
 }
 
 /// Bytes per second at which all threads together read the first `bytes` of a map, doing next to nothing with them: what
-/// generation cannot exceed.
+/// generation cannot exceed. Every thread reads several streams side by side, which memory gives faster than one.
 pub fn read_bandwidth(map: &Map, bytes: usize, runtime: &Runtime) -> f64 {
-    const PIECE: usize = 1 << 18;
+    const STREAMS: usize = 8;
+    const LINE: usize = 64;
     let data = &map.bytes()[..bytes.min(map.bytes().len())];
     let start = Instant::now();
     runtime.pool.region(|team| {
         let threads = team.threads();
         team.each(|worker| {
             let part = &data[data.len() * worker / threads..data.len() * (worker + 1) / threads];
-            for piece in part.chunks(PIECE) {
-                // Sums that do not wait for each other, so that loads are all that takes time.
-                let mut sums = [0u64; 8];
-                for words in piece.as_chunks::<64>().0 {
-                    for (sum, word) in sums.iter_mut().zip(words.as_chunks::<8>().0) {
-                        *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
-                    }
+            let mut streams = part.chunks((part.len() / STREAMS).max(LINE)).take(STREAMS);
+            let streams: [&[[u8; LINE]]; STREAMS] =
+                std::array::from_fn(|_| streams.next().unwrap_or_default().as_chunks().0);
+            // One word of a line brings all of it.
+            let mut sums = [0u64; STREAMS];
+            for line in 0..streams.iter().map(|s| s.len()).min().unwrap_or(0) {
+                for (sum, stream) in sums.iter_mut().zip(&streams) {
+                    *sum = sum.wrapping_add(u64::from(stream[line][0]));
                 }
-                black_box(sums);
             }
+            black_box(sums);
         });
     });
     data.len() as f64 / start.elapsed().as_secs_f64()

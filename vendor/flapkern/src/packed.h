@@ -248,12 +248,7 @@ INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, c
     UNROLL for (int t = 0; t < tokens; t++) total[t] = (vf){0};
     for (size_t block = 0; block < x->cols / FK_BLOCK; group += FK_GROUP * block_bytes(type)) {
         packed_block w;
-        if (block_len(type) == FK_SUPER && tokens == 1) {
-            UNROLL for (int s = 0; s < 8; s++, block++) {
-                load_block(type, group, s, v, &w);
-                multiply_block(type, tokens, &w, x, t0, block, total);
-            }
-        } else if (block_len(type) == FK_SUPER) {
+        if (block_len(type) == FK_SUPER) {
             packed_block all[8];
             load_super_block(type, group, v, all);
             /* One copy of the multiplication: eight would only fill the instruction cache. */
@@ -366,8 +361,69 @@ INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activation
     }
 }
 
-/* One function a type, so that each is compiled by itself. */
+/* Groups that one token's product passes through side by side, a block of each in turn, and how many blocks ahead each is
+ * fetched: memory gives several sequential streams half as much again as one. Super-blocks are long, so that less will do. */
+#define STREAMS 8
+#define AHEAD 4
+
+INLINE size_t streams_of(fk_type type) { return block_len(type) == FK_SUPER ? 4 : STREAMS; }
+
+/* Fetches `bytes` (a constant) from p on. */
+INLINE void fetch(const uint8_t *p, size_t bytes) {
+    UNROLL for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
+}
+
+/* out[g][0 .. FK_GROUP) for `count` <= STREAMS groups and one token. */
+INLINE void packed_streams(fk_type type, int count, const uint8_t *const *groups, const fk_activations *x,
+                           float *const *out) {
+    vf total[STREAMS][GROUP_VECTORS] = {0};
+    const size_t parts = block_len(type) / FK_BLOCK, blocks = x->cols / FK_BLOCK, step = FK_GROUP * block_bytes(type);
+    for (size_t block = 0, at = 0; block < blocks; block += parts, at += step)
+        _Pragma("GCC unroll 1") for (int g = 0; g < count; g++) {
+            fetch(groups[g] + at + (parts > 1 ? 1 : AHEAD) * step, step);
+            _Pragma("GCC unroll 1") for (int v = 0; v < GROUP_VECTORS; v++) {
+                vf sum = total[g][v];
+                UNROLL for (size_t s = 0; s < parts; s++) {
+                    packed_block w;
+                    load_block(type, groups[g] + at, (int)s, v, &w);
+                    multiply_block(type, 1, &w, x, 0, block + s, &sum);
+                }
+                total[g][v] = sum;
+            }
+        }
+    for (int g = 0; g < count; g++)
+        UNROLL for (int v = 0; v < GROUP_VECTORS; v++) store(out[g] + v * FK_LANES, total[g][v]);
+}
+
+/* Calls `multiply` for groups [0, count), `streams` of them at a time that lie as far apart as can be. */
+typedef void streams_function(int count, const uint8_t *const *groups, const fk_activations *x, float *const *out);
+
+static void in_streams(streams_function *multiply, size_t streams, const uint8_t *first, size_t group_bytes,
+                       size_t count, const fk_activations *x, float *out) {
+    const size_t length = count / streams;
+    const uint8_t *groups[STREAMS];
+    float *to[STREAMS];
+    for (size_t i = 0; i < length; i++) {
+        for (size_t g = 0; g < streams; g++) {
+            groups[g] = first + (g * length + i) * group_bytes;
+            to[g] = out + (g * length + i) * FK_GROUP;
+        }
+        multiply((int)streams, groups, x, to);
+    }
+    const size_t rest = count - streams * length;
+    for (size_t g = 0; g < rest; g++) {
+        groups[g] = first + (streams * length + g) * group_bytes;
+        to[g] = out + (streams * length + g) * FK_GROUP;
+    }
+    if (rest > 0) multiply((int)rest, groups, x, to);
+}
+
+/* Two functions a type, so that each is compiled by itself: for one token, and for one group and any number of tokens. */
 #define PACKED(TYPE)                                                                                                 \
+    static __attribute__((noinline)) void streams_##TYPE(int count, const uint8_t *const *groups,                    \
+                                                         const fk_activations *x, float *const *out) {               \
+        packed_streams(FK_TYPE_##TYPE, count, groups, x, out);                                                       \
+    }                                                                                                                \
     static __attribute__((noinline)) void packed_##TYPE(const uint8_t *group, const fk_activations *x, float *out,   \
                                                         size_t out_stride, float *scratch) {                         \
         packed_group(FK_TYPE_##TYPE, group, x, out, out_stride, scratch);                                            \
@@ -388,28 +444,41 @@ PACKED(IQ4_XS)
 
 typedef void packed_function(const uint8_t *group, const fk_activations *x, float *out, size_t out_stride, float *scratch);
 
-static packed_function *packed_function_for(fk_type type) {
+typedef struct packed_functions {
+    streams_function *streams;
+    packed_function *group;
+} packed_functions;
+
+static packed_functions packed_functions_for(fk_type type) {
     switch (type) {
-    case FK_TYPE_Q8_0: return packed_Q8_0;
-    case FK_TYPE_Q4_0: return packed_Q4_0;
-    case FK_TYPE_Q4_1: return packed_Q4_1;
-    case FK_TYPE_Q5_0: return packed_Q5_0;
-    case FK_TYPE_Q5_1: return packed_Q5_1;
-    case FK_TYPE_Q2_K: return packed_Q2_K;
-    case FK_TYPE_Q3_K: return packed_Q3_K;
-    case FK_TYPE_Q4_K: return packed_Q4_K;
-    case FK_TYPE_Q5_K: return packed_Q5_K;
-    case FK_TYPE_Q6_K: return packed_Q6_K;
-    case FK_TYPE_IQ4_NL: return packed_IQ4_NL;
-    case FK_TYPE_IQ4_XS: return packed_IQ4_XS;
-    default: return 0;
+#define PACKED(TYPE) \
+    case FK_TYPE_##TYPE: return (packed_functions){streams_##TYPE, packed_##TYPE};
+        PACKED(Q8_0)
+        PACKED(Q4_0)
+        PACKED(Q4_1)
+        PACKED(Q5_0)
+        PACKED(Q5_1)
+        PACKED(Q2_K)
+        PACKED(Q3_K)
+        PACKED(Q4_K)
+        PACKED(Q5_K)
+        PACKED(Q6_K)
+        PACKED(IQ4_NL)
+        PACKED(IQ4_XS)
+#undef PACKED
+    default: return (packed_functions){0};
     }
 }
 
 /* Rows [begin, end), both multiples of FK_GROUP. */
 static void packed_rows(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                         size_t out_stride, float *scratch) {
-    packed_function *multiply = packed_function_for(w->type);
+    const packed_functions multiply = packed_functions_for(w->type);
+    if (x->tokens == 1) {
+        in_streams(multiply.streams, streams_of(w->type), w->data + begin * w->row_bytes, FK_GROUP * w->row_bytes,
+                   (end - begin) / FK_GROUP, x, out + begin);
+        return;
+    }
     for (size_t row = begin; row < end; row += FK_GROUP)
-        multiply(w->data + row * w->row_bytes, x, out + row, out_stride, scratch);
+        multiply.group(w->data + row * w->row_bytes, x, out + row, out_stride, scratch);
 }

@@ -34,8 +34,55 @@ INLINE void packed_float_tile(fk_type type, int tokens, const uint8_t *group, co
         }
 }
 
-INLINE void packed_float_rows(fk_type type, const fk_weights *w, size_t begin, size_t end, const fk_activations *x,
-                              float *out, size_t out_stride) {
+/* Columns of one group before the next one's turn. */
+#define FLOAT_STEP 32
+
+/* out[g][0 .. FK_GROUP) for `count` <= STREAMS groups and one token. */
+INLINE void packed_float_streams(fk_type type, int count, const uint8_t *const *groups, const fk_activations *x,
+                                 float *const *out) {
+    vf total[STREAMS][GROUP_VECTORS][FLOAT_CHAINS] = {0};
+    const size_t column_bytes = FK_GROUP * block_bytes(type);
+    size_t k = 0;
+    for (; k + FLOAT_STEP <= x->cols; k += FLOAT_STEP)
+        _Pragma("GCC unroll 1") for (int g = 0; g < count; g++) {
+            vf sum[GROUP_VECTORS][FLOAT_CHAINS];
+            fetch(groups[g] + (k + FLOAT_STEP) * column_bytes, FLOAT_STEP * column_bytes);
+            memcpy(sum, total[g], sizeof sum);
+            _Pragma("GCC unroll 1") for (size_t i = k; i < k + FLOAT_STEP; i += 2 * FLOAT_CHAINS)
+                UNROLL for (int c = 0; c < 2 * FLOAT_CHAINS; c++)
+                    UNROLL for (int v = 0; v < GROUP_VECTORS; v++)
+                        sum[v][c % FLOAT_CHAINS] += load_column(type, groups[g], i + c, v) * x->values[i + c];
+            memcpy(total[g], sum, sizeof sum);
+        }
+    for (int g = 0; g < count; g++) {
+        float *to = out[g];
+        const size_t rest = x->cols - k;
+        if (rest > 0) packed_float_tile(type, 1, groups[g] + k * column_bytes, x->values + k, rest, to, 0);
+        UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
+            vf sum = total[g][v][0];
+            UNROLL for (int c = 1; c < FLOAT_CHAINS; c++) sum += total[g][v][c];
+            store(to + v * FK_LANES, rest > 0 ? load(to + v * FK_LANES) + sum : sum);
+        }
+    }
+}
+
+#define PACKED(TYPE)                                                                                                 \
+    static __attribute__((noinline)) void streams_##TYPE(int count, const uint8_t *const *groups,                    \
+                                                         const fk_activations *x, float *const *out) {               \
+        packed_float_streams(FK_TYPE_##TYPE, count, groups, x, out);                                                 \
+    }
+PACKED(F32)
+PACKED(F16)
+PACKED(BF16)
+#undef PACKED
+
+INLINE void packed_float_rows(fk_type type, streams_function *streams, const fk_weights *w, size_t begin, size_t end,
+                              const fk_activations *x, float *out, size_t out_stride) {
+    if (x->tokens == 1) {
+        in_streams(streams, STREAMS, w->data + begin * w->row_bytes, FK_GROUP * w->row_bytes, (end - begin) / FK_GROUP,
+                   x, out + begin);
+        return;
+    }
     for (size_t row = begin; row < end; row += FK_GROUP) {
         const uint8_t *group = w->data + row * w->row_bytes;
         size_t t = 0;
@@ -53,9 +100,9 @@ INLINE void packed_float_rows(fk_type type, const fk_weights *w, size_t begin, s
 static void packed_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                           size_t out_stride) {
     switch (w->type) {
-    case FK_TYPE_F16: packed_float_rows(FK_TYPE_F16, w, begin, end, x, out, out_stride); break;
-    case FK_TYPE_BF16: packed_float_rows(FK_TYPE_BF16, w, begin, end, x, out, out_stride); break;
-    default: packed_float_rows(FK_TYPE_F32, w, begin, end, x, out, out_stride);
+    case FK_TYPE_F16: packed_float_rows(FK_TYPE_F16, streams_F16, w, begin, end, x, out, out_stride); break;
+    case FK_TYPE_BF16: packed_float_rows(FK_TYPE_BF16, streams_BF16, w, begin, end, x, out, out_stride); break;
+    default: packed_float_rows(FK_TYPE_F32, streams_F32, w, begin, end, x, out, out_stride);
     }
 }
 

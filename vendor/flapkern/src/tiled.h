@@ -229,6 +229,8 @@ INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a
         if (a_count > 1 && b_count > 1) _tile_loadd(3, low + 16, pitch);
     }
     for (size_t s = 0; s < steps; s++, a += FK_TILE, b += FK_TILE) {
+        /* The activations stay in the first cache for several groups of rows; weights come from the second. */
+        for (int i = 0; i < b_count; i++) fetch((const uint8_t *)(b + i * b_stride + FK_TILE), FK_TILE * sizeof *b);
         _tile_loadd(4, a, 64);
         _tile_loadd(6, b, 64);
         _tile_dpbf16ps(0, 4, 6);
