@@ -213,7 +213,7 @@ impl BenchArgs {
                     let pruned = pruning::prune(
                         &mut loaded.model,
                         &loaded.runtime,
-                        &calibrated,
+                        calibrated,
                         method.recipe(),
                         ratio,
                     )?;

@@ -65,10 +65,7 @@ pub struct Loaded {
 
 impl ModelOptions {
     pub fn load(&self) -> Result<Loaded> {
-        let path = match &self.model {
-            Some(path) => hub::local(path)?,
-            None => progress::default_model()?,
-        };
+        let path = self.path()?;
         let threads = match self.threads {
             Some(n) => usize::from(n),
             None => std::thread::available_parallelism().map_or(1, usize::from),
@@ -99,6 +96,22 @@ impl ModelOptions {
             load_time,
             pack_time,
         })
+    }
+
+    fn path(&self) -> Result<PathBuf> {
+        match &self.model {
+            Some(path) => Ok(hub::local(path)?),
+            None => progress::default_model(),
+        }
+    }
+
+    /// The same model once more, from a map of its own, for what must not touch the first.
+    pub fn load_again(&self, loaded: &Loaded) -> Result<Model> {
+        let mut model = Model::load(GgufFile::open(loaded.model.path())?)?;
+        if self.should_pack(&model, &loaded.runtime) {
+            model.pack(&loaded.runtime);
+        }
+        Ok(model)
     }
 
     /// Packed weights are private memory, which must fit beside what else is running.

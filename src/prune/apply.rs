@@ -3,6 +3,7 @@
 
 use std::sync::Mutex;
 
+use super::outcome::Projection;
 use super::restore::features;
 use super::{LayerPlan, LayerRestoration, Plan, PruneError, Restoration};
 use crate::kernels::{Runtime, Team};
@@ -49,6 +50,26 @@ pub fn apply_layer(
     kept: &LayerPlan,
     restored: &LayerRestoration,
 ) -> Result<(), PruneError> {
+    let columns = [&restored.attention, &restored.mlp].map(Columns::Restored);
+    apply_columns(model, runtime, l, kept, columns)
+}
+
+/// What becomes of a projection that loses columns.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Columns<'a> {
+    Restored(&'a Restoration),
+    /// What it became before.
+    Encoded(&'a Projection),
+}
+
+/// [`apply_layer`] for either, given for the attention output and for MLP down.
+pub(super) fn apply_columns(
+    model: &mut Model,
+    runtime: &Runtime,
+    l: usize,
+    kept: &LayerPlan,
+    columns: [Columns; 2],
+) -> Result<(), PruneError> {
     let cut = Cut::new(&model.layers[l], kept, model.config.head_dim);
     let weights = model.layers[l]
         .linears()
@@ -68,23 +89,40 @@ pub fn apply_layer(
                 keep_rows(&weights[i], kept, &mut bytes);
             }
         });
-        for (i, restored) in [
-            (ATTENTION_OUTPUT, &restored.attention),
-            (DOWN, &restored.mlp),
-        ] {
+        for (i, columns) in [ATTENTION_OUTPUT, DOWN].into_iter().zip(columns) {
             let mut bytes = pieces[i].lock().expect("each piece has one user");
-            keep_columns(team, &weights[i], axes[i].1, restored, &mut bytes);
+            match columns {
+                Columns::Restored(restored) => {
+                    keep_columns(team, &weights[i], axes[i].1, restored, &mut bytes);
+                }
+                Columns::Encoded(new) => {
+                    let bytes = &mut bytes[..new.bytes.len()];
+                    bytes.copy_from_slice(&new.bytes);
+                    if weights[i].layout == Layout::Packed {
+                        pack(new.block_type, axes[i].1.len(), bytes);
+                    }
+                }
+            }
         }
     });
     drop(pieces);
 
     let layer = &mut model.layers[l];
+    for (linear, columns) in [&mut layer.o, &mut layer.down].into_iter().zip(columns) {
+        if let Columns::Encoded(new) = columns {
+            linear.weight.block_type = new.block_type;
+        }
+    }
     for (linear, (axis, kept)) in layer.linears_mut().into_iter().zip(cut.axes()) {
         shrink(linear, axis, kept);
     }
     layer.group_sizes = cut.group_sizes;
-    add_bias(&mut layer.o, &restored.attention.bias);
-    add_bias(&mut layer.down, &restored.mlp.bias);
+    for (linear, columns) in [&mut layer.o, &mut layer.down].into_iter().zip(columns) {
+        match columns {
+            Columns::Restored(restored) => add_bias(linear, &restored.bias),
+            Columns::Encoded(new) => linear.bias.clone_from(&new.bias),
+        }
+    }
     let ends = layer.linears().map(|linear| linear.weight.range.end);
     for (end, before) in ends.into_iter().zip(old_ranges) {
         model
@@ -120,7 +158,7 @@ struct Cut {
 
 impl Cut {
     fn new(layer: &Layer, kept: &LayerPlan, head_dim: usize) -> Self {
-        let groups = kept_groups(&layer.group_sizes, &kept.heads);
+        let groups = kept.group_sizes(layer);
         let kv_heads: Vec<usize> = (0..groups.len()).filter(|g| groups[*g] > 0).collect();
         Self {
             queries: features(&kept.heads, head_dim),
@@ -142,19 +180,6 @@ impl Cut {
             (Axis::Columns, &self.channels),
         ]
     }
-}
-
-/// Query heads that stay in each KV group.
-fn kept_groups(group_sizes: &[usize], heads: &[usize]) -> Vec<usize> {
-    let mut first = 0;
-    group_sizes
-        .iter()
-        .map(|size| {
-            let group = first..first + size;
-            first += size;
-            heads.iter().filter(|h| group.contains(h)).count()
-        })
-        .collect()
 }
 
 /// Moves the rows that stay forward. A packed matrix is unpacked on the way, group by group in place, and packed again.
@@ -234,7 +259,7 @@ impl<'a> ColumnSource<'a> {
         }
     }
 
-    /// Encodes a row, of which `old` are the bytes before.
+    /// Encodes a row, of which `old` are the bytes before; `encode` is for values.
     fn encode(&self, row: usize, old: &[u8], out: &mut [u8]) {
         match self {
             Self::Blocks(block_type, blocks) => {
