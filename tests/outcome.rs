@@ -25,7 +25,7 @@ fn synthetic(block_type: BlockType, seed: u64) -> Synthetic {
         heads: vec![6, 6],
         kv_heads: vec![3, 3],
         channels: vec![320, 256],
-        biases: seed % 2 == 0,
+        biases: seed.is_multiple_of(2),
         seed,
         ..Shape::default()
     })

@@ -8,7 +8,9 @@ use super::restore::features;
 use super::{LayerPlan, LayerRestoration, Plan, PruneError, Restoration};
 use crate::kernels::{Runtime, Team};
 use crate::model::{Layer, Linear, Model, Weight};
-use crate::quant::{BlockType, Layout, decode_row, encode_row, pack, unpack};
+use crate::quant::{
+    BlockType, Layout, decode_row, encode_row, encode_row_by_importance, pack, unpack,
+};
 
 /// Carries out a plan. Every tensor keeps its type. Rows are moved as they are; columns too where whole blocks stay
 /// together (as they do for heads of a multiple of 32 values) and restoration left their weights alone, and are encoded anew
@@ -224,10 +226,14 @@ fn keep_columns(
     if new_bytes > 0 {
         let mut encoded = vec![0u8; weight.rows * new_bytes];
         let source = ColumnSource::new(weight.block_type, kept, restored);
+        let encode = |values: &[f32], out: &mut [u8]| match &restored.importance[..] {
+            [] => encode_row(weight.block_type, values, out),
+            all => encode_row_by_importance(weight.block_type, values, all, out),
+        };
         team.chunks_mut(&mut encoded, ROWS * new_bytes, |chunk, rows| {
             for (i, out) in rows.chunks_exact_mut(new_bytes).enumerate() {
                 let row = chunk * ROWS + i;
-                source.encode(row, &bytes[row * old_bytes..][..old_bytes], out);
+                source.encode(row, &bytes[row * old_bytes..][..old_bytes], out, encode);
             }
         });
         if packed {
@@ -247,20 +253,20 @@ enum ColumnSource<'a> {
     /// Columns, by number, decoded and encoded anew.
     Columns(BlockType, &'a [usize]),
     /// New values, `[rows, kept]`.
-    Restored(BlockType, usize, &'a [f32]),
+    Restored(usize, &'a [f32]),
 }
 
 impl<'a> ColumnSource<'a> {
     fn new(block_type: BlockType, kept: &'a [usize], restored: &'a Restoration) -> Self {
         match (&restored.weights, whole_blocks(kept, block_type)) {
-            (Some(values), _) => Self::Restored(block_type, kept.len(), values),
+            (Some(values), _) => Self::Restored(kept.len(), values),
             (None, Some(blocks)) => Self::Blocks(block_type, blocks),
             (None, None) => Self::Columns(block_type, kept),
         }
     }
 
     /// Encodes a row, of which `old` are the bytes before; `encode` is for values.
-    fn encode(&self, row: usize, old: &[u8], out: &mut [u8]) {
+    fn encode(&self, row: usize, old: &[u8], out: &mut [u8], encode: impl Fn(&[f32], &mut [u8])) {
         match self {
             Self::Blocks(block_type, blocks) => {
                 let size = block_type.block_bytes();
@@ -273,11 +279,9 @@ impl<'a> ColumnSource<'a> {
                 let mut values = vec![0.0f32; columns];
                 decode_row(*block_type, old, &mut values);
                 let gathered: Vec<f32> = kept.iter().map(|j| values[*j]).collect();
-                encode_row(*block_type, &gathered, out);
+                encode(&gathered, out);
             }
-            Self::Restored(block_type, width, values) => {
-                encode_row(*block_type, &values[row * width..][..*width], out);
-            }
+            Self::Restored(width, values) => encode(&values[row * width..][..*width], out),
         }
     }
 }
