@@ -37,7 +37,7 @@ const MOST_OUTCOME_BYTES: u64 = 1 << 30;
 /// Covariances make profiles larger than this many bytes.
 const LARGE: u64 = 32 << 20;
 /// Fewer tokens than this do not tell whether a model is still a good one.
-const LEAST_JUDGE: usize = 512;
+const LEAST_JUDGE: usize = 256;
 /// More than this takes days.
 const MOST_OWN_TOKENS: usize = 1 << 24;
 /// A change of how own text is made must change this.

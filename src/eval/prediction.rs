@@ -9,7 +9,7 @@ use crate::model::{CacheType, Model, ModelError, Weight};
 
 /// Tokens of a sample, and samples, of which the quickest counts: what disturbs a measurement only ever slows it down.
 const TOKENS: usize = 16;
-const SAMPLES: usize = 5;
+const SAMPLES: usize = 3;
 
 /// The time of a token in two parts.
 #[derive(Debug, Clone, Copy, PartialEq)]
