@@ -697,3 +697,44 @@ fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
         "dense {dense}, pruned {pruned}"
     );
 }
+
+#[test]
+#[ignore = "a measurement that takes minutes; FLAPJACK_F16 names the default model in half precision"]
+fn four_bits_cost_little_beside_the_same_pruning_in_half_precision() {
+    let text = common::shared("data/wikitext-2/dev.raw").expect("the text");
+    let text: String = std::fs::read_to_string(text)
+        .unwrap()
+        .chars()
+        .take(60_000)
+        .collect();
+    let half = std::env::var_os("FLAPJACK_F16").expect("the model in half precision");
+    let runtime = runtime(2);
+    let mut plan = None;
+    let mut figures = Vec::new();
+    // The plan is made for whole blocks of four bits.
+    for path in [common::default_model(), half.into()] {
+        let file = GgufFile::open(&path).unwrap();
+        let tokenizer = Tokenizer::from_gguf(&file).unwrap();
+        let mut model = Model::load(file).unwrap();
+        model.pack(&runtime);
+        let options = PerplexityOptions {
+            context: 512,
+            chunks: Some(16),
+            all_positions: false,
+            cache_type: CacheType::F16,
+        };
+        let tokens = tokenizer.encode(&text).unwrap();
+        let measure = |model: &Model| {
+            let result = perplexity(model, &runtime, &tokens, None, options, &mut |_, _| {});
+            result.unwrap().perplexity
+        };
+        let dense = measure(&model);
+        let profile = profile_of(&model, &tokenizer.encode(calibrate::TEXT).unwrap());
+        let plan = plan.get_or_insert_with(|| flap_plan(&model, &profile, 0.3));
+        prune::carry_out(&mut model, &runtime, &profile, plan, Restore::Lsq, QUIET).unwrap();
+        figures.push((dense, measure(&model)));
+    }
+    println!("dense and pruned, four bits and half precision: {figures:?}");
+    let cost = figures[0].1 / figures[1].1;
+    assert!(cost < 1.03, "{cost}");
+}

@@ -4,7 +4,7 @@
 mod common;
 
 use common::blocks::{decode, encode, squared_error, there_and_back};
-use flapjack::quant::{BlockType, decode_row, encode_row};
+use flapjack::quant::{BlockType, decode_row, encode_row, encode_row_by_importance};
 use half::f16;
 
 /// The types whose values share a scale.
@@ -982,4 +982,75 @@ fn blocks_with_a_scale_that_is_not_finite_decode_without_a_panic() {
             );
         }
     }
+}
+
+// ---- by importance ----
+
+/// Every type that chooses a scale by its error.
+const SEARCHED: [BlockType; 11] = [
+    BlockType::Q4_0,
+    BlockType::Q4_1,
+    BlockType::Q5_0,
+    BlockType::Q5_1,
+    BlockType::Q2_K,
+    BlockType::Q3_K,
+    BlockType::Q4_K,
+    BlockType::Q5_K,
+    BlockType::Q6_K,
+    BlockType::IQ4_NL,
+    BlockType::IQ4_XS,
+];
+
+fn encoded_by(block_type: BlockType, values: &[f32], importance: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; block_type.row_bytes(values.len())];
+    encode_row_by_importance(block_type, values, importance, &mut bytes);
+    bytes
+}
+
+#[test]
+fn errors_of_important_values_become_smaller_at_the_cost_of_others() {
+    let mut random = Random(77);
+    let values = random.normals(16 * 1024, 0.02);
+    // As uneven as inputs of a projection are.
+    let importance: Vec<f32> = random
+        .normals(values.len(), 1.5)
+        .iter()
+        .map(|v| v.exp())
+        .collect();
+    let weighted = |decoded: &[f32]| -> f64 {
+        let errors = values.iter().zip(decoded).zip(&importance);
+        errors
+            .map(|((x, y), w)| f64::from(*w) * f64::from(x - y).powi(2))
+            .sum()
+    };
+    for block_type in SEARCHED {
+        let plain = there_and_back(block_type, &values);
+        let by = decode(block_type, &encoded_by(block_type, &values, &importance));
+        let gain = weighted(&by) / weighted(&plain);
+        assert!(gain < 0.95, "{block_type:?}: {gain}");
+        assert!(squared_error(&values, &by) > squared_error(&values, &plain));
+    }
+}
+
+#[test]
+fn where_importance_says_nothing_values_are_encoded_as_without() {
+    let values = Random(5).normals(1024, 1.0);
+    for block_type in BlockType::ALL {
+        for importance in [0.0, 2.0, (-100f32).exp2(), f32::NAN, f32::INFINITY, -1.0] {
+            assert!(
+                encoded_by(block_type, &values, &[importance; 1024]) == encode(block_type, &values),
+                "{block_type:?} {importance}"
+            );
+        }
+    }
+    // What is unimportant is not given up altogether.
+    let mut importance = [0.0; 32];
+    importance[3] = 1.0;
+    let decoded = decode(
+        BlockType::Q4_1,
+        &encoded_by(BlockType::Q4_1, &values[..32], &importance),
+    );
+    assert!(
+        squared_error(&values[..32], &decoded) < 0.1 * squared_error(&values[..32], &[0.0; 32])
+    );
 }

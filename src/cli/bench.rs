@@ -233,7 +233,7 @@ impl BenchArgs {
             .chain(self.model.iter().cloned().map(Some))
         {
             for &ratio in &ratios {
-                subjects.push(self.from_file(model.clone(), ratio)?);
+                subjects.push(self.stored(model.clone(), ratio)?);
             }
         }
         for &size in &self.synthetic {
@@ -261,7 +261,7 @@ impl BenchArgs {
         }
     }
 
-    fn from_file(&self, model: Option<PathBuf>, ratio: f64) -> Result<Subject> {
+    fn stored(&self, model: Option<PathBuf>, ratio: f64) -> Result<Subject> {
         let mut loaded = self.options(model).load()?;
         let mut prune_ratio = 0.0;
         if ratio > 0.0 {
@@ -274,7 +274,7 @@ impl BenchArgs {
             let pruned = pruning::prune(
                 &mut loaded.model,
                 &loaded.runtime,
-                &calibrated,
+                calibrated,
                 method.recipe(),
                 ratio,
             )?;

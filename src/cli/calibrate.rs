@@ -39,7 +39,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
             mebibytes(size),
             calibrated.stored.hash()
         );
-        for line in CalibrationNote::from(calibrated).lines() {
+        for line in CalibrationNote::new(&calibrated).lines() {
             eprintln!("{line}");
         }
     }

@@ -12,8 +12,8 @@ use flapjack::gguf::GgufFile;
 use flapjack::hub;
 use flapjack::model::Model;
 use flapjack::prune::{
-    self, Calibration, Covariance, CurveOptions, Curves, Effort, Origin, Profile, PruneError,
-    Recipe, Restore, StoredProfile, calibrate, curves, store,
+    self, Calibration, Covariance, CurveOptions, Curves, Effort, Origin, Outcome, OutcomeKey,
+    Profile, PruneError, Recipe, Restore, StoredProfile, calibrate, curves, outcome, store,
 };
 use flapjack::tokenize::Tokenizer;
 
@@ -31,8 +31,13 @@ const FAST_TOKENS: usize = 4096;
 /// Profiles in the cache folder, most of which are some MiB, and how many of them may be larger than [`LARGE`].
 const MOST_KEPT: usize = 64;
 const MOST_LARGE: usize = 4;
+/// Outcomes of pruning in the cache folder, and bytes that one of them may have; all together may have twice as many.
+const MOST_OUTCOMES: usize = 16;
+const MOST_OUTCOME_BYTES: u64 = 1 << 30;
 /// Covariances make profiles larger than this many bytes.
 const LARGE: u64 = 32 << 20;
+/// Fewer tokens than this do not tell whether a model is still a good one.
+const LEAST_JUDGE: usize = 256;
 /// More than this takes days.
 const MOST_OWN_TOKENS: usize = 1 << 24;
 /// A change of how own text is made must change this.
@@ -58,7 +63,7 @@ pub struct CalibrationOptions {
     pub calib_tokens: Option<usize>,
 }
 
-/// [`CalibrationOptions`] where they make sense only with `--prune`.
+/// [`CalibrationOptions`] where they make sense only with `--prune` or what stands in its place.
 #[derive(Debug, Clone)]
 pub struct WithPrune(pub CalibrationOptions);
 
@@ -76,7 +81,7 @@ impl Args for WithPrune {
     fn augment_args(command: Command) -> Command {
         let options = CalibrationOptions::augment_args(Command::new(""));
         let options = options.get_arguments();
-        command.args(options.map(|option| option.clone().requires("prune")))
+        command.args(options.map(|option| option.clone().requires(super::pruning::AMOUNT)))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -126,8 +131,12 @@ impl std::fmt::Display for Source {
 #[derive(Debug, Clone)]
 pub struct Calibrated {
     pub stored: StoredProfile,
+    /// The profile's hash, where it is known already.
+    pub hash: Option<String>,
     /// What the statistics were taken from, where restoration reads it too; else empty.
     pub text: Vec<u32>,
+    /// What neither statistics nor curves were taken from, for judging.
+    pub judge: Vec<u32>,
     pub bos: Option<u32>,
     pub time: Duration,
     /// How long loss curves took, where they were measured now.
@@ -136,16 +145,30 @@ pub struct Calibrated {
     pub kept: bool,
 }
 
+impl Calibrated {
+    /// For restoration that reads the text.
+    pub fn text(&self) -> Calibration<'_> {
+        Calibration {
+            tokens: &self.text,
+            bos: self.bos,
+            covariance: true,
+        }
+    }
+}
+
 /// What a profile must have.
 struct Wanted {
     covariance: bool,
     curves: Option<CurveOptions>,
+    /// Tokens that are kept for judging what pruning has done.
+    judge: usize,
 }
 
 impl Wanted {
-    fn new(model: &Model, method: &MethodOptions) -> Result<Self> {
+    fn new(model: &Model, method: &MethodOptions, judge: usize) -> Result<Self> {
         let recipe = method.recipe();
         Ok(Self {
+            judge,
             covariance: recipe.wants_covariance() && covariances_fit(model, recipe)?,
             curves: recipe.wants_curves().then(|| CurveOptions {
                 metric: recipe.metric,
@@ -156,21 +179,34 @@ impl Wanted {
         })
     }
 
-    /// How many of a text's tokens are kept for loss curves: as many as they want, but no more than a quarter.
-    fn held_back(&self, tokens: usize) -> Result<usize, PruneError> {
+    /// How a text is shared out.
+    fn parts(&self, tokens: usize) -> Result<Parts, PruneError> {
         let (least, wanted) = match self.curves {
             Some(options) => (curves::LEAST_TOKENS, options.levels.tokens),
             None => (0, 0),
         };
-        let needed = calibrate::LEAST_TOKENS + least;
+        let least_judge = self.judge.min(LEAST_JUDGE);
+        let needed = calibrate::LEAST_TOKENS + least + least_judge;
         if tokens < needed {
             return Err(PruneError::TooShort {
                 tokens,
                 least: needed,
             });
         }
-        Ok(wanted.min(tokens / 4).max(least))
+        let curves = wanted.min(tokens / 4).max(least);
+        let judge = self.judge.min(tokens / 4).max(least_judge);
+        Ok(Parts {
+            seen: tokens - curves - judge,
+            curves,
+        })
     }
+}
+
+/// Numbers of a text's tokens that statistics and then curves are taken from; those behind them are for judging.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    seen: usize,
+    curves: usize,
 }
 
 /// Everything that profiles of the same model and text differ by.
@@ -179,6 +215,9 @@ impl std::fmt::Display for Wanted {
         f.write_str("means and variances")?;
         if self.covariance {
             f.write_str(", covariances")?;
+        }
+        if self.judge > 0 {
+            write!(f, ", {} tokens kept for judging", self.judge)?;
         }
         let Some(options) = &self.curves else {
             return Ok(());
@@ -236,8 +275,10 @@ pub fn from_file(loaded: &Loaded, path: &Path, recipe: Recipe) -> Result<Calibra
     stored.check_model(path, &fingerprint, &name)?;
     check_suits(path, &stored.profile, recipe)?;
     Ok(Calibrated {
+        hash: StoredProfile::stated_hash(path),
         stored,
         text: Vec::new(),
+        judge: Vec::new(),
         bos: None,
         time: start.elapsed(),
         curves_time: None,
@@ -312,6 +353,17 @@ impl CalibrationOptions {
         method: &MethodOptions,
         cached: bool,
     ) -> Result<Calibrated> {
+        self.prepare(loaded, method, cached, 0)?.carry_out(loaded)
+    }
+
+    /// Everything up to where the work begins. `judge` tokens of the text are kept for judging, if it has as many times four.
+    pub fn prepare(
+        &self,
+        loaded: &Loaded,
+        method: &MethodOptions,
+        cached: bool,
+        judge: usize,
+    ) -> Result<Task> {
         let source = self.calib.clone().unwrap_or(Source::BuiltIn);
         let start = Instant::now();
         let bos = loaded
@@ -319,7 +371,7 @@ impl CalibrationOptions {
             .bos()
             .filter(|_| loaded.tokenizer.adds_bos());
         // Own text is known by how it is made, so that it need not be made to find its profile.
-        let (mut tokens, text) = match source {
+        let (tokens, text) = match source {
             Source::Own(n) => {
                 let n = self.calib_tokens.map_or(n, |limit| n.min(limit));
                 let recipe = format!("own text {OWN_TEXT_VERSION}: {n} tokens");
@@ -331,87 +383,30 @@ impl CalibrationOptions {
                 (tokens, hash)
             }
         };
-        let wanted = Wanted::new(&loaded.model, method)?;
-        let held_back = wanted
-            .held_back(tokens.len())
+        let wanted = Wanted::new(&loaded.model, method, judge)?;
+        let parts = wanted
+            .parts(tokens.len())
             .with_context(|| format!("calibrating on {source}"))?;
-
         let (model, model_name) = identity(loaded)?;
-        let origin = Origin {
-            model,
-            model_name,
-            text,
-            source: source.to_string(),
-            tokens: tokens.len(),
-            collected: wanted.to_string(),
-            flapjack: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        let found = if cached { find(&origin) } else { None };
-        let sequential = method.recipe().restore == Restore::Sequential;
-        if matches!(source, Source::Own(_)) && (found.is_none() || sequential) {
-            tokens = own_text(loaded, tokens.len(), bos)?;
-        }
-        // Curves are measured on text that the statistics have not seen.
-        let (seen, held_back) = tokens.split_at(tokens.len() - held_back);
-        let text = if sequential {
-            seen.to_vec()
-        } else {
-            Vec::new()
-        };
-        if let Some(profile) = found {
-            return Ok(Calibrated {
-                stored: StoredProfile { origin, profile },
+        Ok(Task {
+            origin: Origin {
+                model,
+                model_name,
                 text,
-                bos,
-                time: start.elapsed(),
-                curves_time: None,
-                kept: true,
-            });
-        }
-        let calibration = |tokens| Calibration {
+                source: source.to_string(),
+                tokens: tokens.len(),
+                collected: wanted.to_string(),
+                flapjack: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+            source,
             tokens,
             bos,
-            covariance: wanted.covariance,
-        };
-        let bar = progress::bar("calibrating", seen.len() as u64, "tokens");
-        let mut profile = prune::calibrate(
-            &loaded.model,
-            &loaded.runtime,
-            calibration(seen),
-            &mut |done, _| bar.set_position(done as u64),
-        )
-        .with_context(|| format!("calibrating on {source}"))?;
-        bar.finish_and_clear();
-        let time = start.elapsed();
-
-        let start = Instant::now();
-        if let Some(options) = wanted.curves {
-            let modules = 2 * loaded.model.layers.len() as u64;
-            let bar = progress::bar("measuring loss curves", modules, "modules");
-            let curves = curves::measure(
-                &loaded.model,
-                &loaded.runtime,
-                &profile,
-                calibration(held_back),
-                options,
-                &mut |done, _| bar.set_position(done as u64),
-            )
-            .with_context(|| format!("measuring loss curves on {source}"))?;
-            bar.finish_and_clear();
-            profile.curves = Some(curves);
-        }
-        let calibrated = Calibrated {
-            curves_time: wanted.curves.map(|_| start.elapsed()),
-            stored: StoredProfile { origin, profile },
-            text,
-            bos,
-            time,
-            kept: false,
-        };
-        if cached {
-            keep(&calibrated.stored);
-        }
-        Ok(calibrated)
+            wanted,
+            parts,
+            sequential: method.recipe().restore == Restore::Sequential,
+            cached,
+            time: start.elapsed(),
+        })
     }
 
     /// The tokens of a text that is there to be read.
@@ -437,6 +432,131 @@ impl CalibrationOptions {
             );
         }
         Ok(tokens)
+    }
+}
+
+/// A calibration that is about to be.
+pub struct Task {
+    origin: Origin,
+    source: Source,
+    /// Zeros in the place of a text that the model has not written yet.
+    tokens: Vec<u32>,
+    bos: Option<u32>,
+    wanted: Wanted,
+    parts: Parts,
+    sequential: bool,
+    cached: bool,
+    /// What it took so far.
+    time: Duration,
+}
+
+impl Task {
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Tokens that statistics are taken from.
+    pub fn seen(&self) -> usize {
+        self.parts.seen
+    }
+
+    /// What it took so far.
+    pub fn time(&self) -> Duration {
+        self.time
+    }
+
+    /// The hash of the profile in the cache folder, which is not read for it.
+    pub fn hash(&self) -> Option<String> {
+        let path = kept_path(&self.origin).filter(|_| self.cached)?;
+        StoredProfile::stated_hash(&path)
+    }
+
+    /// Calibrates, or takes the profile of an earlier run.
+    pub fn carry_out(self, loaded: &Loaded) -> Result<Calibrated> {
+        let Task {
+            origin,
+            source,
+            mut tokens,
+            bos,
+            wanted,
+            parts,
+            sequential,
+            cached,
+            time: before,
+        } = self;
+        let start = Instant::now();
+        let found = if cached { find(&origin) } else { None };
+        let reads_text = found.is_none() || sequential || wanted.judge > 0;
+        if matches!(source, Source::Own(_)) && reads_text {
+            tokens = own_text(loaded, tokens.len(), bos)?;
+        }
+        // Curves are measured on text that the statistics have not seen.
+        let (seen, rest) = tokens.split_at(parts.seen);
+        let (held_back, judge) = rest.split_at(parts.curves);
+        let text = if sequential {
+            seen.to_vec()
+        } else {
+            Vec::new()
+        };
+        let judge = judge.to_vec();
+        if let Some((profile, hash)) = found {
+            return Ok(Calibrated {
+                stored: StoredProfile { origin, profile },
+                hash: Some(hash),
+                text,
+                judge,
+                bos,
+                time: before + start.elapsed(),
+                curves_time: None,
+                kept: true,
+            });
+        }
+        let calibration = |tokens| Calibration {
+            tokens,
+            bos,
+            covariance: wanted.covariance,
+        };
+        let bar = progress::bar("calibrating", seen.len() as u64, "tokens");
+        let mut profile = prune::calibrate(
+            &loaded.model,
+            &loaded.runtime,
+            calibration(seen),
+            &mut |done, _| bar.set_position(done as u64),
+        )
+        .with_context(|| format!("calibrating on {source}"))?;
+        bar.finish_and_clear();
+        let time = before + start.elapsed();
+
+        let start = Instant::now();
+        if let Some(options) = wanted.curves {
+            let modules = 2 * loaded.model.layers.len() as u64;
+            let bar = progress::bar("measuring loss curves", modules, "modules");
+            let curves = curves::measure(
+                &loaded.model,
+                &loaded.runtime,
+                &profile,
+                calibration(held_back),
+                options,
+                &mut |done, _| bar.set_position(done as u64),
+            )
+            .with_context(|| format!("measuring loss curves on {source}"))?;
+            bar.finish_and_clear();
+            profile.curves = Some(curves);
+        }
+        let mut calibrated = Calibrated {
+            curves_time: wanted.curves.map(|_| start.elapsed()),
+            stored: StoredProfile { origin, profile },
+            hash: None,
+            text,
+            judge,
+            bos,
+            time,
+            kept: false,
+        };
+        if cached {
+            calibrated.hash = keep(&calibrated.stored);
+        }
+        Ok(calibrated)
     }
 }
 
@@ -485,7 +605,7 @@ fn kept_path(origin: &Origin) -> Option<PathBuf> {
 }
 
 /// The profile of an earlier run. One that cannot be used is made anew.
-fn find(origin: &Origin) -> Option<Profile> {
+fn find(origin: &Origin) -> Option<(Profile, String)> {
     let path = kept_path(origin)?;
     if !path.exists() {
         return None;
@@ -496,7 +616,7 @@ fn find(origin: &Origin) -> Option<Profile> {
                 && (&stored.origin.collected, &stored.origin.flapjack)
                     == (&origin.collected, &origin.flapjack) =>
         {
-            Some(stored.profile)
+            Some((stored.profile, StoredProfile::stated_hash(&path)?))
         }
         Ok(_) => None,
         Err(error) => {
@@ -506,41 +626,95 @@ fn find(origin: &Origin) -> Option<Profile> {
     }
 }
 
-/// Keeps a profile for the next run. A cache folder that cannot be written is no error: the profile is in hand.
-fn keep(stored: &StoredProfile) {
-    let Some(path) = kept_path(&stored.origin) else {
-        return;
-    };
+/// Keeps a profile for the next run and returns its hash. A cache folder that cannot be written is no error: the profile is in
+/// hand.
+fn keep(stored: &StoredProfile) -> Option<String> {
+    let path = kept_path(&stored.origin)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let result = fs::create_dir_all(folder)
         .map_err(anyhow::Error::from)
         .and_then(|()| Ok(stored.save(&path)?));
     match result {
-        Ok(()) => forget_oldest(folder),
-        Err(error) => tracing::info!("the profile is not kept for the next run: {error}"),
+        Ok(hash) => {
+            let (mut count, mut large) = (0, 0);
+            forget_oldest(folder, "profile", |bytes| {
+                let is_large = bytes > LARGE;
+                let stays = count < MOST_KEPT && (large < MOST_LARGE || !is_large);
+                count += usize::from(stays);
+                large += usize::from(stays && is_large);
+                stays
+            });
+            Some(hash)
+        }
+        Err(error) => {
+            tracing::info!("the profile is not kept for the next run: {error}");
+            None
+        }
     }
 }
 
-/// Leaves the [`MOST_KEPT`] youngest profiles of the cache folder, of which [`MOST_LARGE`] are large.
-fn forget_oldest(folder: &Path) {
+/// Leaves those files of a cache folder with this extension that `stays` lets stay, asked with their sizes from the youngest to
+/// the oldest.
+fn forget_oldest(folder: &Path, extension: &str, mut stays: impl FnMut(u64) -> bool) {
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut profiles: Vec<_> = files
+    let mut files: Vec<_> = files
         .map(|file| file.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "profile"))
+        .filter(|path| path.extension().is_some_and(|e| e == extension))
         .filter_map(|path| {
             let metadata = fs::metadata(&path).ok()?;
-            Some((metadata.modified().ok()?, path, metadata.len() > LARGE))
+            Some((metadata.modified().ok()?, path, metadata.len()))
         })
         .collect();
-    profiles.sort();
-    let (mut kept, mut large) = (0, 0);
-    for (_, path, is_large) in profiles.iter().rev() {
-        if kept < MOST_KEPT && (large < MOST_LARGE || !is_large) {
-            kept += 1;
-            large += usize::from(*is_large);
-        } else if let Err(error) = fs::remove_file(path) {
+    files.sort();
+    for (_, path, bytes) in files.iter().rev() {
+        if stays(*bytes) {
+            continue;
+        }
+        if let Err(error) = fs::remove_file(path) {
             tracing::debug!("cannot remove {}: {error}", path.display());
         }
+    }
+}
+
+/// Where an outcome with this key is kept.
+fn outcome_path(key: &OutcomeKey) -> Option<PathBuf> {
+    let folder = hub::profiles_dir().ok()?;
+    let hash = key.hash();
+    Some(folder.join(format!("{}-v{}.outcome", hash.get(..32)?, outcome::VERSION)))
+}
+
+/// The outcome of an earlier run. One that cannot be used is made anew.
+pub fn find_outcome(key: &OutcomeKey) -> Option<Outcome> {
+    let path = outcome_path(key)?;
+    if !path.exists() {
+        return None;
+    }
+    Outcome::load(&path, key)
+        .map_err(|error| tracing::warn!("{error}; pruning anew"))
+        .ok()
+}
+
+/// Keeps an outcome for the next run, if that is possible.
+pub fn keep_outcome(outcome: &Outcome, key: &OutcomeKey) {
+    let Some(path) = outcome_path(key) else {
+        return;
+    };
+    if outcome.bytes() as u64 > MOST_OUTCOME_BYTES {
+        tracing::debug!("the outcome is too large to be kept");
+        return;
+    }
+    // The folder is there, for the profile is in it.
+    match outcome.save(&path, key) {
+        Ok(()) => {
+            let folder = path.parent().unwrap_or(Path::new("."));
+            let (mut count, mut all) = (0, 0);
+            forget_oldest(folder, "outcome", |bytes| {
+                count += 1;
+                all += bytes;
+                count <= MOST_OUTCOMES && all <= 2 * MOST_OUTCOME_BYTES
+            });
+        }
+        Err(error) => tracing::info!("the outcome is not kept for the next run: {error}"),
     }
 }
 

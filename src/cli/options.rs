@@ -65,10 +65,7 @@ pub struct Loaded {
 
 impl ModelOptions {
     pub fn load(&self) -> Result<Loaded> {
-        let path = match &self.model {
-            Some(path) => hub::local(path)?,
-            None => progress::default_model()?,
-        };
+        let path = self.path()?;
         let runtime = self.runtime()?;
         let start = Instant::now();
         let file = GgufFile::open(&path)?;
@@ -109,6 +106,20 @@ impl ModelOptions {
             model.pack(runtime);
             start.elapsed()
         })
+    }
+
+    fn path(&self) -> Result<PathBuf> {
+        match &self.model {
+            Some(path) => Ok(hub::local(path)?),
+            None => progress::default_model(),
+        }
+    }
+
+    /// The same model once more, from a map of its own, for what must not touch the first.
+    pub fn load_again(&self, loaded: &Loaded) -> Result<Model> {
+        let mut model = Model::load(GgufFile::open(loaded.model.path())?)?;
+        self.pack(&mut model, &loaded.runtime);
+        Ok(model)
     }
 
     /// Packed weights are private memory, which must fit beside what else is running.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::options::{CacheOptions, ModelOptions, read_text};
 use super::progress;
-use super::pruning::{self, PruneOptions};
+use super::pruning::PruneOptions;
 
 #[derive(Debug, Args)]
 pub struct PerplexityArgs {
@@ -58,16 +58,12 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
     let text = read_text(&args.file)?;
     let mut loaded = args.model.load()?;
     let mut prune_ratio = 0.0;
-    if let Some(ratio) = args.pruning.ratio() {
-        let calibrated = args.pruning.calibrate(&loaded)?;
-        let pruned = pruning::prune(
-            &mut loaded.model,
-            &loaded.runtime,
-            &calibrated,
-            args.pruning.method.recipe(),
-            ratio,
-        )?;
+    if let Some(job) = args.pruning.prepare(&loaded)? {
+        let pruned = job.carry_out(&mut loaded, &args.model)?.pruned;
         prune_ratio = pruned.plan.ratio();
+        if let Some(found) = pruned.found {
+            eprintln!("{}", found.what);
+        }
     }
 
     let tokens = loaded.tokenizer.encode_prompt(&text)?;

@@ -9,8 +9,8 @@ use flapjack::model::{Export, LayerForm};
 use flapjack::prune::{Record, record};
 
 use super::options::{ModelOptions, check_target};
-use super::pruning::{self, PruneOptions};
-use super::report::{self, CalibrationNote, mebibytes, plural};
+use super::pruning::{Done, PruneOptions};
+use super::report::{self, mebibytes, plural};
 
 #[derive(Debug, Args)]
 pub struct PruneArgs {
@@ -27,8 +27,10 @@ pub struct PruneArgs {
 }
 
 pub fn run(args: PruneArgs) -> Result<()> {
-    let Some(ratio) = args.pruning.prune else {
-        bail!("say how much to prune, for example with --ratio 0.3");
+    let Some(asked) = args.pruning.amount.asked() else {
+        bail!(
+            "say how much to prune, for example with --ratio 0.3, --fit 80MB, --speedup 1.3x or --max-ppl +10%"
+        );
     };
     check_target(&args.output)?;
     let mut loaded = args.model.load()?;
@@ -37,19 +39,18 @@ pub fn run(args: PruneArgs) -> Result<()> {
     let widths: Vec<_> = widths.map(|l| (l.heads(), l.channels())).collect();
     let parameters = loaded.model.layer_parameters();
 
-    let calibrated = args.pruning.calibrate(&loaded)?;
-    let pruned = pruning::prune(
-        &mut loaded.model,
-        &loaded.runtime,
-        &calibrated,
-        args.pruning.method.recipe(),
-        ratio,
-    )?;
+    let job = args.pruning.job(&loaded, asked)?;
+    let Done {
+        pruned,
+        note,
+        origin,
+        profile,
+    } = job.carry_out(&mut loaded, &args.model)?;
     loaded.model.unpack(&loaded.runtime);
 
     // Another map of the same file: what was not pruned is taken from it as it is.
     let source = GgufFile::open(&path)?;
-    if source.fingerprint() != calibrated.stored.origin.model {
+    if source.fingerprint() != origin.model {
         bail!(
             "{} has changed since pruning began; try again",
             path.display()
@@ -61,16 +62,12 @@ pub fn run(args: PruneArgs) -> Result<()> {
     let record = Record {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         method: args.pruning.method.description(),
-        asked: ratio,
+        asked: pruned.ratio,
         ratio: 1.0 - loaded.model.layer_parameters() as f64 / parameters.max(1) as f64,
         parameters,
-        profile: calibrated.stored.hash(),
-        calibration: format!(
-            "{} of {}",
-            plural(calibrated.stored.origin.tokens, "token"),
-            calibrated.stored.origin.source
-        ),
-        model: calibrated.stored.origin.model.clone(),
+        profile,
+        calibration: format!("{} of {}", plural(origin.tokens, "token"), origin.source),
+        model: origin.model.clone(),
         layers: Record::layers(&pruned.plan, &widths, export.layers(), earlier.as_ref()),
     };
     let writer = export.writer(&source, record::PREFIX, record.entries())?;
@@ -90,7 +87,7 @@ pub fn run(args: PruneArgs) -> Result<()> {
         path.display(),
         mebibytes(size(&path)),
     );
-    for line in CalibrationNote::from(calibrated).lines() {
+    for line in note.lines() {
         eprintln!("{line}");
     }
     for line in report::pruned_lines(&pruned) {

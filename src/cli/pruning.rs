@@ -3,36 +3,149 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use flapjack::eval::{self, PerplexityOptions, TokenTime};
 use flapjack::gguf::Residency;
 use flapjack::kernels::Runtime;
-use flapjack::model::Model;
+use flapjack::model::{CacheType, Model};
 use flapjack::prune::{
-    self, Calibration, Effort, HeadUnit, Method, Metric, Plan, Recipe, Restore, Structure,
+    self, Effort, HeadUnit, Method, Metric, Origin, Outcome, OutcomeKey, Plan, Planner, PruneError,
+    Recipe, Restore, Structure, search,
 };
 
-use super::calibration::{self, Calibrated, WithPrune};
+use super::calibration::{self, Calibrated, Task, WithPrune};
 use super::memory;
-use super::options::Loaded;
+use super::options::{Loaded, ModelOptions};
 use super::progress;
+use super::report::{CalibrationNote, megabytes};
 
 #[derive(Debug, Args)]
 pub struct PruneOptions {
-    /// Remove this share of the layers' weights before running (at least 0, below 0.9)
-    #[arg(long, visible_alias = "ratio", value_name = "RATIO", value_parser = parse_ratio, allow_negative_numbers = true)]
-    pub prune: Option<f64>,
+    #[command(flatten)]
+    pub amount: Amount,
     #[command(flatten)]
     pub calibration: WithPrune,
     /// Use a profile that `flapjack calibrate` made, and do not calibrate
-    #[arg(long, value_name = "FILE", requires = "prune", conflicts_with_all = ["calib", "calib_field", "calib_tokens"])]
+    #[arg(long, value_name = "FILE", requires = AMOUNT, conflicts_with_all = ["calib", "calib_field", "calib_tokens", "max_ppl"])]
     pub profile: Option<PathBuf>,
-    /// Calibrate anew even if the cache folder has the profile, and do not keep it there
-    #[arg(long, requires = "prune")]
+    /// Calibrate and prune anew even if the cache folder has the profile or the outcome, and keep neither there
+    #[arg(long, requires = AMOUNT)]
     pub no_profile_cache: bool,
     #[command(flatten)]
     pub method: MethodOptions,
+}
+
+/// The name of the group of [`Amount`], one of which other options need.
+pub const AMOUNT: &str = "amount";
+
+/// How much to prune.
+#[derive(Debug, Clone, Default, Args)]
+#[group(id = "amount", multiple = false)]
+pub struct Amount {
+    /// Remove this share of the layers' weights before running (at least 0, below 0.9)
+    #[arg(long, visible_alias = "ratio", value_name = "RATIO", value_parser = parse_ratio, allow_negative_numbers = true)]
+    pub prune: Option<f64>,
+    /// Remove as little as makes all weights fit in so many bytes, for example 80MB or 76MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub fit: Option<u64>,
+    /// Remove as little as should make generation so many times as fast, for example 1.3x
+    #[arg(long, value_name = "FACTOR", value_parser = parse_speedup)]
+    pub speedup: Option<f64>,
+    /// Remove as much as raises the perplexity on held-back calibration text by at most so much, for example +10%
+    #[arg(long, value_name = "PERCENT", value_parser = parse_rise)]
+    pub max_ppl: Option<f64>,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Asked {
+    Ratio(f64),
+    /// Bytes of all weights.
+    Fit(u64),
+    /// How many times as fast.
+    Speedup(f64),
+    /// By what share the perplexity may rise.
+    MaxPpl(f64),
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Asked::Ratio(ratio) => write!(f, "--prune {ratio}"),
+            Asked::Fit(bytes) => {
+                let whole = |unit: &&(&str, u64)| bytes.is_multiple_of(unit.1);
+                let (name, unit) = UNITS.iter().find(whole).unwrap_or(&("B", 1));
+                write!(f, "--fit {}{name}", bytes / unit)
+            }
+            Asked::Speedup(factor) => write!(f, "--speedup {factor}x"),
+            Asked::MaxPpl(rise) => write!(f, "--max-ppl +{}%", percent(*rise)),
+        }
+    }
+}
+
+/// Without the digits that come of dividing by 100.
+fn percent(share: f64) -> f64 {
+    (share * 1e8).round() / 1e6
+}
+
+impl Amount {
+    /// What is asked for, be it nothing.
+    pub fn asked(&self) -> Option<Asked> {
+        let ratio = self.prune.map(Asked::Ratio);
+        ratio
+            .or(self.fit.map(Asked::Fit))
+            .or(self.speedup.map(Asked::Speedup))
+            .or(self.max_ppl.map(Asked::MaxPpl))
+    }
+}
+
+/// Units of sizes, and their bytes, from the largest to the smallest.
+const UNITS: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("KiB", 1 << 10),
+    ("kB", 1000),
+    ("B", 1),
+];
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || {
+        let names = UNITS.map(|(name, _)| name).join(", ");
+        format!("must be a number of bytes with a unit ({names}), for example 80MB")
+    };
+    let unit = UNITS.iter().find(|(name, _)| text.ends_with(name));
+    let (name, bytes) = unit.ok_or_else(wrong)?;
+    let number: f64 = text[..text.len() - name.len()]
+        .trim_end()
+        .parse()
+        .map_err(|_| wrong())?;
+    let size = number * *bytes as f64;
+    if size.is_finite() && (1.0..1e18).contains(&size) {
+        Ok(size as u64)
+    } else {
+        Err(wrong())
+    }
+}
+
+fn parse_speedup(text: &str) -> Result<f64, String> {
+    match text.strip_suffix('x').unwrap_or(text).parse::<f64>() {
+        Ok(factor) if factor.is_finite() && factor > 1.0 => Ok(factor),
+        _ => Err("must be a factor above 1, for example 1.3x".into()),
+    }
+}
+
+fn parse_rise(text: &str) -> Result<f64, String> {
+    let number = text
+        .strip_suffix('%')
+        .map(|t| t.strip_prefix('+').unwrap_or(t));
+    match number.map(str::parse::<f64>) {
+        Some(Ok(rise)) if rise.is_finite() && rise > 0.0 => Ok(rise / 100.0),
+        _ => Err("must be a share above 0 in per cent, for example +10%".into()),
+    }
 }
 
 /// How to prune: a named method, and choices that differ from it.
@@ -134,58 +247,449 @@ impl Snapshot {
 /// What pruning did.
 #[derive(Debug, Clone)]
 pub struct Pruned {
-    pub asked: f64,
+    pub ratio: f64,
     pub recipe: Recipe,
     pub plan: Plan,
     pub before: Snapshot,
     pub after: Snapshot,
     pub time: Duration,
+    /// It was done before, and the cache folder knew how.
+    pub repeated: bool,
+    /// What a ratio was looked for by, and what that found.
+    pub found: Option<Found>,
+}
+
+/// A ratio that was looked for.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// In words.
+    pub what: String,
+    pub time: Duration,
+    /// How many times as fast the model has become, where that was asked for.
+    pub speedup: Option<f64>,
+}
+
+/// A model's pruning, and where its profile comes from.
+pub struct Done {
+    pub pruned: Pruned,
+    pub note: CalibrationNote,
+    pub origin: Origin,
+    /// The profile's hash.
+    pub profile: String,
+}
+
+/// Pruning that is about to be.
+pub struct Job {
+    asked: Asked,
+    recipe: Recipe,
+    profile: Pending,
+    /// Whether outcomes are taken from the cache folder and kept there.
+    cached: bool,
+}
+
+enum Pending {
+    Task(Box<Task>),
+    Calibrated(Box<Calibrated>),
 }
 
 impl PruneOptions {
-    /// The ratio, if there is anything to do.
-    pub fn ratio(&self) -> Option<f64> {
-        self.prune.filter(|r| *r > 0.0)
+    /// Everything up to where the work begins; `None` if there is none.
+    pub fn prepare(&self, loaded: &Loaded) -> Result<Option<Job>> {
+        let asked = self.amount.asked().filter(|a| *a != Asked::Ratio(0.0));
+        asked.map(|asked| self.job(loaded, asked)).transpose()
     }
 
-    pub fn calibrate(&self, loaded: &Loaded) -> Result<Calibrated> {
-        match &self.profile {
-            Some(path) => calibration::from_file(loaded, path, self.method.recipe()),
-            None => {
-                let cached = !self.no_profile_cache;
-                self.calibration.0.calibrate(loaded, &self.method, cached)
+    /// The same where there is something to do for a ratio of 0 too.
+    pub fn job(&self, loaded: &Loaded, asked: Asked) -> Result<Job> {
+        let recipe = self.method.recipe();
+        let cached = !self.no_profile_cache;
+        let judge = match asked {
+            Asked::MaxPpl(_) => JUDGE_TOKENS,
+            _ => 0,
+        };
+        let profile = match &self.profile {
+            Some(path) => {
+                Pending::Calibrated(Box::new(calibration::from_file(loaded, path, recipe)?))
             }
+            None => Pending::Task(Box::new(self.calibration.0.prepare(
+                loaded,
+                &self.method,
+                cached,
+                judge,
+            )?)),
+        };
+        Ok(Job {
+            asked,
+            recipe,
+            profile,
+            cached,
+        })
+    }
+}
+
+impl Job {
+    /// Does again what was done before, if the cache folder knows of it.
+    fn repeat(&self, loaded: &mut Loaded) -> Result<Option<Done>> {
+        let start = Instant::now();
+        let (origin, profile) = match &self.profile {
+            Pending::Task(task) => (task.origin(), task.hash()),
+            Pending::Calibrated(calibrated) => (&calibrated.stored.origin, calibrated.hash.clone()),
+        };
+        let Some(profile) = profile else {
+            return Ok(None);
+        };
+        let key = outcome_key(self.asked, self.recipe, origin, &profile).filter(|_| self.cached);
+        let Some(outcome) = key.and_then(|key| calibration::find_outcome(&key)) else {
+            return Ok(None);
+        };
+        let before = Snapshot::take(&loaded.model);
+        match outcome.apply(&mut loaded.model, &loaded.runtime) {
+            Ok(()) => {}
+            Err(error @ PruneError::OtherShape(_)) => {
+                tracing::warn!("a kept outcome does not fit the model ({error}); pruning anew");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let time = start.elapsed();
+        Ok(Some(Done {
+            pruned: Pruned {
+                ratio: outcome.ratio,
+                recipe: self.recipe,
+                after: Snapshot::take(&loaded.model),
+                before,
+                time,
+                repeated: true,
+                found: outcome.found.map(|what| Found {
+                    what,
+                    time: Duration::ZERO,
+                    speedup: None,
+                }),
+                plan: outcome.plan,
+            },
+            note: match &self.profile {
+                Pending::Task(task) => CalibrationNote::unread(task),
+                Pending::Calibrated(calibrated) => CalibrationNote::new(calibrated),
+            },
+            origin: origin.clone(),
+            profile,
+        }))
+    }
+
+    /// Prunes in place.
+    pub fn carry_out(self, loaded: &mut Loaded, options: &ModelOptions) -> Result<Done> {
+        if let Some(done) = self.repeat(loaded)? {
+            return Ok(done);
+        }
+        let Job {
+            asked,
+            recipe,
+            cached,
+            profile,
+        } = self;
+        let calibrated = match profile {
+            Pending::Task(task) => task.carry_out(loaded)?,
+            Pending::Calibrated(calibrated) => *calibrated,
+        };
+        let (note, origin) = (
+            CalibrationNote::new(&calibrated),
+            calibrated.stored.origin.clone(),
+        );
+        let hash = calibrated.hash.clone();
+        let hash = hash.unwrap_or_else(|| calibrated.stored.hash());
+
+        let start = Instant::now();
+        let target = find(asked, loaded, options, &calibrated, recipe)?;
+        let search_time = start.elapsed();
+        let layers = loaded.model.layers.iter();
+        let dense: Vec<_> = layers
+            .map(|l| [l.o.weight.cols, l.down.weight.cols])
+            .collect();
+        let mut pruned = prune(
+            &mut loaded.model,
+            &loaded.runtime,
+            calibrated,
+            recipe,
+            target.ratio,
+        )?;
+        if let Some(what) = &target.what {
+            let speedup = target.dense_speed.map(|dense| -> Result<f64> {
+                let now = TokenTime::measure(&loaded.model, &loaded.runtime)?;
+                Ok(now.speed() / dense)
+            });
+            pruned.found = Some(Found {
+                what: what.clone(),
+                time: search_time,
+                speedup: speedup.transpose()?,
+            });
+        }
+        if let Some(key) = outcome_key(asked, recipe, &origin, &hash).filter(|_| cached) {
+            let plan = pruned.plan.clone();
+            let outcome = Outcome::of(&loaded.model, &dense, plan, target.ratio, target.what);
+            calibration::keep_outcome(&outcome, &key);
+        }
+        Ok(Done {
+            pruned,
+            note,
+            origin,
+            profile: hash,
+        })
+    }
+}
+
+/// What an outcome is known by in the cache folder; `None` where it would not be the same the next time.
+fn outcome_key(asked: Asked, recipe: Recipe, origin: &Origin, profile: &str) -> Option<OutcomeKey> {
+    // What a speed asks for depends on the machine and the moment.
+    if matches!(asked, Asked::Speedup(_)) {
+        return None;
+    }
+    let Recipe {
+        metric,
+        structure,
+        heads,
+        restore,
+    } = recipe;
+    Some(OutcomeKey {
+        model: origin.model.clone(),
+        profile: profile.to_owned(),
+        recipe: format!("{metric}, {structure}, heads by {heads}, restoration {restore}"),
+        asked: asked.to_string(),
+        flapjack: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// Tokens of the calibration text on which `--max-ppl` judges, and of a sequence of them.
+const JUDGE_TOKENS: usize = 2048;
+const JUDGE_CONTEXT: usize = 256;
+
+/// A ratio, and what it was found by.
+struct Target {
+    ratio: f64,
+    /// In words, where it was not asked for itself.
+    what: Option<String>,
+    /// Tokens per second before, where speed was asked for.
+    dense_speed: Option<f64>,
+}
+
+/// The ratio for what is asked.
+fn find(
+    asked: Asked,
+    loaded: &Loaded,
+    options: &ModelOptions,
+    calibrated: &Calibrated,
+    recipe: Recipe,
+) -> Result<Target> {
+    let Loaded { model, runtime, .. } = loaded;
+    let profile = &calibrated.stored.profile;
+    match asked {
+        Asked::Ratio(ratio) => Ok(Target {
+            ratio,
+            what: None,
+            dense_speed: None,
+        }),
+        Asked::Fit(bytes) => {
+            let planner = Planner::new(model, runtime, profile, recipe)?;
+            let fits = |plan: &Plan| plan.bytes_after(model) as u64 <= bytes;
+            let Some((ratio, plan)) = planner.smallest_ratio(fits)? else {
+                bail!(
+                    "{asked} is out of reach: at the highest ratio the weights take {}; ask for at least that, or take a smaller model or file type",
+                    megabytes(planner.most()?.bytes_after(model))
+                );
+            };
+            Ok(Target {
+                ratio,
+                what: Some(format!(
+                    "{asked}: ratio {ratio:.4} leaves {} of weights of {}",
+                    megabytes(plan.bytes_after(model)),
+                    megabytes(model.bytes())
+                )),
+                dense_speed: None,
+            })
+        }
+        Asked::Speedup(factor) => {
+            let planner = Planner::new(model, runtime, profile, recipe)?;
+            let dense = TokenTime::measure(model, runtime)?;
+            // Of the embedding a token reads one row, unless it is the output head too.
+            let unread = model.bytes() - model.bytes_per_token();
+            let speed = |plan: &Plan| dense.speed_at(plan.bytes_after(model) - unread);
+            let fast_enough = |plan: &Plan| speed(plan) >= factor * dense.speed();
+            let Some((ratio, plan)) = planner.smallest_ratio(fast_enough)? else {
+                bail!(
+                    "{asked} is out of reach: at the highest ratio generation should be {:.2} times as fast, for only so much of its time is the weights' ({:.0} %) and not all of them are pruned",
+                    speed(&planner.most()?) / dense.speed(),
+                    100.0 * dense.per_byte * dense.bytes as f64 / dense.seconds
+                );
+            };
+            Ok(Target {
+                ratio,
+                what: Some(format!(
+                    "{asked}: ratio {ratio:.4} reads {} a token in place of {}; predicted {:.1} tokens/s in place of {:.1}",
+                    megabytes(plan.bytes_after(model) - unread),
+                    megabytes(dense.bytes),
+                    speed(&plan),
+                    dense.speed()
+                )),
+                dense_speed: Some(dense.speed()),
+            })
+        }
+        Asked::MaxPpl(limit) => {
+            let (ratio, what) = find_by_perplexity(limit, loaded, options, calibrated, recipe)
+                .with_context(|| format!("looking for the ratio of {asked}"))?;
+            Ok(Target {
+                ratio,
+                what: Some(format!("{asked}: {what}")),
+                dense_speed: None,
+            })
         }
     }
 }
 
-/// Prunes in place.
+/// The ratio whose perplexity on the text kept for judging rises by at most `limit`, and what was found in words.
+fn find_by_perplexity(
+    limit: f64,
+    loaded: &Loaded,
+    options: &ModelOptions,
+    calibrated: &Calibrated,
+    recipe: Recipe,
+) -> Result<(f64, String)> {
+    let tokens = &calibrated.judge;
+    let judge = |model: &Model| {
+        let options = PerplexityOptions {
+            context: JUDGE_CONTEXT.min(model.config.context_length),
+            chunks: None,
+            all_positions: true,
+            cache_type: CacheType::F16,
+        };
+        let bos = calibrated.bos;
+        eval::perplexity(model, &loaded.runtime, tokens, bos, options, &mut |_, _| {})
+    };
+    let dense = judge(&loaded.model)?.perplexity;
+    let bar = progress::bar("looking for the ratio", 0, "models");
+    let found = search::largest_ratio(limit, |ratio| -> Result<f64> {
+        // Pruning rewrites the map, and the dense model is needed again.
+        let mut model = options.load_again(loaded)?;
+        let text = calibrated.text();
+        let profile = &calibrated.stored.profile;
+        prune::prune(
+            &mut model,
+            &loaded.runtime,
+            profile,
+            text,
+            recipe,
+            ratio,
+            &|_, _| {},
+        )?;
+        let rise = judge(&model)?.perplexity / dense - 1.0;
+        tracing::info!("ratio {ratio:.4}: perplexity {:+.1} %", rise * 100.0);
+        bar.inc(1);
+        Ok(rise)
+    })?;
+    bar.finish_and_clear();
+    let (ratio, rise) = found.within;
+    let beyond = found.beyond.map(|(ratio, rise)| {
+        let rise = rise * 100.0;
+        format!("ratio {ratio:.4} would raise it by {rise:.1} %")
+    });
+    if ratio == 0.0 {
+        bail!(
+            "it is out of reach: of the ratios tried the smallest is too large already ({}); allow more, or calibrate on more text",
+            beyond.unwrap_or_default()
+        );
+    }
+    let tokens = tokens.len();
+    let mut what = format!(
+        "ratio {ratio:.4} raises the perplexity on {tokens} held-back tokens of the calibration text from {dense:.2} by {:.1} %",
+        rise * 100.0
+    );
+    if let Some(beyond) = beyond {
+        what = format!("{what}; {beyond}");
+    }
+    Ok((ratio, what))
+}
+
+/// Prunes in place by a ratio. The profile is given back before memory is looked at.
 pub fn prune(
     model: &mut Model,
     runtime: &Runtime,
-    calibrated: &Calibrated,
+    calibrated: Calibrated,
     recipe: Recipe,
     ratio: f64,
 ) -> Result<Pruned> {
     let before = Snapshot::take(model);
     let start = Instant::now();
     let bar = progress::bar("pruning", model.layers.len() as u64, "layers");
-    let text = Calibration {
-        tokens: &calibrated.text,
-        bos: calibrated.bos,
-        covariance: recipe.wants_covariance(),
-    };
+    let text = calibrated.text();
     let profile = &calibrated.stored.profile;
     let plan = prune::prune(model, runtime, profile, text, recipe, ratio, &|done, _| {
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
+    let time = start.elapsed();
+    drop(calibrated);
     Ok(Pruned {
-        asked: ratio,
+        ratio,
         recipe,
         plan,
         before,
         after: Snapshot::take(model),
-        time: start.elapsed(),
+        time,
+        repeated: false,
+        found: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_a_number_and_a_unit() {
+        for (text, bytes) in [
+            ("80MB", 80_000_000),
+            ("76.5 MiB", 80_216_064),
+            ("1GiB", 1 << 30),
+            ("2GB", 2_000_000_000),
+            ("7kB", 7000),
+            ("7KiB", 7168),
+            ("123B", 123),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "", "80", "MB", "80 mb", "-1MB", "nanMB", "infB", "0B", "80TB5",
+        ] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_speedup_is_above_1_and_a_rise_above_0_per_cent() {
+        assert_eq!(parse_speedup("1.3x"), Ok(1.3));
+        assert_eq!(parse_speedup("2"), Ok(2.0));
+        assert!(
+            ["1x", "0.5", "x", "nan", "inf", "-2x"]
+                .iter()
+                .all(|t| parse_speedup(t).is_err())
+        );
+        assert_eq!(parse_rise("+10%"), Ok(0.1));
+        assert_eq!(parse_rise("2.5%"), Ok(0.025));
+        assert!(
+            ["10", "+0%", "-3%", "%", "+-3%", "nan%"]
+                .iter()
+                .all(|t| parse_rise(t).is_err())
+        );
+    }
+
+    #[test]
+    fn what_is_asked_reads_as_it_was_typed() {
+        assert_eq!(
+            Asked::MaxPpl(parse_rise("+7%").unwrap()).to_string(),
+            "--max-ppl +7%"
+        );
+        assert_eq!(Asked::Speedup(1.3).to_string(), "--speedup 1.3x");
+        for text in ["80MB", "76MiB", "1GiB", "1500B", "7kB"] {
+            let asked = Asked::Fit(parse_size(text).unwrap());
+            assert_eq!(asked.to_string(), format!("--fit {text}"));
+        }
+    }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use flapjack::generate::{Outcome, Timings};
 use flapjack::prune::StoredProfile;
 
-use super::calibration::Calibrated;
+use super::calibration::{Calibrated, Task};
 use super::options::Loaded;
-use super::pruning::Pruned;
+use super::pruning::{Found, Pruned};
 
 /// Everything that the report tells.
 pub struct Run {
@@ -26,30 +26,54 @@ pub struct CalibrationNote {
     source: String,
     tokens: usize,
     time: Duration,
-    kept: bool,
+    profile: ProfileFrom,
     /// Tokens of loss curves, and the time they took, if they were measured now.
     curves: Option<(usize, Duration)>,
 }
 
-impl From<Calibrated> for CalibrationNote {
-    fn from(calibrated: Calibrated) -> Self {
-        let StoredProfile { origin, profile } = calibrated.stored;
-        let held_back = profile.curves.map_or(0, |curves| curves.tokens);
+#[derive(PartialEq)]
+enum ProfileFrom {
+    Now,
+    Kept,
+    /// There is one, and it was not needed.
+    Unread,
+}
+
+impl CalibrationNote {
+    pub fn new(calibrated: &Calibrated) -> Self {
+        let StoredProfile { origin, profile } = &calibrated.stored;
+        let held_back = profile.curves.as_ref().map_or(0, |curves| curves.tokens);
         Self {
-            source: origin.source,
-            tokens: origin.tokens.saturating_sub(held_back),
+            source: origin.source.clone(),
+            tokens: origin
+                .tokens
+                .saturating_sub(held_back + calibrated.judge.len()),
             time: calibrated.time,
-            kept: calibrated.kept,
+            profile: match calibrated.kept {
+                true => ProfileFrom::Kept,
+                false => ProfileFrom::Now,
+            },
             curves: calibrated.curves_time.map(|time| (held_back, time)),
+        }
+    }
+
+    pub fn unread(task: &Task) -> Self {
+        Self {
+            source: task.origin().source.clone(),
+            tokens: task.seen(),
+            time: task.time(),
+            profile: ProfileFrom::Unread,
+            curves: None,
         }
     }
 }
 
 impl CalibrationNote {
     pub fn lines(&self) -> Vec<String> {
-        let how = match self.kept {
-            true => "from a profile".to_owned(),
-            false => format!(
+        let how = match self.profile {
+            ProfileFrom::Kept => "from a profile".to_owned(),
+            ProfileFrom::Unread => "not again".to_owned(),
+            ProfileFrom::Now => format!(
                 "{:.0} tokens/s",
                 self.tokens as f64 / self.time.as_secs_f64().max(1e-9)
             ),
@@ -136,12 +160,14 @@ impl Run {
 /// Ratio, widths, sizes and memory, before and after.
 pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
     let Pruned {
-        asked,
+        ratio,
         recipe,
         plan,
         before,
         after,
         time,
+        repeated,
+        found,
     } = pruned;
     let change = |name: &str, was: String, is: String, part: f64| {
         format!(
@@ -149,12 +175,28 @@ pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
             (part - 1.0) * 100.0
         )
     };
-    let mut lines = vec![format!(
-        "  prune      {}  asked {:.1} %, removed {:.1} % of the layers' weights",
+    let mut lines = Vec::new();
+    if let Some(Found {
+        what,
+        time,
+        speedup,
+    }) = found
+    {
+        lines.push(format!("  find       {}  {what}", seconds(*time)));
+        lines.extend(
+            speedup.map(|factor| format!("  reached    {factor:.2} times the speed, measured")),
+        );
+    }
+    lines.push(format!(
+        "  prune      {}  asked {:.1} %, removed {:.1} % of the layers' weights{}",
         seconds(*time),
-        asked * 100.0,
-        plan.ratio() * 100.0
-    )];
+        ratio * 100.0,
+        plan.ratio() * 100.0,
+        match repeated {
+            true => ", as in an earlier run (from the cache)",
+            false => "",
+        }
+    ));
     lines.push(format!(
         "  by         {}, {}, heads by {}, restoration {}",
         recipe.metric, recipe.structure, recipe.heads, recipe.restore
@@ -246,6 +288,10 @@ pub fn seconds(time: Duration) -> String {
 
 fn millions(count: usize) -> String {
     format!("{:.1} M", count as f64 / 1e6)
+}
+
+pub fn megabytes(bytes: usize) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
 }
 
 pub fn mebibytes(bytes: u64) -> String {

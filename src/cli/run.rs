@@ -9,7 +9,7 @@ use flapjack::generate::{Finish, Request, SamplerConfig, Session, Timings};
 use flapjack::model::KvCache;
 
 use super::options::{CacheOptions, Loaded, ModelOptions, read_standard_input, read_text};
-use super::pruning::{self, PruneOptions};
+use super::pruning::PruneOptions;
 use super::report;
 
 /// The dense model's speed is measured over at most so many tokens.
@@ -122,8 +122,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     let context = args.context(&loaded, request.prompt.len());
 
     let mut report = report::Run::new(&loaded);
-    if let Some(ratio) = args.pruning.ratio() {
-        let calibrated = args.pruning.calibrate(&loaded)?;
+    if let Some(job) = args.pruning.prepare(&loaded)? {
         if !args.no_baseline {
             report.dense = Some(dense_baseline(
                 &loaded,
@@ -131,14 +130,9 @@ pub fn run(args: RunArgs) -> Result<()> {
                 args.cache(&loaded, context)?,
             )?);
         }
-        report.pruned = Some(pruning::prune(
-            &mut loaded.model,
-            &loaded.runtime,
-            &calibrated,
-            args.pruning.method.recipe(),
-            ratio,
-        )?);
-        report.calibrated = Some(calibrated.into());
+        let done = job.carry_out(&mut loaded, &args.model)?;
+        report.pruned = Some(done.pruned);
+        report.calibrated = Some(done.note);
     }
 
     let cache = args.cache(&loaded, context)?;

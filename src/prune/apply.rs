@@ -3,11 +3,14 @@
 
 use std::sync::Mutex;
 
+use super::outcome::Projection;
 use super::restore::features;
 use super::{LayerPlan, LayerRestoration, Plan, PruneError, Restoration};
 use crate::kernels::{Runtime, Team};
 use crate::model::{Layer, Linear, Model, Weight};
-use crate::quant::{BlockType, Layout, decode_row, encode_row, pack, unpack};
+use crate::quant::{
+    BlockType, Layout, decode_row, encode_row, encode_row_by_importance, pack, unpack,
+};
 
 /// Carries out a plan. Every tensor keeps its type. Rows are moved as they are; columns too where whole blocks stay
 /// together (as they do for heads of a multiple of 32 values) and restoration left their weights alone, and are encoded anew
@@ -49,6 +52,26 @@ pub fn apply_layer(
     kept: &LayerPlan,
     restored: &LayerRestoration,
 ) -> Result<(), PruneError> {
+    let columns = [&restored.attention, &restored.mlp].map(Columns::Restored);
+    apply_columns(model, runtime, l, kept, columns)
+}
+
+/// What becomes of a projection that loses columns.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Columns<'a> {
+    Restored(&'a Restoration),
+    /// What it became before.
+    Encoded(&'a Projection),
+}
+
+/// [`apply_layer`] for either, given for the attention output and for MLP down.
+pub(super) fn apply_columns(
+    model: &mut Model,
+    runtime: &Runtime,
+    l: usize,
+    kept: &LayerPlan,
+    columns: [Columns; 2],
+) -> Result<(), PruneError> {
     let cut = Cut::new(&model.layers[l], kept, model.config.head_dim);
     let weights = model.layers[l]
         .linears()
@@ -68,23 +91,40 @@ pub fn apply_layer(
                 keep_rows(&weights[i], kept, &mut bytes);
             }
         });
-        for (i, restored) in [
-            (ATTENTION_OUTPUT, &restored.attention),
-            (DOWN, &restored.mlp),
-        ] {
+        for (i, columns) in [ATTENTION_OUTPUT, DOWN].into_iter().zip(columns) {
             let mut bytes = pieces[i].lock().expect("each piece has one user");
-            keep_columns(team, &weights[i], axes[i].1, restored, &mut bytes);
+            match columns {
+                Columns::Restored(restored) => {
+                    keep_columns(team, &weights[i], axes[i].1, restored, &mut bytes);
+                }
+                Columns::Encoded(new) => {
+                    let bytes = &mut bytes[..new.bytes.len()];
+                    bytes.copy_from_slice(&new.bytes);
+                    if weights[i].layout == Layout::Packed {
+                        pack(new.block_type, axes[i].1.len(), bytes);
+                    }
+                }
+            }
         }
     });
     drop(pieces);
 
     let layer = &mut model.layers[l];
+    for (linear, columns) in [&mut layer.o, &mut layer.down].into_iter().zip(columns) {
+        if let Columns::Encoded(new) = columns {
+            linear.weight.block_type = new.block_type;
+        }
+    }
     for (linear, (axis, kept)) in layer.linears_mut().into_iter().zip(cut.axes()) {
         shrink(linear, axis, kept);
     }
     layer.group_sizes = cut.group_sizes;
-    add_bias(&mut layer.o, &restored.attention.bias);
-    add_bias(&mut layer.down, &restored.mlp.bias);
+    for (linear, columns) in [&mut layer.o, &mut layer.down].into_iter().zip(columns) {
+        match columns {
+            Columns::Restored(restored) => add_bias(linear, &restored.bias),
+            Columns::Encoded(new) => linear.bias.clone_from(&new.bias),
+        }
+    }
     let ends = layer.linears().map(|linear| linear.weight.range.end);
     for (end, before) in ends.into_iter().zip(old_ranges) {
         model
@@ -120,7 +160,7 @@ struct Cut {
 
 impl Cut {
     fn new(layer: &Layer, kept: &LayerPlan, head_dim: usize) -> Self {
-        let groups = kept_groups(&layer.group_sizes, &kept.heads);
+        let groups = kept.group_sizes(layer);
         let kv_heads: Vec<usize> = (0..groups.len()).filter(|g| groups[*g] > 0).collect();
         Self {
             queries: features(&kept.heads, head_dim),
@@ -142,19 +182,6 @@ impl Cut {
             (Axis::Columns, &self.channels),
         ]
     }
-}
-
-/// Query heads that stay in each KV group.
-fn kept_groups(group_sizes: &[usize], heads: &[usize]) -> Vec<usize> {
-    let mut first = 0;
-    group_sizes
-        .iter()
-        .map(|size| {
-            let group = first..first + size;
-            first += size;
-            heads.iter().filter(|h| group.contains(h)).count()
-        })
-        .collect()
 }
 
 /// Moves the rows that stay forward. A packed matrix is unpacked on the way, group by group in place, and packed again.
@@ -199,10 +226,14 @@ fn keep_columns(
     if new_bytes > 0 {
         let mut encoded = vec![0u8; weight.rows * new_bytes];
         let source = ColumnSource::new(weight.block_type, kept, restored);
+        let encode = |values: &[f32], out: &mut [u8]| match &restored.importance[..] {
+            [] => encode_row(weight.block_type, values, out),
+            all => encode_row_by_importance(weight.block_type, values, all, out),
+        };
         team.chunks_mut(&mut encoded, ROWS * new_bytes, |chunk, rows| {
             for (i, out) in rows.chunks_exact_mut(new_bytes).enumerate() {
                 let row = chunk * ROWS + i;
-                source.encode(row, &bytes[row * old_bytes..][..old_bytes], out);
+                source.encode(row, &bytes[row * old_bytes..][..old_bytes], out, encode);
             }
         });
         if packed {
@@ -222,20 +253,20 @@ enum ColumnSource<'a> {
     /// Columns, by number, decoded and encoded anew.
     Columns(BlockType, &'a [usize]),
     /// New values, `[rows, kept]`.
-    Restored(BlockType, usize, &'a [f32]),
+    Restored(usize, &'a [f32]),
 }
 
 impl<'a> ColumnSource<'a> {
     fn new(block_type: BlockType, kept: &'a [usize], restored: &'a Restoration) -> Self {
         match (&restored.weights, whole_blocks(kept, block_type)) {
-            (Some(values), _) => Self::Restored(block_type, kept.len(), values),
+            (Some(values), _) => Self::Restored(kept.len(), values),
             (None, Some(blocks)) => Self::Blocks(block_type, blocks),
             (None, None) => Self::Columns(block_type, kept),
         }
     }
 
-    /// Encodes a row, of which `old` are the bytes before.
-    fn encode(&self, row: usize, old: &[u8], out: &mut [u8]) {
+    /// Encodes a row, of which `old` are the bytes before; `encode` is for values.
+    fn encode(&self, row: usize, old: &[u8], out: &mut [u8], encode: impl Fn(&[f32], &mut [u8])) {
         match self {
             Self::Blocks(block_type, blocks) => {
                 let size = block_type.block_bytes();
@@ -248,11 +279,9 @@ impl<'a> ColumnSource<'a> {
                 let mut values = vec![0.0f32; columns];
                 decode_row(*block_type, old, &mut values);
                 let gathered: Vec<f32> = kept.iter().map(|j| values[*j]).collect();
-                encode_row(*block_type, &gathered, out);
+                encode(&gathered, out);
             }
-            Self::Restored(block_type, width, values) => {
-                encode_row(*block_type, &values[row * width..][..*width], out);
-            }
+            Self::Restored(width, values) => encode(&values[row * width..][..*width], out),
         }
     }
 }

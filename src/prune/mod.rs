@@ -3,11 +3,11 @@
 //!
 //! Steps from plain data to plain data, so that a method is one choice per step:
 //! [`calibrate()`] runs text and leaves a [`Profile`]; a [`Metric`] [`score`]s the inputs of the projections that lose columns;
-//! a [`Structure`] turns scores into a [`Plan`] within a budget; [`restore()`] makes up for what goes, as [`Restore`] says;
+//! a [`Structure`] turns scores into a [`Plan`] within a budget, which [`search`] can find; [`restore()`] makes up for what goes, as [`Restore`] says;
 //! [`apply()`] compacts the weights in place. A [`Method`] names a [`Recipe`], a choice for every step, and [`prune`] follows
 //! one. `docs/pruning.md` has the formulas and what they measure.
 //!
-//! [`store`] keeps profiles as files, [`record`] is what a pruned file tells of its origin.
+//! [`store`] keeps profiles as files, [`outcome`] what pruning made of a model, [`record`] is what a pruned file tells of its origin.
 //!
 //! *Ratio* means the share of the decoder layers' attention and MLP weights, counted in parameters, that goes. Embeddings,
 //! norms, biases and the output head stay out of the count.
@@ -19,10 +19,12 @@ pub mod curves;
 pub mod method;
 pub mod metric;
 mod names;
+pub mod outcome;
 pub mod plan;
 pub mod profile;
 pub mod record;
 pub mod restore;
+pub mod search;
 pub mod sequential;
 pub mod store;
 pub mod structure;
@@ -37,10 +39,12 @@ pub use covariance::{Covariance, GramScratch};
 pub use curves::{Curve, CurveOptions, Curves};
 pub use method::{CurveLevels, Effort, Method, Recipe};
 pub use metric::{LayerScores, Metric, score};
+pub use outcome::{Outcome, OutcomeError, OutcomeKey};
 pub use plan::{HeadUnit, LayerPlan, Plan};
 pub use profile::{FeatureStats, LayerProfile, Profile};
 pub use record::{LayerRecord, Record};
 pub use restore::{LayerRestoration, Restoration, Restore, restore};
+pub use search::Planner;
 pub use store::{Origin, ProfileError, StoredProfile};
 pub use structure::{Structure, plan};
 
@@ -124,16 +128,7 @@ pub fn prune(
     ratio: f64,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Plan, PruneError> {
-    let scores = score(model, runtime, profile, recipe.metric)?;
-    let curves = profile.curves.as_ref();
-    let plan = plan(
-        model,
-        &scores,
-        recipe.structure,
-        recipe.heads,
-        curves,
-        ratio,
-    )?;
+    let plan = Planner::new(model, runtime, profile, recipe)?.plan(ratio)?;
     match recipe.restore {
         Restore::Sequential => sequential::carry_out(model, runtime, text, &plan, progress)?,
         how => carry_out(model, runtime, profile, &plan, how, progress)?,

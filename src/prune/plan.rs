@@ -2,13 +2,47 @@
 
 use super::LayerScores;
 use super::names::named_choices;
-use crate::model::{Layer, Model, Weight};
+use crate::model::{Layer, Linear, Model, Weight};
 
 /// What stays of one layer, by ascending number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerPlan {
     pub heads: Vec<usize>,
     pub channels: Vec<usize>,
+}
+
+impl LayerPlan {
+    /// Query heads that stay in each KV group.
+    pub(super) fn group_sizes(&self, layer: &Layer) -> Vec<usize> {
+        let mut first = 0;
+        layer
+            .group_sizes
+            .iter()
+            .map(|size| {
+                let group = first..first + size;
+                first += size;
+                self.heads.iter().filter(|h| group.contains(h)).count()
+            })
+            .collect()
+    }
+
+    /// Bytes of the layer's weights when the plan is carried out.
+    fn bytes(&self, layer: &Layer, head_dim: usize) -> usize {
+        let groups = self.group_sizes(layer);
+        let kv_heads = groups.iter().filter(|size| **size > 0).count();
+        let (queries, keys) = (self.heads.len() * head_dim, kv_heads * head_dim);
+        let rows = |linear: &Linear, rows: usize| rows * linear.weight.row_bytes();
+        let columns = |linear: &Linear, columns: usize| {
+            linear.weight.rows * linear.weight.block_type.row_bytes(columns)
+        };
+        rows(&layer.q, queries)
+            + rows(&layer.k, keys)
+            + rows(&layer.v, keys)
+            + columns(&layer.o, queries)
+            + rows(&layer.gate, self.channels.len())
+            + rows(&layer.up, self.channels.len())
+            + columns(&layer.down, self.channels.len())
+    }
 }
 
 /// What stays of a model.
@@ -24,6 +58,19 @@ impl Plan {
     /// The ratio that the plan reaches.
     pub fn ratio(&self) -> f64 {
         self.removed as f64 / self.total.max(1) as f64
+    }
+
+    /// Bytes of all weight matrices that [`Model::bytes`] will tell when the plan is carried out.
+    ///
+    /// # Panics
+    /// If the plan was not made for this model.
+    pub fn bytes_after(&self, model: &Model) -> usize {
+        assert_eq!(self.layers.len(), model.layers.len(), "layers of the plan");
+        let layers = model.layers.iter().zip(&self.layers);
+        let spared: usize = layers
+            .map(|(layer, kept)| layer.bytes() - kept.bytes(layer, model.config.head_dim))
+            .sum();
+        model.bytes() - spared
     }
 
     /// Collects what modules keep when the lowest `gone[m]` units of module m go.

@@ -47,6 +47,9 @@ pub struct Restoration {
     pub weights: Option<Vec<f32>>,
     /// Added to the projection's bias, `[out]`; may be empty where nothing is.
     pub bias: Vec<f32>,
+    /// Mean squares of the inputs that stay, `[kept]`, by which errors count where weights are encoded anew; where it is empty
+    /// all count alike.
+    pub importance: Vec<f32>,
 }
 
 /// What becomes of one layer's two projections that lose columns.
@@ -91,6 +94,7 @@ pub(super) fn restore_projection(
         return Ok(Restoration::default());
     }
     let removed = others(weight.cols, kept);
+    let importance = || -> Vec<f32> { kept.iter().map(|j| stats.mean_square(*j) as f32).collect() };
     let bias = || {
         let mut row = vec![0.0f32; weight.cols];
         let bias = (0..weight.rows).map(|i| {
@@ -104,10 +108,14 @@ pub(super) fn restore_projection(
         Restoration {
             weights: None,
             bias: bias.collect(),
+            importance: importance(),
         }
     };
     match (how, &stats.covariance) {
-        (Restore::None, _) => Ok(Restoration::default()),
+        (Restore::None, _) => Ok(Restoration {
+            importance: importance(),
+            ..Restoration::default()
+        }),
         (Restore::Bias, _) | (Restore::Auto, None) => Ok(bias()),
         (Restore::Auto, _) if (stats.count() as f64) < TOKENS_PER_FEATURE * stats.len() as f64 => {
             Ok(bias())
@@ -177,6 +185,7 @@ pub(super) fn least_squares(
     bias.iter().all(|v| v.is_finite()).then_some(Restoration {
         weights: Some(weights),
         bias,
+        importance: kept.iter().map(|j| stats.mean_square(*j) as f32).collect(),
     })
 }
 

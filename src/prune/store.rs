@@ -6,7 +6,8 @@
 //! covariances, their shift (f32), their sums (f64) and the lower triangle of their products row by row (f32), as
 //! [`Covariance`] has them; at the end the SHA-256 of all bytes before.
 
-use std::io::{self, BufWriter, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use crate::files::{self, hexadecimal};
 const MAGIC: &[u8; 8] = b"FLAPPROF";
 /// Goes up whenever the format does, or what calibration computes: a profile of another version is not used.
 pub const VERSION: u32 = 2;
-const HASH: usize = 32;
+pub(super) const HASH: usize = 32;
 
 /// What a profile was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,13 +131,28 @@ impl StoredCurves {
 }
 
 /// Hashes what it passes on.
-struct Hashing<W> {
+pub(super) struct Hashing<W> {
     out: W,
     hasher: Sha256,
 }
 
 impl<W: Write> Hashing<W> {
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn new(out: W) -> Self {
+        Self {
+            out,
+            hasher: Sha256::new(),
+        }
+    }
+
+    /// Ends with the hash of everything before, and returns it.
+    pub(super) fn finish(mut self) -> io::Result<[u8; HASH]> {
+        let hash: [u8; HASH] = self.hasher.finalize().into();
+        self.out.write_all(&hash)?;
+        self.out.flush()?;
+        Ok(hash)
+    }
+
+    pub(super) fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hasher.update(bytes);
         self.out.write_all(bytes)
     }
@@ -146,7 +162,7 @@ impl<W: Write> Hashing<W> {
         self.put(&bytes)
     }
 
-    fn put_floats(&mut self, values: &[f32]) -> io::Result<()> {
+    pub(super) fn put_floats(&mut self, values: &[f32]) -> io::Result<()> {
         let mut bytes = vec![0; size_of_val(values)];
         for (to, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
             *to = value.to_le_bytes();
@@ -156,7 +172,7 @@ impl<W: Write> Hashing<W> {
 }
 
 /// Takes numbers from the front of bytes whose length was checked.
-struct Numbers<'a>(&'a [u8]);
+pub(super) struct Numbers<'a>(pub &'a [u8]);
 
 impl Numbers<'_> {
     fn doubles(&mut self, count: usize) -> Vec<f64> {
@@ -166,7 +182,7 @@ impl Numbers<'_> {
         numbers.map(|n| f64::from_le_bytes(*n)).collect()
     }
 
-    fn floats(&mut self, to: &mut [f32]) {
+    pub(super) fn floats(&mut self, to: &mut [f32]) {
         let (these, rest) = self.0.split_at(size_of_val(to));
         self.0 = rest;
         for (to, n) in to.iter_mut().zip(these.as_chunks().0) {
@@ -202,10 +218,7 @@ impl StoredProfile {
             curves: self.profile.curves.as_ref().map(StoredCurves::new),
         };
         let header = serde_json::to_vec(&header).expect("strings and numbers");
-        let mut out = Hashing {
-            out,
-            hasher: Sha256::new(),
-        };
+        let mut out = Hashing::new(out);
         out.put(MAGIC)?;
         out.put(&VERSION.to_le_bytes())?;
         out.put(&(header.len() as u32).to_le_bytes())?;
@@ -228,10 +241,7 @@ impl StoredProfile {
                 }
             }
         }
-        let hash: [u8; HASH] = out.hasher.finalize().into();
-        out.out.write_all(&hash)?;
-        out.out.flush()?;
-        Ok(hash)
+        out.finish()
     }
 
     /// The bytes of the file.
@@ -246,19 +256,36 @@ impl StoredProfile {
         hexadecimal(&self.write(io::sink()).expect("a sink takes all bytes"))
     }
 
-    /// Writes the file, whole or not at all.
+    /// Writes the file, whole or not at all, and returns the [hash](StoredProfile::hash).
     ///
     /// # Errors
     /// [`ProfileError::Io`].
-    pub fn save(&self, path: &Path) -> Result<(), ProfileError> {
+    pub fn save(&self, path: &Path) -> Result<String, ProfileError> {
+        let mut hash = [0; HASH];
         files::replace(path, |file| {
-            self.write(BufWriter::with_capacity(1 << 20, file))
-                .map(drop)
+            hash = self.write(BufWriter::with_capacity(1 << 20, file))?;
+            Ok(())
         })
         .map_err(|source| ProfileError::Io {
             path: path.to_owned(),
             source,
-        })
+        })?;
+        Ok(hexadecimal(&hash))
+    }
+
+    /// The [hash](StoredProfile::hash) that the file of a profile states, without reading what it is the hash of; `None` if
+    /// there is no such file, or none of this format.
+    pub fn stated_hash(path: &Path) -> Option<String> {
+        let mut file = File::open(path).ok()?;
+        let mut start = [0; 12];
+        file.read_exact(&mut start).ok()?;
+        if start != *[&MAGIC[..], &VERSION.to_le_bytes()].concat() {
+            return None;
+        }
+        let mut hash = [0; HASH];
+        file.seek(io::SeekFrom::End(-(HASH as i64))).ok()?;
+        file.read_exact(&mut hash).ok()?;
+        Some(hexadecimal(&hash))
     }
 
     /// Reads a file.

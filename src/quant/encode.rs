@@ -1,5 +1,7 @@
 //! What the encoders share: least-squares searches for the scale, or the scale and base, of a few values.
 //!
+//! Every value has a weight, by which its squared error counts.
+//!
 //! Every search goes the same way. A few candidates are tried; for each the values get their nearest codes, then the
 //! codes get the scale that suits them best, then the values their nearest codes again. The least squared error wins.
 //!
@@ -60,6 +62,18 @@ pub(super) fn half_scale_of_scales(v: f32) -> f16 {
     d
 }
 
+/// Weights of the values of a block in proportion to their importance, 1 on average. Where nothing is known of it (it is 0, or no
+/// finite number) all values count alike; and none counts for nothing, since its importance was only estimated.
+pub(super) fn block_weights<const N: usize>(importance: &[f32; N]) -> [f32; N] {
+    const LEAST: f32 = 1e-3;
+    let known = importance.iter().all(|v| v.is_finite() && *v >= 0.0);
+    let mean = total(importance) / N as f32;
+    if !known || !mean.is_normal() {
+        return [1.0; N];
+    }
+    each(importance, |v| (1.0 - LEAST) * (v / mean) + LEAST)
+}
+
 /// 1 / d, and 0 for 0 and for what is so small that its inverse would be infinite.
 pub(super) fn inverse_of(d: f32) -> f32 {
     if d.abs() < f32::MIN_POSITIVE {
@@ -79,10 +93,11 @@ pub(super) struct Fit<const N: usize> {
 
 /// Searches the scale for values that become scale · q.
 ///
-/// `nearest` is the q nearest to a value that is given in units of the scale. The value of largest magnitude is tried as each
+/// The squared error of each value counts `weights` times. `nearest` is the q nearest to a value that is given in units of the scale. The value of largest magnitude is tried as each
 /// of `stand_ins` times the scale. `stored` is the scale as it will be after storing.
 pub(super) fn fit_scale<const N: usize>(
     x: &[f32; N],
+    weights: &[f32; N],
     stand_ins: &[f32],
     nearest: impl Fn(f32) -> f32,
     stored: impl Fn(f32) -> f32,
@@ -91,7 +106,7 @@ pub(super) fn fit_scale<const N: usize>(
     let extreme = if -low > high { low } else { high };
     // All zeros, which is the best for what is smaller than the smallest scale.
     let mut best = Fit {
-        error: dot(x, x),
+        error: dot(&times(weights, x), x),
         scale: 0.0,
         base: 0.0,
         q: [0.0; N],
@@ -104,8 +119,9 @@ pub(super) fn fit_scale<const N: usize>(
         for _ in 0..2 {
             let inverse = inverse_of(scale);
             let q = each(x, |v| nearest(v * inverse));
-            let error = squared_error(x, &q, scale, 0.0);
-            let (qq, qx) = (dot(&q, &q), dot(&q, x));
+            let error = squared_error(x, weights, &q, scale, 0.0);
+            let weighted = times(weights, &q);
+            let (qq, qx) = (dot(&weighted, &q), dot(&weighted, x));
             if error < best.error {
                 best = Fit {
                     error,
@@ -124,21 +140,22 @@ pub(super) fn fit_scale<const N: usize>(
 
 /// Searches scale and base for values that become scale · q + base, q from 0 to `top`.
 ///
-/// The range from the smallest to the largest value is tried as each of `spans` steps of the scale; a range of more
+/// The squared error of each value counts `weights` times. The range from the smallest to the largest value is tried as each of `spans` steps of the scale; a range of more
 /// than `top` steps is clipped alike at both ends. The base will be at most `highest_base`. `stored` is the scale and
 /// the base as they will be after storing.
 pub(super) fn fit_line<const N: usize>(
     x: &[f32; N],
+    weights: &[f32; N],
     top: f32,
     spans: &[f32],
     highest_base: f32,
     stored: impl Fn(f32, f32) -> (f32, f32),
 ) -> Fit<N> {
-    let n = N as f32;
+    let n = total(weights);
     let (low, high) = range_of(x);
     let low = low.min(highest_base);
     let range = (high - low).max(0.0);
-    let total = sum::<N>(|i| x[i]);
+    let x1 = dot(weights, x);
     let mut best = Fit {
         error: f32::INFINITY,
         scale: 0.0,
@@ -153,8 +170,9 @@ pub(super) fn fit_line<const N: usize>(
         let (mut scale, mut base) = stored(range / span, low + 0.5 * clipped);
         for _ in 0..2 {
             let q = nearest_codes(x, scale, base, top);
-            let error = squared_error(x, &q, scale, base);
-            let (q1, q2, qx) = (sum::<N>(|i| q[i]), dot(&q, &q), dot(&q, x));
+            let error = squared_error(x, weights, &q, scale, base);
+            let weighted = times(weights, &q);
+            let (q1, q2, qx) = (total(&weighted), dot(&weighted, &q), dot(&weighted, x));
             if error < best.error {
                 best = Fit {
                     error,
@@ -166,8 +184,8 @@ pub(super) fn fit_line<const N: usize>(
             // The straight line through (q, x) of least squared error.
             let determinant = n * q2 - q1 * q1;
             if determinant > 0.0 {
-                let mut slope = (n * qx - q1 * total) / determinant;
-                let mut start = (total - slope * q1) / n;
+                let mut slope = (n * qx - q1 * x1) / determinant;
+                let mut start = (x1 - slope * q1) / n;
                 if start > highest_base {
                     start = highest_base;
                     slope = (qx - start * q1) / q2;
@@ -190,18 +208,34 @@ pub(super) fn nearest_codes<const N: usize>(
     each(x, |v| rounded(((v - base) * inverse).clamp(0.0, top)))
 }
 
-/// Σ (x − (scale q + base))².
+/// Σ w (x − (scale q + base))².
 #[inline(never)]
 pub(super) fn squared_error<const N: usize>(
     x: &[f32; N],
+    weights: &[f32; N],
     q: &[f32; N],
     scale: f32,
     base: f32,
 ) -> f32 {
     sum::<N>(|i| {
         let difference = x[i] - (scale * q[i] + base);
-        difference * difference
+        weights[i] * (difference * difference)
     })
+}
+
+/// a b, one by one.
+#[inline(never)]
+pub(super) fn times<const N: usize>(a: &[f32; N], b: &[f32; N]) -> [f32; N] {
+    let mut out = [0.0; N];
+    for (o, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+        *o = a * b;
+    }
+    out
+}
+
+/// Σ a.
+pub(super) fn total<const N: usize>(a: &[f32; N]) -> f32 {
+    sum::<N>(|i| a[i])
 }
 
 /// Σ a b.

@@ -46,14 +46,16 @@ fn decode_levels(step: f32, packed: &[u8], out: &mut [f32; 32]) {
 /// What the value of largest magnitude is tried to stand for.
 const STAND_INS: [f32; 7] = [-127.0, -118.0, -110.0, -136.0, 113.0, 104.0, 122.0];
 
-pub(super) fn encode_iq4_nl(x: &[f32; 32], out: &mut [u8]) {
-    let fit = fit_scale(x, &STAND_INS, nearest_level, |d| half_scale(d).to_f32());
+pub(super) fn encode_iq4_nl(x: &[f32; 32], weights: &[f32; 32], out: &mut [u8]) {
+    let fit = fit_scale(x, weights, &STAND_INS, nearest_level, |d| {
+        half_scale(d).to_f32()
+    });
     out[..2].copy_from_slice(&f16::from_f32(fit.scale).to_le_bytes());
     pack::<4, 16>(&fit.q.map(code_of), 0, &mut out[2..]);
 }
 
-pub(super) fn encode_iq4_xs(x: &[f32; SUPER], out: &mut [u8]) {
-    let scaled = Scaled::<8, 32>::fit(x, &STAND_INS, nearest_level, -32.0);
+pub(super) fn encode_iq4_xs(x: &[f32; SUPER], weights: &[f32; SUPER], out: &mut [u8]) {
+    let scaled = Scaled::<8, 32>::fit(x, weights, &STAND_INS, nearest_level, -32.0);
     out[..2].copy_from_slice(&scaled.d.to_le_bytes());
     let scales = scaled.scales.map(|s| low_bits(s + 32.0) as u8);
     pack::<2, 1>(&scales, 4, &mut out[2..4]);

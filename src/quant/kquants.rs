@@ -20,7 +20,7 @@ use super::bits::{pack, unpack};
 use super::blocks::half_at;
 use super::encode::{
     dot, each, fit_line, fit_scale, half_scale, half_scale_of_scales, inverse_of, low_bits,
-    nearest_codes, rounded, squared_error, sum,
+    nearest_codes, rounded, squared_error, times, total,
 };
 
 /// Values per super-block.
@@ -135,8 +135,8 @@ const SPANS_Q2_K: [f32; 6] = [3.0, 2.5, 3.5, 4.0, 4.5, 2.0];
 const SPANS_Q4_K: [f32; 6] = [15.0, 14.3, 13.5, 15.6, 16.3, 17.0];
 const SPANS_Q5_K: [f32; 4] = [31.0, 30.0, 31.7, 32.5];
 
-pub(super) fn encode_q2_k(x: &[f32; SUPER], out: &mut [u8]) {
-    let lines = Lines::<16, 16>::fit(x, 3.0, 15.0, &SPANS_Q2_K);
+pub(super) fn encode_q2_k(x: &[f32; SUPER], weights: &[f32; SUPER], out: &mut [u8]) {
+    let lines = Lines::<16, 16>::fit(x, weights, 3.0, 15.0, &SPANS_Q2_K);
     for (o, (s, m)) in out.iter_mut().zip(lines.scales.iter().zip(lines.minima)) {
         *o = s | m << 4;
     }
@@ -145,14 +145,14 @@ pub(super) fn encode_q2_k(x: &[f32; SUPER], out: &mut [u8]) {
     out[82..84].copy_from_slice(&lines.dmin.to_le_bytes());
 }
 
-pub(super) fn encode_q4_k(x: &[f32; SUPER], out: &mut [u8]) {
-    let lines = Lines::<8, 32>::fit(x, 15.0, 63.0, &SPANS_Q4_K);
+pub(super) fn encode_q4_k(x: &[f32; SUPER], weights: &[f32; SUPER], out: &mut [u8]) {
+    let lines = Lines::<8, 32>::fit(x, weights, 15.0, 63.0, &SPANS_Q4_K);
     lines.write_scales_and_minima(out);
     pack::<4, 32>(&lines.q, 0, &mut out[16..]);
 }
 
-pub(super) fn encode_q5_k(x: &[f32; SUPER], out: &mut [u8]) {
-    let lines = Lines::<8, 32>::fit(x, 31.0, 63.0, &SPANS_Q5_K);
+pub(super) fn encode_q5_k(x: &[f32; SUPER], weights: &[f32; SUPER], out: &mut [u8]) {
+    let lines = Lines::<8, 32>::fit(x, weights, 31.0, 63.0, &SPANS_Q5_K);
     lines.write_scales_and_minima(out);
     pack::<1, 32>(&lines.q, 4, &mut out[16..48]);
     pack::<4, 32>(&lines.q, 0, &mut out[48..]);
@@ -162,9 +162,9 @@ pub(super) fn encode_q5_k(x: &[f32; SUPER], out: &mut [u8]) {
 const STAND_INS_Q3_K: [f32; 7] = [-4.0, -3.6, -3.2, -4.4, -4.9, 3.0, 3.5];
 const STAND_INS_Q6_K: [f32; 4] = [-32.0, -31.0, -32.6, -30.0];
 
-pub(super) fn encode_q3_k(x: &[f32; SUPER], out: &mut [u8]) {
+pub(super) fn encode_q3_k(x: &[f32; SUPER], weights: &[f32; SUPER], out: &mut [u8]) {
     let nearest = |v: f32| rounded(v.clamp(-4.0, 3.0));
-    let scaled = Scaled::<16, 16>::fit(x, &STAND_INS_Q3_K, nearest, -32.0);
+    let scaled = Scaled::<16, 16>::fit(x, weights, &STAND_INS_Q3_K, nearest, -32.0);
     let q = scaled.q.map(|q| low_bits(q + 4.0) as u8);
     pack::<1, 32>(&q, 2, &mut out[..32]);
     pack::<2, 32>(&q, 0, &mut out[32..96]);
@@ -174,9 +174,9 @@ pub(super) fn encode_q3_k(x: &[f32; SUPER], out: &mut [u8]) {
     out[108..].copy_from_slice(&scaled.d.to_le_bytes());
 }
 
-pub(super) fn encode_q6_k(x: &[f32; SUPER], out: &mut [u8]) {
+pub(super) fn encode_q6_k(x: &[f32; SUPER], weights: &[f32; SUPER], out: &mut [u8]) {
     let nearest = |v: f32| rounded(v.clamp(-32.0, 31.0));
-    let scaled = Scaled::<16, 16>::fit(x, &STAND_INS_Q6_K, nearest, -128.0);
+    let scaled = Scaled::<16, 16>::fit(x, weights, &STAND_INS_Q6_K, nearest, -128.0);
     let q = scaled.q.map(|q| low_bits(q + 32.0) as u8);
     pack::<4, 64>(&q, 0, &mut out[..128]);
     pack::<2, 32>(&q, 4, &mut out[128..192]);
@@ -194,24 +194,34 @@ pub(super) struct Scaled<const COUNT: usize, const SUB: usize> {
 }
 
 impl<const COUNT: usize, const SUB: usize> Scaled<COUNT, SUB> {
-    /// Scales from `least`, which is negative, to −`least` − 1; the rest as in [`fit_scale`].
+    /// The squared error of each value counts `weights` times. Scales from `least`, which is negative, to −`least` − 1; the rest as in [`fit_scale`].
     pub(super) fn fit(
         x: &[f32; SUPER],
+        weights: &[f32; SUPER],
         stand_ins: &[f32],
         nearest: impl Fn(f32) -> f32,
         least: f32,
     ) -> Self {
         let x = x.as_chunks::<SUB>().0;
+        let weights = weights.as_chunks::<SUB>().0;
         // Without regard to the super-block first.
-        let free: [_; COUNT] =
-            array::from_fn(|sub| fit_scale(&x[sub], stand_ins, &nearest, |scale| scale));
+        let free: [_; COUNT] = array::from_fn(|sub| {
+            fit_scale(&x[sub], &weights[sub], stand_ins, &nearest, |scale| scale)
+        });
         let largest = free.iter().map(|f| f.scale).fold(0.0f32, farther);
         let mut d = half_scale_of_scales(largest / least);
         let mut codes: [_; COUNT] = free.map(|f| f.q);
         let mut best = None;
         for _ in 0..ROUNDS {
             let parts: [_; COUNT] = array::from_fn(|sub| {
-                Part::with_scale(&x[sub], &codes[sub], d.to_f32(), least, &nearest)
+                Part::with_scale(
+                    &x[sub],
+                    &weights[sub],
+                    &codes[sub],
+                    d.to_f32(),
+                    least,
+                    &nearest,
+                )
             });
             if !improve(&mut best, d, d, &parts) {
                 break;
@@ -219,9 +229,10 @@ impl<const COUNT: usize, const SUB: usize> Scaled<COUNT, SUB> {
             codes = parts.map(|p| p.q);
             // The d of least squared error for these scales and codes.
             let (mut aa, mut ax) = (0.0, 0.0);
-            for (x, p) in x.iter().zip(&parts) {
-                aa += p.scale * p.scale * dot(&p.q, &p.q);
-                ax += p.scale * dot(&p.q, x);
+            for ((x, weights), p) in x.iter().zip(weights).zip(&parts) {
+                let q = times(weights, &p.q);
+                aa += p.scale * p.scale * dot(&q, &p.q);
+                ax += p.scale * dot(&q, x);
             }
             d = half_scale(ax * inverse_of(aa));
         }
@@ -248,12 +259,16 @@ struct Lines<const COUNT: usize, const SUB: usize> {
 }
 
 impl<const COUNT: usize, const SUB: usize> Lines<COUNT, SUB> {
-    /// Codes from 0 to `top`, scales and minima from 0 to `most`, `spans` as in [`fit_line`].
-    fn fit(x: &[f32; SUPER], top: f32, most: f32, spans: &[f32]) -> Self {
+    /// The squared error of each value counts `weights` times. Codes from 0 to `top`, scales and minima from 0 to `most`, `spans` as in [`fit_line`].
+    fn fit(x: &[f32; SUPER], weights: &[f32; SUPER], top: f32, most: f32, spans: &[f32]) -> Self {
         let x = x.as_chunks::<SUB>().0;
+        let weights = weights.as_chunks::<SUB>().0;
         // Without regard to the super-block first, but for the sign of the minimum.
-        let free: [_; COUNT] =
-            array::from_fn(|sub| fit_line(&x[sub], top, spans, 0.0, |scale, base| (scale, base)));
+        let free: [_; COUNT] = array::from_fn(|sub| {
+            fit_line(&x[sub], &weights[sub], top, spans, 0.0, |scale, base| {
+                (scale, base)
+            })
+        });
         let largest = free.iter().map(|f| f.scale).fold(0.0f32, farther);
         let lowest = free.iter().map(|f| f.base).fold(0.0f32, farther);
         let mut d = half_scale_of_scales(largest / most);
@@ -262,7 +277,15 @@ impl<const COUNT: usize, const SUB: usize> Lines<COUNT, SUB> {
         let mut best = None;
         for _ in 0..ROUNDS {
             let parts: [_; COUNT] = array::from_fn(|sub| {
-                Part::with_minimum(&x[sub], &codes[sub], d.to_f32(), dmin.to_f32(), top, most)
+                Part::with_minimum(
+                    &x[sub],
+                    &weights[sub],
+                    &codes[sub],
+                    d.to_f32(),
+                    dmin.to_f32(),
+                    top,
+                    most,
+                )
             });
             if !improve(&mut best, d, dmin, &parts) {
                 break;
@@ -270,12 +293,13 @@ impl<const COUNT: usize, const SUB: usize> Lines<COUNT, SUB> {
             codes = parts.map(|p| p.q);
             // The d and dmin of least squared error for these scales, minima and codes: w = d a + dmin b.
             let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0.0, 0.0, 0.0, 0.0, 0.0);
-            for (x, p) in x.iter().zip(&parts) {
-                aa += p.scale * p.scale * dot(&p.q, &p.q);
-                ab -= p.scale * p.minimum * total(&p.q);
-                bb += p.minimum * p.minimum * SUB as f32;
-                ax += p.scale * dot(&p.q, x);
-                bx -= p.minimum * total(x);
+            for ((x, weights), p) in x.iter().zip(weights).zip(&parts) {
+                let q = times(weights, &p.q);
+                aa += p.scale * p.scale * dot(&q, &p.q);
+                ab -= p.scale * p.minimum * total(&q);
+                bb += p.minimum * p.minimum * total(weights);
+                ax += p.scale * dot(&q, x);
+                bx -= p.minimum * dot(weights, x);
             }
             let determinant = aa * bb - ab * ab;
             if determinant > 0.0 {
@@ -338,6 +362,7 @@ impl<const SUB: usize> Part<SUB> {
     /// Values d · scale · q. Starts from the codes `q`, which need not have been chosen for d.
     fn with_scale(
         x: &[f32; SUB],
+        weights: &[f32; SUB],
         q: &[f32; SUB],
         d: f32,
         least: f32,
@@ -346,14 +371,15 @@ impl<const SUB: usize> Part<SUB> {
         let mut best = Self::NONE;
         let mut q = *q;
         for _ in 0..2 {
-            let scale = dot(&q, x) * inverse_of(dot(&q, &q)) * inverse_of(d);
+            let weighted = times(weights, &q);
+            let scale = dot(&weighted, x) * inverse_of(dot(&weighted, &q)) * inverse_of(d);
             let scale = rounded(scale.clamp(least, -least - 1.0));
             if scale == best.scale && best.error.is_finite() {
                 break;
             }
             let inverse = inverse_of(d * scale);
             q = each(x, |v| nearest(v * inverse));
-            let error = squared_error(x, &q, d * scale, 0.0);
+            let error = squared_error(x, weights, &q, d * scale, 0.0);
             if error < best.error {
                 best = Self {
                     error,
@@ -369,19 +395,21 @@ impl<const SUB: usize> Part<SUB> {
     /// Values d · scale · q − dmin · minimum. Starts from the codes `q`, which need not have been chosen for d and dmin.
     fn with_minimum(
         x: &[f32; SUB],
+        weights: &[f32; SUB],
         q: &[f32; SUB],
         d: f32,
         dmin: f32,
         top: f32,
         most: f32,
     ) -> Self {
-        let n = SUB as f32;
-        let x1 = total(x);
+        let n = total(weights);
+        let x1 = dot(weights, x);
         let whole = |v: f32| rounded(v.clamp(0.0, most));
         let mut best = Self::NONE;
         let mut q = *q;
         for _ in 0..3 {
-            let (q1, q2, qx) = (total(&q), dot(&q, &q), dot(&q, x));
+            let weighted = times(weights, &q);
+            let (q1, q2, qx) = (total(&weighted), dot(&weighted, &q), dot(&weighted, x));
             let determinant = n * q2 - q1 * q1;
             let base = if determinant > 0.0 {
                 (q2 * x1 - q1 * qx) / determinant
@@ -396,7 +424,7 @@ impl<const SUB: usize> Part<SUB> {
                 break;
             }
             q = nearest_codes(x, d * scale, -dmin * minimum, top);
-            let error = squared_error(x, &q, d * scale, -dmin * minimum);
+            let error = squared_error(x, weights, &q, d * scale, -dmin * minimum);
             if error < best.error {
                 best = Self {
                     error,
@@ -441,8 +469,4 @@ fn improve<const COUNT: usize, const SUB: usize>(
 /// The number farther from zero.
 fn farther(a: f32, b: f32) -> f32 {
     if b.abs() > a.abs() { b } else { a }
-}
-
-fn total<const N: usize>(x: &[f32; N]) -> f32 {
-    sum::<N>(|i| x[i])
 }

@@ -10,7 +10,7 @@ mod iq4;
 mod kquants;
 mod packed;
 
-pub use blocks::{decode_row, encode_row};
+pub use blocks::{decode_row, encode_row, encode_row_by_importance};
 pub use packed::{GROUP, decode_packed_row, pack, unpack};
 
 /// The element type of a stored tensor. The discriminants are GGUF's type numbers (`ggml_type`).

@@ -1,0 +1,326 @@
+//! Outcomes of pruning as files, so that the same can be done again without calibrating, choosing and fitting.
+//!
+//! An outcome is a plan and what the two projections of each layer that lose columns have become, encoded. Rows only move, so
+//! that nothing of them needs to be kept.
+//!
+//! A file is, all little-endian: the bytes `FLAPDONE`; the version (u32); the length of what follows (u32), a JSON object with
+//! the [`OutcomeKey`], the plan, and type and number of bytes of the projections; then their bytes, row after row, each with its
+//! bias (f32) behind it if it has one, first the attention's and then the MLP's of every layer; at the end the SHA-256 of all
+//! bytes before.
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::apply::{Columns, apply_columns};
+use super::restore::features;
+use super::store::{HASH, Hashing, Numbers};
+use super::{LayerPlan, Plan, PruneError};
+use crate::files;
+use crate::kernels::Runtime;
+use crate::model::{Linear, Model};
+use crate::quant::{BlockType, Layout, unpack};
+
+const MAGIC: &[u8; 8] = b"FLAPDONE";
+/// Goes up whenever the format does, or what pruning computes: an outcome of another version is not used.
+pub const VERSION: u32 = 1;
+
+/// What an outcome follows from. Equal keys have equal outcomes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutcomeKey {
+    /// The model's [fingerprint](crate::gguf::GgufFile::fingerprint).
+    pub model: String,
+    /// The [hash](super::StoredProfile::hash) of the profile.
+    pub profile: String,
+    /// Metric, structure, heads and restoration.
+    pub recipe: String,
+    /// What was asked for: a ratio, or what one is to be found by.
+    pub asked: String,
+    /// The version of flapjack.
+    pub flapjack: String,
+}
+
+impl OutcomeKey {
+    /// The SHA-256 of everything that an outcome follows from, in hexadecimal digits.
+    pub fn hash(&self) -> String {
+        let json = serde_json::to_vec(self).expect("strings");
+        files::hexadecimal(&Sha256::digest(json))
+    }
+}
+
+/// What pruning has made of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// The ratio that was asked for, or found.
+    pub ratio: f64,
+    /// What was found, in words, where the ratio was not asked for itself.
+    pub found: Option<String>,
+    pub plan: Plan,
+    /// Attention output and MLP down of every layer.
+    layers: Vec<[Projection; 2]>,
+}
+
+/// A projection `[rows, columns]` that lost columns.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Projection {
+    pub block_type: BlockType,
+    /// In the native layout; empty where nothing was taken and nothing changed.
+    pub bytes: Vec<u8>,
+    /// The whole bias, `[rows]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// Why an outcome's file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OutcomeError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path} is of no use ({problem}); it may be deleted")]
+    Unusable {
+        path: PathBuf,
+        problem: &'static str,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    key: OutcomeKey,
+    /// The bits of the ratio, which its digits need not give back exactly.
+    ratio: u64,
+    found: Option<String>,
+    removed: usize,
+    total: usize,
+    /// Heads and channels that stay in every layer.
+    layers: Vec<(Vec<usize>, Vec<usize>)>,
+    /// Of every layer's two projections.
+    projections: Vec<[StoredProjection; 2]>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredProjection {
+    block_type: u32,
+    bytes: usize,
+    /// How many numbers the bias has.
+    bias: Option<usize>,
+}
+
+impl Outcome {
+    /// Takes down what pruning has made of a model. `dense` are the columns that each layer's two projections had before.
+    ///
+    /// # Panics
+    /// If the plan was not made for this model.
+    pub fn of(
+        model: &Model,
+        dense: &[[usize; 2]],
+        plan: Plan,
+        ratio: f64,
+        found: Option<String>,
+    ) -> Self {
+        assert_eq!(plan.layers.len(), model.layers.len(), "layers of the plan");
+        let take = |linear: &Linear, columns_before: usize| {
+            let weight = &linear.weight;
+            let mut bytes = Vec::new();
+            if weight.cols != columns_before {
+                bytes.extend_from_slice(&model.map.bytes()[weight.range.clone()]);
+                if weight.layout == Layout::Packed {
+                    unpack(weight.block_type, weight.cols, &mut bytes);
+                }
+            }
+            Projection {
+                block_type: weight.block_type,
+                bytes,
+                bias: linear.bias.clone(),
+            }
+        };
+        let layers = model.layers.iter().zip(dense);
+        Self {
+            ratio,
+            found,
+            layers: layers
+                .map(|(layer, [o, down])| [take(&layer.o, *o), take(&layer.down, *down)])
+                .collect(),
+            plan,
+        }
+    }
+
+    /// Prunes a model as it was done before. The model must be as it was then.
+    ///
+    /// # Errors
+    /// [`PruneError::OtherShape`] if the outcome cannot be this model's, which is then unchanged; also if the system does not
+    /// take memory back.
+    pub fn apply(&self, model: &mut Model, runtime: &Runtime) -> Result<(), PruneError> {
+        self.check(model)?;
+        for (l, (kept, [o, down])) in self.plan.layers.iter().zip(&self.layers).enumerate() {
+            let columns = [Columns::Encoded(o), Columns::Encoded(down)];
+            apply_columns(model, runtime, l, kept, columns)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that applying takes for granted.
+    fn check(&self, model: &Model) -> Result<(), PruneError> {
+        let other = |problem: String| Err(PruneError::OtherShape(problem));
+        if self.plan.layers.len() != model.layers.len() {
+            return other(format!("it has {} layers", self.plan.layers.len()));
+        }
+        let layers = model.layers.iter().zip(&self.plan.layers);
+        for (l, ((layer, kept), [o, down])) in layers.zip(&self.layers).enumerate() {
+            let heads = features(&kept.heads, model.config.head_dim).len();
+            let rising = |kept: &[usize], count: usize| {
+                kept.is_sorted_by(|a, b| a < b) && kept.last().is_none_or(|last| *last < count)
+            };
+            let fits = |linear: &Linear, new: &Projection, columns: usize| {
+                let weight = &linear.weight;
+                let bytes = new.block_type.checked_row_bytes(columns);
+                let bytes = bytes.and_then(|bytes| bytes.checked_mul(weight.rows));
+                let same = new.bytes.is_empty() && new.block_type == weight.block_type;
+                let whole = columns == weight.cols && same;
+                (whole || bytes == Some(new.bytes.len()) && new.bytes.len() <= weight.bytes())
+                    && new.bias.as_ref().is_none_or(|b| b.len() == weight.rows)
+            };
+            if !rising(&kept.heads, layer.heads())
+                || !rising(&kept.channels, layer.channels())
+                || !fits(&layer.o, o, heads)
+                || !fits(&layer.down, down, kept.channels.len())
+            {
+                return other(format!("layer {l} has other widths"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the projections, which are nearly all of the file.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().flatten().map(|p| p.bytes.len()).sum()
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// [`OutcomeError::Io`].
+    pub fn save(&self, path: &Path, key: &OutcomeKey) -> Result<(), OutcomeError> {
+        files::replace(path, |file| {
+            self.write(BufWriter::with_capacity(1 << 20, file), key)
+        })
+        .map_err(|source| OutcomeError::Io {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    fn write(&self, out: impl Write, key: &OutcomeKey) -> io::Result<()> {
+        let layers = self.plan.layers.iter();
+        let header = Header {
+            key: key.clone(),
+            ratio: self.ratio.to_bits(),
+            found: self.found.clone(),
+            removed: self.plan.removed,
+            total: self.plan.total,
+            layers: layers
+                .map(|l| (l.heads.clone(), l.channels.clone()))
+                .collect(),
+            projections: self
+                .layers
+                .iter()
+                .map(|pair| {
+                    pair.each_ref().map(|p| StoredProjection {
+                        block_type: p.block_type.id(),
+                        bytes: p.bytes.len(),
+                        bias: p.bias.as_ref().map(Vec::len),
+                    })
+                })
+                .collect(),
+        };
+        let header = serde_json::to_vec(&header).expect("strings and numbers");
+        let mut out = Hashing::new(out);
+        out.put(MAGIC)?;
+        out.put(&VERSION.to_le_bytes())?;
+        out.put(&(header.len() as u32).to_le_bytes())?;
+        out.put(&header)?;
+        for projection in self.layers.iter().flatten() {
+            out.put(&projection.bytes)?;
+            if let Some(bias) = &projection.bias {
+                out.put_floats(bias)?;
+            }
+        }
+        out.finish().map(drop)
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`OutcomeError`], if it cannot be read, is no outcome, one of another version or key, or damaged.
+    pub fn load(path: &Path, key: &OutcomeKey) -> Result<Self, OutcomeError> {
+        let bytes = std::fs::read(path).map_err(|source| OutcomeError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_bytes(&bytes, key).map_err(|problem| OutcomeError::Unusable {
+            path: path.to_owned(),
+            problem,
+        })
+    }
+
+    fn from_bytes(bytes: &[u8], key: &OutcomeKey) -> Result<Self, &'static str> {
+        const ODD: &str = "its parts do not fit each other";
+        let start = [&MAGIC[..], &VERSION.to_le_bytes()].concat();
+        if !bytes.starts_with(&start) {
+            return Err("it is not an outcome of pruning, or one of another version");
+        }
+        let (body, hash) = bytes.split_last_chunk::<HASH>().ok_or("it is cut off")?;
+        if Sha256::digest(body).as_slice() != hash {
+            return Err("its checksum is wrong");
+        }
+        // What follows was written by this very version, but reading must not depend on that.
+        let rest = body.get(start.len()..).ok_or(ODD)?;
+        let (len, rest) = rest.split_first_chunk().ok_or(ODD)?;
+        let (header, mut data) = rest
+            .split_at_checked(u32::from_le_bytes(*len) as usize)
+            .ok_or(ODD)?;
+        let header: Header = serde_json::from_slice(header).map_err(|_| ODD)?;
+        if header.key != *key {
+            return Err("it was made from something else");
+        }
+        let mut take = |len: Option<usize>| {
+            let (these, rest) = data.split_at_checked(len?)?;
+            data = rest;
+            Some(these)
+        };
+        let mut projection = |stored: &StoredProjection| {
+            Some(Projection {
+                block_type: BlockType::from_id(stored.block_type)?,
+                bytes: take(Some(stored.bytes))?.to_vec(),
+                bias: match stored.bias {
+                    None => None,
+                    Some(n) => {
+                        let mut numbers = Numbers(take(n.checked_mul(size_of::<f32>()))?);
+                        let mut bias = vec![0.0; n];
+                        numbers.floats(&mut bias);
+                        Some(bias)
+                    }
+                },
+            })
+        };
+        let layers = header.projections.iter();
+        let layers = layers.map(|[o, down]| Some([projection(o)?, projection(down)?]));
+        let layers: Vec<_> = layers.collect::<Option<_>>().ok_or(ODD)?;
+        if layers.len() != header.layers.len() || !data.is_empty() {
+            return Err(ODD);
+        }
+        let plans = header.layers.into_iter();
+        Ok(Self {
+            ratio: f64::from_bits(header.ratio),
+            found: header.found,
+            plan: Plan {
+                layers: plans
+                    .map(|(heads, channels)| LayerPlan { heads, channels })
+                    .collect(),
+                removed: header.removed,
+                total: header.total,
+            },
+            layers,
+        })
+    }
+}

@@ -1,0 +1,143 @@
+//! Finding the ratio for what is wanted of the result: a size, a speed, a quality.
+
+use super::{LayerScores, Plan, Profile, PruneError, RATIOS, Recipe, plan, score};
+use crate::kernels::Runtime;
+use crate::model::Model;
+
+/// Ratios are told apart by so much where plans alone decide.
+const STEP: f64 = 1e-4;
+
+/// Measurements that [`largest_ratio`] makes at most, and how far apart ratios are that it no longer tells apart.
+const MEASUREMENTS: usize = 8;
+const CLOSE: f64 = 0.01;
+/// The first ratio that it tries.
+const FIRST: f64 = 0.25;
+/// A rise that comes so close to the limit, from below, is good enough.
+const CLOSE_SHARE: f64 = 0.9;
+
+/// Makes plans of any ratio from one profile.
+#[derive(Debug)]
+pub struct Planner<'a> {
+    model: &'a Model,
+    profile: &'a Profile,
+    recipe: Recipe,
+    scores: Vec<LayerScores>,
+}
+
+impl<'a> Planner<'a> {
+    /// # Errors
+    /// Those of [`score`].
+    pub fn new(
+        model: &'a Model,
+        runtime: &Runtime,
+        profile: &'a Profile,
+        recipe: Recipe,
+    ) -> Result<Self, PruneError> {
+        Ok(Self {
+            scores: score(model, runtime, profile, recipe.metric)?,
+            model,
+            profile,
+            recipe,
+        })
+    }
+
+    /// # Errors
+    /// Those of [`plan()`].
+    pub fn plan(&self, ratio: f64) -> Result<Plan, PruneError> {
+        let Recipe {
+            structure, heads, ..
+        } = self.recipe;
+        let curves = self.profile.curves.as_ref();
+        plan(self.model, &self.scores, structure, heads, curves, ratio)
+    }
+
+    /// The plan of the largest ratio, below the end of [`RATIOS`].
+    ///
+    /// # Errors
+    /// Those of [`plan()`].
+    pub fn most(&self) -> Result<Plan, PruneError> {
+        self.plan(RATIOS.end - STEP)
+    }
+
+    /// The smallest ratio, to four digits, whose plan is small enough, and the plan; `None` if there is none. Plans must get
+    /// smaller with the ratio, which they do but for rounding.
+    ///
+    /// # Errors
+    /// Those of [`plan()`].
+    pub fn smallest_ratio(
+        &self,
+        small_enough: impl Fn(&Plan) -> bool,
+    ) -> Result<Option<(f64, Plan)>, PruneError> {
+        let ratio = |step: usize| step as f64 * STEP;
+        let none = self.plan(0.0)?;
+        if small_enough(&none) {
+            return Ok(Some((0.0, none)));
+        }
+        // What is too large, and what is not.
+        let (mut above, mut below) = (0, ((RATIOS.end - STEP) / STEP).round() as usize);
+        let mut found = self.plan(ratio(below))?;
+        if !small_enough(&found) {
+            return Ok(None);
+        }
+        while below - above > 1 {
+            let middle = (above + below) / 2;
+            let plan = self.plan(ratio(middle))?;
+            match small_enough(&plan) {
+                true => (below, found) = (middle, plan),
+                false => above = middle,
+            }
+        }
+        Ok(Some((ratio(below), found)))
+    }
+}
+
+/// What [`largest_ratio`] has found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Largest {
+    /// The largest ratio measured whose rise is within the limit, and its rise; (0, 0) if there was none.
+    pub within: (f64, f64),
+    /// The smallest ratio measured whose rise is beyond it, and its rise, if there was one.
+    pub beyond: Option<(f64, f64)>,
+}
+
+/// Searches the largest ratio by which something rises by at most `limit`, which must be above 0. `measure` tells how far it
+/// rises at a ratio, and is asked at most eight times.
+///
+/// The rise is taken as roughly quadratic: the ratios tried are those where its root would reach the limit's, between the
+/// ratios that bound it so far.
+///
+/// # Errors
+/// Those of `measure`.
+pub fn largest_ratio<E>(
+    limit: f64,
+    mut measure: impl FnMut(f64) -> Result<f64, E>,
+) -> Result<Largest, E> {
+    let most = RATIOS.end - STEP;
+    let mut within = (0.0f64, 0.0f64);
+    let mut beyond: Option<(f64, f64)> = None;
+    let root = |rise: f64| rise.max(0.0).sqrt();
+    for _ in 0..MEASUREMENTS {
+        let end = beyond.map_or(most, |(ratio, _)| ratio);
+        let gap = end - within.0;
+        if gap <= CLOSE || within.1 >= CLOSE_SHARE * limit {
+            break;
+        }
+        let guess = match beyond {
+            Some((ratio, rise)) if rise.is_finite() => {
+                let slope = (root(rise) - root(within.1)) / (ratio - within.0);
+                within.0 + (root(limit) - root(within.1)) / slope
+            }
+            None if within.0 == 0.0 => FIRST,
+            None => within.0 * root(limit) / root(within.1).max(1e-9),
+            Some(_) => within.0 + gap / 2.0,
+        };
+        let guess = guess.clamp(within.0 + 0.1 * gap, end - 0.1 * gap);
+        let ratio = (guess / STEP).round() * STEP;
+        let rise = measure(ratio)?;
+        match rise <= limit {
+            true => within = (ratio, rise),
+            false => beyond = Some((ratio, rise)),
+        }
+    }
+    Ok(Largest { within, beyond })
+}

@@ -1,0 +1,297 @@
+//! Outcomes of pruning that are kept: the same model again, without calibrating, choosing and fitting.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::Random;
+use common::program::{flapjack_with, stderr, stdout};
+use common::synthetic::{Shape, Synthetic, runtime};
+use flapjack::model::Model;
+use flapjack::prune::{
+    self, Calibration, HeadUnit, Metric, Outcome, OutcomeError, OutcomeKey, PruneError, Recipe,
+    Restore, Structure,
+};
+use flapjack::quant::BlockType;
+
+const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
+
+fn synthetic(block_type: BlockType, seed: u64) -> Synthetic {
+    Synthetic::new(Shape {
+        block_type,
+        head_dim: 32,
+        rope_dim: 32,
+        heads: vec![6, 6],
+        kv_heads: vec![3, 3],
+        channels: vec![320, 256],
+        biases: seed.is_multiple_of(2),
+        seed,
+        ..Shape::default()
+    })
+}
+
+fn key() -> OutcomeKey {
+    OutcomeKey {
+        model: "model".into(),
+        profile: "profile".into(),
+        recipe: "a recipe".into(),
+        asked: "--prune 0.35".into(),
+        flapjack: "0".into(),
+    }
+}
+
+/// Prunes, and takes down what came of it.
+fn prune(model: &mut Model) -> Outcome {
+    let tokens = Random::new(3).tokens(700, model.config.vocabulary);
+    let text = Calibration {
+        tokens: &tokens,
+        bos: None,
+        covariance: true,
+    };
+    let profile = prune::calibrate(model, &runtime(2), text, &mut |_, _| {}).unwrap();
+    let recipe = Recipe {
+        metric: Metric::Wifv,
+        structure: Structure::AlAm,
+        heads: HeadUnit::Query,
+        restore: Restore::Lsq,
+    };
+    let layers = model.layers.iter();
+    let dense: Vec<_> = layers
+        .map(|l| [l.o.weight.cols, l.down.weight.cols])
+        .collect();
+    let plan = prune::prune(model, &runtime(2), &profile, text, recipe, 0.35, QUIET).unwrap();
+    Outcome::of(model, &dense, plan, 0.35, Some("in words".into()))
+}
+
+/// Every weight, every bias and every width.
+fn assert_same(a: &Model, b: &Model) {
+    for (a_layer, b_layer) in a.layers.iter().zip(&b.layers) {
+        assert_eq!(a_layer.group_sizes, b_layer.group_sizes);
+        for (x, y) in a_layer.linears().into_iter().zip(b_layer.linears()) {
+            assert_eq!(x.weight, y.weight);
+            assert_eq!(x.bias, y.bias, "{}", x.weight.name);
+            let bytes = |model: &Model| model.map.bytes()[x.weight.range.clone()].to_vec();
+            assert!(bytes(a) == bytes(b), "{}", x.weight.name);
+        }
+    }
+}
+
+#[test]
+fn an_outcome_makes_of_a_model_what_pruning_made_of_it_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("an.outcome");
+    for (block_type, seed) in [
+        (BlockType::F32, 1),
+        (BlockType::F16, 2),
+        (BlockType::Q4_1, 3),
+        (BlockType::Q8_0, 4),
+    ] {
+        let synthetic = synthetic(block_type, seed);
+        for packed in [false, true] {
+            let load = || {
+                let mut model = synthetic.load();
+                if packed {
+                    model.pack(&runtime(2));
+                }
+                model
+            };
+            let mut pruned = load();
+            let outcome = prune(&mut pruned);
+            outcome.save(&path, &key()).unwrap();
+            let again = Outcome::load(&path, &key()).unwrap();
+            assert_eq!(again, outcome);
+            // However the weights lay when the outcome was taken down.
+            for pack_first in [packed, !packed] {
+                let mut model = synthetic.load();
+                if pack_first {
+                    model.pack(&runtime(1));
+                }
+                again.apply(&mut model, &runtime(1)).unwrap();
+                if pack_first != packed {
+                    model.unpack(&runtime(1));
+                    pruned.unpack(&runtime(1));
+                }
+                assert_same(&model, &pruned);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_outcome_that_is_damaged_or_of_something_else_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("an.outcome");
+    let outcome = prune(&mut synthetic(BlockType::Q4_1, 3).load());
+    outcome.save(&path, &key()).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let refused = |bytes: &[u8], words: &str| {
+        fs::write(&path, bytes).unwrap();
+        let error = Outcome::load(&path, &key()).unwrap_err().to_string();
+        assert!(
+            error.contains("an.outcome") && error.contains(words),
+            "{error}"
+        );
+    };
+    for place in (0..bytes.len()).step_by(997) {
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 0x10;
+        refused(&damaged, "");
+        refused(&bytes[..place], "");
+    }
+    let last = bytes.len() - 1;
+    let mut damaged = bytes.clone();
+    damaged[last] ^= 1;
+    refused(&damaged, "checksum");
+    let mut newer = bytes.clone();
+    newer[8] = 99;
+    refused(&newer, "version");
+
+    fs::write(&path, &bytes).unwrap();
+    let mut other = key();
+    other.asked = "--prune 0.36".into();
+    assert_ne!(other.hash(), key().hash());
+    assert!(matches!(
+        Outcome::load(&path, &other),
+        Err(OutcomeError::Unusable { problem, .. }) if problem.contains("something else")
+    ));
+    assert!(matches!(
+        Outcome::load(&folder.path().join("none"), &key()),
+        Err(OutcomeError::Io { .. })
+    ));
+}
+
+#[test]
+fn an_outcome_of_a_model_of_another_shape_leaves_the_model_alone() {
+    let outcome = prune(&mut synthetic(BlockType::Q4_1, 3).load());
+    for other in [
+        Shape {
+            channels: vec![256, 256],
+            ..synthetic(BlockType::Q4_1, 3).shape
+        },
+        Shape {
+            block_type: BlockType::Q8_0,
+            ..synthetic(BlockType::Q4_1, 3).shape
+        },
+        Shape::default(),
+    ] {
+        let other = Synthetic::new(other);
+        let mut model = other.load();
+        let error = outcome.apply(&mut model, &runtime(1)).unwrap_err();
+        assert!(matches!(error, PruneError::OtherShape(_)), "{error}");
+        assert_same(&model, &other.load());
+    }
+}
+
+// ---- on the command line ----
+
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    fn files(&self, extension: &str) -> Vec<PathBuf> {
+        let files = fs::read_dir(self.0.path().join("profiles")).unwrap();
+        let mut files: Vec<_> = files
+            .map(|file| file.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|e| e == extension))
+            .collect();
+        files.sort();
+        files
+    }
+
+    fn only(&self, extension: &str) -> PathBuf {
+        let files = self.files(extension);
+        assert_eq!(files.len(), 1, "{files:?}");
+        files[0].clone()
+    }
+
+    /// What a pruned run writes and what it reports.
+    fn run(&self, more: &[&str]) -> (String, String) {
+        let run = "run -p The -n 8 --temp 0 --no-baseline";
+        let run: Vec<&str> = run.split(' ').collect();
+        self.start(&[&run[..], more].concat())
+    }
+
+    /// Standard output and error of the program, pruning after little calibration.
+    fn start(&self, arguments: &[&str]) -> (String, String) {
+        let model = common::default_model();
+        let more = ["-m", model.to_str().unwrap(), "--method", "flap"];
+        let arguments = [arguments, &more, &["--calib-tokens", "256"]].concat();
+        let cache = self.0.path().to_str().unwrap();
+        let output = flapjack_with(&arguments, &[("FLAPJACK_CACHE", cache)]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        (stdout(&output), stderr(&output))
+    }
+}
+
+fn repeated(report: &str) -> bool {
+    report.contains("from the cache")
+}
+
+#[test]
+fn the_second_start_needs_no_profile_and_says_the_same() {
+    let bench = Bench(tempfile::tempdir().unwrap());
+    let (text, report) = bench.run(&["--prune", "0.2"]);
+    assert!(!repeated(&report), "{report}");
+    // Of the profile nothing is read but what it says that it is.
+    let profile = bench.only("profile");
+    let mut bytes = fs::read(&profile).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 1000].fill(7);
+    fs::write(&profile, bytes).unwrap();
+    let (again, report) = bench.run(&["--prune", "0.2"]);
+    assert!(repeated(&report) && !report.contains("damaged"), "{report}");
+    assert_eq!(again, text);
+    let widths = |report: &str| report.matches("by layer").count();
+    assert_eq!(widths(&report), 3, "{report}");
+
+    // Another ratio needs the profile, and so makes it anew.
+    let (_, report) = bench.run(&["--prune", "0.3"]);
+    assert!(!repeated(&report) && report.contains("damaged"), "{report}");
+    // One that is damaged itself is made anew as well.
+    for file in bench.files("outcome") {
+        damage(&file);
+    }
+    let (again, report) = bench.run(&["--prune", "0.2"]);
+    assert!(
+        !repeated(&report) && report.contains("checksum"),
+        "{report}"
+    );
+    assert_eq!(again, text);
+    // Whoever wants none gets none.
+    let (again, report) = bench.run(&["--prune", "0.2", "--no-profile-cache"]);
+    assert!(!repeated(&report), "{report}");
+    assert_eq!(again, text);
+}
+
+fn damage(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn a_file_is_the_same_whether_its_model_was_pruned_now_or_before() {
+    let bench = Bench(tempfile::tempdir().unwrap());
+    let path = |name: &str| bench.0.path().join(name).to_str().unwrap().to_owned();
+    let write = |name: &str| {
+        let path = path(name);
+        let (_, report) = bench.start(&["prune", "-o", &path, "--fit", "85MB"]);
+        (fs::read(&path).unwrap(), repeated(&report))
+    };
+    let (now, before) = (write("a.gguf"), write("b.gguf"));
+    assert!(!now.1 && before.1);
+    assert!(now.0 == before.0);
+}
+
+#[test]
+fn the_cache_keeps_the_youngest_outcomes() {
+    let bench = Bench(tempfile::tempdir().unwrap());
+    fs::create_dir(bench.0.path().join("profiles")).unwrap();
+    for i in 0..30 {
+        fs::write(bench.0.path().join(format!("profiles/{i}.outcome")), "old").unwrap();
+    }
+    bench.run(&["--prune", "0.2"]);
+    assert_eq!(bench.files("outcome").len(), 16);
+    assert!(repeated(&bench.run(&["--prune", "0.2"]).1));
+}
