@@ -41,17 +41,35 @@ impl BlockType {
 /// # Panics
 /// If `bytes` is not a whole number of rows.
 pub fn pack(block_type: BlockType, cols: usize, bytes: &mut [u8]) {
+    let block = block_type.block_bytes();
     let mut native = Vec::new();
     for group in groups(block_type, cols, bytes) {
         native.clear();
         native.extend_from_slice(group);
         let row_bytes = group.len() / GROUP;
-        for (row, from) in native.chunks_exact(row_bytes).enumerate() {
-            let blocks = from.chunks_exact(block_type.block_bytes());
-            let packed = group.chunks_exact_mut(GROUP * block_type.block_bytes());
-            for (from, to) in blocks.zip(packed) {
-                place_block(block_type, from, to, row);
+        for (i, packed) in group.chunks_exact_mut(GROUP * block).enumerate() {
+            let mut at = 0;
+            for &(size, count) in block_type.fields() {
+                let from = &native[i * block + at..];
+                let to = &mut packed[at * GROUP..(at + size * count) * GROUP];
+                match size {
+                    1 => interleave::<1>(from, row_bytes, to),
+                    2 => interleave::<2>(from, row_bytes, to),
+                    _ => interleave::<4>(from, row_bytes, to),
+                }
+                at += size * count;
             }
+        }
+    }
+}
+
+/// Fills a field of a packed block: element 0 of every row, then element 1, and so on, from rows `row_bytes` apart.
+fn interleave<const N: usize>(native: &[u8], row_bytes: usize, packed: &mut [u8]) {
+    let lines = packed.as_chunks_mut::<N>().0.chunks_exact_mut(GROUP);
+    for (element, line) in lines.enumerate() {
+        for (row, place) in line.iter_mut().enumerate() {
+            let from = row * row_bytes + element * N;
+            place.copy_from_slice(&native[from..from + N]);
         }
     }
 }
@@ -101,35 +119,6 @@ fn groups(block_type: BlockType, cols: usize, bytes: &mut [u8]) -> impl Iterator
         "whole rows"
     );
     bytes.chunks_exact_mut((GROUP * row_bytes).max(1))
-}
-
-/// Puts a native block where its row has its place in a packed block.
-fn place_block(block_type: BlockType, native: &[u8], packed: &mut [u8], row: usize) {
-    let mut at = 0;
-    for &(size, count) in block_type.fields() {
-        let from = &native[at..at + size * count];
-        let to = &mut packed[at * GROUP..(at + size * count) * GROUP];
-        match size {
-            1 => place::<1>(from, to, row),
-            2 => place::<2>(from, to, row),
-            _ => place::<4>(from, to, row),
-        }
-        at += size * count;
-    }
-}
-
-fn place<const N: usize>(native: &[u8], packed: &mut [u8], row: usize) {
-    let elements = native.as_chunks::<N>().0;
-    let places = packed
-        .as_chunks_mut::<N>()
-        .0
-        .iter_mut()
-        .skip(row)
-        .step_by(GROUP);
-    elements
-        .iter()
-        .zip(places)
-        .for_each(|(element, place)| *place = *element);
 }
 
 /// Collects a native row from a packed group.
