@@ -79,6 +79,11 @@ INLINE void few_scores(fk_type type, int queries, const float *q, const fk_kv_he
                        size_t pitch) {
     const size_t dim = kv->head_dim, whole = dim / FK_LANES * FK_LANES;
     for (size_t first = 0; first < last; first += FK_LANES) {
+        /* Keys two vectors of positions ahead, and the values of this one, which come next, as far as the second cache. */
+        for (size_t at = first * kv->row_bytes; at < (first + FK_LANES) * kv->row_bytes; at += 64) {
+            __builtin_prefetch(kv->keys + at + 2 * FK_LANES * kv->row_bytes);
+            __builtin_prefetch(kv->values + at, 0, 2);
+        }
         vf part[FEW_QUERIES][FK_LANES];
         for (size_t lane = 0; lane < FK_LANES; lane++) {
             const size_t p = first + lane < last ? first + lane : last - 1;
