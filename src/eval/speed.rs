@@ -129,7 +129,7 @@ pub fn read_bandwidth(map: &Map, bytes: usize, runtime: &Runtime) -> f64 {
             let mut streams = part.chunks((part.len() / STREAMS).max(LINE)).take(STREAMS);
             let streams: [&[[u8; LINE]]; STREAMS] =
                 std::array::from_fn(|_| streams.next().unwrap_or_default().as_chunks().0);
-            // One word of a line brings all of it.
+            // One byte of a line brings all of it.
             let mut sums = [0u64; STREAMS];
             for line in 0..streams.iter().map(|s| s.len()).min().unwrap_or(0) {
                 for (sum, stream) in sums.iter_mut().zip(&streams) {

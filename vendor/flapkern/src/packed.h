@@ -395,9 +395,9 @@ INLINE void packed_streams(fk_type type, int count, const uint8_t *const *groups
         UNROLL for (int v = 0; v < GROUP_VECTORS; v++) store(out[g] + v * FK_LANES, total[g][v]);
 }
 
-/* Calls `multiply` for groups [0, count), `streams` of them at a time that lie as far apart as can be. */
 typedef void streams_function(int count, const uint8_t *const *groups, const fk_activations *x, float *const *out);
 
+/* Calls `multiply` for groups [0, count), `streams` of them at a time that lie as far apart as can be. */
 static void in_streams(streams_function *multiply, size_t streams, const uint8_t *first, size_t group_bytes,
                        size_t count, const fk_activations *x, float *out) {
     const size_t length = count / streams;
