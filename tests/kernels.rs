@@ -5,7 +5,7 @@ mod common;
 use common::Random;
 use flapjack::kernels::{
     ACTIVATION_BLOCK, Activations, AttentionShape, CachePlane, Isa, Kernels, MatrixView, Pool,
-    Product, Team, attention, matmul,
+    Product, Team, attention, attention_for, matmul, matmul_add, matmul_silu,
 };
 use flapjack::quant::{BlockType, GROUP, Layout, decode_row, encode_row, pack};
 use half::{bf16, f16};
@@ -470,6 +470,259 @@ fn root_mean_square_normalisation() {
     }
 }
 
+/// Types whose products take each of the forms of activations on some instruction set.
+const FORMS: [BlockType; 6] = [
+    BlockType::F32,
+    BlockType::F16,
+    BlockType::BF16,
+    BlockType::Q4_1,
+    BlockType::Q8_0,
+    BlockType::Q4_K,
+];
+
+#[test]
+fn a_product_added_to_what_is_there_is_the_product_added() {
+    let mut random = Random::new(21);
+    let pools = [Pool::new(1).unwrap(), Pool::new(3).unwrap()];
+    for kernels in every_isa() {
+        for block_type in FORMS {
+            let cols = block_type.block_len().max(96);
+            for (rows, tokens) in [(5, 1), (200, 1), (33, 3), (300, 16), (577, 35)] {
+                let (bytes, _) = random_matrix(&mut random, block_type, rows, cols);
+                let x = random.normals(tokens * cols, 1.0);
+                let before = random.normals(tokens * rows, 1.0);
+                let bias = random.normals(rows, 1.0);
+                for (layout, bytes) in layouts(block_type, cols, &bytes) {
+                    let weights = MatrixView::new(block_type, layout, rows, cols, &bytes);
+                    let products = product(kernels, weights, &x);
+                    for (pool, bias) in pools.iter().zip([None, Some(&bias[..])]) {
+                        let mut expected = before.clone();
+                        for (i, e) in expected.iter_mut().enumerate() {
+                            *e += products[i];
+                            *e += bias.map_or(0.0, |b| b[i % rows]);
+                        }
+                        let mut input = Activations::default();
+                        input.begin(tokens, cols).copy_from_slice(&x);
+                        let mut out = before.clone();
+                        pool.region(|team| {
+                            matmul_add(kernels, team, &mut input, weights, bias, &mut out);
+                        });
+                        assert_eq!(out, expected, "{kernels:?} {block_type:?} {layout:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_over_nothing_adds_the_bias_alone() {
+    for kernels in every_isa() {
+        let weights = MatrixView::new(BlockType::Q4_0, Layout::Native, 40, 0, &[]);
+        let mut input = Activations::default();
+        input.begin(2, 0);
+        let mut out = vec![1.0; 80];
+        let bias = vec![0.5; 40];
+        matmul_add(
+            kernels,
+            &Team::solo(),
+            &mut input,
+            weights,
+            Some(&bias),
+            &mut out,
+        );
+        assert_eq!(out, [1.5; 80]);
+    }
+}
+
+/// gate and up are multiplied, activated and brought into the next matrix's form in one step; the result is that of the
+/// steps by themselves.
+#[test]
+fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
+    let mut random = Random::new(22);
+    let pools = [Pool::new(1).unwrap(), Pool::new(3).unwrap()];
+    for kernels in every_isa() {
+        for (block_type, next_type) in FORMS.into_iter().zip(FORMS.into_iter().cycle().skip(3)) {
+            let cols = block_type.block_len().max(64);
+            let odd = if next_type.is_float() { 45 } else { 0 };
+            for (channels, tokens) in [(256 + odd, 1), (512 + odd, 3), (256 + odd, 35), (768, 16)] {
+                let (gate, _) = random_matrix(&mut random, block_type, channels, cols);
+                let (up, _) = random_matrix(&mut random, block_type, channels, cols);
+                let (next, _) = random_matrix(&mut random, next_type, 40, channels);
+                let next = MatrixView::new(next_type, Layout::Native, 40, channels, &next);
+                let x = random.normals(tokens * cols, 0.1);
+                let bias = random.normals(channels, 1.0);
+                let gates = layouts(block_type, cols, &gate);
+                for ((layout, gate), (_, up)) in gates.iter().zip(layouts(block_type, cols, &up)) {
+                    let view = |bytes| MatrixView::new(block_type, *layout, channels, cols, bytes);
+                    let (gate, up) = (view(gate), view(&up));
+                    let mut expected = product(kernels, gate, &x);
+                    for (i, value) in expected.iter_mut().enumerate() {
+                        *value += bias[i % channels];
+                    }
+                    // Row by row: where the vectors end decides the last bits.
+                    let ups = product(kernels, up, &x);
+                    for (row, up) in expected.chunks_mut(channels).zip(ups.chunks(channels)) {
+                        kernels.silu_mul(row, up);
+                    }
+                    for (pool, keep) in pools.iter().zip([true, false]) {
+                        let mut input = Activations::default();
+                        input.begin(tokens, cols).copy_from_slice(&x);
+                        let mut hidden = Activations::default();
+                        let mut out = vec![f32::NAN; tokens * 40];
+                        pool.region(|team| {
+                            let gate = (gate, Some(&bias[..]));
+                            let readers = [next];
+                            matmul_silu(
+                                kernels,
+                                team,
+                                &mut input,
+                                gate,
+                                (up, None),
+                                &mut hidden,
+                                &readers,
+                                keep,
+                            );
+                            let mut products = [Product {
+                                weights: next,
+                                out: &mut out,
+                            }];
+                            matmul(kernels, team, &mut hidden, &mut products);
+                        });
+                        let place =
+                            format!("{kernels:?} {block_type:?} {layout:?} {channels} {tokens}");
+                        if keep {
+                            for (found, expected) in hidden.values().iter().zip(&expected) {
+                                let error = (found - expected).abs();
+                                assert!(error <= 4e-7 * expected.abs() + 1e-35, "{place}");
+                            }
+                            let again = product(kernels, next, hidden.values());
+                            assert_eq!(out, again, "{place}");
+                        } else {
+                            let whole = product(kernels, next, &expected);
+                            let scale = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                            for (found, expected) in out.iter().zip(&whole) {
+                                let error = (found - expected).abs();
+                                assert!(
+                                    error <= 0.02 * scale.max(expected.abs()),
+                                    "{place}: {found} for {expected}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_written_for_a_matrix_are_those_that_it_would_make_itself() {
+    let mut random = Random::new(23);
+    let pool = Pool::new(3).unwrap();
+    for kernels in every_isa() {
+        for block_type in FORMS {
+            let cols = block_type.block_len().max(96);
+            for tokens in [1, 5, 16, 37] {
+                let (bytes, _) = random_matrix(&mut random, block_type, 40, cols);
+                let x = random.normals(tokens * cols, 1.0);
+                for (layout, bytes) in layouts(block_type, cols, &bytes) {
+                    let weights = MatrixView::new(block_type, layout, 40, cols, &bytes);
+                    let expected = product(kernels, weights, &x);
+                    for keep in [false, true] {
+                        let mut input = Activations::default();
+                        let mut out = vec![f32::NAN; tokens * 40];
+                        pool.region(|team| {
+                            input.produce(
+                                kernels,
+                                team,
+                                tokens,
+                                cols,
+                                &[weights],
+                                keep,
+                                |t, row| {
+                                    row.copy_from_slice(&x[t * cols..][..cols]);
+                                },
+                            );
+                            let mut products = [Product {
+                                weights,
+                                out: &mut out,
+                            }];
+                            matmul(kernels, team, &mut input, &mut products);
+                        });
+                        assert_eq!(
+                            out, expected,
+                            "{kernels:?} {block_type:?} {layout:?} {tokens}"
+                        );
+                        if keep {
+                            assert_eq!(input.values(), x);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_written_for_a_matrix_is_what_it_would_make_of_plain_values() {
+    let mut random = Random::new(24);
+    let pool = Pool::new(3).unwrap();
+    for kernels in every_isa() {
+        for block_type in FORMS {
+            for (head_dim, groups) in [(32, vec![3, 2, 3]), (64, vec![2, 2]), (48, vec![1, 15, 16])]
+            {
+                let heads: usize = groups.iter().sum();
+                let (width, capacity) = (heads * head_dim, 150);
+                for (first_position, tokens) in [(0, 1), (3, 5), (0, 37), (40, 100)] {
+                    let q = random.normals(tokens * width, 1.0);
+                    let plane = groups.len() * capacity * head_dim;
+                    let mut half = |n| -> Vec<f16> {
+                        let values = random.normals(n, 1.0);
+                        values.into_iter().map(f16::from_f32).collect()
+                    };
+                    let (keys, values) = (half(plane), half(plane));
+                    let (bytes, _) = random_matrix(&mut random, block_type, 40, width);
+                    let weights = MatrixView::new(block_type, Layout::Native, 40, width, &bytes);
+                    let shape = AttentionShape {
+                        head_dim,
+                        group_sizes: &groups,
+                        capacity,
+                        first_position,
+                        tokens,
+                    };
+                    let (keys, values) = (CachePlane::Half(&keys), CachePlane::Half(&values));
+                    let mut plain = vec![f32::NAN; tokens * width];
+                    attention(kernels, &Team::solo(), shape, &q, keys, values, &mut plain);
+                    let expected = product(kernels, weights, &plain);
+                    for keep in [false, true] {
+                        let mut input = Activations::default();
+                        let mut out = vec![f32::NAN; tokens * 40];
+                        pool.region(|team| {
+                            let readers = [weights];
+                            attention_for(
+                                kernels, team, shape, &q, keys, values, &mut input, &readers, keep,
+                            );
+                            let mut products = [Product {
+                                weights,
+                                out: &mut out,
+                            }];
+                            matmul(kernels, team, &mut input, &mut products);
+                        });
+                        assert_eq!(
+                            out, expected,
+                            "{kernels:?} {block_type:?} {head_dim} {tokens}"
+                        );
+                        if keep {
+                            assert_eq!(input.values(), plain);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn silu_of_the_gate_times_up() {
     let mut random = Random::new(8);
@@ -478,8 +731,8 @@ fn silu_of_the_gate_times_up() {
             let mut gate = random.normals(n, 8.0);
             gate[0] = [-200.0, 200.0, -88.0, 0.0, -0.0, 1e-30, 95.0][n % 7];
             let up = random.normals(n, 1.0);
-            let mut out = vec![f32::NAN; n];
-            kernels.silu_mul(&gate, &up, &mut out);
+            let mut out = gate.clone();
+            kernels.silu_mul(&mut out, &up);
             for i in 0..n {
                 let g = f64::from(gate[i]);
                 let expected = g / (1.0 + (-g).exp()) * f64::from(up[i]);
@@ -491,8 +744,8 @@ fn silu_of_the_gate_times_up() {
                 );
             }
         }
-        let mut out = [0.0; 3];
-        kernels.silu_mul(&[f32::NAN, f32::INFINITY, 1.0], &[1.0; 3], &mut out);
+        let mut out = [f32::NAN, f32::INFINITY, 1.0];
+        kernels.silu_mul(&mut out, &[1.0; 3]);
         assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2] > 0.73);
     }
 }

@@ -2,8 +2,11 @@
 
 use half::f16;
 
+use super::activations::Sink;
 use super::team::SharedSlice;
-use super::{ACTIVATION_BLOCK, Kernels, Team, call, sys, with_scratch};
+use super::{
+    ACTIVATION_BLOCK, Activations, Kernels, MatrixView, TILE_COLS, Team, call, sys, with_scratch,
+};
 use crate::quant::BlockType;
 
 /// Positions that one thread attends to at a time when a single token looks back on many: the parts are joined afterwards.
@@ -71,57 +74,43 @@ pub fn attention(
     values: CachePlane,
     out: &mut [f32],
 ) {
-    let AttentionShape {
-        head_dim,
-        group_sizes,
-        capacity,
-        first_position,
-        tokens,
-    } = shape;
-    let heads: usize = group_sizes.iter().sum();
-    let block_type = keys.block_type();
-    assert!(
-        block_type == BlockType::F16 || head_dim.is_multiple_of(ACTIVATION_BLOCK),
-        "a cache in blocks"
-    );
-    let row_bytes = block_type.row_bytes(head_dim);
-    let plane = capacity * row_bytes;
-    assert!(
-        q.len() == tokens * heads * head_dim && out.len() == q.len(),
-        "queries"
-    );
-    assert!(
-        keys.len_in_bytes() == group_sizes.len() * plane
-            && values.len_in_bytes() == keys.len_in_bytes()
-            && values.block_type() == block_type,
-        "cache"
-    );
-    assert!(first_position + tokens <= capacity, "positions");
-    let first_heads = group_sizes.iter().scan(0, |next, size| {
-        let first = *next;
-        *next += size;
-        Some(first)
-    });
-    let job = Job {
-        kernels,
-        shape,
-        first_heads: first_heads.collect(),
-        width: heads * head_dim,
-        scale: 1.0 / (head_dim as f32).sqrt(),
-        q,
-        kv: &|group, position| sys::fk_kv_head {
-            type_: super::type_of(block_type),
-            keys: keys.bytes(group * plane + position * row_bytes),
-            values: values.bytes(group * plane + position * row_bytes),
-            row_bytes,
-            head_dim,
-        },
-    };
-    if tokens == 1 && first_position >= PART {
-        job.one_token(team, out);
+    assert_eq!(out.len(), q.len(), "queries");
+    let job = Job::new(kernels, shape, q, keys, values);
+    job.run(team, out);
+}
+
+/// As [`attention`], with the result `[tokens, heads · head_dim]` in the forms that `readers` will ask for; as plain values
+/// too if `keep`.
+///
+/// # Panics
+/// If a shape does not fit.
+#[allow(clippy::too_many_arguments)] // three inputs, an output, and who computes
+pub fn attention_for(
+    kernels: Kernels,
+    team: &Team,
+    shape: AttentionShape,
+    q: &[f32],
+    keys: CachePlane,
+    values: CachePlane,
+    out: &mut Activations,
+    readers: &[MatrixView],
+    keep: bool,
+) {
+    let (tokens, width) = (shape.tokens, q.len() / shape.tokens.max(1));
+    let job = Job::new(kernels, shape, q, keys, values);
+    if tokens > 1 && shape.head_dim.is_multiple_of(TILE_COLS) {
+        let sink = out.sink(kernels, tokens, width, readers, keep);
+        job.blocks(team, &Out::Sink(sink));
     } else {
-        job.blocks(team, out);
+        job.run(team, out.begin(tokens, width));
     }
+}
+
+/// Where results go.
+enum Out<'a> {
+    /// `[tokens, heads · head_dim]`
+    Values(SharedSlice<'a, f32>),
+    Sink(Sink<'a>),
 }
 
 struct Job<'a> {
@@ -133,13 +122,83 @@ struct Job<'a> {
     width: usize,
     scale: f32,
     q: &'a [f32],
-    /// The keys and values of a KV head from a position on.
-    kv: &'a (dyn Fn(usize, usize) -> sys::fk_kv_head + Sync),
+    keys: CachePlane<'a>,
+    values: CachePlane<'a>,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    fn new(
+        kernels: Kernels,
+        shape: AttentionShape<'a>,
+        q: &'a [f32],
+        keys: CachePlane<'a>,
+        values: CachePlane<'a>,
+    ) -> Self {
+        let AttentionShape {
+            head_dim,
+            group_sizes,
+            capacity,
+            first_position,
+            tokens,
+        } = shape;
+        let heads: usize = group_sizes.iter().sum();
+        let block_type = keys.block_type();
+        assert!(
+            block_type == BlockType::F16 || head_dim.is_multiple_of(ACTIVATION_BLOCK),
+            "a cache in blocks"
+        );
+        let row_bytes = block_type.row_bytes(head_dim);
+        let plane = capacity * row_bytes;
+        assert!(q.len() == tokens * heads * head_dim, "queries");
+        assert!(
+            keys.len_in_bytes() == group_sizes.len() * plane
+                && values.len_in_bytes() == keys.len_in_bytes()
+                && values.block_type() == block_type,
+            "cache"
+        );
+        assert!(first_position + tokens <= capacity, "positions");
+        let first_heads = group_sizes.iter().scan(0, |next, size| {
+            let first = *next;
+            *next += size;
+            Some(first)
+        });
+        Self {
+            kernels,
+            shape,
+            first_heads: first_heads.collect(),
+            width: heads * head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            q,
+            keys,
+            values,
+        }
+    }
+
+    /// The keys and values of a KV head from a position on.
+    fn kv(&self, group: usize, position: usize) -> sys::fk_kv_head {
+        let head_dim = self.shape.head_dim;
+        let block_type = self.keys.block_type();
+        let row_bytes = block_type.row_bytes(head_dim);
+        let at = (group * self.shape.capacity + position) * row_bytes;
+        sys::fk_kv_head {
+            type_: super::type_of(block_type),
+            keys: self.keys.bytes(at),
+            values: self.values.bytes(at),
+            row_bytes,
+            head_dim,
+        }
+    }
+
+    fn run(&self, team: &Team, out: &mut [f32]) {
+        if self.shape.tokens == 1 && self.shape.first_position >= PART {
+            self.one_token(team, out);
+        } else {
+            self.blocks(team, &Out::Values(SharedSlice::new(out)));
+        }
+    }
+
     /// Blocks of tokens, each for itself.
-    fn blocks(&self, team: &Team, out: &mut [f32]) {
+    fn blocks(&self, team: &Team, out: &Out) {
         let AttentionShape {
             head_dim,
             group_sizes,
@@ -147,7 +206,6 @@ impl Job<'_> {
             tokens,
             ..
         } = self.shape;
-        let out = SharedSlice::new(out);
         // The same for any number of threads, so that results do not depend on it.
         let tokens_per_block = self.kernels.table().attend_tokens;
         let blocks = tokens.div_ceil(tokens_per_block);
@@ -178,15 +236,25 @@ impl Job<'_> {
                 self.attend(
                     gathered,
                     &visible,
-                    &(self.kv)(group, 0),
+                    &self.kv(group, 0),
                     result,
                     None,
                     scratch,
                 );
-                for token in 0..count {
-                    // SAFETY: every item is handed out once, and has its own tokens and heads.
-                    let to = unsafe { out.range(at(token)..at(token) + span) };
-                    to.copy_from_slice(&result[token * span..(token + 1) * span]);
+                // SAFETY, for both: every item is handed out once, and has its own tokens and heads; for a sink these begin at
+                // whole tiles, as `attention_for` has seen to for heads and blocks of tokens do.
+                match out {
+                    Out::Values(out) => {
+                        for (token, result) in result.chunks_exact(span).enumerate() {
+                            let to = unsafe { out.range(at(token)..at(token) + span) };
+                            to.copy_from_slice(result);
+                        }
+                    }
+                    Out::Sink(sink) => {
+                        let first = self.first_heads[group] * head_dim;
+                        let tokens = first_token..first_token + count;
+                        unsafe { sink.put(tokens, first..first + span, result) };
+                    }
                 }
             });
         });
@@ -222,7 +290,7 @@ impl Job<'_> {
                     shared_sums.range(part * heads + first..part * heads + first + size),
                 )
             };
-            let kv = (self.kv)(group, part * PART);
+            let kv = self.kv(group, part * PART);
             let visible = vec![seen; size];
             with_scratch(self.scratch_len(&visible), |scratch| {
                 self.attend(&self.q[queries], &visible, &kv, result, Some(sums), scratch);

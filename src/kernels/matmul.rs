@@ -1,9 +1,9 @@
 //! Weights times activations.
 
+use std::ops::Range;
+
 use super::team::SharedSlice;
-use super::{
-    ACTIVATION_BLOCK, Kernels, TILE_COLS, TILE_TOKENS, Team, Tile, call, sys, type_of, with_scratch,
-};
+use super::{Activations, Kernels, TILE_COLS, Team, call, sys, type_of, with_scratch};
 use crate::quant::{BlockType, Layout};
 
 /// A stored weight matrix W `[rows, cols]`, row-major: a view on bytes that lie elsewhere.
@@ -57,7 +57,17 @@ impl<'a> MatrixView<'a> {
         self.block_type.row_bytes(self.cols)
     }
 
-    fn to_sys(self) -> sys::fk_weights {
+    /// Some of its rows. Of packed rows they must begin at a group, and end at one or with the matrix.
+    fn rows_in(self, rows: Range<usize>) -> Self {
+        let size = self.row_bytes();
+        Self {
+            rows: rows.len(),
+            data: &self.data[rows.start * size..rows.end * size],
+            ..self
+        }
+    }
+
+    pub(super) fn to_sys(self) -> sys::fk_weights {
         sys::fk_weights {
             type_: type_of(self.block_type),
             layout: match self.layout {
@@ -69,100 +79,6 @@ impl<'a> MatrixView<'a> {
             rows: self.rows,
             cols: self.cols,
         }
-    }
-}
-
-/// Activations X `[tokens, cols]`, row-major, that matrices are multiplied by, and their other forms, made when a matrix
-/// asks for them.
-#[derive(Debug, Default)]
-pub struct Activations {
-    tokens: usize,
-    cols: usize,
-    values: Vec<f32>,
-    quantized: Vec<i8>,
-    scales: Vec<f32>,
-    block_sums: Vec<f32>,
-    code_sums: Vec<i32>,
-    is_quantized: bool,
-    /// bfloat16, `[tokens / TILE_TOKENS, cols / TILE_COLS]`, both rounded up.
-    tiles: Vec<Tile>,
-    is_tiled: bool,
-}
-
-impl Activations {
-    /// Takes on a new shape and gives out the values to be written, `[tokens, cols]`, whose contents are arbitrary.
-    pub fn begin(&mut self, tokens: usize, cols: usize) -> &mut [f32] {
-        self.tokens = tokens;
-        self.cols = cols;
-        self.is_quantized = false;
-        self.is_tiled = false;
-        grow(&mut self.values, tokens * cols, 0.0);
-        &mut self.values[..tokens * cols]
-    }
-
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// X `[tokens, cols]`.
-    pub fn values(&self) -> &[f32] {
-        &self.values[..self.tokens * self.cols]
-    }
-
-    fn quantize(&mut self, kernels: Kernels, team: &Team) {
-        if self.is_quantized {
-            return;
-        }
-        let blocks = self.cols / ACTIVATION_BLOCK;
-        grow(&mut self.quantized, self.tokens * self.cols, 0);
-        grow(&mut self.scales, self.tokens * blocks, 0.0);
-        grow(&mut self.block_sums, self.tokens * blocks, 0.0);
-        grow(&mut self.code_sums, 2 * self.tokens * blocks, 0);
-        let quantized = SharedSlice::new(&mut self.quantized);
-        let scales = SharedSlice::new(&mut self.scales);
-        let sums = SharedSlice::new(&mut self.block_sums);
-        let code_sums = SharedSlice::new(&mut self.code_sums);
-        team.items(self.tokens, |_, t| {
-            let row = t * self.cols..(t + 1) * self.cols;
-            let row_blocks = t * blocks..(t + 1) * blocks;
-            // SAFETY: every token is handed out once, and the rows of different tokens do not overlap.
-            let (q, d, s, n) = unsafe {
-                (
-                    quantized.range(row.clone()),
-                    scales.range(row_blocks.clone()),
-                    sums.range(row_blocks),
-                    code_sums.range(2 * t * blocks..2 * (t + 1) * blocks),
-                )
-            };
-            kernels.quantize(&self.values[row], q, d, s, n);
-        });
-        self.is_quantized = true;
-    }
-
-    fn tile(&mut self, kernels: Kernels, team: &Team) {
-        if self.is_tiled {
-            return;
-        }
-        let width = self.cols.div_ceil(TILE_COLS);
-        let count = self.tokens.div_ceil(TILE_TOKENS) * width;
-        grow(&mut self.tiles, count, Tile::ZERO);
-        let values = &self.values[..self.tokens * self.cols];
-        let rows: Vec<&[f32]> = values.chunks(TILE_TOKENS * self.cols).collect();
-        team.chunks_mut(&mut self.tiles[..count], width, |i, tiles| {
-            kernels.fill_tiles(rows[i], self.cols, tiles);
-        });
-        self.is_tiled = true;
-    }
-}
-
-/// Room for `len` values. Buffers never shrink: what is beyond a batch costs nothing, and growing again would.
-fn grow<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) {
-    if buffer.len() < len {
-        buffer.resize(len, value);
     }
 }
 
@@ -184,40 +100,25 @@ pub struct Product<'w, 'o> {
 /// # Panics
 /// If a shape does not fit.
 pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut [Product]) {
-    let tokens = x.tokens;
+    let tokens = x.tokens();
     if tokens == 0 {
         return;
     }
-    if x.cols == 0 {
+    if x.cols() == 0 {
         // A layer that lost all of its heads or channels: the sum over nothing.
         products.iter_mut().for_each(|p| p.out.fill(0.0));
         return;
     }
     for product in products.iter() {
-        assert_eq!(product.weights.cols, x.cols, "columns of a matrix");
+        assert_eq!(product.weights.cols, x.cols(), "columns of a matrix");
         assert_eq!(
             product.out.len(),
             tokens * product.weights.rows,
             "room for a product"
         );
-        let weights = product.weights.to_sys();
-        // SAFETY: the function has no preconditions.
-        match unsafe { call!(kernels, activation_form(&weights, tokens)) } {
-            sys::fk_form::FK_FORM_FLOAT => {}
-            sys::fk_form::FK_FORM_INT8 => x.quantize(kernels, team),
-            sys::fk_form::FK_FORM_BF16 => x.tile(kernels, team),
-        }
     }
-    let activations = sys::fk_activations {
-        tokens,
-        cols: x.cols,
-        values: x.values.as_ptr(),
-        quantized: x.quantized.as_ptr(),
-        scales: x.scales.as_ptr(),
-        block_sums: x.block_sums.as_ptr(),
-        code_sums: x.code_sums.as_ptr(),
-        tiles: x.tiles.as_ptr().cast(),
-    };
+    let weights: Vec<MatrixView> = products.iter().map(|p| p.weights).collect();
+    let activations = x.for_readers(kernels, team, &weights);
     let x = SharedActivations(&activations);
     let jobs: Vec<Job> = products
         .iter_mut()
@@ -229,12 +130,9 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
         .collect();
 
     let granule = kernels.table().row_granule;
-    // A prompt has enough work in a panel of rows to share panels out one by one, which evens out threads of unequal speed.
-    // A single token has not, and streams memory best in one long run per thread.
     if tokens > 1 {
         let rows: usize = jobs.iter().map(|job| job.stride).sum();
-        let fair = rows / (team.threads() * PANELS_PER_THREAD);
-        let height = (fair / granule * granule).clamp(granule, PANEL_ROWS);
+        let height = panel_height(team, rows, granule);
         let panels: Vec<(usize, usize)> = jobs
             .iter()
             .enumerate()
@@ -263,6 +161,161 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
             }
         });
     }
+}
+
+/// out += X Wᵀ + bias, with out `[tokens, rows]`.
+///
+/// # Panics
+/// If a shape does not fit.
+pub fn matmul_add(
+    kernels: Kernels,
+    team: &Team,
+    x: &mut Activations,
+    weights: MatrixView,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let all = weights.rows;
+    assert_eq!(out.len(), x.tokens() * all, "room for a product");
+    assert!(bias.is_none_or(|b| b.len() == all), "a bias for every row");
+    let out = SharedSlice::new(out);
+    by_panels(kernels, team, x, &[weights], 1, |rows, product| {
+        for (t, product) in product.chunks_exact(rows.len()).enumerate() {
+            // SAFETY: every panel of rows has one worker.
+            let out = unsafe { out.range(t * all + rows.start..t * all + rows.end) };
+            kernels.add(out, product);
+            if let Some(bias) = bias {
+                kernels.add(out, &bias[rows.clone()]);
+            }
+        }
+    });
+}
+
+/// out = silu(X Wgᵀ + bg) · (X Wuᵀ + bu) `[tokens, channels]`, in the forms that `readers` will ask for; as plain values too
+/// if `keep`.
+///
+/// # Panics
+/// If a shape does not fit.
+#[allow(clippy::too_many_arguments)] // two matrices, an input, an output, and who computes
+pub fn matmul_silu(
+    kernels: Kernels,
+    team: &Team,
+    x: &mut Activations,
+    gate: (MatrixView, Option<&[f32]>),
+    up: (MatrixView, Option<&[f32]>),
+    out: &mut Activations,
+    readers: &[MatrixView],
+    keep: bool,
+) {
+    assert_eq!(gate.0.rows, up.0.rows, "channels of gate and up");
+    let sink = out.sink(kernels, x.tokens(), gate.0.rows, readers, keep);
+    let weights = [gate.0, up.0];
+    by_panels(kernels, team, x, &weights, TILE_COLS, |rows, products| {
+        let (gates, ups) = products.split_at_mut(products.len() / 2);
+        for (products, bias) in [(&mut *gates, gate.1), (&mut *ups, up.1)] {
+            let Some(bias) = bias else { continue };
+            for row in products.chunks_exact_mut(rows.len()) {
+                kernels.add(row, &bias[rows.clone()]);
+            }
+        }
+        kernels.silu_mul(gates, ups);
+        // SAFETY: every panel of rows has one worker, and begins at a whole tile.
+        unsafe { sink.put(0..sink.tokens(), rows, gates) };
+    });
+}
+
+/// Computes rows of matrices of one shape panel by panel, and hands every panel over while it is in the cache:
+/// `then(rows, products)` with products `[weights.len(), tokens, rows.len()]`. Panels begin at multiples of `align`.
+fn by_panels(
+    kernels: Kernels,
+    team: &Team,
+    x: &mut Activations,
+    weights: &[MatrixView],
+    align: usize,
+    then: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) {
+    let (tokens, rows) = (x.tokens(), weights[0].rows);
+    if tokens == 0 || rows == 0 {
+        return;
+    }
+    for w in weights {
+        assert!(w.cols == x.cols() && w.rows == rows, "shape of a matrix");
+    }
+    let activations = match x.cols() {
+        0 => None,
+        _ => Some(x.for_readers(kernels, team, weights)),
+    };
+    let activations = activations.as_ref().map(SharedActivations);
+    let panel = |rows: Range<usize>| {
+        let slab = tokens * rows.len();
+        let views = weights.iter().map(|w| w.rows_in(rows.clone()).to_sys());
+        let views: Vec<sys::fk_weights> = views.collect();
+        // SAFETY: the function has no preconditions.
+        let needed = |w: &sys::fk_weights| unsafe { call!(kernels, matmul_scratch(w, tokens)) };
+        let scratch_len = views.iter().map(needed).max().unwrap_or(0);
+        with_scratch(weights.len() * slab + scratch_len, |scratch| {
+            let (products, scratch) = scratch.split_at_mut(weights.len() * slab);
+            for (view, out) in views.iter().zip(products.chunks_exact_mut(slab)) {
+                let Some(x) = &activations else {
+                    // A layer that lost all of its heads or channels: the sum over nothing.
+                    out.fill(0.0);
+                    continue;
+                };
+                // SAFETY: the rows lie in the matrix, whose bytes were checked by `MatrixView::new`, and the activations are
+                // in the form that was asked for; the output has room for the rows of all tokens, and the scratch is as long
+                // as asked for.
+                unsafe {
+                    call!(
+                        kernels,
+                        matmul(
+                            view,
+                            0,
+                            view.rows,
+                            x.get(),
+                            out.as_mut_ptr(),
+                            view.rows,
+                            scratch.as_mut_ptr()
+                        )
+                    );
+                }
+            }
+            then(rows, products);
+        });
+    };
+    let granule = least_common_multiple(kernels.table().row_granule, align);
+    if tokens > 1 {
+        let height = panel_height(team, rows, granule);
+        team.items(rows.div_ceil(height), |_, i| {
+            panel(i * height..((i + 1) * height).min(rows));
+        });
+    } else {
+        let threads = team.threads();
+        let border = |worker: usize| match worker {
+            w if w == threads => rows,
+            w => (rows * w / threads + granule / 2) / granule * granule,
+        };
+        team.each(|worker| {
+            let rows = border(worker).min(rows)..border(worker + 1).min(rows);
+            if !rows.is_empty() {
+                panel(rows);
+            }
+        });
+    }
+}
+
+/// A prompt has enough work in a panel of rows to share panels out one by one, which evens out threads of unequal speed.
+/// A single token has not, and streams memory best in one long run per thread.
+fn panel_height(team: &Team, rows: usize, granule: usize) -> usize {
+    let fair = rows / (team.threads() * PANELS_PER_THREAD);
+    (fair / granule * granule).clamp(granule, PANEL_ROWS.max(granule))
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut divisor, mut rest) = (a, b);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    a / divisor * b
 }
 
 struct SharedActivations<'a>(&'a sys::fk_activations);

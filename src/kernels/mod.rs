@@ -3,6 +3,7 @@
 //! [`Kernels`] is one instruction set's table of functions; [`Team`] splits work among threads; [`matmul`] and
 //! [`attention`] bring the two together. Shapes are row-major, lengths count values.
 
+mod activations;
 mod attention;
 mod matmul;
 mod sys;
@@ -11,8 +12,9 @@ mod team;
 use std::fmt;
 use std::sync::OnceLock;
 
-pub use attention::{AttentionShape, CachePlane, attention};
-pub use matmul::{Activations, MatrixView, Product, matmul};
+pub use activations::Activations;
+pub use attention::{AttentionShape, CachePlane, attention, attention_for};
+pub use matmul::{MatrixView, Product, matmul, matmul_add, matmul_silu};
 pub use team::{Pool, Team};
 
 use crate::quant::BlockType;
@@ -304,19 +306,15 @@ impl Kernels {
         }
     }
 
-    /// out = silu(gate) · up.
+    /// gate = silu(gate) · up.
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn silu_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        assert!(gate.len() == up.len() && gate.len() == out.len());
-        // SAFETY: all three have gate.len() values.
-        unsafe {
-            call!(
-                self,
-                silu_mul(gate.as_ptr(), up.as_ptr(), gate.len(), out.as_mut_ptr())
-            )
-        }
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        let out = gate.as_mut_ptr();
+        // SAFETY: both have gate.len() values, and the output may be the gate.
+        unsafe { call!(self, silu_mul(out, up.as_ptr(), gate.len(), out)) }
     }
 
     /// x += y.

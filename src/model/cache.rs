@@ -163,20 +163,20 @@ impl KvCache {
     ) {
         let (e, first, capacity) = (self.head_dim, self.len, self.capacity);
         let LayerCache { keys, values } = &mut self.layers[layer];
-        for (from, to) in [(k, keys), (v, values)] {
-            match to {
-                Plane::Half(to) => {
-                    store(team, from, to, (e, e, first, capacity), |x, out| {
-                        kernels.to_half(x, out);
-                    });
-                }
-                Plane::Q8_0(to) => {
-                    let row_bytes = BlockType::Q8_0.row_bytes(e);
-                    store(team, from, to, (e, row_bytes, first, capacity), |x, out| {
-                        encode_row(BlockType::Q8_0, x, out);
-                    });
-                }
+        match (keys, values) {
+            (Plane::Half(keys), Plane::Half(values)) => {
+                let shape = (e, e, first, capacity);
+                store(team, [(k, keys), (v, values)], shape, |x, out| {
+                    kernels.to_half(x, out);
+                });
             }
+            (Plane::Q8_0(keys), Plane::Q8_0(values)) => {
+                let shape = (e, BlockType::Q8_0.row_bytes(e), first, capacity);
+                store(team, [(k, keys), (v, values)], shape, |x, out| {
+                    encode_row(BlockType::Q8_0, x, out);
+                });
+            }
+            _ => unreachable!("keys and values are stored alike"),
         }
     }
 
@@ -189,21 +189,28 @@ impl KvCache {
     }
 }
 
-/// Writes every head's rows of `from` `[tokens, kv_heads, head_dim]` to its plane of `to`; a row there has `width` elements.
+/// Writes every head's rows of k and of v `[tokens, kv_heads, head_dim]` to its plane; a row there has `width` elements.
 fn store<T: Send>(
     team: &Team,
-    from: &[f32],
-    to: &mut [T],
+    from_to: [(&[f32], &mut Vec<T>); 2],
     (head_dim, width, first, capacity): (usize, usize, usize, usize),
     write: impl Fn(&[f32], &mut [T]) + Sync,
 ) {
-    let heads = to.len() / (width * capacity).max(1);
-    team.chunks_mut(to, capacity * width, |head, plane| {
+    let size = width * capacity;
+    if size == 0 {
+        return;
+    }
+    let mut planes: Vec<(&[f32], usize, &mut [T])> = Vec::new();
+    for (from, to) in from_to {
+        let heads = to.chunks_exact_mut(size).enumerate();
+        planes.extend(heads.map(|(head, plane)| (from, head, plane)));
+    }
+    let heads = planes.len() / 2;
+    team.chunks_mut(&mut planes, 1, |_, plane| {
+        let (from, head, plane) = &mut plane[0];
         for (i, row) in from.chunks_exact(heads * head_dim).enumerate() {
-            write(
-                &row[head * head_dim..][..head_dim],
-                &mut plane[(first + i) * width..][..width],
-            );
+            let out = &mut plane[(first + i) * width..][..width];
+            write(&row[*head * head_dim..][..head_dim], out);
         }
     });
 }

@@ -6,7 +6,10 @@
 use std::ops::Range;
 
 use super::{KvCache, Layer, Linear, Model, ModelError};
-use crate::kernels::{Activations, AttentionShape, Kernels, Product, Team, attention, matmul};
+use crate::kernels::{
+    Activations, AttentionShape, Kernels, MatrixView, Product, Team, attention, attention_for,
+    matmul, matmul_add, matmul_silu,
+};
 
 /// Looks at the inputs of the two projections that lose columns when a model is pruned.
 pub trait Observer {
@@ -14,6 +17,10 @@ pub trait Observer {
     fn attention_output(&mut self, team: &Team, layer: usize, x: &Activations);
     /// x `[n, c]`: the input of a layer's MLP down projection.
     fn mlp_down(&mut self, team: &Team, layer: usize, x: &Activations);
+    /// Whether it looks at all; only then are the inputs' plain values there.
+    fn looks(&self) -> bool {
+        true
+    }
 }
 
 /// Looks at nothing.
@@ -23,6 +30,9 @@ pub struct Unobserved;
 impl Observer for Unobserved {
     fn attention_output(&mut self, _: &Team, _: usize, _: &Activations) {}
     fn mlp_down(&mut self, _: &Team, _: usize, _: &Activations) {}
+    fn looks(&self) -> bool {
+        false
+    }
 }
 
 /// The buffers of a forward pass; they grow to the largest batch they have seen and are used again.
@@ -38,12 +48,8 @@ pub struct Scratch {
     k: Vec<f32>,
     /// `[n, g e]`
     v: Vec<f32>,
-    /// What a block adds to the residual stream, `[n, d]`.
-    delta: Vec<f32>,
-    /// `[n, c]`
-    gate: Vec<f32>,
-    /// `[n, c]`
-    up: Vec<f32>,
+    /// The input of MLP down, `[n, c]`.
+    hidden: Activations,
 }
 
 impl Scratch {
@@ -167,19 +173,27 @@ impl Model {
             let (l, layer) = (block / 2, &self.layers[block / 2]);
             if block.is_multiple_of(2) {
                 // x += o(attention(rope(q), rope(k), v)) of norm(x)
-                self.norm(kernels, team, &layer.attention_norm, scratch);
+                let readers = [&layer.q, &layer.k, &layer.v];
+                self.norm(kernels, team, &layer.attention_norm, &readers, scratch);
                 self.project_qkv(kernels, team, layer, scratch);
                 self.rotate(kernels, team, layer, each, caches, scratch);
                 self.remember(kernels, team, layer, l, caches, scratch);
-                self.attend(kernels, team, layer, l, caches, scratch);
+                self.attend(kernels, team, layer, l, caches, observer.looks(), scratch);
                 observer.attention_output(team, l, &scratch.input);
-                self.add_projected(kernels, team, &layer.o, scratch);
+                self.add_projected(kernels, team, &layer.o, &mut scratch.input, &mut scratch.x);
             } else {
                 // x += down(silu(gate(y)) * up(y)) of y = norm(x)
-                self.norm(kernels, team, &layer.mlp_norm, scratch);
-                self.gate_and_up(kernels, team, layer, scratch);
-                observer.mlp_down(team, l, &scratch.input);
-                self.add_projected(kernels, team, &layer.down, scratch);
+                let readers = [&layer.gate, &layer.up];
+                self.norm(kernels, team, &layer.mlp_norm, &readers, scratch);
+                self.gate_and_up(kernels, team, layer, observer.looks(), scratch);
+                observer.mlp_down(team, l, &scratch.hidden);
+                self.add_projected(
+                    kernels,
+                    team,
+                    &layer.down,
+                    &mut scratch.hidden,
+                    &mut scratch.x,
+                );
             }
         }
     }
@@ -197,33 +211,41 @@ impl Model {
         out: &mut Vec<f32>,
     ) {
         let d = self.config.embedding_length;
-        let x = &scratch.x[rows.start * d..rows.end * d];
-        let normed = scratch.input.begin(rows.len(), d);
-        team.chunks_mut(normed, d, |i, row| {
-            kernels.rms_norm(
-                &x[i * d..][..d],
-                &self.output_norm,
-                self.config.rms_epsilon,
-                row,
-            );
-        });
-        out.resize(rows.len() * self.config.vocabulary, 0.0);
         let weights = self.head().view(&self.map);
-        matmul(
-            kernels,
-            team,
-            &mut scratch.input,
-            &mut [Product { weights, out }],
-        );
+        let Scratch { x, input, .. } = scratch;
+        let x = &x[rows.start * d..rows.end * d];
+        self.normalise(kernels, team, x, &self.output_norm, &[weights], input);
+        out.resize(rows.len() * self.config.vocabulary, 0.0);
+        matmul(kernels, team, input, &mut [Product { weights, out }]);
     }
 
-    /// input = norm(x)
-    fn norm(&self, kernels: Kernels, team: &Team, weight: &[f32], scratch: &mut Scratch) {
-        let d = self.config.embedding_length;
-        let x = &scratch.x;
-        let out = scratch.input.begin(x.len() / d, d);
-        team.chunks_mut(out, d, |i, row| {
-            kernels.rms_norm(&x[i * d..][..d], weight, self.config.rms_epsilon, row);
+    /// input = norm(x), for these projections
+    fn norm(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        weight: &[f32],
+        readers: &[&Linear],
+        scratch: &mut Scratch,
+    ) {
+        let readers: Vec<MatrixView> = readers.iter().map(|l| l.weight.view(&self.map)).collect();
+        let Scratch { x, input, .. } = scratch;
+        self.normalise(kernels, team, x, weight, &readers, input);
+    }
+
+    fn normalise(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        x: &[f32],
+        weight: &[f32],
+        readers: &[MatrixView],
+        out: &mut Activations,
+    ) {
+        let (d, epsilon) = (self.config.embedding_length, self.config.rms_epsilon);
+        let tokens = x.len() / d;
+        out.produce(kernels, team, tokens, d, readers, false, |t, row| {
+            kernels.rms_norm(&x[t * d..][..d], weight, epsilon, row);
         });
     }
 
@@ -249,18 +271,19 @@ impl Model {
         scratch: &mut Scratch,
     ) {
         let e = self.config.head_dim;
-        for (vectors, heads) in [
-            (&mut scratch.q, layer.heads()),
-            (&mut scratch.k, layer.kv_heads()),
-        ] {
-            team.chunks_mut(vectors, heads * e, |i, row| {
-                let cache = &caches[i / each];
-                let (cosines, sines) = cache.angles().at(cache.len() + i % each);
-                for head in row.chunks_exact_mut(e) {
-                    kernels.rope(head, cosines, sines);
-                }
-            });
-        }
+        let turn = |t: usize, row: &mut [f32]| {
+            let cache = &caches[t / each];
+            let (cosines, sines) = cache.angles().at(cache.len() + t % each);
+            for head in row.chunks_exact_mut(e) {
+                kernels.rope(head, cosines, sines);
+            }
+        };
+        let q = (&mut scratch.q[..], layer.heads() * e);
+        let k = (&mut scratch.k[..], layer.kv_heads() * e);
+        team.pairs_mut(q, k, |t, q, k| {
+            turn(t, q);
+            turn(t, k);
+        });
     }
 
     /// Puts k and v into the caches, behind what is there.
@@ -291,6 +314,7 @@ impl Model {
     }
 
     /// input = attention(q, cache), each text with its own cache
+    #[allow(clippy::too_many_arguments)] // a layer and its cache, what is to come of it, and who computes
     fn attend(
         &self,
         kernels: Kernels,
@@ -298,59 +322,63 @@ impl Model {
         layer: &Layer,
         l: usize,
         caches: &[&mut KvCache],
+        keep: bool,
         scratch: &mut Scratch,
     ) {
         let tokens = scratch.x.len() / self.config.embedding_length;
         let each = tokens / caches.len();
         let width = layer.heads() * self.config.head_dim;
         let Scratch { input, q, .. } = scratch;
-        let out = input.begin(tokens, width);
-        let text = |team: &Team, i: usize, out: &mut [f32]| {
-            let cache = &caches[i];
-            let shape = AttentionShape {
-                head_dim: self.config.head_dim,
-                group_sizes: &layer.group_sizes,
-                capacity: cache.capacity(),
-                first_position: cache.len(),
-                tokens: each,
-            };
-            let q = &q[i * each * width..][..each * width];
-            let (keys, values) = cache.layer(l);
-            attention(kernels, team, shape, q, keys, values, out);
+        let shape = |cache: &KvCache| AttentionShape {
+            head_dim: self.config.head_dim,
+            group_sizes: &layer.group_sizes,
+            capacity: cache.capacity(),
+            first_position: cache.len(),
+            tokens: each,
         };
-        match caches.len() {
-            1 => text(team, 0, out),
-            _ => team.chunks_mut(out, each * width, |i, out| text(&Team::solo(), i, out)),
+        if let [cache] = caches {
+            let (keys, values) = cache.layer(l);
+            let readers = [layer.o.weight.view(&self.map)];
+            let shape = shape(cache);
+            attention_for(kernels, team, shape, q, keys, values, input, &readers, keep);
+            return;
         }
-    }
-
-    /// input = silu(gate(input)) * up(input)
-    fn gate_and_up(&self, kernels: Kernels, team: &Team, layer: &Layer, scratch: &mut Scratch) {
-        let Scratch {
-            input, gate, up, ..
-        } = scratch;
-        self.project(
-            kernels,
-            team,
-            input,
-            &mut [(&layer.gate, gate), (&layer.up, up)],
-        );
-        let c = layer.channels();
-        let tokens = input.tokens();
-        let out = input.begin(tokens, c);
-        team.chunks_mut(out, c, |i, row| {
-            kernels.silu_mul(&gate[i * c..][..c], &up[i * c..][..c], row);
+        let out = input.begin(tokens, width);
+        team.chunks_mut(out, each * width, |i, out| {
+            let q = &q[i * each * width..][..each * width];
+            let (keys, values) = caches[i].layer(l);
+            let shape = shape(caches[i]);
+            attention(kernels, &Team::solo(), shape, q, keys, values, out);
         });
     }
 
+    /// hidden = silu(gate(input)) * up(input)
+    fn gate_and_up(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        layer: &Layer,
+        keep: bool,
+        scratch: &mut Scratch,
+    ) {
+        let Scratch { input, hidden, .. } = scratch;
+        let [gate, up] = [&layer.gate, &layer.up]
+            .map(|linear| (linear.weight.view(&self.map), linear.bias.as_deref()));
+        let readers = [layer.down.weight.view(&self.map)];
+        matmul_silu(kernels, team, input, gate, up, hidden, &readers, keep);
+    }
+
     /// x += linear(input)
-    fn add_projected(&self, kernels: Kernels, team: &Team, linear: &Linear, scratch: &mut Scratch) {
-        let Scratch {
-            input, delta, x, ..
-        } = scratch;
-        self.project(kernels, team, input, &mut [(linear, delta)]);
-        let d = self.config.embedding_length;
-        team.chunks_mut(x, d, |i, row| kernels.add(row, &delta[i * d..][..d]));
+    fn add_projected(
+        &self,
+        kernels: Kernels,
+        team: &Team,
+        linear: &Linear,
+        input: &mut Activations,
+        x: &mut [f32],
+    ) {
+        let (weights, bias) = (linear.weight.view(&self.map), linear.bias.as_deref());
+        matmul_add(kernels, team, input, weights, bias, x);
     }
 
     /// Several projections of one input, with their biases; each output takes on its shape.

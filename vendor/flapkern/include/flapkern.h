@@ -150,7 +150,7 @@ typedef struct fk_kernels {
     /* Rotates pairs (x[2i], x[2i + 1]) by angles given as cosines and sines, i < pairs. */
     void (*rope)(float *x, const float *cosines, const float *sines, size_t pairs);
 
-    /* out = silu(gate) * up, n values. */
+    /* out = silu(gate) * up, n values. out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
 
     /* x += y, n values. */
