@@ -6,6 +6,8 @@ use crate::model::Model;
 
 /// Features per piece of work when statistics are split among threads.
 const PIECE: usize = 64;
+/// Tokens that are summed in single precision before the sum goes into one in double precision.
+const SINGLE_ROWS: usize = 32;
 
 /// Running statistics of the features of a projection's input, one sample per token. Means and sums of squared
 /// deviations are merged batch by batch (Chan, Golub and LeVeque 1979), so that a large mean does not swallow a small
@@ -72,26 +74,36 @@ impl FeatureStats {
         let (before, batch) = (self.count as f64, rows as f64);
         let all = before + batch;
         team.chunks_mut(&mut self.features, PIECE, |piece, moments| {
-            let columns = || {
-                x.chunks_exact(width)
-                    .map(|row| &row[piece * PIECE..][..moments.len()])
-            };
-            let mut means = [0.0f64; PIECE];
-            for row in columns() {
-                for (m, v) in means.iter_mut().zip(row) {
-                    *m += f64::from(*v);
+            let columns = |row: usize| &x[row * width + piece * PIECE..][..moments.len()];
+            // Near the mean, so that nothing cancels: what came before, or a token from the middle, since the first of a text
+            // often lies far off.
+            let mut near = [0.0f32; PIECE];
+            near[..moments.len()].copy_from_slice(columns(rows / 2));
+            if self.count > 0 {
+                for (near, old) in near.iter_mut().zip(&*moments) {
+                    *near = old.mean as f32;
                 }
             }
-            means.iter_mut().for_each(|m| *m /= batch);
-            let mut deviations = [0.0f64; PIECE];
-            for row in columns() {
-                for ((d, m), v) in deviations.iter_mut().zip(&means).zip(row) {
-                    let difference = f64::from(*v) - m;
-                    *d += difference * difference;
+            let (mut sums, mut squares) = ([0.0f64; PIECE], [0.0f64; PIECE]);
+            for first in (0..rows).step_by(SINGLE_ROWS) {
+                let (mut some, mut some_squares) = ([0.0f32; PIECE], [0.0f32; PIECE]);
+                for row in first..rows.min(first + SINGLE_ROWS) {
+                    let sums = some.iter_mut().zip(&mut some_squares);
+                    for ((sum, square), (v, near)) in sums.zip(columns(row).iter().zip(&near)) {
+                        let difference = v - near;
+                        *sum += difference;
+                        *square += difference * difference;
+                    }
+                }
+                for i in 0..PIECE {
+                    sums[i] += f64::from(some[i]);
+                    squares[i] += f64::from(some_squares[i]);
                 }
             }
-            for ((old, mean), deviation) in moments.iter_mut().zip(means).zip(deviations) {
-                let shift = mean - old.mean;
+            for (i, old) in moments.iter_mut().enumerate() {
+                let off = sums[i] / batch;
+                let deviation = (squares[i] - sums[i] * off).max(0.0);
+                let shift = f64::from(near[i]) + off - old.mean;
                 old.mean += shift * batch / all;
                 old.deviation += deviation + shift * shift * before * batch / all;
             }
