@@ -31,6 +31,11 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     let loaded = args.model.load()?;
     let calibrated = args.calibration.calibrate(&loaded, &args.method, false)?;
     calibrated.stored.save(&args.output)?;
+    if calibrated.groups.is_some() {
+        tracing::warn!(
+            "the profile has no covariances, for they do not fit in memory all at once; pruning by it restores by biases. Without --profile, pruning collects them in groups of layers"
+        );
+    }
     if !args.quiet {
         let size = std::fs::metadata(&args.output).map_or(0, |m| m.len());
         eprintln!(

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,17 +11,19 @@ use clap::{ArgMatches, Args, Command};
 use flapjack::generate::Texts;
 use flapjack::gguf::GgufFile;
 use flapjack::hub;
-use flapjack::model::Model;
+use flapjack::kernels::Runtime;
+use flapjack::model::{Layer, Model};
 use flapjack::prune::{
-    self, Calibration, Covariance, CurveOptions, Curves, Effort, Origin, Outcome, OutcomeKey,
-    Profile, PruneError, Recipe, Restore, StoredProfile, calibrate, curves, outcome, store,
+    self, Calibration, CurveOptions, Curves, Effort, Groups, Origin, Outcome, OutcomeKey, Plan,
+    Profile, PruneError, Recipe, Restore, StoredProfile, calibrate, curves, groups, outcome, store,
 };
 use flapjack::tokenize::Tokenizer;
 
 use super::memory;
 use super::options::Loaded;
 use super::progress;
-use super::pruning::MethodOptions;
+use super::pruning::{MethodOptions, parse_size};
+use super::report::{mebibytes, plural};
 
 /// Tokens that are used of a text of the user's unless --calib-tokens says otherwise.
 const DEFAULT_TEXT_TOKENS: usize = 32_768;
@@ -61,6 +64,10 @@ pub struct CalibrationOptions {
     /// fast]
     #[arg(long, value_name = "N")]
     pub calib_tokens: Option<usize>,
+    /// Memory for the covariances of least squares, for example 2GB; where those of all layers take more, they are collected in
+    /// groups of layers, in more passes over the text [default: half of the free memory]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
 }
 
 /// [`CalibrationOptions`] where they make sense only with `--prune` or what stands in its place.
@@ -128,7 +135,7 @@ impl std::fmt::Display for Source {
 }
 
 /// A profile and what it took to get it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Calibrated {
     pub stored: StoredProfile,
     /// The profile's hash, where it is known already.
@@ -138,6 +145,8 @@ pub struct Calibrated {
     /// What neither statistics nor curves were taken from, for judging.
     pub judge: Vec<u32>,
     pub bos: Option<u32>,
+    /// Where covariances come from that the profile has not, because they do not fit in memory all at once.
+    pub groups: Option<Groups>,
     pub time: Duration,
     /// How long loss curves took, where they were measured now.
     pub curves_time: Option<Duration>,
@@ -146,30 +155,50 @@ pub struct Calibrated {
 }
 
 impl Calibrated {
-    /// For restoration that reads the text.
-    pub fn text(&self) -> Calibration<'_> {
-        Calibration {
+    /// Prunes in place by what was calibrated.
+    pub fn prune(
+        &mut self,
+        model: &mut Model,
+        runtime: &Runtime,
+        recipe: Recipe,
+        ratio: f64,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Plan, PruneError> {
+        let profile = &self.stored.profile;
+        if let Some(groups) = &mut self.groups {
+            return groups::prune(model, runtime, profile, groups, recipe, ratio, progress);
+        }
+        let text = Calibration {
             tokens: &self.text,
             bos: self.bos,
             covariance: true,
-        }
+        };
+        prune::prune(model, runtime, profile, text, recipe, ratio, progress)
     }
 }
 
 /// What a profile must have.
 struct Wanted {
-    covariance: bool,
+    covariances: Covariances,
     curves: Option<CurveOptions>,
     /// Tokens that are kept for judging what pruning has done.
     judge: usize,
 }
 
 impl Wanted {
-    fn new(model: &Model, method: &MethodOptions, judge: usize) -> Result<Self> {
+    fn new(
+        model: &Model,
+        method: &MethodOptions,
+        judge: usize,
+        memory: Option<u64>,
+    ) -> Result<Self> {
         let recipe = method.recipe();
         Ok(Self {
             judge,
-            covariance: recipe.wants_covariance() && covariances_fit(model, recipe)?,
+            covariances: match recipe.wants_covariance() {
+                true => Covariances::that_fit(model, recipe, memory)?,
+                false => Covariances::None,
+            },
             curves: recipe.wants_curves().then(|| CurveOptions {
                 metric: recipe.metric,
                 heads: recipe.heads,
@@ -213,8 +242,11 @@ struct Parts {
 impl std::fmt::Display for Wanted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("means and variances")?;
-        if self.covariance {
-            f.write_str(", covariances")?;
+        match self.covariances {
+            Covariances::None => {}
+            Covariances::All => f.write_str(", covariances")?,
+            // Not in the profile, but curves and outcomes are those of covariances, however large the groups.
+            Covariances::InGroups(_) => f.write_str(", covariances in groups of layers")?,
         }
         if self.judge > 0 {
             write!(f, ", {} tokens kept for judging", self.judge)?;
@@ -236,29 +268,51 @@ impl std::fmt::Display for Wanted {
     }
 }
 
-/// Whether there is memory for the covariances of all layers. Where the recipe can do without, it does, with a warning.
-fn covariances_fit(model: &Model, recipe: Recipe) -> Result<bool> {
-    let needed: usize = model
-        .layers
-        .iter()
-        .map(|l| Covariance::bytes(l.o.weight.cols) + Covariance::bytes(l.channels()))
-        .sum();
-    let available = memory::available().map(|bytes| bytes / 2);
-    tracing::debug!("covariances take {} MiB", needed >> 20);
-    match available {
-        Some(available) if available < needed as u64 => {
-            let shortage = format!(
-                "least squares need covariances of {} MiB, and {} MiB are half of the free memory",
-                needed >> 20,
-                available >> 20
+/// How covariances are held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Covariances {
+    None,
+    All,
+    /// Of some layers at a time.
+    InGroups(Vec<Range<usize>>),
+}
+
+impl Covariances {
+    /// As many as there is memory for: `memory` bytes or half of what is free. Where not even those of one layer fit and the
+    /// recipe can do without, it does, with a warning.
+    fn that_fit(model: &Model, recipe: Recipe, memory: Option<u64>) -> Result<Self> {
+        let layers = model.layers.iter().map(groups::layer_bytes);
+        let (needed, most): (u64, u64) = (layers.clone().sum(), layers.max().unwrap_or(0));
+        let (available, which) = match memory {
+            Some(bytes) => (Some(bytes), "--memory"),
+            None => (
+                memory::available().map(|free| free / 2),
+                "half of the free memory",
+            ),
+        };
+        tracing::debug!("covariances take {}", mebibytes(needed));
+        let Some(available) = available.filter(|available| *available < needed) else {
+            return Ok(Covariances::All);
+        };
+        let (needed, most) = (mebibytes(needed), mebibytes(most));
+        let allowed = format!("{which} ({})", mebibytes(available));
+        if recipe.metric.wants_covariance() {
+            bail!(
+                "the metric {} looks at the covariances of all layers at once, {needed}, and that is more than {allowed}; choose another --metric, or raise --memory",
+                recipe.metric
             );
-            if recipe.restore != Restore::Auto || recipe.metric.wants_covariance() {
-                bail!("{shortage}; --restore bias does without");
-            }
-            tracing::warn!("{shortage}; restoring by biases");
-            Ok(false)
         }
-        _ => Ok(true),
+        if let Some(ranges) = groups::partition(model, available) {
+            return Ok(Covariances::InGroups(ranges));
+        }
+        let shortage = format!(
+            "least squares need the covariances of one layer at least, {most}, and that is more than {allowed}"
+        );
+        if recipe.restore != Restore::Auto {
+            bail!("{shortage}; --restore bias does without");
+        }
+        tracing::warn!("{shortage}; restoring by biases");
+        Ok(Covariances::None)
     }
 }
 
@@ -280,6 +334,7 @@ pub fn from_file(loaded: &Loaded, path: &Path, recipe: Recipe) -> Result<Calibra
         text: Vec::new(),
         judge: Vec::new(),
         bos: None,
+        groups: None,
         time: start.elapsed(),
         curves_time: None,
         kept: true,
@@ -383,7 +438,7 @@ impl CalibrationOptions {
                 (tokens, hash)
             }
         };
-        let wanted = Wanted::new(&loaded.model, method, judge)?;
+        let wanted = Wanted::new(&loaded.model, method, judge, self.memory)?;
         let parts = wanted
             .parts(tokens.len())
             .with_context(|| format!("calibrating on {source}"))?;
@@ -486,7 +541,11 @@ impl Task {
         } = self;
         let start = Instant::now();
         let found = if cached { find(&origin) } else { None };
-        let reads_text = found.is_none() || sequential || wanted.judge > 0;
+        let ranges = match &wanted.covariances {
+            Covariances::InGroups(ranges) => Some(ranges),
+            _ => None,
+        };
+        let reads_text = found.is_none() || sequential || wanted.judge > 0 || ranges.is_some();
         if matches!(source, Source::Own(_)) && reads_text {
             tokens = own_text(loaded, tokens.len(), bos)?;
         }
@@ -499,6 +558,15 @@ impl Task {
             Vec::new()
         };
         let judge = judge.to_vec();
+        let calibration = |tokens| Calibration {
+            tokens,
+            bos,
+            covariance: wanted.covariances == Covariances::All,
+        };
+        let mut groups = ranges.map(|ranges| {
+            let curves = wanted.curves.is_some() && found.is_none();
+            in_groups(&loaded.model, ranges, calibration(seen), curves)
+        });
         if let Some((profile, hash)) = found {
             return Ok(Calibrated {
                 stored: StoredProfile { origin, profile },
@@ -506,16 +574,12 @@ impl Task {
                 text,
                 judge,
                 bos,
+                groups,
                 time: before + start.elapsed(),
                 curves_time: None,
                 kept: true,
             });
         }
-        let calibration = |tokens| Calibration {
-            tokens,
-            bos,
-            covariance: wanted.covariance,
-        };
         let bar = progress::bar("calibrating", seen.len() as u64, "tokens");
         let mut profile = prune::calibrate(
             &loaded.model,
@@ -531,14 +595,15 @@ impl Task {
         if let Some(options) = wanted.curves {
             let modules = 2 * loaded.model.layers.len() as u64;
             let bar = progress::bar("measuring loss curves", modules, "modules");
-            let curves = curves::measure(
-                &loaded.model,
-                &loaded.runtime,
-                &profile,
-                calibration(held_back),
-                options,
-                &mut |done, _| bar.set_position(done as u64),
-            )
+            let (model, runtime) = (&loaded.model, &loaded.runtime);
+            let text = calibration(held_back);
+            let progress = &mut |done, _| bar.set_position(done as u64);
+            let curves = match &mut groups {
+                Some(groups) => {
+                    groups::measure(model, runtime, &profile, groups, text, options, progress)
+                }
+                None => curves::measure(model, runtime, &profile, text, options, progress),
+            }
             .with_context(|| format!("measuring loss curves on {source}"))?;
             bar.finish_and_clear();
             profile.curves = Some(curves);
@@ -550,6 +615,7 @@ impl Task {
             text,
             judge,
             bos,
+            groups,
             time,
             kept: false,
         };
@@ -558,6 +624,28 @@ impl Task {
         }
         Ok(calibrated)
     }
+}
+
+/// Groups of layers, and what they cost, said before it is paid.
+fn in_groups(model: &Model, ranges: &[Range<usize>], text: Calibration, curves: bool) -> Groups {
+    let bytes = |layers: &[Layer]| layers.iter().map(groups::layer_bytes).sum();
+    let most = ranges.iter().map(|r| bytes(&model.layers[r.clone()])).max();
+    tracing::info!(
+        "covariances of {} are collected in {} of at most {}, which takes {:.1} times the {} through the model",
+        mebibytes(bytes(&model.layers)),
+        plural(ranges.len(), "group"),
+        mebibytes(most.unwrap_or(0)),
+        groups::passes(ranges, curves),
+        plural(text.tokens.len(), "token"),
+    );
+    let mut bar = None;
+    Groups::new(ranges.to_vec(), text, move |done, total| {
+        let new = || progress::bar("covariances", total as u64, "tokens");
+        bar.get_or_insert_with(new).set_position(done as u64);
+        if done == total {
+            bar = None;
+        }
+    })
 }
 
 /// So many tokens that the model writes, in texts that fill a sequence of calibration each.

@@ -28,7 +28,7 @@ pub struct PruneOptions {
     #[command(flatten)]
     pub calibration: WithPrune,
     /// Use a profile that `flapjack calibrate` made, and do not calibrate
-    #[arg(long, value_name = "FILE", requires = AMOUNT, conflicts_with_all = ["calib", "calib_field", "calib_tokens", "max_ppl"])]
+    #[arg(long, value_name = "FILE", requires = AMOUNT, conflicts_with_all = ["calib", "calib_field", "calib_tokens", "memory", "max_ppl"])]
     pub profile: Option<PathBuf>,
     /// Calibrate and prune anew even if the cache folder has the profile or the outcome, and keep neither there
     #[arg(long, requires = AMOUNT)]
@@ -112,7 +112,7 @@ const UNITS: [(&str, u64); 7] = [
     ("B", 1),
 ];
 
-fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || {
         let names = UNITS.map(|(name, _)| name).join(", ");
         format!("must be a number of bytes with a unit ({names}), for example 80MB")
@@ -387,7 +387,7 @@ impl Job {
             cached,
             profile,
         } = self;
-        let calibrated = match profile {
+        let mut calibrated = match profile {
             Pending::Task(task) => task.carry_out(loaded)?,
             Pending::Calibrated(calibrated) => *calibrated,
         };
@@ -399,7 +399,7 @@ impl Job {
         let hash = hash.unwrap_or_else(|| calibrated.stored.hash());
 
         let start = Instant::now();
-        let target = find(asked, loaded, options, &calibrated, recipe)?;
+        let target = find(asked, loaded, options, &mut calibrated, recipe)?;
         let search_time = start.elapsed();
         let layers = loaded.model.layers.iter();
         let dense: Vec<_> = layers
@@ -476,7 +476,7 @@ fn find(
     asked: Asked,
     loaded: &Loaded,
     options: &ModelOptions,
-    calibrated: &Calibrated,
+    calibrated: &mut Calibrated,
     recipe: Recipe,
 ) -> Result<Target> {
     let Loaded { model, runtime, .. } = loaded;
@@ -549,10 +549,10 @@ fn find_by_perplexity(
     limit: f64,
     loaded: &Loaded,
     options: &ModelOptions,
-    calibrated: &Calibrated,
+    calibrated: &mut Calibrated,
     recipe: Recipe,
 ) -> Result<(f64, String)> {
-    let tokens = &calibrated.judge;
+    let (tokens, bos) = (calibrated.judge.clone(), calibrated.bos);
     let judge = |model: &Model| {
         let options = PerplexityOptions {
             context: JUDGE_CONTEXT.min(model.config.context_length),
@@ -560,25 +560,21 @@ fn find_by_perplexity(
             all_positions: true,
             cache_type: CacheType::F16,
         };
-        let bos = calibrated.bos;
-        eval::perplexity(model, &loaded.runtime, tokens, bos, options, &mut |_, _| {})
+        eval::perplexity(
+            model,
+            &loaded.runtime,
+            &tokens,
+            bos,
+            options,
+            &mut |_, _| {},
+        )
     };
     let dense = judge(&loaded.model)?.perplexity;
     let bar = progress::bar("looking for the ratio", 0, "models");
     let found = search::largest_ratio(limit, |ratio| -> Result<f64> {
         // Pruning rewrites the map, and the dense model is needed again.
         let mut model = options.load_again(loaded)?;
-        let text = calibrated.text();
-        let profile = &calibrated.stored.profile;
-        prune::prune(
-            &mut model,
-            &loaded.runtime,
-            profile,
-            text,
-            recipe,
-            ratio,
-            &|_, _| {},
-        )?;
+        calibrated.prune(&mut model, &loaded.runtime, recipe, ratio, &|_, _| {})?;
         let rise = judge(&model)?.perplexity / dense - 1.0;
         tracing::info!("ratio {ratio:.4}: perplexity {:+.1} %", rise * 100.0);
         bar.inc(1);
@@ -611,16 +607,14 @@ fn find_by_perplexity(
 pub fn prune(
     model: &mut Model,
     runtime: &Runtime,
-    calibrated: Calibrated,
+    mut calibrated: Calibrated,
     recipe: Recipe,
     ratio: f64,
 ) -> Result<Pruned> {
     let before = Snapshot::take(model);
     let start = Instant::now();
     let bar = progress::bar("pruning", model.layers.len() as u64, "layers");
-    let text = calibrated.text();
-    let profile = &calibrated.stored.profile;
-    let plan = prune::prune(model, runtime, profile, text, recipe, ratio, &|done, _| {
+    let plan = calibrated.prune(model, runtime, recipe, ratio, &|done, _| {
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();

@@ -29,6 +29,8 @@ pub struct CalibrationNote {
     profile: ProfileFrom,
     /// Tokens of loss curves, and the time they took, if they were measured now.
     curves: Option<(usize, Duration)>,
+    /// Groups of layers that covariances were collected in, where not all of them fit in memory.
+    groups: Option<usize>,
 }
 
 #[derive(PartialEq)]
@@ -54,6 +56,7 @@ impl CalibrationNote {
                 false => ProfileFrom::Now,
             },
             curves: calibrated.curves_time.map(|time| (held_back, time)),
+            groups: calibrated.groups.as_ref().map(|g| g.ranges().len()),
         }
     }
 
@@ -64,6 +67,7 @@ impl CalibrationNote {
             time: task.time(),
             profile: ProfileFrom::Unread,
             curves: None,
+            groups: None,
         }
     }
 }
@@ -88,6 +92,12 @@ impl CalibrationNote {
             format!(
                 "  curves     {}  what each module is worth, on {tokens} tokens held back",
                 seconds(time)
+            )
+        }));
+        lines.extend(self.groups.map(|groups| {
+            format!(
+                "  memory     covariances in {} of layers, not all at once",
+                plural(groups, "group")
             )
         }));
         lines

@@ -1,5 +1,7 @@
 //! Running text through the dense model and watching the inputs of the projections that can lose columns.
 
+use std::ops::Range;
+
 use super::covariance::GramScratch;
 use super::{FeatureStats, LayerProfile, Module, Profile, PruneError};
 use crate::kernels::{Activations, Kernels, Runtime, Team};
@@ -38,6 +40,27 @@ pub fn calibrate(
     calibration: Calibration,
     progress: &mut (dyn FnMut(usize, usize) + Send),
 ) -> Result<Profile, PruneError> {
+    let layers = 0..model.layers.len();
+    Ok(Profile {
+        layers: calibrate_layers(model, runtime, calibration, layers, progress)?,
+        curves: None,
+    })
+}
+
+/// The same for some layers only. The text goes no further than to the last of them.
+///
+/// # Errors
+/// Those of [`calibrate()`].
+///
+/// # Panics
+/// If there are no such layers.
+pub fn calibrate_layers(
+    model: &Model,
+    runtime: &Runtime,
+    calibration: Calibration,
+    layers: Range<usize>,
+    progress: &mut (dyn FnMut(usize, usize) + Send),
+) -> Result<Vec<LayerProfile>, PruneError> {
     let Calibration {
         tokens,
         bos,
@@ -50,7 +73,7 @@ pub fn calibrate(
         });
     }
     let sequence = SEQUENCE.min(model.config.context_length);
-    let mut recorder = Recorder::new(model, runtime.kernels, covariance);
+    let mut recorder = Recorder::new(model, runtime.kernels, layers.clone(), covariance);
     let mut cache = KvCache::new(model, sequence);
     let mut scratch = Scratch::new();
     let mut batch = Vec::with_capacity(sequence);
@@ -60,26 +83,22 @@ pub fn calibrate(
         batch.extend(bos);
         let take = (sequence - batch.len()).min(tokens.len() - done);
         batch.extend_from_slice(&tokens[done..done + take]);
-        cache.truncate(0);
         runtime.pool.region(|team| {
-            model.forward(
+            model.embed(team, &batch, &mut scratch)?;
+            model.blocks(
                 runtime.kernels,
                 team,
-                &batch,
-                &mut cache,
+                0..2 * layers.end,
+                &mut [&mut cache],
                 &mut scratch,
                 &mut recorder,
-            )
+            );
+            Ok::<(), PruneError>(())
         })?;
         done += take;
         progress(done, tokens.len());
     }
-    check_finite(&recorder.profile)?;
-    Ok(recorder.profile)
-}
-
-fn check_finite(profile: &Profile) -> Result<(), PruneError> {
-    for (layer, stats) in profile.layers.iter().enumerate() {
+    for (stats, layer) in recorder.layers.iter().zip(layers) {
         for (module, stats) in [
             (Module::Attention, &stats.attention),
             (Module::Mlp, &stats.mlp),
@@ -89,36 +108,34 @@ fn check_finite(profile: &Profile) -> Result<(), PruneError> {
             }
         }
     }
-    Ok(())
+    Ok(recorder.layers)
 }
 
-/// Adds the inputs that it sees to a profile.
+/// Adds the inputs that it sees to the statistics of some layers.
 struct Recorder {
-    profile: Profile,
+    /// The number of the first.
+    first: usize,
+    layers: Vec<LayerProfile>,
     kernels: Kernels,
     scratch: GramScratch,
 }
 
 impl Recorder {
-    fn new(model: &Model, kernels: Kernels, covariance: bool) -> Self {
+    fn new(model: &Model, kernels: Kernels, layers: Range<usize>, covariance: bool) -> Self {
         let stats = if covariance {
             FeatureStats::with_covariance
         } else {
             FeatureStats::new
         };
-        let layers = model
-            .layers
-            .iter()
-            .map(|layer| LayerProfile {
-                attention: stats(layer.o.weight.cols),
-                mlp: stats(layer.channels()),
-            })
-            .collect();
         Self {
-            profile: Profile {
-                layers,
-                curves: None,
-            },
+            first: layers.start,
+            layers: model.layers[layers]
+                .iter()
+                .map(|layer| LayerProfile {
+                    attention: stats(layer.o.weight.cols),
+                    mlp: stats(layer.channels()),
+                })
+                .collect(),
             kernels,
             scratch: GramScratch::default(),
         }
@@ -127,13 +144,17 @@ impl Recorder {
 
 impl Observer for Recorder {
     fn attention_output(&mut self, team: &Team, layer: usize, x: &Activations) {
-        let stats = &mut self.profile.layers[layer].attention;
-        record(stats, self.kernels, team, x, &mut self.scratch);
+        if let Some(place) = layer.checked_sub(self.first) {
+            let stats = &mut self.layers[place].attention;
+            record(stats, self.kernels, team, x, &mut self.scratch);
+        }
     }
 
     fn mlp_down(&mut self, team: &Team, layer: usize, x: &Activations) {
-        let stats = &mut self.profile.layers[layer].mlp;
-        record(stats, self.kernels, team, x, &mut self.scratch);
+        if let Some(place) = layer.checked_sub(self.first) {
+            let stats = &mut self.layers[place].mlp;
+            record(stats, self.kernels, team, x, &mut self.scratch);
+        }
     }
 }
 

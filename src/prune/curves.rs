@@ -7,11 +7,12 @@
 
 use std::sync::Mutex;
 
+use super::groups::Source;
 use super::plan::Units;
 use super::restore::{features, restore_projection};
 use super::{
-    Calibration, CurveLevels, HeadUnit, Metric, Module, Profile, PruneError, Restoration, Restore,
-    score,
+    Calibration, CurveLevels, HeadUnit, LayerProfile, Metric, Module, Profile, PruneError,
+    Restoration, Restore, score,
 };
 use crate::kernels::{Activations, Kernels, MatrixView, Product, Runtime, Team, matmul};
 use crate::model::{KvCache, Model, Observer, Predictions, Scratch, Unobserved, Weight};
@@ -72,6 +73,20 @@ pub fn measure(
     options: CurveOptions,
     progress: &mut (dyn FnMut(usize, usize) + Send),
 ) -> Result<Curves, PruneError> {
+    let all = &mut Source::All(profile);
+    measure_with(model, runtime, profile, all, text, options, progress)
+}
+
+/// [`measure`], restoring by statistics from `source`; the profile need not have covariances.
+pub(super) fn measure_with(
+    model: &Model,
+    runtime: &Runtime,
+    profile: &Profile,
+    source: &mut Source,
+    text: Calibration,
+    options: CurveOptions,
+    progress: &mut (dyn FnMut(usize, usize) + Send),
+) -> Result<Curves, PruneError> {
     let Calibration { tokens, bos, .. } = text;
     let scores = score(model, runtime, profile, options.metric)?;
     if tokens.len() < LEAST_TOKENS {
@@ -90,7 +105,8 @@ pub fn measure(
             _ => options.levels.mlp_shares,
         };
         let levels = levels(units, shares);
-        let variants = variants(model, runtime, profile, m, units, &levels, options.restore)?;
+        let stats = source.layer(model, runtime, m / 2)?;
+        let variants = variants(model, runtime, stats, m, units, &levels, options.restore)?;
         slice.enter(m);
         let mut points = Vec::with_capacity(levels.len());
         for (gone, variant) in levels.into_iter().zip(&variants) {
@@ -213,13 +229,13 @@ impl Difference {
 fn variants(
     model: &Model,
     runtime: &Runtime,
-    profile: &Profile,
+    stats: &LayerProfile,
     m: usize,
     units: &Units,
     levels: &[usize],
     restore: Restore,
 ) -> Result<Vec<Difference>, PruneError> {
-    let (layer, stats) = (&model.layers[m / 2], &profile.layers[m / 2]);
+    let layer = &model.layers[m / 2];
     let (weight, stats, width) = match m % 2 {
         0 => (&layer.o.weight, &stats.attention, model.config.head_dim),
         _ => (&layer.down.weight, &stats.mlp, 1),

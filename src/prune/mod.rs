@@ -7,6 +7,8 @@
 //! [`apply()`] compacts the weights in place. A [`Method`] names a [`Recipe`], a choice for every step, and [`prune`] follows
 //! one. `docs/pruning.md` has the formulas and what they measure.
 //!
+//! Where the covariances of all layers do not fit in memory, [`groups`] takes them of a few layers at a time.
+//!
 //! [`store`] keeps profiles as files, [`outcome`] what pruning made of a model, [`record`] is what a pruned file tells of its origin.
 //!
 //! *Ratio* means the share of the decoder layers' attention and MLP weights, counted in parameters, that goes. Embeddings,
@@ -16,6 +18,7 @@ pub mod apply;
 pub mod calibrate;
 mod covariance;
 pub mod curves;
+pub mod groups;
 pub mod method;
 pub mod metric;
 mod names;
@@ -37,6 +40,7 @@ pub use apply::apply;
 pub use calibrate::{Calibration, calibrate};
 pub use covariance::{Covariance, GramScratch};
 pub use curves::{Curve, CurveOptions, Curves};
+pub use groups::Groups;
 pub use method::{CurveLevels, Effort, Method, Recipe};
 pub use metric::{LayerScores, Metric, score};
 pub use outcome::{Outcome, OutcomeError, OutcomeKey};
@@ -173,31 +177,39 @@ pub fn carry_out(
     if how == Restore::Lsq && !profile.has_covariance() {
         return Err(PruneError::NoCovariance);
     }
-    let layers = plan.layers.len();
-    for first in (0..layers).step_by(runtime.pool.threads()) {
-        let slots: Vec<Mutex<Option<LayerRestoration>>> = (first
-            ..layers.min(first + runtime.pool.threads()))
+    carry_out_layers(model, runtime, &profile.layers, 0, plan, how, progress)
+}
+
+/// [`carry_out`] for the layers from `first` on that there are `stats` of; `progress` is called with how many of them are done
+/// and their total.
+fn carry_out_layers(
+    model: &mut Model,
+    runtime: &Runtime,
+    stats: &[LayerProfile],
+    first: usize,
+    plan: &Plan,
+    how: Restore,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<(), PruneError> {
+    for begin in (0..stats.len()).step_by(runtime.pool.threads()) {
+        let slots: Vec<Mutex<Option<LayerRestoration>>> = (begin
+            ..stats.len().min(begin + runtime.pool.threads()))
             .map(|_| Mutex::new(None))
             .collect();
         let dense = &*model;
         runtime.pool.region(|team| {
             team.items(slots.len(), |_, i| {
-                let l = first + i;
-                let restored = restore(dense, &profile.layers[l], l, &plan.layers[l], how);
+                let (stats, l) = (&stats[begin + i], first + begin + i);
+                let restored = restore(dense, stats, l, &plan.layers[l], how);
                 *slots[i].lock().expect("each layer has one user") = restored.ok();
             });
         });
         for (i, slot) in slots.into_iter().enumerate() {
             let restored = slot.into_inner().ok().flatten();
             let restored = restored.ok_or(PruneError::NoCovariance)?;
-            apply::apply_layer(
-                model,
-                runtime,
-                first + i,
-                &plan.layers[first + i],
-                &restored,
-            )?;
-            progress(first + i + 1, layers);
+            let l = first + begin + i;
+            apply::apply_layer(model, runtime, l, &plan.layers[l], &restored)?;
+            progress(begin + i + 1, stats.len());
         }
     }
     Ok(())

@@ -1,0 +1,313 @@
+//! Covariances in groups of layers: the same plan and the same weights as with all of them at once, in less memory.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::Random;
+use common::program::{flapjack_with, stderr, stdout};
+use common::synthetic::{Shape, Synthetic, runtime};
+use flapjack::model::Model;
+use flapjack::prune::{
+    self, Calibration, CurveOptions, Effort, Groups, HeadUnit, Metric, Plan, Profile, PruneError,
+    Recipe, Restore, Structure, groups,
+};
+use flapjack::quant::BlockType;
+
+const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
+
+/// Four layers, of which the second has the largest covariances.
+fn four_layers(block_type: BlockType) -> Synthetic {
+    Synthetic::new(Shape {
+        block_type,
+        head_dim: 32,
+        rope_dim: 32,
+        heads: vec![4; 4],
+        kv_heads: vec![2; 4],
+        channels: vec![128, 192, 128, 128],
+        ..Shape::default()
+    })
+}
+
+fn text(tokens: &[u32], covariance: bool) -> Calibration<'_> {
+    Calibration {
+        tokens,
+        bos: Some(1),
+        covariance,
+    }
+}
+
+/// Prunes with covariances in groups, or all at once.
+fn pruned(
+    model: &mut Model,
+    recipe: Recipe,
+    groups: Option<&mut Groups>,
+) -> Result<(Profile, Plan), PruneError> {
+    let runtime = runtime(2);
+    let mut random = Random::new(3);
+    let [seen, held_back] = [700, 256].map(|n| random.tokens(n, Shape::default().vocabulary));
+    let all = text(&seen, groups.is_none());
+    let mut profile = prune::calibrate(model, &runtime, all, &mut |_, _| {})?;
+    let options = CurveOptions {
+        metric: recipe.metric,
+        heads: recipe.heads,
+        restore: recipe.restore,
+        levels: Effort::Best.curve_levels(),
+    };
+    let held_back = text(&held_back, true);
+    let quiet = &mut |_, _| {};
+    let ratio = 0.4;
+    let plan = match groups {
+        None => {
+            if recipe.wants_curves() {
+                let curves =
+                    prune::curves::measure(model, &runtime, &profile, held_back, options, quiet)?;
+                profile.curves = Some(curves);
+            }
+            prune::prune(model, &runtime, &profile, all, recipe, ratio, QUIET)?
+        }
+        Some(groups) => {
+            if recipe.wants_curves() {
+                let curves =
+                    groups::measure(model, &runtime, &profile, groups, held_back, options, quiet)?;
+                profile.curves = Some(curves);
+            }
+            groups::prune(model, &runtime, &profile, groups, recipe, ratio, QUIET)?
+        }
+    };
+    Ok((profile, plan))
+}
+
+fn groups_of(model: &Model, bytes: u64, passes: &Arc<AtomicUsize>) -> Groups {
+    let seen = Random::new(3).tokens(700, Shape::default().vocabulary);
+    let ranges = groups::partition(model, bytes).expect("a layer fits");
+    let passes = Arc::clone(passes);
+    Groups::new(ranges, text(&seen, false), move |done, total| {
+        assert!(done <= total);
+        passes.fetch_add(usize::from(done == total), Ordering::Relaxed);
+    })
+}
+
+/// What the covariances of some layers take.
+fn bytes(model: &Model, layers: std::ops::Range<usize>) -> u64 {
+    model.layers[layers].iter().map(groups::layer_bytes).sum()
+}
+
+fn assert_same(a: &Model, b: &Model) {
+    for (a_layer, b_layer) in a.layers.iter().zip(&b.layers) {
+        assert_eq!(a_layer.group_sizes, b_layer.group_sizes);
+        for (x, y) in a_layer.linears().into_iter().zip(b_layer.linears()) {
+            assert_eq!(x.weight, y.weight);
+            assert_eq!(x.bias, y.bias, "{}", x.weight.name);
+            let bytes = |model: &Model| model.map.bytes()[x.weight.range.clone()].to_vec();
+            assert!(bytes(a) == bytes(b), "{}", x.weight.name);
+        }
+    }
+}
+
+#[test]
+fn groups_are_of_as_many_layers_as_fit() {
+    let model = four_layers(BlockType::F32).load();
+    assert_eq!(
+        bytes(&model, 0..1),
+        4 * (128 * 128 + 128 * 128),
+        "4 bytes for every pair of inputs"
+    );
+    let all = bytes(&model, 0..4);
+    let whole = groups::partition(&model, all).unwrap();
+    assert!(whole.len() == 1 && whole[0] == (0..4), "{whole:?}");
+    assert_eq!(groups::partition(&model, all - 1), Some(vec![0..3, 3..4]));
+    let most = bytes(&model, 1..2);
+    assert_eq!(
+        groups::partition(&model, most),
+        Some(vec![0..1, 1..2, 2..3, 3..4])
+    );
+    assert_eq!(groups::partition(&model, most - 1), None);
+    let two = bytes(&model, 2..4);
+    assert_eq!(groups::partition(&model, two), Some(vec![0..1, 1..2, 2..4]));
+}
+
+#[test]
+fn in_groups_plan_and_weights_are_the_same_to_the_bit() {
+    let recipes = [
+        (Structure::Curves, Restore::Auto),
+        (Structure::AlAm, Restore::Lsq),
+        (Structure::Curves, Restore::Sequential),
+    ];
+    for (block_type, packed) in [(BlockType::F32, false), (BlockType::Q4_1, true)] {
+        let synthetic = four_layers(block_type);
+        let load = || {
+            let mut model = synthetic.load();
+            if packed {
+                model.pack(&runtime(2));
+            }
+            model
+        };
+        for (structure, restore) in recipes {
+            let recipe = Recipe {
+                metric: Metric::Wifv,
+                structure,
+                heads: HeadUnit::Query,
+                restore,
+            };
+            let mut at_once = load();
+            let (whole, plan) = pruned(&mut at_once, recipe, None).unwrap();
+            assert!(plan.layers.iter().any(|l| l.channels.len() < 128));
+            for bytes in [bytes(&synthetic.load(), 1..2), 300_000] {
+                let mut model = load();
+                let passes = Arc::default();
+                let mut groups = groups_of(&model, bytes, &passes);
+                let (ranges, count) = (groups.ranges().to_vec(), groups.ranges().len());
+                assert!(count > 1);
+                let (profile, plan_2) = pruned(&mut model, recipe, Some(&mut groups)).unwrap();
+                assert!(!profile.has_covariance());
+                assert_eq!(profile.curves, whole.curves, "{recipe:?}");
+                assert_eq!(plan_2, plan, "{recipe:?}");
+                assert_same(&model, &at_once);
+                // The last group of the curves is the first to be restored.
+                let curves = structure == Structure::Curves;
+                let expected = match (curves, restore) {
+                    (true, Restore::Sequential) => count,
+                    (true, _) => 2 * count - 1,
+                    (false, _) => count,
+                };
+                assert_eq!(passes.load(Ordering::Relaxed), expected, "{recipe:?}");
+                let whole_passes = groups::passes(&ranges, curves);
+                assert!(whole_passes < (2 * count) as f64 && whole_passes >= 1.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn passes_are_counted_in_shares_of_the_layers() {
+    assert_eq!(groups::passes(&[0..2, 2..4], false), 1.5);
+    assert_eq!(groups::passes(&[0..2, 2..4], true), 2.0);
+    assert_eq!(groups::passes(&[0..1, 1..2, 2..3, 3..4], false), 2.5);
+}
+
+#[test]
+fn a_metric_that_needs_all_covariances_is_refused_and_the_model_stays() {
+    let synthetic = four_layers(BlockType::F32);
+    let mut model = synthetic.load();
+    let recipe = Recipe {
+        metric: Metric::Obs,
+        structure: Structure::AlAm,
+        heads: HeadUnit::Query,
+        restore: Restore::Lsq,
+    };
+    let mut groups = groups_of(&model, 300_000, &Arc::default());
+    let error = pruned(&mut model, recipe, Some(&mut groups)).unwrap_err();
+    assert!(matches!(error, PruneError::NoCovariance), "{error}");
+    assert_same(&model, &synthetic.load());
+}
+
+// ---- on the command line ----
+
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    fn start(&self, arguments: &[&str]) -> std::process::Output {
+        let model = common::default_model();
+        let more = ["-v", "-m", model.to_str().unwrap()];
+        let calibration = ["--calib-tokens", "256", "--effort", "fast"];
+        let cache = self.0.path().to_str().unwrap();
+        flapjack_with(
+            &[arguments, &more, &calibration].concat(),
+            &[("FLAPJACK_CACHE", cache)],
+        )
+    }
+
+    /// What a run pruned by 0.2 writes and what it reports.
+    fn run(&self, more: &[&str]) -> (String, String) {
+        let run = "run -p The -n 8 --temp 0 --no-baseline --prune 0.2";
+        let run: Vec<&str> = run.split(' ').collect();
+        let output = self.start(&[&run[..], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        (stdout(&output), stderr(&output))
+    }
+
+    fn profiles(&self) -> usize {
+        let files = std::fs::read_dir(self.0.path().join("profiles")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name());
+        names
+            .filter(|name| name.to_string_lossy().ends_with(".profile"))
+            .count()
+    }
+}
+
+#[test]
+fn a_run_within_little_memory_says_the_same_and_is_kept() {
+    let bench = Bench(tempfile::tempdir().unwrap());
+    let (text, report) = bench.run(&["--restore", "lsq", "--memory", "150MB"]);
+    assert!(report.contains("3 groups"), "{report}");
+    assert!(report.contains("covariances of 308.0 MiB"), "{report}");
+    let (again, report) = bench.run(&["--restore", "lsq", "--memory", "150MB"]);
+    assert!(report.contains("from the cache"), "{report}");
+    assert_eq!(again, text);
+    // How many groups there are changes nothing.
+    let (again, report) = bench.run(&["--restore", "lsq", "--memory", "200MB"]);
+    assert!(report.contains("from the cache"), "{report}");
+    assert_eq!(again, text);
+    // All at once has a profile of its own, and the same outcome.
+    let (at_once, report) = bench.run(&["--restore", "lsq", "--memory", "2GB"]);
+    assert!(!report.contains("groups"), "{report}");
+    assert!(!report.contains("from the cache"), "{report}");
+    assert_eq!(at_once, text);
+    assert_eq!(bench.profiles(), 2);
+    // By biases the outcome is another, though the profile has no covariances either.
+    let (_, report) = bench.run(&["--restore", "bias", "--memory", "150MB"]);
+    assert!(!report.contains("from the cache"), "{report}");
+    assert_eq!(bench.profiles(), 3);
+}
+
+#[test]
+fn memory_for_less_than_a_layer_means_biases_or_an_error() {
+    let bench = Bench(tempfile::tempdir().unwrap());
+    let (_, report) = bench.run(&["--memory", "1MB"]);
+    assert!(report.contains("restoring by biases"), "{report}");
+    let refused = |arguments: &[&str], words: &[&str]| {
+        let output = bench.start(&[&["run", "-p", "The", "--prune", "0.2"], arguments].concat());
+        assert!(!output.status.success(), "{arguments:?}");
+        for word in words {
+            assert!(stderr(&output).contains(word), "{}", stderr(&output));
+        }
+    };
+    refused(
+        &["--memory", "1MB", "--restore", "lsq"],
+        &["--memory", "--restore bias", "one layer"],
+    );
+    refused(
+        &["--memory", "150MB", "--metric", "obs"],
+        &["all layers at once", "--metric"],
+    );
+    refused(&["--memory", "150"], &["with a unit"]);
+    refused(
+        &["--memory", "150MB", "--profile", "some.profile"],
+        &["--profile"],
+    );
+}
+
+#[test]
+fn a_profile_file_without_covariances_is_no_secret() {
+    let bench = Bench(tempfile::tempdir().unwrap());
+    let path = bench.0.path().join("a.profile");
+    let path = path.to_str().unwrap();
+    let output = bench.start(&[
+        "calibrate",
+        "-o",
+        path,
+        "--restore",
+        "lsq",
+        "--memory",
+        "150MB",
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("has no covariances"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(std::fs::metadata(path).unwrap().len() < 2_000_000);
+}
