@@ -13,6 +13,7 @@ use flapjack::kernels::{
     Team, attention, matmul,
 };
 use flapjack::model::{KvCache, Model, Scratch, Unobserved};
+use flapjack::prune::{Calibration, calibrate};
 use flapjack::quant::{BlockType, Layout, encode_row};
 use half::f16;
 
@@ -158,6 +159,19 @@ fn forward_passes(c: &mut Criterion) {
             });
         });
     }
+    // What FLAP's statistics add to a pass, which covariances and curves do not count as.
+    let text: Vec<u32> = (0..2048).map(|i| 100 + i % 1000).collect();
+    group.throughput(Throughput::Elements(text.len() as u64));
+    group.bench_function("calibrating", |b| {
+        b.iter(|| {
+            let text = Calibration {
+                tokens: &text,
+                bos: None,
+                covariance: false,
+            };
+            black_box(calibrate(&model, &runtime, text, &mut |_, _| {}).expect("a profile"))
+        });
+    });
     group.finish();
 }
 

@@ -25,8 +25,10 @@ use super::progress;
 use super::pruning::{MethodOptions, parse_size};
 use super::report::{mebibytes, plural};
 
-/// Tokens that are used of a text of the user's unless --calib-tokens says otherwise.
+/// Tokens that are used of a text of the user's unless --calib-tokens says otherwise, and at `--effort best`. Least squares
+/// gain by more text for long: with three times as much, 5 % of the perplexity (`docs/pruning.md`).
 const DEFAULT_TEXT_TOKENS: usize = 32_768;
+const BEST_TEXT_TOKENS: usize = 98_304;
 /// Tokens that a model writes for its own calibration unless it is asked for another number.
 const DEFAULT_OWN_TOKENS: usize = 8192;
 /// Tokens that are used of any text at `--effort fast`.
@@ -60,8 +62,8 @@ pub struct CalibrationOptions {
     /// The field of JSON lines that holds the text [default: text]
     #[arg(long, value_name = "NAME", requires = "calib")]
     pub calib_field: Option<String>,
-    /// Calibrate on the first N tokens only [default: all of the built-in text and of self, 32768 of another; 4096 at --effort
-    /// fast]
+    /// Calibrate on the first N tokens only [default: all of the built-in text and of self, 32768 of another; 98304 at --effort
+    /// best, 4096 at --effort fast]
     #[arg(long, value_name = "N")]
     pub calib_tokens: Option<usize>,
     /// Memory for the covariances of least squares, for example 2GB; where those of all layers take more, they are collected in
@@ -474,6 +476,7 @@ impl CalibrationOptions {
         let limit = self.calib_tokens.unwrap_or(match (source, effort) {
             (_, Effort::Fast) => FAST_TOKENS,
             (Source::BuiltIn, _) => usize::MAX,
+            (_, Effort::Best) => BEST_TEXT_TOKENS,
             _ => DEFAULT_TEXT_TOKENS,
         });
         let text = source.read(

@@ -7,7 +7,7 @@ use crate::model::Model;
 /// Features per piece of work when statistics are split among threads.
 const PIECE: usize = 64;
 /// Tokens that are summed in single precision before the sum goes into one in double precision.
-const SINGLE_ROWS: usize = 32;
+const SOME_ROWS: usize = 32;
 
 /// Running statistics of the features of a projection's input, one sample per token. Means and sums of squared
 /// deviations are merged batch by batch (Chan, Golub and LeVeque 1979), so that a large mean does not swallow a small
@@ -73,37 +73,39 @@ impl FeatureStats {
         let rows = x.len() / width;
         let (before, batch) = (self.count as f64, rows as f64);
         let all = before + batch;
+        // Near the mean, so that nothing cancels: what came before, or a token from the middle, since the first of a text often
+        // lies far off.
+        let near: Vec<f32> = match self.count {
+            0 => x[rows / 2 * width..][..width].to_vec(),
+            _ => self.features.iter().map(|f| f.mean as f32).collect(),
+        };
+        // Some tokens at a time, in single precision: Σ (x − near), and behind them Σ (x − near)².
+        let mut partial = vec![0.0f32; rows.div_ceil(SOME_ROWS) * 2 * width];
+        team.chunks_mut(&mut partial, 2 * width, |some, sums| {
+            let (sums, squares) = sums.split_at_mut(width);
+            let rows = &x[some * SOME_ROWS * width..rows.min((some + 1) * SOME_ROWS) * width];
+            for row in rows.chunks_exact(width) {
+                let sums = sums.iter_mut().zip(squares.iter_mut());
+                for ((sum, square), (v, near)) in sums.zip(row.iter().zip(&near)) {
+                    let difference = v - near;
+                    *sum += difference;
+                    *square += difference * difference;
+                }
+            }
+        });
         team.chunks_mut(&mut self.features, PIECE, |piece, moments| {
-            let columns = |row: usize| &x[row * width + piece * PIECE..][..moments.len()];
-            // Near the mean, so that nothing cancels: what came before, or a token from the middle, since the first of a text
-            // often lies far off.
-            let mut near = [0.0f32; PIECE];
-            near[..moments.len()].copy_from_slice(columns(rows / 2));
-            if self.count > 0 {
-                for (near, old) in near.iter_mut().zip(&*moments) {
-                    *near = old.mean as f32;
+            let first = piece * PIECE;
+            let mut totals = [(0.0f64, 0.0f64); PIECE];
+            for sums in partial.chunks_exact(2 * width) {
+                for (i, total) in totals[..moments.len()].iter_mut().enumerate() {
+                    total.0 += f64::from(sums[first + i]);
+                    total.1 += f64::from(sums[width + first + i]);
                 }
             }
-            let (mut sums, mut squares) = ([0.0f64; PIECE], [0.0f64; PIECE]);
-            for first in (0..rows).step_by(SINGLE_ROWS) {
-                let (mut some, mut some_squares) = ([0.0f32; PIECE], [0.0f32; PIECE]);
-                for row in first..rows.min(first + SINGLE_ROWS) {
-                    let sums = some.iter_mut().zip(&mut some_squares);
-                    for ((sum, square), (v, near)) in sums.zip(columns(row).iter().zip(&near)) {
-                        let difference = v - near;
-                        *sum += difference;
-                        *square += difference * difference;
-                    }
-                }
-                for i in 0..PIECE {
-                    sums[i] += f64::from(some[i]);
-                    squares[i] += f64::from(some_squares[i]);
-                }
-            }
-            for (i, old) in moments.iter_mut().enumerate() {
-                let off = sums[i] / batch;
-                let deviation = (squares[i] - sums[i] * off).max(0.0);
-                let shift = f64::from(near[i]) + off - old.mean;
+            for (i, (old, (sum, squares))) in moments.iter_mut().zip(totals).enumerate() {
+                let off = sum / batch;
+                let deviation = (squares - sum * off).max(0.0);
+                let shift = f64::from(near[first + i]) + off - old.mean;
                 old.mean += shift * batch / all;
                 old.deviation += deviation + shift * shift * before * batch / all;
             }
