@@ -51,6 +51,7 @@ fn plan(layers: &[(&[usize], usize)]) -> Plan {
     let layers = layers.iter().map(|(heads, channels)| LayerPlan {
         heads: heads.to_vec(),
         channels: (0..*channels).collect(),
+        ..LayerPlan::default()
     });
     Plan {
         layers: layers.collect(),
@@ -533,6 +534,7 @@ fn llama_cpp_runs_layers_that_lost_everything() {
                     _ => (0..9).collect(),
                 },
                 channels: (0..if no_channels { 0 } else { 1536 }).collect(),
+                ..LayerPlan::default()
             }
         });
         let plan = Plan {

@@ -358,10 +358,12 @@ fn a_layer_may_lose_all_its_heads_or_all_its_channels() {
             LayerPlan {
                 heads: vec![],
                 channels: (0..96).collect(),
+                ..LayerPlan::default()
             },
             LayerPlan {
                 heads: vec![1],
                 channels: vec![],
+                ..LayerPlan::default()
             },
         ],
         removed: 0,
@@ -490,10 +492,12 @@ fn heads_of_whole_blocks_move_without_being_encoded_anew() {
             LayerPlan {
                 heads: vec![0, 3],
                 channels: all(96),
+                ..LayerPlan::default()
             },
             LayerPlan {
                 heads: vec![2],
                 channels: all(96),
+                ..LayerPlan::default()
             },
         ],
         removed: 0,

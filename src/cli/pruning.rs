@@ -14,6 +14,7 @@ use flapjack::prune::{
     self, Effort, HeadUnit, Method, Metric, Origin, Outcome, OutcomeKey, Plan, Planner, PruneError,
     Recipe, Restore, Structure, search,
 };
+use flapjack::quant::BlockType;
 
 use super::calibration::{self, Calibrated, Task, WithPrune};
 use super::memory;
@@ -226,6 +227,8 @@ pub struct Snapshot {
     pub process: Option<u64>,
     /// Heads, KV heads and channels of each layer.
     pub widths: Vec<[usize; 3]>,
+    /// Types of the attention output and MLP down of each layer.
+    pub types: Vec<[BlockType; 2]>,
 }
 
 impl Snapshot {
@@ -239,6 +242,11 @@ impl Snapshot {
                 .layers
                 .iter()
                 .map(|l| [l.heads(), l.kv_heads(), l.channels()])
+                .collect(),
+            types: model
+                .layers
+                .iter()
+                .map(|l| [&l.o, &l.down].map(|linear| linear.weight.block_type))
                 .collect(),
         }
     }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use flapjack::generate::{Outcome, Timings};
 use flapjack::prune::StoredProfile;
+use flapjack::quant::BlockType;
 
 use super::calibration::{Calibrated, Task};
 use super::options::Loaded;
-use super::pruning::{Found, Pruned};
+use super::pruning::{Found, Pruned, Snapshot};
 
 /// Everything that the report tells.
 pub struct Run {
@@ -218,6 +219,10 @@ pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
             after.widths.iter().map(|w| w[column]),
         ));
     }
+    for (name, place) in [("attention output", 0), ("MLP down", 1)] {
+        let of = |snapshot: &Snapshot| snapshot.types.iter().map(|t| t[place]).collect();
+        lines.extend(types_line(name, of(before), of(after)));
+    }
     lines.push(change(
         "parameters",
         millions(before.parameters),
@@ -269,6 +274,22 @@ fn kept_line(
     format!("  {name:<10} {is} of {was}, by layer: {}", runs.join(" "))
 }
 
+/// In how many layers a tensor has changed from which type to which, if it has in any.
+fn types_line(name: &str, before: Vec<BlockType>, after: Vec<BlockType>) -> Option<String> {
+    let mut changes: Vec<((BlockType, BlockType), usize)> = Vec::new();
+    for change in before.into_iter().zip(after).filter(|(was, is)| was != is) {
+        match changes.iter_mut().find(|(other, _)| *other == change) {
+            Some((_, count)) => *count += 1,
+            None => changes.push((change, 1)),
+        }
+    }
+    let changes: Vec<String> = changes
+        .into_iter()
+        .map(|((was, is), count)| format!("{} -> {} ×{count}", was.name(), is.name()))
+        .collect();
+    (!changes.is_empty()).then(|| format!("  types      {name} {}", changes.join(", ")))
+}
+
 fn speed_line(name: &str, amount: &str, speed: Option<f64>, dense: Option<f64>) -> String {
     let mut line = format!("  {name:<10} {amount}");
     match (speed, dense) {
@@ -316,6 +337,19 @@ mod tests {
     fn kept_widths_are_told_in_runs() {
         let line = kept_line("heads", [9, 9, 9, 9].into_iter(), [9, 9, 7, 8].into_iter());
         assert_eq!(line, "  heads      33 of 36, by layer: 9×2 7 8");
+    }
+
+    #[test]
+    fn changes_of_type_are_counted() {
+        use BlockType::{Q4_1, Q4_K, Q6_K, Q8_0};
+        assert_eq!(types_line("MLP down", vec![Q4_K; 3], vec![Q4_K; 3]), None);
+        let line = types_line(
+            "MLP down",
+            vec![Q6_K, Q4_K, Q4_K, Q6_K, Q4_K],
+            vec![Q8_0, Q4_1, Q4_K, Q6_K, Q4_1],
+        );
+        let expected = "  types      MLP down Q6_K -> Q8_0 ×1, Q4_K -> Q4_1 ×2";
+        assert_eq!(line.as_deref(), Some(expected));
     }
 
     #[test]

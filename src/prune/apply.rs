@@ -12,7 +12,7 @@ use crate::quant::{
     BlockType, Layout, decode_row, encode_row, encode_row_by_importance, pack, unpack,
 };
 
-/// Carries out a plan. Every tensor keeps its type. Rows are moved as they are; columns too where whole blocks stay
+/// Carries out a plan. Tensors keep their types but for those that the plan changes. Rows are moved as they are; columns too where whole blocks stay
 /// together (as they do for heads of a multiple of 32 values) and restoration left their weights alone, and are encoded anew
 /// where not.
 ///
@@ -91,11 +91,14 @@ pub(super) fn apply_columns(
                 keep_rows(&weights[i], kept, &mut bytes);
             }
         });
-        for (i, columns) in [ATTENTION_OUTPUT, DOWN].into_iter().zip(columns) {
+        let places = [ATTENTION_OUTPUT, DOWN].into_iter().zip(kept.types);
+        for ((i, new_type), columns) in places.zip(columns) {
             let mut bytes = pieces[i].lock().expect("each piece has one user");
             match columns {
                 Columns::Restored(restored) => {
-                    keep_columns(team, &weights[i], axes[i].1, restored, &mut bytes);
+                    let block_type = new_type.unwrap_or(weights[i].block_type);
+                    let (weight, kept) = (&weights[i], axes[i].1);
+                    keep_columns(team, weight, kept, block_type, restored, &mut bytes);
                 }
                 Columns::Encoded(new) => {
                     let bytes = &mut bytes[..new.bytes.len()];
@@ -110,10 +113,13 @@ pub(super) fn apply_columns(
     drop(pieces);
 
     let layer = &mut model.layers[l];
-    for (linear, columns) in [&mut layer.o, &mut layer.down].into_iter().zip(columns) {
-        if let Columns::Encoded(new) = columns {
-            linear.weight.block_type = new.block_type;
-        }
+    let changed = [&mut layer.o, &mut layer.down].into_iter().zip(kept.types);
+    for ((linear, new_type), columns) in changed.zip(columns) {
+        let weight = &mut linear.weight;
+        weight.block_type = match columns {
+            Columns::Restored(_) => new_type.unwrap_or(weight.block_type),
+            Columns::Encoded(new) => new.block_type,
+        };
     }
     for (linear, (axis, kept)) in layer.linears_mut().into_iter().zip(cut.axes()) {
         shrink(linear, axis, kept);
@@ -206,15 +212,17 @@ fn keep_rows(weight: &Weight, kept: &[usize], bytes: &mut [u8]) {
     }
 }
 
-/// Puts the matrix of the columns that stay, or of what restoration made of them, in the place of the whole.
+/// Puts the matrix of the columns that stay, or of what restoration made of them, in the place of the whole, in `new_type`.
 fn keep_columns(
     team: &Team,
     weight: &Weight,
     kept: &[usize],
+    new_type: BlockType,
     restored: &Restoration,
     bytes: &mut [u8],
 ) {
-    if kept.len() == weight.cols && restored.weights.is_none() {
+    let same_type = new_type == weight.block_type;
+    if kept.len() == weight.cols && restored.weights.is_none() && same_type {
         return;
     }
     let packed = weight.layout == Layout::Packed;
@@ -222,13 +230,14 @@ fn keep_columns(
         unpack(weight.block_type, weight.cols, bytes);
     }
     let old_bytes = weight.row_bytes();
-    let new_bytes = weight.block_type.row_bytes(kept.len());
+    let new_bytes = new_type.row_bytes(kept.len());
+    assert!(new_bytes <= old_bytes, "a new type fits in the old bytes");
     if new_bytes > 0 {
         let mut encoded = vec![0u8; weight.rows * new_bytes];
-        let source = ColumnSource::new(weight.block_type, kept, restored);
+        let source = ColumnSource::new(weight.block_type, kept, same_type, restored);
         let encode = |values: &[f32], out: &mut [u8]| match &restored.importance[..] {
-            [] => encode_row(weight.block_type, values, out),
-            all => encode_row_by_importance(weight.block_type, values, all, out),
+            [] => encode_row(new_type, values, out),
+            all => encode_row_by_importance(new_type, values, all, out),
         };
         team.chunks_mut(&mut encoded, ROWS * new_bytes, |chunk, rows| {
             for (i, out) in rows.chunks_exact_mut(new_bytes).enumerate() {
@@ -237,7 +246,7 @@ fn keep_columns(
             }
         });
         if packed {
-            pack(weight.block_type, kept.len(), &mut encoded);
+            pack(new_type, kept.len(), &mut encoded);
         }
         bytes[..encoded.len()].copy_from_slice(&encoded);
     }
@@ -257,8 +266,15 @@ enum ColumnSource<'a> {
 }
 
 impl<'a> ColumnSource<'a> {
-    fn new(block_type: BlockType, kept: &'a [usize], restored: &'a Restoration) -> Self {
-        match (&restored.weights, whole_blocks(kept, block_type)) {
+    /// `block_type` is the one before; blocks can move only where it stays.
+    fn new(
+        block_type: BlockType,
+        kept: &'a [usize],
+        same_type: bool,
+        restored: &'a Restoration,
+    ) -> Self {
+        let blocks = whole_blocks(kept, block_type).filter(|_| same_type);
+        match (&restored.weights, blocks) {
             (Some(values), _) => Self::Restored(kept.len(), values),
             (None, Some(blocks)) => Self::Blocks(block_type, blocks),
             (None, None) => Self::Columns(block_type, kept),

@@ -7,6 +7,7 @@
 //! [`apply()`] compacts the weights in place. A [`Method`] names a [`Recipe`], a choice for every step, and [`prune`] follows
 //! one. `docs/pruning.md` has the formulas and what they measure.
 //!
+//! Types whose blocks are too long for that may change ([`substitute`]).
 //! Where the covariances of all layers do not fit in memory, [`groups`] takes them of a few layers at a time.
 //!
 //! [`store`] keeps profiles as files, [`outcome`] what pruning made of a model, [`record`] is what a pruned file tells of its origin.
@@ -31,6 +32,7 @@ pub mod search;
 pub mod sequential;
 pub mod store;
 pub mod structure;
+pub mod substitute;
 pub mod surgeon;
 
 use std::ops::Range;

@@ -25,7 +25,7 @@ use crate::quant::{BlockType, Layout, unpack};
 
 const MAGIC: &[u8; 8] = b"FLAPDONE";
 /// Goes up whenever the format does, or what pruning computes: an outcome of another version is not used.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What an outcome follows from. Equal keys have equal outcomes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,10 +92,42 @@ struct Header {
     found: Option<String>,
     removed: usize,
     total: usize,
-    /// Heads and channels that stay in every layer.
-    layers: Vec<(Vec<usize>, Vec<usize>)>,
+    /// Of every layer.
+    layers: Vec<StoredLayer>,
     /// Of every layer's two projections.
     projections: Vec<[StoredProjection; 2]>,
+}
+
+/// A [`LayerPlan`], with types by their numbers.
+#[derive(Serialize, Deserialize)]
+struct StoredLayer {
+    heads: Vec<usize>,
+    channels: Vec<usize>,
+    types: [Option<u32>; 2],
+}
+
+impl StoredLayer {
+    fn new(plan: &LayerPlan) -> Self {
+        Self {
+            heads: plan.heads.clone(),
+            channels: plan.channels.clone(),
+            types: plan.types.map(|new| new.map(BlockType::id)),
+        }
+    }
+
+    /// `None` if a type is not known.
+    fn plan(self) -> Option<LayerPlan> {
+        let known = |id: Option<u32>| match id {
+            Some(id) => BlockType::from_id(id).map(Some),
+            None => Some(None),
+        };
+        let [o, down] = self.types;
+        Some(LayerPlan {
+            heads: self.heads,
+            channels: self.channels,
+            types: [known(o)?, known(down)?],
+        })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -218,9 +250,7 @@ impl Outcome {
             found: self.found.clone(),
             removed: self.plan.removed,
             total: self.plan.total,
-            layers: layers
-                .map(|l| (l.heads.clone(), l.channels.clone()))
-                .collect(),
+            layers: layers.map(StoredLayer::new).collect(),
             projections: self
                 .layers
                 .iter()
@@ -309,14 +339,12 @@ impl Outcome {
         if layers.len() != header.layers.len() || !data.is_empty() {
             return Err(ODD);
         }
-        let plans = header.layers.into_iter();
+        let plans = header.layers.into_iter().map(StoredLayer::plan);
         Ok(Self {
             ratio: f64::from_bits(header.ratio),
             found: header.found,
             plan: Plan {
-                layers: plans
-                    .map(|(heads, channels)| LayerPlan { heads, channels })
-                    .collect(),
+                layers: plans.collect::<Option<_>>().ok_or(ODD)?,
                 removed: header.removed,
                 total: header.total,
             },

@@ -3,12 +3,16 @@
 use super::LayerScores;
 use super::names::named_choices;
 use crate::model::{Layer, Linear, Model, Weight};
+use crate::quant::BlockType;
 
 /// What stays of one layer, by ascending number.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LayerPlan {
     pub heads: Vec<usize>,
     pub channels: Vec<usize>,
+    /// The types that the attention output and MLP down change to; `None` where they keep theirs. A new type must not take
+    /// more bytes than the tensor had.
+    pub types: [Option<BlockType>; 2],
 }
 
 impl LayerPlan {
@@ -32,16 +36,18 @@ impl LayerPlan {
         let kv_heads = groups.iter().filter(|size| **size > 0).count();
         let (queries, keys) = (self.heads.len() * head_dim, kv_heads * head_dim);
         let rows = |linear: &Linear, rows: usize| rows * linear.weight.row_bytes();
-        let columns = |linear: &Linear, columns: usize| {
-            linear.weight.rows * linear.weight.block_type.row_bytes(columns)
+        let columns = |linear: &Linear, columns: usize, new: Option<BlockType>| {
+            let block_type = new.unwrap_or(linear.weight.block_type);
+            linear.weight.rows * block_type.row_bytes(columns)
         };
+        let [o, down] = self.types;
         rows(&layer.q, queries)
             + rows(&layer.k, keys)
             + rows(&layer.v, keys)
-            + columns(&layer.o, queries)
+            + columns(&layer.o, queries, o)
             + rows(&layer.gate, self.channels.len())
             + rows(&layer.up, self.channels.len())
-            + columns(&layer.down, self.channels.len())
+            + columns(&layer.down, self.channels.len(), down)
     }
 }
 
@@ -88,6 +94,7 @@ impl Plan {
                 LayerPlan {
                     heads: pair[0].kept(gone[0]),
                     channels: pair[1].kept(gone[1]),
+                    types: [pair[0].new_type(gone[0]), pair[1].new_type(gone[1])],
                 }
             })
             .collect();
@@ -116,11 +123,16 @@ named_choices! {
 pub(super) struct Units {
     pub scores: Vec<f64>,
     /// The heads or channels that each unit consists of.
-    members: Vec<Vec<usize>>,
+    pub members: Vec<Vec<usize>>,
     /// Units by rising score.
     pub by_score: Vec<usize>,
+    /// Columns that stay when the lowest n go.
+    columns: Vec<usize>,
     /// How many go when n are asked for, so that what stays fills whole blocks.
     rounded: Vec<usize>,
+    /// The projection's type, and the one that it changes to where its own blocks are not whole.
+    block_type: BlockType,
+    substitute: Option<BlockType>,
     /// Parameters freed when the lowest n units go.
     freed: Vec<usize>,
 }
@@ -196,13 +208,35 @@ impl Units {
             freed.push(freed[freed.len() - 1] + freed_by_unit);
             columns.push(columns[columns.len() - 1] - members[*unit].len() * features);
         }
+        let block = weight.block_type.block_len();
         Self {
-            rounded: nearest_whole(&columns, weight.block_type.block_len()),
+            rounded: nearest_whole(&columns, |n| n.is_multiple_of(block)),
+            columns,
+            block_type: weight.block_type,
+            substitute: None,
             scores,
             members,
             by_score,
             freed,
         }
+    }
+
+    /// Lets other widths stay than those of whole blocks, which are encoded in `substitute`.
+    pub fn allow(&mut self, may_stay: impl Fn(usize) -> bool, substitute: Option<BlockType>) {
+        self.rounded = nearest_whole(&self.columns, may_stay);
+        self.substitute = substitute;
+    }
+
+    /// How many units go if a threshold takes the lowest `gone`.
+    pub fn rounded(&self, gone: usize) -> usize {
+        self.rounded[gone]
+    }
+
+    /// The type that the projection changes to then.
+    fn new_type(&self, gone: usize) -> Option<BlockType> {
+        let columns = self.columns[self.rounded[gone]];
+        let whole = columns.is_multiple_of(self.block_type.block_len());
+        self.substitute.filter(|_| !whole)
     }
 
     /// How many units there are.
@@ -236,11 +270,10 @@ impl Units {
     }
 }
 
-/// For every number n of units that may go, the nearest one that leaves `columns[n]` a multiple of `block`; of two, the
-/// smaller.
-fn nearest_whole(columns: &[usize], block: usize) -> Vec<usize> {
+/// For every number n of units that may go, the nearest one that leaves `columns[n]` that may stay; of two, the smaller.
+fn nearest_whole(columns: &[usize], may_stay: impl Fn(usize) -> bool) -> Vec<usize> {
     let whole: Vec<usize> = (0..columns.len())
-        .filter(|n| columns[*n].is_multiple_of(block))
+        .filter(|n| may_stay(columns[*n]))
         .collect();
     (0..columns.len())
         .map(|n| {

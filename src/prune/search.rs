@@ -1,6 +1,7 @@
 //! Finding the ratio for what is wanted of the result: a size, a speed, a quality.
 
-use super::{LayerScores, Plan, Profile, PruneError, RATIOS, Recipe, plan, score};
+use super::substitute::{self, Choice};
+use super::{LayerScores, Plan, Profile, PruneError, RATIOS, Recipe, score, structure};
 use crate::kernels::Runtime;
 use crate::model::Model;
 
@@ -22,6 +23,7 @@ pub struct Planner<'a> {
     profile: &'a Profile,
     recipe: Recipe,
     scores: Vec<LayerScores>,
+    choices: Vec<Option<Choice>>,
 }
 
 impl<'a> Planner<'a> {
@@ -35,6 +37,7 @@ impl<'a> Planner<'a> {
     ) -> Result<Self, PruneError> {
         Ok(Self {
             scores: score(model, runtime, profile, recipe.metric)?,
+            choices: substitute::choices(model, runtime, profile)?,
             model,
             profile,
             recipe,
@@ -42,19 +45,27 @@ impl<'a> Planner<'a> {
     }
 
     /// # Errors
-    /// Those of [`plan()`].
+    /// Those of [`plan()`](super::plan()).
     pub fn plan(&self, ratio: f64) -> Result<Plan, PruneError> {
         let Recipe {
             structure, heads, ..
         } = self.recipe;
         let curves = self.profile.curves.as_ref();
-        plan(self.model, &self.scores, structure, heads, curves, ratio)
+        structure::plan_with(
+            self.model,
+            &self.scores,
+            structure,
+            heads,
+            curves,
+            &self.choices,
+            ratio,
+        )
     }
 
     /// The plan of the largest ratio, below the end of [`RATIOS`].
     ///
     /// # Errors
-    /// Those of [`plan()`].
+    /// Those of [`plan()`](super::plan()).
     pub fn most(&self) -> Result<Plan, PruneError> {
         self.plan(RATIOS.end - STEP)
     }
@@ -63,7 +74,7 @@ impl<'a> Planner<'a> {
     /// smaller with the ratio, which they do but for rounding.
     ///
     /// # Errors
-    /// Those of [`plan()`].
+    /// Those of [`plan()`](super::plan()).
     pub fn smallest_ratio(
         &self,
         small_enough: impl Fn(&Plan) -> bool,

@@ -3,6 +3,7 @@
 
 use super::names::named_choices;
 use super::plan::Units;
+use super::substitute::Choice;
 use super::{Curves, HeadUnit, LayerScores, Plan, PruneError, RATIOS};
 use crate::model::Model;
 
@@ -58,10 +59,27 @@ pub fn plan(
     curves: Option<&Curves>,
     ratio: f64,
 ) -> Result<Plan, PruneError> {
+    plan_with(model, scores, structure, heads, curves, &[], ratio)
+}
+
+/// [`plan()`] with a choice of types for some modules. Widths are first taken in steps of the substitutes' blocks; where
+/// the source type turns out to be better, the module is held to its blocks, and the budget is shared out again.
+///
+/// # Errors
+/// Those of [`plan()`].
+pub fn plan_with(
+    model: &Model,
+    scores: &[LayerScores],
+    structure: Structure,
+    heads: HeadUnit,
+    curves: Option<&Curves>,
+    choices: &[Option<Choice>],
+    ratio: f64,
+) -> Result<Plan, PruneError> {
     if !RATIOS.contains(&ratio) {
         return Err(PruneError::Ratio(ratio));
     }
-    let modules = match structure {
+    let mut modules = match structure {
         Structure::UlUm => Units::of_model(model, scores, heads),
         Structure::UlMm | Structure::AlMm | Structure::AlAm => {
             let standardised: Vec<LayerScores> = scores
@@ -80,6 +98,31 @@ pub fn plan(
             modules
         }
     };
+    let free: Vec<(usize, &Choice)> = choices
+        .iter()
+        .enumerate()
+        .filter_map(|(m, choice)| Some((m, choice.as_ref()?)))
+        .collect();
+    if !free.is_empty() {
+        for (m, choice) in &free {
+            modules[*m].allow(|columns| choice.can_keep(columns), None);
+        }
+        let gone = share_out(model, structure, &modules, ratio);
+        for (m, choice) in &free {
+            let width = [model.config.head_dim, 1][m % 2];
+            let units = &mut modules[*m];
+            let best = choice.best(units, units.rounded(gone[*m]), width);
+            let may_stay =
+                |columns| choice.is_whole(columns) || best.is_some_and(|t| choice.fits(t, columns));
+            units.allow(may_stay, best);
+        }
+    }
+    let gone = share_out(model, structure, &modules, ratio);
+    Ok(Plan::new(model, &modules, &gone))
+}
+
+/// How many units of each module go.
+fn share_out(model: &Model, structure: Structure, modules: &[Units], ratio: f64) -> Vec<usize> {
     let mut gone = vec![0; modules.len()];
     let mut left_over = 0.0;
     for pool in structure.pools(model.layers.len()) {
@@ -89,10 +132,10 @@ pub fn plan(
             continue;
         }
         let target = left_over + ratio * parameters as f64;
-        let removed = take_lowest(&modules, &pool, target, &mut gone);
+        let removed = take_lowest(modules, &pool, target, &mut gone);
         left_over = target - removed as f64;
     }
-    Ok(Plan::new(model, &modules, &gone))
+    gone
 }
 
 /// Walks the threshold of a pool up unit by unit, and sets `gone` to where the parameters freed came closest to `target`;
