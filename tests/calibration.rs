@@ -395,6 +395,58 @@ fn a_profile_made_by_calibrate_is_used_and_one_of_another_model_refused_by_name(
     assert!(!ok && said.contains("cannot be used with"), "{said}");
 }
 
+/// Whoever shrinks a model for text of their own sees what that does to such text, and to other text.
+#[test]
+fn the_report_shows_the_effect_on_the_own_text_and_on_the_built_in_one() {
+    let bench = Bench::new();
+    let file = bench.write("own.txt", calibrate::TEXT.to_uppercase());
+    let effects = |more: &[&str]| -> Vec<(String, [f64; 2])> {
+        let base = [
+            "run",
+            "-m",
+            &bench.model,
+            "-p",
+            "x",
+            "-n",
+            "1",
+            "--prune",
+            "0.2",
+        ];
+        let (ok, said) = bench.run(&[&base[..], &["--method", "flap"], more].concat());
+        assert!(ok, "{said}");
+        let lines = said.lines().filter_map(|l| l.strip_prefix("  perplexity "));
+        lines
+            .map(|line| {
+                let (numbers, text) = line.split_once(" on ").unwrap();
+                let numbers = numbers.split("  (").next().unwrap().split(" -> ");
+                let numbers: Vec<f64> = numbers.map(|n| n.trim().parse().unwrap()).collect();
+                (text.to_owned(), [numbers[0], numbers[1]])
+            })
+            .collect()
+    };
+    let few = ["--calib", &file, "--calib-tokens", "512"];
+    let found = effects(&few);
+    let [(own, own_change), (built_in, built_in_change)] = &found[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!(
+        *own,
+        format!("1024 tokens of {file}, not seen by statistics")
+    );
+    assert_eq!(built_in, "1024 tokens of the built-in text");
+    for [before, after] in [own_change, built_in_change] {
+        assert!(*before > 1.0 && after > before, "{found:?}");
+    }
+    // Calibrated on capitals, the model loses less of them than of other text.
+    let rise = |[before, after]: &[f64; 2]| after / before;
+    assert!(rise(own_change) < rise(built_in_change), "{found:?}");
+
+    assert_eq!(effects(&few), [], "a second start measures nothing");
+    let quick = [&few[..], &["--no-profile-cache", "--no-baseline"]].concat();
+    assert_eq!(effects(&quick), []);
+    assert_eq!(effects(&["--calib-tokens", "512"]), []);
+}
+
 #[test]
 fn a_text_is_the_same_from_a_file_a_folder_json_lines_or_standard_input() {
     let bench = Bench::new();

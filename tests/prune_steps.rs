@@ -401,6 +401,39 @@ fn in_sequence_the_output_comes_closer_to_the_dense_one() {
     );
 }
 
+#[test]
+fn the_best_effort_restores_in_sequence_where_text_and_memory_are_enough() {
+    let synthetic = three_layers();
+    let model = synthetic.load();
+    let restore = |method: Method, effort, tokens, memory| {
+        method
+            .recipe_with_text(effort, &model, tokens, memory)
+            .restore
+    };
+    // 120 channels are the widest input.
+    let (enough, plenty) = (20 * 120, u64::MAX);
+    let streams = prune::sequential::bytes(&model, enough);
+    assert_eq!(
+        streams,
+        (enough * (2 * Shape::default().embedding + 120) * 4) as u64
+    );
+    let (best, in_sequence) = (Method::Best, Restore::Sequential);
+    assert_eq!(restore(best, Effort::Best, enough, streams), in_sequence);
+    assert_eq!(
+        restore(best, Effort::Best, enough - 1, plenty),
+        Restore::Auto
+    );
+    assert_eq!(
+        restore(best, Effort::Best, enough, streams - 1),
+        Restore::Auto
+    );
+    assert_eq!(restore(best, Effort::Normal, enough, plenty), Restore::Auto);
+    assert_eq!(
+        restore(Method::Flap, Effort::Best, enough, plenty),
+        Restore::Bias
+    );
+}
+
 // ---- loss curves ----
 
 fn with_curves(model: &Model, seed: u64) -> Profile {

@@ -270,14 +270,11 @@ impl BenchArgs {
                 ..CalibrationOptions::default()
             };
             let method = self.method();
-            let calibrated = calibration.calibrate(&loaded, &method, true)?;
-            let pruned = pruning::prune(
-                &mut loaded.model,
-                &loaded.runtime,
-                calibrated,
-                method.recipe(),
-                ratio,
-            )?;
+            let task = calibration.prepare(&loaded, &method, true, 0)?;
+            let recipe = task.recipe();
+            let calibrated = task.carry_out(&loaded)?;
+            let (model, runtime) = (&mut loaded.model, &loaded.runtime);
+            let pruned = pruning::prune(model, runtime, calibrated, recipe, ratio)?;
             prune_ratio = pruned.plan.ratio();
         }
         Ok(Subject {

@@ -15,7 +15,8 @@ use flapjack::kernels::Runtime;
 use flapjack::model::{Layer, Model};
 use flapjack::prune::{
     self, Calibration, CurveOptions, Curves, Effort, Groups, Origin, Outcome, OutcomeKey, Plan,
-    Profile, PruneError, Recipe, Restore, StoredProfile, calibrate, curves, groups, outcome, store,
+    Profile, PruneError, Recipe, Restore, StoredProfile, calibrate, curves, groups, outcome,
+    sequential, store,
 };
 use flapjack::tokenize::Tokenizer;
 
@@ -49,6 +50,8 @@ const MOST_OWN_TOKENS: usize = 1 << 24;
 const OWN_TEXT_VERSION: u32 = 1;
 /// No token of a usual vocabulary is longer on average than this in running text.
 const BYTES_PER_TOKEN: usize = 16;
+/// Tokens of a text of the user's that the effect of pruning is measured on.
+pub const EFFECT_TOKENS: usize = 1024;
 /// The field of JSON lines that holds the text.
 const DEFAULT_FIELD: &str = "text";
 
@@ -146,6 +149,8 @@ pub struct Calibrated {
     pub text: Vec<u32>,
     /// What neither statistics nor curves were taken from, for judging.
     pub judge: Vec<u32>,
+    /// Some of a text of the user's that statistics were not taken from; empty where there is none.
+    pub unseen: Vec<u32>,
     pub bos: Option<u32>,
     /// Where covariances come from that the profile has not, because they do not fit in memory all at once.
     pub groups: Option<Groups>,
@@ -190,11 +195,11 @@ struct Wanted {
 impl Wanted {
     fn new(
         model: &Model,
-        method: &MethodOptions,
+        recipe: Recipe,
+        effort: Effort,
         judge: usize,
         memory: Option<u64>,
     ) -> Result<Self> {
-        let recipe = method.recipe();
         Ok(Self {
             judge,
             covariances: match recipe.wants_covariance() {
@@ -204,8 +209,8 @@ impl Wanted {
             curves: recipe.wants_curves().then(|| CurveOptions {
                 metric: recipe.metric,
                 heads: recipe.heads,
-                restore: recipe.restore,
-                levels: method.effort.curve_levels(),
+                restore: recipe.restore.of_one_module(),
+                levels: effort.curve_levels(),
             }),
         })
     }
@@ -335,6 +340,7 @@ pub fn from_file(loaded: &Loaded, path: &Path, recipe: Recipe) -> Result<Calibra
         stored,
         text: Vec::new(),
         judge: Vec::new(),
+        unseen: Vec::new(),
         bos: None,
         groups: None,
         time: start.elapsed(),
@@ -358,7 +364,8 @@ fn check_suits(path: &Path, profile: &Profile, recipe: Recipe) -> Result<()> {
             restore,
             ..
         } = curves;
-        if (*metric, *heads, *restore) != (recipe.metric, recipe.heads, recipe.restore) {
+        let theirs = (*metric, *heads, *restore);
+        if theirs != (recipe.metric, recipe.heads, recipe.restore.of_one_module()) {
             bail!(
                 "the loss curves of {name} were measured with --metric {metric} --heads {heads} --restore {restore}; prune with the same, or make another profile with `flapjack calibrate --structure curves --metric {} --heads {} --restore {}`",
                 recipe.metric,
@@ -428,19 +435,28 @@ impl CalibrationOptions {
             .bos()
             .filter(|_| loaded.tokenizer.adds_bos());
         // Own text is known by how it is made, so that it need not be made to find its profile.
-        let (tokens, text) = match source {
+        let (tokens, beyond, text) = match source {
             Source::Own(n) => {
                 let n = self.calib_tokens.map_or(n, |limit| n.min(limit));
                 let recipe = format!("own text {OWN_TEXT_VERSION}: {n} tokens");
-                (vec![0; n], store::hash_recipe(&recipe))
+                (vec![0; n], Vec::new(), store::hash_recipe(&recipe))
             }
             _ => {
-                let tokens = self.tokens_of(&source, &loaded.tokenizer, method.effort)?;
+                let (tokens, beyond) = self.tokens_of(&source, &loaded.tokenizer, method.effort)?;
                 let hash = store::hash_tokens(&tokens, bos);
-                (tokens, hash)
+                (tokens, beyond, hash)
             }
         };
-        let wanted = Wanted::new(&loaded.model, method, judge, self.memory)?;
+        let recipe = method.recipe_with_text(&loaded.model, tokens.len());
+        if recipe.restore == Restore::Sequential {
+            let streams = sequential::bytes(&loaded.model, tokens.len());
+            tracing::info!(
+                "restoring in sequence: about three more passes over the text, whose streams take {}",
+                mebibytes(streams)
+            );
+        }
+        let effort = method.effort;
+        let wanted = Wanted::new(&loaded.model, recipe, effort, judge, self.memory)?;
         let parts = wanted
             .parts(tokens.len())
             .with_context(|| format!("calibrating on {source}"))?;
@@ -457,39 +473,40 @@ impl CalibrationOptions {
             },
             source,
             tokens,
+            beyond,
             bos,
             wanted,
             parts,
-            sequential: method.recipe().restore == Restore::Sequential,
+            recipe,
             cached,
             time: start.elapsed(),
         })
     }
 
-    /// The tokens of a text that is there to be read.
+    /// The tokens of a text that is there to be read, and some of those behind them.
     fn tokens_of(
         &self,
         source: &Source,
         tokenizer: &Tokenizer,
         effort: Effort,
-    ) -> Result<Vec<u32>> {
+    ) -> Result<(Vec<u32>, Vec<u32>)> {
         let limit = self.calib_tokens.unwrap_or(match (source, effort) {
             (_, Effort::Fast) => FAST_TOKENS,
             (Source::BuiltIn, _) => usize::MAX,
             (_, Effort::Best) => BEST_TEXT_TOKENS,
             _ => DEFAULT_TEXT_TOKENS,
         });
-        let text = source.read(
-            limit.saturating_mul(BYTES_PER_TOKEN),
-            self.calib_field.as_deref(),
-        )?;
-        let tokens = first_tokens(tokenizer, &text, limit)?;
+        let all = limit.saturating_add(EFFECT_TOKENS);
+        let bytes = all.saturating_mul(BYTES_PER_TOKEN);
+        let text = source.read(bytes, self.calib_field.as_deref())?;
+        let mut tokens = first_tokens(tokenizer, &text, all)?;
+        let beyond = tokens.split_off(limit.min(tokens.len()));
         if self.calib_tokens.is_none() && tokens.len() == limit {
             tracing::info!(
                 "calibrating on the first {limit} tokens of {source}; --calib-tokens takes more"
             );
         }
-        Ok(tokens)
+        Ok((tokens, beyond))
     }
 }
 
@@ -499,16 +516,23 @@ pub struct Task {
     source: Source,
     /// Zeros in the place of a text that the model has not written yet.
     tokens: Vec<u32>,
+    /// Some that follow those.
+    beyond: Vec<u32>,
     bos: Option<u32>,
     wanted: Wanted,
     parts: Parts,
-    sequential: bool,
+    recipe: Recipe,
     cached: bool,
     /// What it took so far.
     time: Duration,
 }
 
 impl Task {
+    /// What the text is enough for.
+    pub fn recipe(&self) -> Recipe {
+        self.recipe
+    }
+
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
@@ -535,14 +559,16 @@ impl Task {
             origin,
             source,
             mut tokens,
+            beyond,
             bos,
             wanted,
             parts,
-            sequential,
+            recipe,
             cached,
             time: before,
         } = self;
         let start = Instant::now();
+        let sequential = recipe.restore == Restore::Sequential;
         let found = if cached { find(&origin) } else { None };
         let ranges = match &wanted.covariances {
             Covariances::InGroups(ranges) => Some(ranges),
@@ -561,6 +587,12 @@ impl Task {
             Vec::new()
         };
         let judge = judge.to_vec();
+        let unseen = match source {
+            Source::BuiltIn => Vec::new(),
+            Source::Own(_) if !reads_text => Vec::new(),
+            _ if beyond.len() == EFFECT_TOKENS => beyond,
+            _ => held_back[..held_back.len().min(EFFECT_TOKENS)].to_vec(),
+        };
         let calibration = |tokens| Calibration {
             tokens,
             bos,
@@ -576,6 +608,7 @@ impl Task {
                 hash: Some(hash),
                 text,
                 judge,
+                unseen,
                 bos,
                 groups,
                 time: before + start.elapsed(),
@@ -617,6 +650,7 @@ impl Task {
             hash: None,
             text,
             judge,
+            unseen,
             bos,
             groups,
             time,
@@ -810,7 +844,7 @@ pub fn keep_outcome(outcome: &Outcome, key: &OutcomeKey) {
 }
 
 /// The first `limit` tokens of a text, without tokenising all of a long one.
-fn first_tokens(tokenizer: &Tokenizer, text: &str, limit: usize) -> Result<Vec<u32>> {
+pub fn first_tokens(tokenizer: &Tokenizer, text: &str, limit: usize) -> Result<Vec<u32>> {
     let mut end = limit.saturating_mul(BYTES_PER_TOKEN).min(text.len());
     while !text.is_char_boundary(end) {
         end += 1;

@@ -3,6 +3,7 @@
 mod bench;
 mod calibrate;
 mod calibration;
+mod effect;
 mod info;
 mod inspect;
 mod memory;

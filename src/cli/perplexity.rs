@@ -59,7 +59,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
     let mut loaded = args.model.load()?;
     let mut prune_ratio = 0.0;
     if let Some(job) = args.pruning.prepare(&loaded)? {
-        let pruned = job.carry_out(&mut loaded, &args.model)?.pruned;
+        let pruned = job.carry_out(&mut loaded, &args.model, false)?.pruned;
         prune_ratio = pruned.plan.ratio();
         if let Some(found) = pruned.found {
             eprintln!("{}", found.what);

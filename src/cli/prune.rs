@@ -45,7 +45,7 @@ pub fn run(args: PruneArgs) -> Result<()> {
         note,
         origin,
         profile,
-    } = job.carry_out(&mut loaded, &args.model)?;
+    } = job.carry_out(&mut loaded, &args.model, !args.quiet)?;
     loaded.model.unpack(&loaded.runtime);
 
     // Another map of the same file: what was not pruned is taken from it as it is.
@@ -61,7 +61,7 @@ pub fn run(args: PruneArgs) -> Result<()> {
     let parameters = earlier.as_ref().map_or(parameters as u64, |r| r.parameters);
     let record = Record {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        method: args.pruning.method.description(),
+        method: args.pruning.method.description(pruned.recipe),
         asked: pruned.ratio,
         ratio: 1.0 - loaded.model.layer_parameters() as f64 / parameters.max(1) as f64,
         parameters,

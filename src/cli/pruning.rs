@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use flapjack::eval::{self, PerplexityOptions, TokenTime};
+use flapjack::eval::TokenTime;
 use flapjack::gguf::Residency;
 use flapjack::kernels::Runtime;
-use flapjack::model::{CacheType, Model};
+use flapjack::model::Model;
 use flapjack::prune::{
     self, Effort, HeadUnit, Method, Metric, Origin, Outcome, OutcomeKey, Plan, Planner, PruneError,
     Recipe, Restore, Structure, search,
@@ -17,6 +17,7 @@ use flapjack::prune::{
 use flapjack::quant::BlockType;
 
 use super::calibration::{self, Calibrated, Task, WithPrune};
+use super::effect::{self, Effect, Probe};
 use super::memory;
 use super::options::{Loaded, ModelOptions};
 use super::progress;
@@ -175,7 +176,18 @@ pub struct MethodOptions {
 
 impl MethodOptions {
     pub fn recipe(&self) -> Recipe {
-        let named = self.method.recipe(self.effort);
+        self.change(self.method.recipe(self.effort))
+    }
+
+    /// The recipe where a text of so many tokens can be read again.
+    pub fn recipe_with_text(&self, model: &Model, tokens: usize) -> Recipe {
+        let memory = memory::available().map_or(u64::MAX, |free| free / 2);
+        let (method, effort) = (self.method, self.effort);
+        self.change(method.recipe_with_text(effort, model, tokens, memory))
+    }
+
+    /// Puts the choices that were made in the place of the method's.
+    fn change(&self, named: Recipe) -> Recipe {
         Recipe {
             metric: self.metric.unwrap_or(named.metric),
             structure: self.structure.unwrap_or(named.structure),
@@ -184,9 +196,8 @@ impl MethodOptions {
         }
     }
 
-    /// The method and its recipe, in words.
-    pub fn description(&self) -> String {
-        let recipe = self.recipe();
+    /// The method and the recipe that it came to, in words.
+    pub fn description(&self, recipe: Recipe) -> String {
         format!(
             "{} ({}, {}, heads by {}, restoration {})",
             self.method, recipe.metric, recipe.structure, recipe.heads, recipe.restore
@@ -265,6 +276,8 @@ pub struct Pruned {
     pub repeated: bool,
     /// What a ratio was looked for by, and what that found.
     pub found: Option<Found>,
+    /// Perplexities before and after, where they were measured.
+    pub effects: Vec<Effect>,
 }
 
 /// A ratio that was looked for.
@@ -309,22 +322,22 @@ impl PruneOptions {
 
     /// The same where there is something to do for a ratio of 0 too.
     pub fn job(&self, loaded: &Loaded, asked: Asked) -> Result<Job> {
-        let recipe = self.method.recipe();
         let cached = !self.no_profile_cache;
         let judge = match asked {
             Asked::MaxPpl(_) => JUDGE_TOKENS,
             _ => 0,
         };
-        let profile = match &self.profile {
+        let (recipe, profile) = match &self.profile {
             Some(path) => {
-                Pending::Calibrated(Box::new(calibration::from_file(loaded, path, recipe)?))
+                let recipe = self.method.recipe();
+                let calibrated = calibration::from_file(loaded, path, recipe)?;
+                (recipe, Pending::Calibrated(Box::new(calibrated)))
             }
-            None => Pending::Task(Box::new(self.calibration.0.prepare(
-                loaded,
-                &self.method,
-                cached,
-                judge,
-            )?)),
+            None => {
+                let options = &self.calibration.0;
+                let task = options.prepare(loaded, &self.method, cached, judge)?;
+                (task.recipe(), Pending::Task(Box::new(task)))
+            }
         };
         Ok(Job {
             asked,
@@ -373,6 +386,7 @@ impl Job {
                     time: Duration::ZERO,
                     speedup: None,
                 }),
+                effects: Vec::new(),
                 plan: outcome.plan,
             },
             note: match &self.profile {
@@ -384,8 +398,13 @@ impl Job {
         }))
     }
 
-    /// Prunes in place.
-    pub fn carry_out(self, loaded: &mut Loaded, options: &ModelOptions) -> Result<Done> {
+    /// Prunes in place, and measures what that does to a text of the user's if `effects`.
+    pub fn carry_out(
+        self,
+        loaded: &mut Loaded,
+        options: &ModelOptions,
+        effects: bool,
+    ) -> Result<Done> {
         if let Some(done) = self.repeat(loaded)? {
             return Ok(done);
         }
@@ -409,6 +428,10 @@ impl Job {
         let start = Instant::now();
         let target = find(asked, loaded, options, &mut calibrated, recipe)?;
         let search_time = start.elapsed();
+        let probe = match effects {
+            true => Probe::new(loaded, &calibrated)?,
+            false => None,
+        };
         let layers = loaded.model.layers.iter();
         let dense: Vec<_> = layers
             .map(|l| [l.o.weight.cols, l.down.weight.cols])
@@ -420,6 +443,9 @@ impl Job {
             recipe,
             target.ratio,
         )?;
+        if let Some(probe) = probe {
+            pruned.effects = probe.effects(&loaded.model, &loaded.runtime)?;
+        }
         if let Some(what) = &target.what {
             let speedup = target.dense_speed.map(|dense| -> Result<f64> {
                 let now = TokenTime::measure(&loaded.model, &loaded.runtime)?;
@@ -468,7 +494,6 @@ fn outcome_key(asked: Asked, recipe: Recipe, origin: &Origin, profile: &str) -> 
 
 /// Tokens of the calibration text on which `--max-ppl` judges, and of a sequence of them.
 const JUDGE_TOKENS: usize = 2048;
-const JUDGE_CONTEXT: usize = 256;
 
 /// A ratio, and what it was found by.
 struct Target {
@@ -561,29 +586,14 @@ fn find_by_perplexity(
     recipe: Recipe,
 ) -> Result<(f64, String)> {
     let (tokens, bos) = (calibrated.judge.clone(), calibrated.bos);
-    let judge = |model: &Model| {
-        let options = PerplexityOptions {
-            context: JUDGE_CONTEXT.min(model.config.context_length),
-            chunks: None,
-            all_positions: true,
-            cache_type: CacheType::F16,
-        };
-        eval::perplexity(
-            model,
-            &loaded.runtime,
-            &tokens,
-            bos,
-            options,
-            &mut |_, _| {},
-        )
-    };
-    let dense = judge(&loaded.model)?.perplexity;
+    let judge = |model: &Model| effect::perplexity(model, &loaded.runtime, &tokens, bos);
+    let dense = judge(&loaded.model)?;
     let bar = progress::bar("looking for the ratio", 0, "models");
     let found = search::largest_ratio(limit, |ratio| -> Result<f64> {
         // Pruning rewrites the map, and the dense model is needed again.
         let mut model = options.load_again(loaded)?;
         calibrated.prune(&mut model, &loaded.runtime, recipe, ratio, &|_, _| {})?;
-        let rise = judge(&model)?.perplexity / dense - 1.0;
+        let rise = judge(&model)? / dense - 1.0;
         tracing::info!("ratio {ratio:.4}: perplexity {:+.1} %", rise * 100.0);
         bar.inc(1);
         Ok(rise)
@@ -637,6 +647,7 @@ pub fn prune(
         time,
         repeated: false,
         found: None,
+        effects: Vec::new(),
     })
 }
 

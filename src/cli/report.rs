@@ -8,6 +8,7 @@ use flapjack::prune::StoredProfile;
 use flapjack::quant::BlockType;
 
 use super::calibration::{Calibrated, Task};
+use super::effect::Effect;
 use super::options::Loaded;
 use super::pruning::{Found, Pruned, Snapshot};
 
@@ -179,6 +180,7 @@ pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
         time,
         repeated,
         found,
+        effects,
     } = pruned;
     let change = |name: &str, was: String, is: String, part: f64| {
         format!(
@@ -235,6 +237,21 @@ pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
         mebibytes(after.bytes as u64),
         after.bytes as f64 / before.bytes as f64,
     ));
+    lines.extend(effects.iter().map(|effect| {
+        let Effect {
+            text,
+            tokens,
+            before,
+            after,
+        } = effect;
+        let line = change(
+            "perplexity",
+            format!("{before:.2}"),
+            format!("{after:.2}"),
+            after / before,
+        );
+        format!("{line}  on {} of {text}", plural(*tokens, "token"))
+    }));
     if let (Some(was), Some(is)) = (before.map, after.map) {
         lines.push(format!(
             "  map        resident {} -> {}, of it private {} -> {}",

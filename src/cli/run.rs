@@ -130,7 +130,7 @@ pub fn run(args: RunArgs) -> Result<()> {
                 args.cache(&loaded, context)?,
             )?);
         }
-        let done = job.carry_out(&mut loaded, &args.model)?;
+        let done = job.carry_out(&mut loaded, &args.model, !args.quiet && !args.no_baseline)?;
         report.pruned = Some(done.pruned);
         report.calibrated = Some(done.note);
     }

@@ -1,14 +1,15 @@
 //! Named methods: a choice for every step.
 
 use super::names::named_choices;
-use super::{HeadUnit, Metric, Restore, Structure};
+use super::{HeadUnit, Metric, Restore, Structure, sequential};
+use crate::model::Model;
 
 named_choices! {
     /// A method of the literature, or ours.
     #[derive(Default)]
     "method" Method {
-        /// What measured best: wifv within a module, loss curves between modules, least squares. Without the time for
-        /// curves, al-am in their place.
+        /// What measured best: wifv within a module, loss curves between modules, least squares, in sequence where there is
+        /// time and text for it. Without the time for curves, al-am in their place.
         #[default]
         Best = "best",
         /// FLAP (An et al., AAAI 2024): wifv, al-am, bias.
@@ -29,7 +30,7 @@ named_choices! {
         /// Loss curves of two points a layer, on a short slice of text.
         #[default]
         Normal = "normal",
-        /// Loss curves of five points a layer, on a longer slice.
+        /// Loss curves of five points a layer, on a longer slice; restoration in sequence, where the text is long enough.
         Best = "best",
     }
 }
@@ -57,6 +58,30 @@ impl Method {
             structure,
             heads: HeadUnit::Query,
             restore,
+        }
+    }
+
+    /// The recipe where a text of so many tokens can be read again, and `memory` bytes may be taken: [`Method::Best`] with all
+    /// the time in the world then restores in sequence, if the text is long enough for it to pay off.
+    pub fn recipe_with_text(
+        self,
+        effort: Effort,
+        model: &Model,
+        tokens: usize,
+        memory: u64,
+    ) -> Recipe {
+        let recipe = self.recipe(effort);
+        match (self, effort) {
+            (Method::Best, Effort::Best)
+                if sequential::pays_off(model, tokens)
+                    && sequential::bytes(model, tokens) <= memory =>
+            {
+                Recipe {
+                    restore: Restore::Sequential,
+                    ..recipe
+                }
+            }
+            _ => recipe,
         }
     }
 }

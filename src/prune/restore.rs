@@ -34,6 +34,14 @@ named_choices! {
 }
 
 impl Restore {
+    /// What loss curves restore a module by, with all before it dense: without drift a sequence is least squares.
+    pub fn of_one_module(self) -> Self {
+        match self {
+            Restore::Sequential => Restore::Auto,
+            other => other,
+        }
+    }
+
     /// Whether a profile should have covariances.
     pub fn wants_covariance(self) -> bool {
         matches!(self, Restore::Lsq | Restore::Sequential | Restore::Auto)

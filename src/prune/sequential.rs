@@ -16,6 +16,27 @@ use super::{
 use crate::kernels::{Activations, Runtime};
 use crate::model::{KvCache, Model, Scratch, Unobserved, Weight};
 
+/// Tokens for each input of the widest projection from which on restoring in sequence is better than without: the drift is
+/// harder to predict than removed inputs. `docs/pruning.md` has what this was taken from.
+const TOKENS_PER_INPUT: usize = 20;
+
+/// Whether a text of so many tokens is long enough to be better than [`Restore::Lsq`](super::Restore::Lsq).
+pub fn pays_off(model: &Model, tokens: usize) -> bool {
+    tokens >= TOKENS_PER_INPUT * widest(model)
+}
+
+/// Bytes that a text of so many tokens takes on its way.
+pub fn bytes(model: &Model, tokens: usize) -> u64 {
+    let per_token = 2 * model.config.embedding_length + widest(model);
+    (tokens * per_token * size_of::<f32>()) as u64
+}
+
+fn widest(model: &Model) -> usize {
+    let layers = model.layers.iter();
+    let inputs = layers.map(|l| l.o.weight.cols.max(l.channels()));
+    inputs.max().unwrap_or(0)
+}
+
 /// Restores by least squares and applies a plan, layer by layer. The text's residual streams and the inputs of one projection
 /// are held for all of its tokens: 4 · (2 d + channels) bytes a token. Costs about three forward passes.
 ///
