@@ -4,8 +4,8 @@ mod common;
 
 use common::Random;
 use flapjack::kernels::{
-    ACTIVATION_BLOCK, Activations, AttentionShape, CachePlane, Isa, Kernels, MatrixView, Pool,
-    Product, Team, attention, attention_for, matmul, matmul_add, matmul_silu,
+    ACTIVATION_BLOCK, Activations, AttentionShape, CachePlane, Isa, Keep, Kernels, MatrixView,
+    Moments, Pool, Product, Team, attention, attention_for, matmul, matmul_add, matmul_silu,
 };
 use flapjack::quant::{BlockType, GROUP, Layout, decode_row, encode_row, pack};
 use half::{bf16, f16};
@@ -565,7 +565,8 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                     for (row, up) in expected.chunks_mut(channels).zip(ups.chunks(channels)) {
                         kernels.silu_mul(row, up);
                     }
-                    for (pool, keep) in pools.iter().zip([true, false]) {
+                    let keeps = [Keep::Nothing, Keep::Moments, Keep::Values];
+                    for (pool, keep) in pools.iter().cycle().zip(keeps) {
                         let mut input = Activations::default();
                         input.begin(tokens, cols).copy_from_slice(&x);
                         let mut hidden = Activations::default();
@@ -591,7 +592,13 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                         });
                         let place =
                             format!("{kernels:?} {block_type:?} {layout:?} {channels} {tokens}");
-                        if keep {
+                        assert_eq!(hidden.moments().is_some(), keep == Keep::Moments);
+                        if let Some(moments) = hidden.moments() {
+                            let team = Team::solo();
+                            let of_values = Moments::of(kernels, &team, &expected, channels);
+                            assert_same_moments(moments, &of_values, 1e-5);
+                        }
+                        if keep == Keep::Values {
                             for (found, expected) in hidden.values().iter().zip(&expected) {
                                 let error = (found - expected).abs();
                                 assert!(error <= 4e-7 * expected.abs() + 1e-35, "{place}");
@@ -629,35 +636,22 @@ fn activations_written_for_a_matrix_are_those_that_it_would_make_itself() {
                 for (layout, bytes) in layouts(block_type, cols, &bytes) {
                     let weights = MatrixView::new(block_type, layout, 40, cols, &bytes);
                     let expected = product(kernels, weights, &x);
-                    for keep in [false, true] {
-                        let mut input = Activations::default();
-                        let mut out = vec![f32::NAN; tokens * 40];
-                        pool.region(|team| {
-                            input.produce(
-                                kernels,
-                                team,
-                                tokens,
-                                cols,
-                                &[weights],
-                                keep,
-                                |t, row| {
-                                    row.copy_from_slice(&x[t * cols..][..cols]);
-                                },
-                            );
-                            let mut products = [Product {
-                                weights,
-                                out: &mut out,
-                            }];
-                            matmul(kernels, team, &mut input, &mut products);
+                    let mut input = Activations::default();
+                    let mut out = vec![f32::NAN; tokens * 40];
+                    pool.region(|team| {
+                        input.produce(kernels, team, tokens, cols, &[weights], |t, row| {
+                            row.copy_from_slice(&x[t * cols..][..cols]);
                         });
-                        assert_eq!(
-                            out, expected,
-                            "{kernels:?} {block_type:?} {layout:?} {tokens}"
-                        );
-                        if keep {
-                            assert_eq!(input.values(), x);
-                        }
-                    }
+                        let mut products = [Product {
+                            weights,
+                            out: &mut out,
+                        }];
+                        matmul(kernels, team, &mut input, &mut products);
+                    });
+                    assert_eq!(
+                        out, expected,
+                        "{kernels:?} {block_type:?} {layout:?} {tokens}"
+                    );
                 }
             }
         }
@@ -695,7 +689,7 @@ fn attention_written_for_a_matrix_is_what_it_would_make_of_plain_values() {
                     let mut plain = vec![f32::NAN; tokens * width];
                     attention(kernels, &Team::solo(), shape, &q, keys, values, &mut plain);
                     let expected = product(kernels, weights, &plain);
-                    for keep in [false, true] {
+                    for keep in [Keep::Nothing, Keep::Moments, Keep::Values] {
                         let mut input = Activations::default();
                         let mut out = vec![f32::NAN; tokens * 40];
                         pool.region(|team| {
@@ -713,11 +707,78 @@ fn attention_written_for_a_matrix_is_what_it_would_make_of_plain_values() {
                             out, expected,
                             "{kernels:?} {block_type:?} {head_dim} {tokens}"
                         );
-                        if keep {
+                        if let Some(moments) = input.moments() {
+                            let of_values = Moments::of(kernels, &Team::solo(), &plain, width);
+                            assert_same_moments(moments, &of_values, 0.0);
+                        } else if keep != Keep::Nothing {
                             assert_eq!(input.values(), plain);
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+fn assert_same_moments(found: &Moments, expected: &Moments, tolerance: f32) {
+    assert_eq!(
+        (found.tokens(), found.cols()),
+        (expected.tokens(), expected.cols())
+    );
+    for (found, expected) in found.parts().zip(expected.parts()) {
+        assert_eq!(found.tokens, expected.tokens);
+        for i in 0..expected.near.len() {
+            let scale = expected.squares[i].sqrt() + expected.near[i].abs();
+            let close = |a: f32, b: f32, scale: f32| (a - b).abs() <= tolerance * scale + 1e-30;
+            assert!(close(found.near[i], expected.near[i], scale), "near {i}");
+            let many = expected.tokens as f32;
+            assert!(
+                close(found.sums[i], expected.sums[i], many * scale),
+                "sum {i}"
+            );
+            let squares = (found.squares[i], expected.squares[i]);
+            assert!(
+                close(squares.0, squares.1, many * scale * scale),
+                "square {i}"
+            );
+        }
+    }
+}
+
+#[test]
+fn moments_are_sums_of_differences_from_a_token() {
+    let mut random = Random::new(25);
+    for kernels in every_isa() {
+        for cols in [1, 3, 16, 31, 64, 65, 200] {
+            for tokens in [1, 2, 15, 16, 17, 64, 150] {
+                let x: Vec<f32> = random.normals(tokens * cols, 1.0);
+                let x: Vec<f32> = x.into_iter().map(|v| 1000.0 + v).collect();
+                let team = Team::solo();
+                let moments = Moments::of(kernels, &team, &x, cols);
+                assert_eq!((moments.tokens(), moments.cols()), (tokens, cols));
+                let mut first = 0;
+                for part in moments.parts() {
+                    let rows = &x[first * cols..(first + part.tokens) * cols];
+                    first += part.tokens;
+                    assert!(rows.chunks(cols).any(|row| row == part.near));
+                    for c in 0..cols {
+                        let differences: Vec<f64> = rows
+                            .chunks(cols)
+                            .map(|row| f64::from(row[c]) - f64::from(part.near[c]))
+                            .collect();
+                        let size: f64 = differences.iter().map(|d| d.abs()).sum();
+                        let sum: f64 = differences.iter().sum();
+                        let square: f64 = differences.iter().map(|d| d * d).sum();
+                        let place = format!("{kernels:?} {tokens} x {cols}, column {c}");
+                        assert!(
+                            (f64::from(part.sums[c]) - sum).abs() <= 2e-6 * size,
+                            "{place}"
+                        );
+                        let error = (f64::from(part.squares[c]) - square).abs();
+                        assert!(error <= 4e-6 * square, "{place}");
+                    }
+                }
+                assert_eq!(first, tokens);
             }
         }
     }

@@ -9,7 +9,7 @@ use common::synthetic::{Shape, Synthetic, logits, runtime};
 use common::{Random, relative_error};
 use flapjack::eval::{PerplexityOptions, perplexity};
 use flapjack::gguf::GgufFile;
-use flapjack::kernels::Team;
+use flapjack::kernels::{Moments, Team};
 use flapjack::model::{CacheType, Model};
 use flapjack::prune::{
     self, Calibration, FeatureStats, HeadUnit, LayerPlan, Metric, Module, Plan, Profile,
@@ -51,6 +51,7 @@ fn calibration_tokens(vocabulary: usize) -> Vec<u32> {
 #[test]
 fn statistics_do_not_depend_on_batches_and_survive_a_large_mean() {
     let mut random = Random::new(1);
+    let runtime = runtime(1);
     let (rows, width) = (301, 70);
     let x: Vec<f32> = (0..rows * width)
         .map(|i| 1e6 + (i % width) as f32 + random.normal() as f32)
@@ -64,7 +65,9 @@ fn statistics_do_not_depend_on_batches_and_survive_a_large_mean() {
         let mut stats = FeatureStats::new(width);
         let mut at = 0;
         for rows in split {
-            stats.add(&Team::solo(), &x[at * width..(at + rows) * width]);
+            let batch = &x[at * width..(at + rows) * width];
+            let moments = Moments::of(runtime.kernels, &Team::solo(), batch, width);
+            stats.add(&Team::solo(), &moments);
             at += rows;
         }
         assert_eq!(stats.count(), rows as u64);

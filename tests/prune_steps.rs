@@ -4,7 +4,7 @@ mod common;
 
 use common::synthetic::{Shape, Synthetic, logits, runtime};
 use common::{Random, relative_error};
-use flapjack::kernels::Team;
+use flapjack::kernels::{Moments, Team};
 use flapjack::model::{KvCache, Model, Observer, Scratch};
 use flapjack::prune::{
     self, Calibration, CurveOptions, Effort, FeatureStats, HeadUnit, Method, Metric, Plan, Profile,
@@ -288,7 +288,8 @@ fn a_covariance_is_that_of_the_inputs() {
             .region(|team| covariance.add(runtime.kernels, team, piece, &mut scratch));
     }
     let mut stats = FeatureStats::new(c);
-    stats.add(&Team::solo(), &x);
+    let team = Team::solo();
+    stats.add(&team, &Moments::of(runtime.kernels, &team, &x, c));
     for (i, j) in [(0, 0), (0, 3), (0, 1), (299, 2), (17, 290), (256, 255)] {
         let expected = (0..n)
             .map(|r| {

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::team::SharedSlice;
 use super::{
-    ACTIVATION_BLOCK, Kernels, MatrixView, TILE_COLS, TILE_TOKENS, Team, Tile, call, sys,
-    with_scratch,
+    ACTIVATION_BLOCK, Kernels, MatrixView, Moments, TILE_COLS, TILE_TOKENS, Team, Tile, call,
+    moments, sys, with_scratch,
 };
 
 /// Activations X `[tokens, cols]`, row-major, that matrices are multiplied by, and their other forms: made while X is
@@ -23,6 +23,16 @@ pub struct Activations {
     code_sums: Vec<i32>,
     /// bfloat16, `[tokens / TILE_TOKENS, cols / TILE_COLS]`, both rounded up.
     tiles: Vec<Tile>,
+    moments: Moments,
+}
+
+/// What is to be left of [`Activations`] besides the forms that matrices ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    #[default]
+    Nothing,
+    Moments,
+    Values,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,6 +40,7 @@ struct Forms {
     values: bool,
     quantized: bool,
     tiles: bool,
+    moments: bool,
 }
 
 impl Forms {
@@ -64,8 +75,7 @@ impl Activations {
 
     /// Takes on a new shape and lets `write(t, row)` write the values of every token t, `[cols]`, whose contents are arbitrary
     /// before. Some tokens at a time are brought into the forms that `readers` will ask for, while they are in the cache. Plain
-    /// values stay only if a reader needs them or `keep` says so.
-    #[allow(clippy::too_many_arguments)] // a shape, what is to come of it, and who computes
+    /// values stay only if a reader needs them.
     pub fn produce(
         &mut self,
         kernels: Kernels,
@@ -73,10 +83,9 @@ impl Activations {
         tokens: usize,
         cols: usize,
         readers: &[MatrixView],
-        keep: bool,
         write: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        let sink = self.sink(kernels, tokens, cols, readers, keep);
+        let sink = self.sink(kernels, tokens, cols, readers, Keep::Nothing);
         let some = if sink.forms.tiles { TILE_TOKENS } else { 1 };
         team.items(tokens.div_ceil(some), |_, i| {
             let tokens = i * some..((i + 1) * some).min(tokens);
@@ -103,10 +112,11 @@ impl Activations {
         tokens: usize,
         cols: usize,
         readers: &[MatrixView],
-        keep: bool,
+        keep: Keep,
     ) -> Sink<'_> {
         let mut forms = Forms::wanted(kernels, readers, tokens);
-        forms.values |= keep || readers.is_empty();
+        forms.values |= keep == Keep::Values || readers.is_empty();
+        forms.moments = keep == Keep::Moments;
         self.tokens = tokens;
         self.cols = cols;
         self.forms = forms;
@@ -122,6 +132,9 @@ impl Activations {
             block_sums: SharedSlice::new(&mut self.block_sums),
             code_sums: SharedSlice::new(&mut self.code_sums),
             tiles: SharedSlice::new(&mut self.tiles),
+            moments: forms
+                .moments
+                .then(|| self.moments.begin(kernels, tokens, cols)),
         }
     }
 
@@ -142,6 +155,11 @@ impl Activations {
         &self.values[..self.tokens * self.cols]
     }
 
+    /// Those of X, if they were kept.
+    pub fn moments(&self) -> Option<&Moments> {
+        self.forms.moments.then_some(&self.moments)
+    }
+
     /// X in the forms that these matrices ask for; what is not there yet is made of the plain values.
     ///
     /// # Panics
@@ -154,9 +172,9 @@ impl Activations {
     ) -> sys::fk_activations {
         let wanted = Forms::wanted(kernels, readers, self.tokens);
         let missing = Forms {
-            values: false,
             quantized: wanted.quantized && !self.forms.quantized,
             tiles: wanted.tiles && !self.forms.tiles,
+            ..Forms::default()
         };
         assert!(
             self.forms.values || !(wanted.values || missing.quantized || missing.tiles),
@@ -193,6 +211,7 @@ impl Activations {
             block_sums: SharedSlice::new(&mut self.block_sums),
             code_sums: SharedSlice::new(&mut self.code_sums),
             tiles: SharedSlice::new(&mut self.tiles),
+            moments: None,
         };
         let some = if missing.tiles { TILE_TOKENS } else { 1 };
         team.items(tokens.div_ceil(some), |_, i| {
@@ -245,6 +264,7 @@ pub(super) struct Sink<'a> {
     block_sums: SharedSlice<'a, f32>,
     code_sums: SharedSlice<'a, i32>,
     tiles: SharedSlice<'a, Tile>,
+    moments: Option<moments::Writer<'a>>,
 }
 
 impl Sink<'_> {
@@ -252,8 +272,8 @@ impl Sink<'_> {
         self.tokens
     }
 
-    /// Puts x `[tokens.len(), cols.len()]` in its place. Tokens must begin at a multiple of [`TILE_TOKENS`] and columns at one
-    /// of [`TILE_COLS`].
+    /// Puts x `[tokens.len(), cols.len()]` in its place. Tokens must begin at a multiple of [`TILE_TOKENS`], for moments at one of
+    /// the kernels' `attend_tokens`, and columns at one of [`TILE_COLS`].
     ///
     /// # Safety
     /// No other thread may hold any of these values, nor others of the same tile or block.
@@ -266,11 +286,15 @@ impl Sink<'_> {
                 to.copy_from_slice(row);
             }
         }
+        if let Some(moments) = &self.moments {
+            // SAFETY: the caller vouches for it.
+            unsafe { moments.put(tokens.clone(), cols.clone(), x) };
+        }
         // SAFETY: the caller vouches for it.
         unsafe { self.put_forms(tokens, cols, x) };
     }
 
-    /// As [`Sink::put`], without the plain values.
+    /// As [`Sink::put`], in the forms for matrices alone.
     ///
     /// # Safety
     /// As there.

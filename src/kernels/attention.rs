@@ -5,7 +5,8 @@ use half::f16;
 use super::activations::Sink;
 use super::team::SharedSlice;
 use super::{
-    ACTIVATION_BLOCK, Activations, Kernels, MatrixView, TILE_COLS, Team, call, sys, with_scratch,
+    ACTIVATION_BLOCK, Activations, Keep, Kernels, MatrixView, TILE_COLS, Team, call, sys,
+    with_scratch,
 };
 use crate::quant::BlockType;
 
@@ -79,8 +80,8 @@ pub fn attention(
     job.run(team, out);
 }
 
-/// As [`attention`], with the result `[tokens, heads · head_dim]` in the forms that `readers` will ask for; as plain values
-/// too if `keep`.
+/// As [`attention`], with the result `[tokens, heads · head_dim]` in the forms that `readers` will ask for, and what `keep`
+/// asks for; where that is moments, it may be plain values.
 ///
 /// # Panics
 /// If a shape does not fit.
@@ -94,7 +95,7 @@ pub fn attention_for(
     values: CachePlane,
     out: &mut Activations,
     readers: &[MatrixView],
-    keep: bool,
+    keep: Keep,
 ) {
     let (tokens, width) = (shape.tokens, q.len() / shape.tokens.max(1));
     let job = Job::new(kernels, shape, q, keys, values);

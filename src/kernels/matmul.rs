@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::team::SharedSlice;
-use super::{Activations, Kernels, TILE_COLS, Team, call, sys, type_of, with_scratch};
+use super::{Activations, Keep, Kernels, TILE_COLS, Team, call, sys, type_of, with_scratch};
 use crate::quant::{BlockType, Layout};
 
 /// A stored weight matrix W `[rows, cols]`, row-major: a view on bytes that lie elsewhere.
@@ -191,8 +191,8 @@ pub fn matmul_add(
     });
 }
 
-/// out = silu(X Wgᵀ + bg) · (X Wuᵀ + bu) `[tokens, channels]`, in the forms that `readers` will ask for; as plain values too
-/// if `keep`.
+/// out = silu(X Wgᵀ + bg) · (X Wuᵀ + bu) `[tokens, channels]`, in the forms that `readers` will ask for, and what `keep`
+/// asks for.
 ///
 /// # Panics
 /// If a shape does not fit.
@@ -205,7 +205,7 @@ pub fn matmul_silu(
     up: (MatrixView, Option<&[f32]>),
     out: &mut Activations,
     readers: &[MatrixView],
-    keep: bool,
+    keep: Keep,
 ) {
     assert_eq!(gate.0.rows, up.0.rows, "channels of gate and up");
     let sink = out.sink(kernels, x.tokens(), gate.0.rows, readers, keep);

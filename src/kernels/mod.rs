@@ -6,15 +6,17 @@
 mod activations;
 mod attention;
 mod matmul;
+mod moments;
 mod sys;
 mod team;
 
 use std::fmt;
 use std::sync::OnceLock;
 
-pub use activations::Activations;
+pub use activations::{Activations, Keep};
 pub use attention::{AttentionShape, CachePlane, attention, attention_for};
 pub use matmul::{MatrixView, Product, matmul, matmul_add, matmul_silu};
+pub use moments::{Moments, MomentsPart};
 pub use team::{Pool, Team};
 
 use crate::quant::BlockType;
@@ -266,6 +268,38 @@ impl Kernels {
             call!(
                 self,
                 fill_tiles(x.as_ptr(), tokens, cols, tiles.as_mut_ptr().cast())
+            )
+        }
+    }
+
+    /// Sums over the tokens of x `[tokens, cols]`, at least one: near, a token of x; sums, Σ (x − near); squares,
+    /// Σ (x − near)²; `[cols]` each.
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other.
+    pub fn moments(
+        &self,
+        x: &[f32],
+        cols: usize,
+        near: &mut [f32],
+        sums: &mut [f32],
+        squares: &mut [f32],
+    ) {
+        let tokens = x.len() / cols;
+        assert!(tokens > 0 && x.len() == tokens * cols);
+        assert!(near.len() == cols && sums.len() == cols && squares.len() == cols);
+        // SAFETY: the lengths are as the kernel needs them, as checked.
+        unsafe {
+            call!(
+                self,
+                moments(
+                    x.as_ptr(),
+                    tokens,
+                    cols,
+                    near.as_mut_ptr(),
+                    sums.as_mut_ptr(),
+                    squares.as_mut_ptr()
+                )
             )
         }
     }

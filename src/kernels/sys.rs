@@ -108,6 +108,16 @@ pub struct fk_kernels {
     pub fill_tiles: ::std::option::Option<
         unsafe extern "C" fn(x: *const f32, tokens: usize, cols: usize, tiles: *mut u16),
     >,
+    pub moments: ::std::option::Option<
+        unsafe extern "C" fn(
+            x: *const f32,
+            tokens: usize,
+            cols: usize,
+            near: *mut f32,
+            sums: *mut f32,
+            squares: *mut f32,
+        ),
+    >,
     pub matmul_scratch:
         ::std::option::Option<unsafe extern "C" fn(w: *const fk_weights, tokens: usize) -> usize>,
     pub matmul: ::std::option::Option<

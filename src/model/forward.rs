@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use super::{KvCache, Layer, Linear, Model, ModelError};
 use crate::kernels::{
-    Activations, AttentionShape, Kernels, MatrixView, Product, Team, attention, attention_for,
-    matmul, matmul_add, matmul_silu,
+    Activations, AttentionShape, Keep, Kernels, MatrixView, Product, Team, attention,
+    attention_for, matmul, matmul_add, matmul_silu,
 };
 
 /// Looks at the inputs of the two projections that lose columns when a model is pruned.
@@ -17,9 +17,9 @@ pub trait Observer {
     fn attention_output(&mut self, team: &Team, layer: usize, x: &Activations);
     /// x `[n, c]`: the input of a layer's MLP down projection.
     fn mlp_down(&mut self, team: &Team, layer: usize, x: &Activations);
-    /// Whether it looks at all; only then are the inputs' plain values there.
-    fn looks(&self) -> bool {
-        true
+    /// What it looks at. Where that is moments, the inputs may bring plain values.
+    fn keeps(&self) -> Keep {
+        Keep::Values
     }
 }
 
@@ -30,8 +30,8 @@ pub struct Unobserved;
 impl Observer for Unobserved {
     fn attention_output(&mut self, _: &Team, _: usize, _: &Activations) {}
     fn mlp_down(&mut self, _: &Team, _: usize, _: &Activations) {}
-    fn looks(&self) -> bool {
-        false
+    fn keeps(&self) -> Keep {
+        Keep::Nothing
     }
 }
 
@@ -178,14 +178,14 @@ impl Model {
                 self.project_qkv(kernels, team, layer, scratch);
                 self.rotate(kernels, team, layer, each, caches, scratch);
                 self.remember(kernels, team, layer, l, caches, scratch);
-                self.attend(kernels, team, layer, l, caches, observer.looks(), scratch);
+                self.attend(kernels, team, layer, l, caches, observer.keeps(), scratch);
                 observer.attention_output(team, l, &scratch.input);
                 self.add_projected(kernels, team, &layer.o, &mut scratch.input, &mut scratch.x);
             } else {
                 // x += down(silu(gate(y)) * up(y)) of y = norm(x)
                 let readers = [&layer.gate, &layer.up];
                 self.norm(kernels, team, &layer.mlp_norm, &readers, scratch);
-                self.gate_and_up(kernels, team, layer, observer.looks(), scratch);
+                self.gate_and_up(kernels, team, layer, observer.keeps(), scratch);
                 observer.mlp_down(team, l, &scratch.hidden);
                 self.add_projected(
                     kernels,
@@ -244,7 +244,7 @@ impl Model {
     ) {
         let (d, epsilon) = (self.config.embedding_length, self.config.rms_epsilon);
         let tokens = x.len() / d;
-        out.produce(kernels, team, tokens, d, readers, false, |t, row| {
+        out.produce(kernels, team, tokens, d, readers, |t, row| {
             kernels.rms_norm(&x[t * d..][..d], weight, epsilon, row);
         });
     }
@@ -322,7 +322,7 @@ impl Model {
         layer: &Layer,
         l: usize,
         caches: &[&mut KvCache],
-        keep: bool,
+        keep: Keep,
         scratch: &mut Scratch,
     ) {
         let tokens = scratch.x.len() / self.config.embedding_length;
@@ -358,7 +358,7 @@ impl Model {
         kernels: Kernels,
         team: &Team,
         layer: &Layer,
-        keep: bool,
+        keep: Keep,
         scratch: &mut Scratch,
     ) {
         let Scratch { input, hidden, .. } = scratch;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::covariance::GramScratch;
 use super::{FeatureStats, LayerProfile, Module, Profile, PruneError};
-use crate::kernels::{Activations, Kernels, Runtime, Team};
+use crate::kernels::{Activations, Keep, Kernels, Moments, Runtime, Team};
 use crate::model::{KvCache, Model, Observer, Scratch};
 
 /// The built-in calibration text: varied prose, exposition, dialogue, lists, tables and code, written for this purpose.
@@ -116,6 +116,7 @@ struct Recorder {
     /// The number of the first.
     first: usize,
     layers: Vec<LayerProfile>,
+    covariance: bool,
     kernels: Kernels,
     scratch: GramScratch,
 }
@@ -136,6 +137,7 @@ impl Recorder {
                     mlp: stats(layer.channels()),
                 })
                 .collect(),
+            covariance,
             kernels,
             scratch: GramScratch::default(),
         }
@@ -143,6 +145,13 @@ impl Recorder {
 }
 
 impl Observer for Recorder {
+    fn keeps(&self) -> Keep {
+        match self.covariance {
+            true => Keep::Values,
+            false => Keep::Moments,
+        }
+    }
+
     fn attention_output(&mut self, team: &Team, layer: usize, x: &Activations) {
         if let Some(place) = layer.checked_sub(self.first) {
             let stats = &mut self.layers[place].attention;
@@ -165,7 +174,10 @@ fn record(
     x: &Activations,
     scratch: &mut GramScratch,
 ) {
-    stats.add(team, x.values());
+    match x.moments() {
+        Some(moments) => stats.add(team, moments),
+        None => stats.add(team, &Moments::of(kernels, team, x.values(), x.cols())),
+    }
     if let Some(covariance) = &mut stats.covariance {
         covariance.add(kernels, team, x.values(), scratch);
     }

@@ -1,13 +1,11 @@
 //! What calibration leaves behind.
 
 use super::{Covariance, Curves, PruneError};
-use crate::kernels::Team;
+use crate::kernels::{Moments, Team};
 use crate::model::Model;
 
 /// Features per piece of work when statistics are split among threads.
 const PIECE: usize = 64;
-/// Tokens that are summed in single precision before the sum goes into one in double precision.
-const SOME_ROWS: usize = 32;
 
 /// Running statistics of the features of a projection's input, one sample per token. Means and sums of squared
 /// deviations are merged batch by batch (Chan, Golub and LeVeque 1979), so that a large mean does not swallow a small
@@ -15,13 +13,13 @@ const SOME_ROWS: usize = 32;
 #[derive(Debug, Clone, PartialEq)]
 pub struct FeatureStats {
     count: u64,
-    features: Vec<Moments>,
+    features: Vec<Feature>,
     /// Where least squares need it.
     pub covariance: Option<Covariance>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Moments {
+struct Feature {
     mean: f64,
     /// Σ (x − mean)²
     deviation: f64,
@@ -31,7 +29,7 @@ impl FeatureStats {
     pub fn new(features: usize) -> Self {
         Self {
             count: 0,
-            features: vec![Moments::default(); features],
+            features: vec![Feature::default(); features],
             covariance: None,
         }
     }
@@ -55,62 +53,50 @@ impl FeatureStats {
             count,
             covariance: None,
             features: features
-                .map(|(&mean, &deviation)| Moments { mean, deviation })
+                .map(|(&mean, &deviation)| Feature { mean, deviation })
                 .collect(),
         }
     }
 
-    /// Adds a batch x `[n, features]`, row-major.
+    /// Adds a batch of inputs.
     ///
     /// # Panics
-    /// If x is not a whole number of rows.
-    pub fn add(&mut self, team: &Team, x: &[f32]) {
-        let width = self.features.len();
-        if width == 0 || x.is_empty() {
+    /// If they are of another width.
+    pub fn add(&mut self, team: &Team, batch: &Moments) {
+        assert_eq!(batch.cols(), self.features.len(), "features");
+        if batch.tokens() == 0 {
             return;
         }
-        assert!(x.len().is_multiple_of(width), "whole rows");
-        let rows = x.len() / width;
-        let (before, batch) = (self.count as f64, rows as f64);
-        let all = before + batch;
-        // Near the mean, so that nothing cancels: what came before, or a token from the middle, since the first of a text often
-        // lies far off.
-        let near: Vec<f32> = match self.count {
-            0 => x[rows / 2 * width..][..width].to_vec(),
-            _ => self.features.iter().map(|f| f.mean as f32).collect(),
-        };
-        // Some tokens at a time, in single precision: Σ (x − near), and behind them Σ (x − near)².
-        let mut partial = vec![0.0f32; rows.div_ceil(SOME_ROWS) * 2 * width];
-        team.chunks_mut(&mut partial, 2 * width, |some, sums| {
-            let (sums, squares) = sums.split_at_mut(width);
-            let rows = &x[some * SOME_ROWS * width..rows.min((some + 1) * SOME_ROWS) * width];
-            for row in rows.chunks_exact(width) {
-                let sums = sums.iter_mut().zip(squares.iter_mut());
-                for ((sum, square), (v, near)) in sums.zip(row.iter().zip(&near)) {
-                    let difference = v - near;
-                    *sum += difference;
-                    *square += difference * difference;
-                }
-            }
-        });
+        let (before, tokens) = (self.count as f64, batch.tokens() as f64);
+        let all = before + tokens;
         team.chunks_mut(&mut self.features, PIECE, |piece, moments| {
-            let first = piece * PIECE;
-            let mut totals = [(0.0f64, 0.0f64); PIECE];
-            for sums in partial.chunks_exact(2 * width) {
-                for (i, total) in totals[..moments.len()].iter_mut().enumerate() {
-                    total.0 += f64::from(sums[first + i]);
-                    total.1 += f64::from(sums[width + first + i]);
+            let features = piece * PIECE..piece * PIECE + moments.len();
+            // The batch's mean first, and the deviations from it then.
+            let mut means = [0.0f64; PIECE];
+            for part in batch.parts() {
+                for (mean, i) in means.iter_mut().zip(features.clone()) {
+                    *mean += part.tokens as f64 * f64::from(part.near[i]) + f64::from(part.sums[i]);
                 }
             }
-            for (i, (old, (sum, squares))) in moments.iter_mut().zip(totals).enumerate() {
-                let off = sum / batch;
-                let deviation = (squares - sum * off).max(0.0);
-                let shift = f64::from(near[first + i]) + off - old.mean;
-                old.mean += shift * batch / all;
-                old.deviation += deviation + shift * shift * before * batch / all;
+            means.iter_mut().for_each(|mean| *mean /= tokens);
+            let mut deviations = [0.0f64; PIECE];
+            for part in batch.parts() {
+                let n = part.tokens as f64;
+                for ((deviation, mean), i) in deviations.iter_mut().zip(means).zip(features.clone())
+                {
+                    // Σ (x − mean)² = Σ (x − near)² + 2 off Σ (x − near) + n off², off = near − mean
+                    let off = f64::from(part.near[i]) - mean;
+                    *deviation += f64::from(part.squares[i])
+                        + off * (2.0 * f64::from(part.sums[i]) + n * off);
+                }
+            }
+            for ((old, mean), deviation) in moments.iter_mut().zip(means).zip(deviations) {
+                let shift = mean - old.mean;
+                old.mean += shift * tokens / all;
+                old.deviation += deviation.max(0.0) + shift * shift * before * tokens / all;
             }
         });
-        self.count += rows as u64;
+        self.count += batch.tokens() as u64;
     }
 
     /// Tokens seen.
@@ -146,7 +132,7 @@ impl FeatureStats {
 
     /// Mean of squares.
     pub fn mean_square(&self, feature: usize) -> f64 {
-        let Moments { mean, deviation } = self.features[feature];
+        let Feature { mean, deviation } = self.features[feature];
         deviation / self.count.max(1) as f64 + mean * mean
     }
 

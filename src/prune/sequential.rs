@@ -13,7 +13,7 @@ use super::restore::{features, least_squares, others};
 use super::{
     Calibration, FeatureStats, LayerPlan, LayerRestoration, Module, Plan, PruneError, Restoration,
 };
-use crate::kernels::{Activations, Runtime};
+use crate::kernels::{Activations, Moments, Runtime};
 use crate::model::{KvCache, Model, Scratch, Unobserved, Weight};
 
 /// Tokens for each input of the widest projection from which on restoring in sequence is better than without: the drift is
@@ -169,7 +169,7 @@ impl Streams {
                         *drift = dense - pruned;
                     }
                 });
-                stats.add(team, &joint);
+                stats.add(team, &Moments::of(kernels, team, &joint, width));
                 if let Some(covariance) = &mut stats.covariance {
                     covariance.add(kernels, team, &joint, gram);
                 }

@@ -133,6 +133,10 @@ typedef struct fk_kernels {
     /* x [tokens, cols] of at most FK_TILE_TOKENS tokens to a row of bfloat16 tiles, rounded to nearest even. */
     void (*fill_tiles)(const float *x, size_t tokens, size_t cols, uint16_t *tiles);
 
+    /* What the mean and the variance of each column of x [tokens, cols] follow from without cancellation, tokens >= 1: near, a
+     * token of x, sums of x - near, and sums of (x - near)^2; [cols] each. */
+    void (*moments)(const float *x, size_t tokens, size_t cols, float *near, float *sums, float *squares);
+
     /* Floats of scratch that matmul needs for this matrix and so many tokens. */
     size_t (*matmul_scratch)(const fk_weights *w, size_t tokens);
 

@@ -689,6 +689,31 @@ static void check_elements(void) {
         }
 }
 
+static void check_moments(void) {
+    static const size_t tokens[] = {1, 2, 15, 16, 64}, cols[] = {0, 1, 3, 4, 15, 16, 31, 64, 67, 200};
+    for (size_t k = 0; k < COUNT(tokens) * COUNT(cols); k++)
+        for EACH_TABLE (t) {
+            const size_t mark = area_count, n = tokens[k % COUNT(tokens)], width = cols[k / COUNT(tokens)];
+            float *x = floats(n * width), *middle = floats(width), *sums = floats(width), *squares = floats(width);
+            fill_normal(x, n * width, 1);
+            for (size_t i = 0; i < n * width; i++) x[i] += 1000;
+            t->kernels->moments(x, n, width, middle, sums, squares);
+            for (size_t c = 0; c < width; c++) {
+                double sum = 0, square = 0, size = 0;
+                for (size_t i = 0; i < n; i++) {
+                    double difference = (double)x[i * width + c] - middle[c];
+                    sum += difference;
+                    size += fabs(difference);
+                    square += difference * difference;
+                }
+                expect(t, near(sums[c], sum, 2e-6 * size) && near(squares[c], square, 4e-6 * square),
+                       "moments: column %zu of %zu, %zu tokens: %g, %g for %g, %g", c, width, n, sums[c], squares[c], sum,
+                       square);
+            }
+            release(mark);
+        }
+}
+
 /* ---- attention ---- */
 
 static void check_attention_of(size_t head_dim, size_t queries, size_t first, size_t step, float size) {
@@ -768,7 +793,8 @@ static const struct {
 } groups[] = {
     {"products", check_products},     {"largest sums", check_largest_sums}, {"extreme scales", check_extreme_scales},
     {"not finite", check_not_finite}, {"quantize", check_quantize},         {"dequantize", check_dequantize},
-    {"to_half", check_to_half},       {"elements", check_elements},         {"attention", check_attention},
+    {"to_half", check_to_half},       {"elements", check_elements},         {"moments", check_moments},
+    {"attention", check_attention},
 };
 
 /* Whether exactly the tables that the arguments name are there. */
