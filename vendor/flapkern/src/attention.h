@@ -3,6 +3,13 @@
 /* Positions per tile: two GEMM panels or more. */
 #define ATTEND_TILE 64
 
+/* FK_LANES values of a row of the cache from `d` on. Rows of Q8_0 are whole blocks. */
+INLINE vf load_kv(fk_type type, const uint8_t *row, size_t d) {
+    if (type == FK_TYPE_F16) return load_half((const uint16_t *)row + d);
+    const uint8_t *block = row + d / FK_BLOCK * 34;
+    return to_float(widen_signed(block + 2 + d % FK_BLOCK)) * half_at(block);
+}
+
 #if FK_AMX
 #include "tiled_attention.h"
 
@@ -67,40 +74,56 @@ INLINE float peak_of(const float *x, size_t n, float start) {
  *
  * Generation streams keys and values from memory: every one is loaded and widened once for up to FEW_QUERIES queries. */
 
-/* FK_LANES values of a row of the cache from `d` on. Rows of Q8_0 are whole blocks. */
-INLINE vf load_kv(fk_type type, const uint8_t *row, size_t d) {
-    if (type == FK_TYPE_F16) return load_half((const uint16_t *)row + d);
-    const uint8_t *block = row + d / FK_BLOCK * 34;
-    return to_float((widen_bytes(block + 2 + d % FK_BLOCK) ^ 128) - 128) * half_at(block);
+/* part[i][lane] = or, if `more`, += q[i] . key of position first + lane, for some vectors of their values from d on; beyond
+ * `last` the last position stands in. */
+INLINE void few_products(fk_type type, int queries, int vectors, const float *q, const fk_kv_head *kv, size_t first,
+                         size_t last, size_t d, int more, vf part[FEW_QUERIES][FK_LANES]) {
+    vf query[FEW_QUERIES][FEW_VECTORS];
+    UNROLL for (int i = 0; i < queries; i++)
+        UNROLL for (int v = 0; v < vectors; v++) query[i][v] = load(q + i * kv->head_dim + d + v * FK_LANES);
+    for (size_t lane = 0; lane < FK_LANES; lane++) {
+        const size_t p = first + lane < last ? first + lane : last - 1;
+        vf key[FEW_VECTORS];
+        UNROLL for (int v = 0; v < vectors; v++) key[v] = load_kv(type, kv->keys + p * kv->row_bytes, d + v * FK_LANES);
+        UNROLL for (int i = 0; i < queries; i++) {
+            vf sum = more ? part[i][lane] : (vf){0};
+            UNROLL for (int v = 0; v < vectors; v++) sum += key[v] * query[i][v];
+            part[i][lane] = sum;
+        }
+    }
+}
+
+/* scores[i][first + lane] = q[i] . key[first + lane] */
+INLINE void few_scores_of(fk_type type, int queries, const float *q, const fk_kv_head *kv, size_t first, size_t last,
+                          float *scores, size_t pitch) {
+    const size_t dim = kv->head_dim;
+    vf part[FEW_QUERIES][FK_LANES];
+    size_t d = 0;
+    for (; d + FEW_VECTORS * FK_LANES <= dim; d += FEW_VECTORS * FK_LANES)
+        few_products(type, queries, FEW_VECTORS, q, kv, first, last, d, d > 0, part);
+    for (; d + FK_LANES <= dim; d += FK_LANES) few_products(type, queries, 1, q, kv, first, last, d, d > 0, part);
+    if (d < dim)
+        for (size_t lane = 0; lane < FK_LANES && first + lane < last; lane++)
+            for (int i = 0; i < queries; i++) {
+                vf sum = d > 0 ? part[i][lane] : (vf){0};
+                for (size_t k = d; k < dim; k++)
+                    sum[0] += q[i * dim + k] * half_to_float(load_u16(kv->keys + (first + lane) * kv->row_bytes + 2 * k));
+                part[i][lane] = sum;
+            }
+    UNROLL for (int i = 0; i < queries; i++) store(scores + i * pitch + first, sum_each(part[i]));
 }
 
 /* scores[i][p] = q[i] . key[p] for positions below `last`; a lane is a position. */
 INLINE void few_scores(fk_type type, int queries, const float *q, const fk_kv_head *kv, size_t last, float *scores,
                        size_t pitch) {
-    const size_t dim = kv->head_dim, whole = dim / FK_LANES * FK_LANES;
+    const size_t step = FK_LANES * kv->row_bytes;
     for (size_t first = 0; first < last; first += FK_LANES) {
-        /* Keys two vectors of positions ahead, and the values of this one, which come next, as far as the second cache. */
-        for (size_t at = first * kv->row_bytes; at < (first + FK_LANES) * kv->row_bytes; at += 64) {
-            __builtin_prefetch(kv->keys + at + 2 * FK_LANES * kv->row_bytes);
+        /* Keys four vectors of positions ahead, and the values of this one, which come next, as far as the second cache. */
+        for (size_t at = first * kv->row_bytes; at < first * kv->row_bytes + step; at += 64) {
+            __builtin_prefetch(kv->keys + at + 4 * step);
             __builtin_prefetch(kv->values + at, 0, 2);
         }
-        vf part[FEW_QUERIES][FK_LANES];
-        for (size_t lane = 0; lane < FK_LANES; lane++) {
-            const size_t p = first + lane < last ? first + lane : last - 1;
-            const uint8_t *key = kv->keys + p * kv->row_bytes;
-            vf sum[FEW_QUERIES];
-            UNROLL for (int i = 0; i < queries; i++) sum[i] = (vf){0};
-            for (size_t d = 0; d < whole; d += FK_LANES) {
-                vf k = load_kv(type, key, d);
-                UNROLL for (int i = 0; i < queries; i++) sum[i] += k * load(q + i * dim + d);
-            }
-            for (size_t d = whole; d < dim; d++) {
-                const float k = half_to_float(load_u16(key + 2 * d));
-                UNROLL for (int i = 0; i < queries; i++) sum[i][0] += k * q[i * dim + d];
-            }
-            UNROLL for (int i = 0; i < queries; i++) part[i][lane] = sum[i];
-        }
-        UNROLL for (int i = 0; i < queries; i++) store(scores + i * pitch + first, sum_each(part[i]));
+        few_scores_of(type, queries, q, kv, first, last, scores, pitch);
     }
 }
 

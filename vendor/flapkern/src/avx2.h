@@ -9,6 +9,7 @@
 #include "half.h"
 
 INLINE vi widen_bytes(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+INLINE vi widen_signed(const uint8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 INLINE vi widen_shorts(const void *p) { return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128(p)); }
 
 INLINE void narrow_to_bytes(int8_t *p, vi v) {

@@ -37,12 +37,18 @@ INLINE vf vmax(vf a, vf b) { return pick(a > b, a, b); }
 INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
 /* Between lanes and smaller numbers in memory. Compilers make poor code of these conversions, so that a file whose
- * instruction set has them defines FK_OWN_WIDTHS and these three. */
+ * instruction set has them defines FK_OWN_WIDTHS and these four. */
 #ifndef FK_OWN_WIDTHS
 INLINE vi widen_bytes(const uint8_t *p) {
     vb bytes;
     memcpy(&bytes, p, sizeof bytes);
     return __builtin_convertvector(bytes, vi) & 255;
+}
+
+INLINE vi widen_signed(const uint8_t *p) {
+    vb bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(bytes, vi);
 }
 
 INLINE vi widen_shorts(const void *p) {

@@ -147,8 +147,8 @@ INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_bloc
         const uint8_t *high = p + 32 * 64, *scales = high + 16 * 64, *d = scales + 16 * 16;
         const int half = s / 4, k = s % 4;
         UNROLL for (int i = 0; i < 2; i++) {
-            vi scale = load_bytes(scales + 16 * (2 * s + i), v);
-            b->scale[i] = load_halves(d, v) * to_float((scale ^ 128) - 128);
+            vi scale = widen_signed(scales + 16 * (2 * s + i) + FK_LANES * v);
+            b->scale[i] = load_halves(d, v) * to_float(scale);
         }
         UNROLL for (int j = 0; j < 8; j++) {
             vw low = load_line(p, 16 * half + k % 2 * 8 + j, v);

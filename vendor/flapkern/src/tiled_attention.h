@@ -40,8 +40,7 @@ INLINE vf load_cached(fk_type type, const uint8_t *row, size_t d, size_t dim) {
         const __mmask16 there = dim - d >= 16 ? 0xffff : (__mmask16)((1u << (dim - d)) - 1);
         return (vf)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, (const uint16_t *)row + d));
     }
-    const uint8_t *block = row + d / FK_BLOCK * 34;
-    return to_float((widen_bytes(block + 2 + d % FK_BLOCK) ^ 128) - 128) * half_at(block);
+    return load_kv(type, row, d);
 }
 
 /* Queries [QUERY_TILE, dim] to second factors: [key_steps, 16 pairs of values, QUERY_TILE, 2]. */
