@@ -2,25 +2,19 @@
 
 mod common;
 
-use std::process::{Command, Output};
+use std::process::Output;
 
+use common::program::{flapjack, stderr, succeed};
 use serde_json::Value;
 
+const BENCH: [&str; 5] = ["bench", "-r", "2", "-t", "2"];
+
 fn bench(arguments: &[&str]) -> Output {
-    common::default_model();
-    Command::new(env!("CARGO_BIN_EXE_flapjack"))
-        .arg("bench")
-        .args(["-r", "2", "-t", "2"])
-        .args(arguments)
-        .output()
-        .expect("flapjack starts")
+    flapjack(&[&BENCH, arguments].concat())
 }
 
 fn printed(arguments: &[&str]) -> String {
-    let output = bench(arguments);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {message}");
-    String::from_utf8(output.stdout).expect("UTF-8")
+    succeed(&[&BENCH, arguments].concat())
 }
 
 #[test]
@@ -149,7 +143,7 @@ fn a_peer_that_is_not_there_and_nothing_to_time_are_errors() {
         (["-p", "0", "-n", "0"], "nothing to time"),
     ] {
         let output = bench(&arguments);
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        let message = stderr(&output);
         assert!(
             !output.status.success() && message.contains(word),
             "{message}"

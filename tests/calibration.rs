@@ -3,19 +3,17 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
-use common::program::{flapjack_with, stderr, stdout};
+use common::program::{Bench, flapjack_reading, stderr, stdout, succeeded};
+use common::pruning::{curve_options, curves_of, profile_of, text};
 use common::synthetic::{Shape, Synthetic, logits_in_batches, runtime};
-use common::{Random, relative_error};
+use common::{Random, doubles, relative_error};
 use flapjack::generate::{Sampler, SamplerConfig, Texts};
-use flapjack::gguf::{GgufFile, Value, Writer};
+use flapjack::gguf::{GgufFile, Value};
 use flapjack::model::{KvCache, Scratch, Unobserved};
 use flapjack::prune::{
-    Calibration, CurveOptions, Effort, Method, Origin, ProfileError, StoredProfile, calibrate,
-    curves, store,
+    Calibration, Effort, Method, Origin, ProfileError, StoredProfile, calibrate, store,
 };
 
 // ---- profiles as files ----
@@ -29,29 +27,13 @@ fn stored_profile() -> StoredProfile {
     });
     let tokens = Random::new(9).tokens(300, synthetic.shape.vocabulary);
     let calibration = Calibration {
-        tokens: &tokens,
         bos: Some(1),
-        covariance: true,
+        ..text(&tokens)
     };
     let model = synthetic.load();
-    let mut profile =
-        calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap();
-    let recipe = Method::Best.recipe(Effort::Best);
-    let options = CurveOptions {
-        metric: recipe.metric,
-        heads: recipe.heads,
-        restore: recipe.restore,
-        levels: Effort::Best.curve_levels(),
-    };
-    let curves = curves::measure(
-        &model,
-        &runtime(1),
-        &profile,
-        calibration,
-        options,
-        &mut |_, _| {},
-    );
-    profile.curves = Some(curves.unwrap());
+    let mut profile = profile_of(&model, calibration);
+    let options = curve_options(Method::Best.recipe(Effort::Best));
+    profile.curves = Some(curves_of(&model, &profile, calibration, options));
     StoredProfile {
         origin: Origin {
             model: GgufFile::open(&synthetic.path).unwrap().fingerprint(),
@@ -123,40 +105,10 @@ fn the_hash_of_a_text_depends_on_its_tokens_and_on_what_begins_sequences() {
 
 // ---- on the command line ----
 
-/// A folder for files and for the cache of a test.
-struct Bench {
-    folder: tempfile::TempDir,
-    model: String,
-}
-
 impl Bench {
-    fn new() -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-            model: common::default_model().to_str().unwrap().to_owned(),
-        }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
-        let path = PathBuf::from(self.path(name));
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        self.path(name)
-    }
-
-    fn environment(&self) -> [(&'static str, String); 1] {
-        [("FLAPJACK_CACHE", self.path("cache"))]
-    }
-
     /// Standard error of a run, and whether it succeeded; standard output must be empty where it failed.
     fn run(&self, arguments: &[&str]) -> (bool, String) {
-        let environment = self.environment();
-        let environment = environment.each_ref().map(|(k, v)| (*k, v.as_str()));
-        let output = flapjack_with(arguments, &environment);
+        let output = self.flapjack(arguments);
         let (ok, said) = (output.status.success(), stderr(&output));
         assert!(ok || stdout(&output).is_empty(), "{}", stdout(&output));
         assert!(!said.contains("panicked"), "{said}");
@@ -209,7 +161,7 @@ impl Bench {
 }
 
 /// Long enough a text.
-fn text(from: usize) -> String {
+fn prose(from: usize) -> String {
     calibrate::TEXT.chars().skip(from).take(1200).collect()
 }
 
@@ -221,7 +173,7 @@ fn the_second_start_takes_the_profile_of_the_first() {
     assert!(!kept(&bench.report(&few)));
     assert!(kept(&bench.report(&few)));
     // Another text, other tokens, or the wish to do without.
-    let file = bench.write("text.txt", text(3000));
+    let file = bench.write("text.txt", prose(3000));
     assert!(!kept(&bench.report(&["--calib-tokens", "255"])));
     assert!(!kept(&bench.report(&["--calib", &file])));
     assert!(kept(&bench.report(&["--calib", &file])));
@@ -230,8 +182,7 @@ fn the_second_start_takes_the_profile_of_the_first() {
     ));
 
     // One that is damaged is made again.
-    let folder = PathBuf::from(bench.path("cache/profiles"));
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in fs::read_dir(bench.path("cache/profiles")).unwrap() {
         fs::write(entry.unwrap().path(), b"FLAPPROF").unwrap();
     }
     let said = bench.report(&few);
@@ -334,10 +285,9 @@ fn the_cache_keeps_the_youngest_profiles() {
         file.set_len(40 << 20).unwrap();
     }
     bench.report(&few);
-    let files = fs::read_dir(bench.path("cache/profiles")).unwrap();
+    let files = bench.cached("profile");
     let sizes: Vec<u64> = files
-        .map(|file| file.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| e == "profile"))
+        .iter()
         .map(|path| path.metadata().unwrap().len())
         .collect();
     assert_eq!(sizes.len(), 64);
@@ -362,15 +312,8 @@ fn a_profile_made_by_calibrate_is_used_and_one_of_another_model_refused_by_name(
     assert!(said.contains("from a profile"), "{said}");
 
     let source = GgufFile::open(&bench.model).unwrap();
-    let mut writer = Writer::new();
-    for (key, value) in source.entries() {
-        writer.metadata(key, value.clone());
-    }
+    let mut writer = common::copy_of(&source);
     writer.metadata("general.description", Value::String("another".into()));
-    for tensor in source.tensors() {
-        let bytes = source.bytes(tensor);
-        writer.tensor(&tensor.name, &tensor.shape, tensor.block_type, bytes);
-    }
     let other = bench.path("other.gguf");
     writer.save(Path::new(&other)).unwrap();
     let (ok, said) = bench.run(&[
@@ -450,7 +393,7 @@ fn the_report_shows_the_effect_on_the_own_text_and_on_the_built_in_one() {
 #[test]
 fn a_text_is_the_same_from_a_file_a_folder_json_lines_or_standard_input() {
     let bench = Bench::new();
-    let (one, two) = (text(0), text(5000));
+    let (one, two) = (prose(0), prose(5000));
     let file = bench.write("whole.txt", format!("{one}\n\n{two}"));
     let expected = bench.calibrate(&["--calib", &file]);
 
@@ -470,26 +413,9 @@ fn a_text_is_the_same_from_a_file_a_folder_json_lines_or_standard_input() {
     }
 
     let path = bench.path("piped.profile");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_flapjack"))
-        .args([
-            "calibrate",
-            "-q",
-            "-m",
-            &bench.model,
-            "-o",
-            &path,
-            "--calib",
-            "-",
-        ])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    input.write_all(&fs::read(&file).unwrap()).unwrap();
-    drop(input);
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
+    let arguments = ["calibrate", "-q", "-m", &bench.model, "-o", &path];
+    let arguments = [&arguments[..], &["--calib", "-"]].concat();
+    succeeded(&flapjack_reading(&arguments, &fs::read(&file).unwrap()));
     let piped = StoredProfile::load(Path::new(&path)).unwrap();
     assert_eq!(piped.origin.text, expected.origin.text);
 }
@@ -497,7 +423,7 @@ fn a_text_is_the_same_from_a_file_a_folder_json_lines_or_standard_input() {
 #[test]
 fn texts_that_are_of_no_use_are_refused_with_the_reason() {
     let bench = Bench::new();
-    let long = text(0);
+    let long = prose(0);
     let line = |field: &str| serde_json::json!({ field: &long }).to_string();
     let odd = format!("{}\n{{\"text\": 5}}\n", line("text"));
     fs::create_dir(bench.path("empty")).unwrap();
@@ -583,11 +509,8 @@ fn many_texts_at_once_go_through_the_model_as_one_by_one() {
                 }
             }
             for (got, text) in got.iter().zip(&texts) {
-                let alone: Vec<f64> = logits_in_batches(&model, &runtime, text, &[7, 1, 4])
-                    .into_iter()
-                    .map(f64::from)
-                    .collect();
-                let error = relative_error(got, &alone);
+                let alone = logits_in_batches(&model, &runtime, text, &[7, 1, 4]);
+                let error = relative_error(got, &doubles(&alone));
                 assert!(error < 1e-4, "relative error {error}");
             }
         }

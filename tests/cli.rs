@@ -2,11 +2,10 @@
 
 mod common;
 
-use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::program::{fail, flapjack, stderr, stdout, succeed};
+use common::program::{fail, flapjack, flapjack_reading, flapjack_with, stderr, stdout, succeed};
 use common::synthetic::{Shape, Synthetic};
 
 const PARIS: [&str; 7] = [
@@ -121,11 +120,7 @@ fn every_instruction_set_says_paris() {
         .collect();
     assert!(sets.contains(&"generic"), "{info}");
     for isa in sets {
-        let output = Command::new(env!("CARGO_BIN_EXE_flapjack"))
-            .args(PARIS)
-            .env("FLAPJACK_ISA", isa)
-            .output()
-            .unwrap();
+        let output = flapjack_with(&PARIS, &[("FLAPJACK_ISA", isa)]);
         assert!(
             stdout(&output).starts_with(" Paris"),
             "{isa}: {}",
@@ -133,11 +128,7 @@ fn every_instruction_set_says_paris() {
         );
         assert!(stderr(&output).contains(isa), "{}", stderr(&output));
     }
-    let output = Command::new(env!("CARGO_BIN_EXE_flapjack"))
-        .args(PARIS)
-        .env("FLAPJACK_ISA", "mmx")
-        .output()
-        .unwrap();
+    let output = flapjack_with(&PARIS, &[("FLAPJACK_ISA", "mmx")]);
     assert!(!output.status.success());
     assert!(stderr(&output).contains("FLAPJACK_ISA=mmx") && stderr(&output).contains("generic"));
 }
@@ -154,21 +145,8 @@ fn the_prompt_comes_from_an_argument_a_file_or_standard_input() {
         expected
     );
 
-    let mut child = Command::new(env!("CARGO_BIN_EXE_flapjack"))
-        .arg("run")
-        .args(tail)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(b"The capital of France is\n")
-        .unwrap();
-    let output = child.wait_with_output().unwrap();
+    let arguments = [&["run"], &tail[..]].concat();
+    let output = flapjack_reading(&arguments, b"The capital of France is\n");
     assert_eq!(stdout(&output), expected);
     assert_eq!(stderr(&output), "", "quiet");
 }

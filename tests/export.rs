@@ -6,44 +6,27 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::synthetic::{Shape, Synthetic, logits, runtime};
-use common::{Random, relative_error};
+use common::Random;
+use common::pruning::{
+    QUIET, assert_computes_the_same, carry_out, export, profile_of, text_for_biases,
+};
+use common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::eval::{PerplexityOptions, perplexity};
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
 use flapjack::kernels::{Isa, Kernels, Pool, Runtime};
 use flapjack::model::{Architecture, CacheType, Export, Model};
 use flapjack::prune::{
-    self, Calibration, LayerPlan, LayerRecord, LayerRestoration, Plan, Profile, Record, Restore,
-    calibrate, record,
+    self, LayerPlan, LayerRecord, LayerRestoration, Plan, Record, Restore, calibrate, record,
 };
 use flapjack::quant::{BlockType, decode_row, encode_row};
 use flapjack::tokenize::Tokenizer;
-
-const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
-
-fn profile_of(model: &Model, tokens: &[u32]) -> Profile {
-    let calibration = Calibration {
-        tokens,
-        bos: None,
-        covariance: false,
-    };
-    calibrate::calibrate(model, &runtime(2), calibration, &mut |_, _| {}).expect("a profile")
-}
 
 /// Carries out a plan on a model, with FLAP's biases.
 fn pruned(synthetic: &Synthetic, plan: &Plan) -> Model {
     let mut model = synthetic.load();
     let tokens = Random::new(99).tokens(700, synthetic.shape.vocabulary);
-    let profile = profile_of(&model, &tokens);
-    prune::carry_out(
-        &mut model,
-        &runtime(2),
-        &profile,
-        plan,
-        Restore::Bias,
-        QUIET,
-    )
-    .unwrap();
+    let profile = profile_of(&model, text_for_biases(&tokens));
+    carry_out(&mut model, &profile, plan, Restore::Bias);
     model
 }
 
@@ -64,23 +47,8 @@ fn plan(layers: &[(&[usize], usize)]) -> Plan {
 fn written(synthetic: &Synthetic, model: &Model) -> GgufFile {
     let source = GgufFile::open(&synthetic.path).unwrap();
     let path = synthetic.path.with_file_name("pruned.gguf");
-    let export = Export::new(model);
-    export
-        .writer(&source, record::PREFIX, [])
-        .unwrap()
-        .save(&path)
-        .unwrap();
+    export(model, &source, &path);
     GgufFile::open(path).unwrap()
-}
-
-fn assert_computes_the_same(a: &Model, b: &Model, vocabulary: usize) {
-    let tokens = Random::new(5).tokens(40, vocabulary);
-    let expected: Vec<f64> = logits(a, &runtime(2), &tokens)
-        .into_iter()
-        .map(f64::from)
-        .collect();
-    let error = relative_error(&logits(b, &runtime(2), &tokens), &expected);
-    assert!(error < 1e-4, "relative error {error}");
 }
 
 /// Heads of whole blocks of 32, in KV groups of 3.
@@ -132,7 +100,7 @@ fn a_pruned_model_comes_back_from_its_file_as_it_was() {
                 again.layers[0].heads() > 0,
                 "llama.cpp asks the first layer"
             );
-            assert_computes_the_same(&model, &again, synthetic.shape.vocabulary);
+            assert_computes_the_same(&model, &again);
         }
     }
 }
@@ -154,7 +122,7 @@ fn heads_that_are_not_whole_blocks_are_evened_by_repeating_kv_heads() {
     assert_eq!(form.kv_heads, [0, 0, 0, 1].map(Some));
     assert_eq!((form.added_heads(), form.repeated_kv_heads()), (0, 2));
     let again = Model::load(written(&synthetic, &model)).unwrap();
-    assert_computes_the_same(&model, &again, 50);
+    assert_computes_the_same(&model, &again);
 }
 
 #[test]
@@ -226,7 +194,7 @@ fn a_model_whose_layers_are_alike_stays_a_llama_file() {
     );
     assert_eq!(Export::new(&model).architecture(), Architecture::Llama);
     let again = Model::load(written(&synthetic, &model)).unwrap();
-    assert_computes_the_same(&model, &again, 50);
+    assert_computes_the_same(&model, &again);
 }
 
 #[test]
@@ -369,14 +337,10 @@ fn default_model_pruned(folder: &Path) -> (std::path::PathBuf, Model, Tokenizer)
     let tokenizer = Tokenizer::from_gguf(&source).unwrap();
     let tokens = tokenizer.encode(calibrate::TEXT).unwrap();
     let mut model = Model::load(GgufFile::open(source.path()).unwrap()).unwrap();
-    let profile = profile_of(&model, &tokens[..2048]);
+    let profile = profile_of(&model, text_for_biases(&tokens[..2048]));
     prune::flap(&mut model, &runtime(2), &profile, 0.3, QUIET).unwrap();
     let path = folder.join("pruned.gguf");
-    Export::new(&model)
-        .writer(&source, record::PREFIX, [])
-        .unwrap()
-        .save(&path)
-        .unwrap();
+    export(&model, &source, &path);
     (path, model, tokenizer)
 }
 
@@ -511,7 +475,7 @@ fn llama_cpp_runs_layers_that_lost_everything() {
     let tokenizer = Tokenizer::from_gguf(&source).unwrap();
     let tokens = tokenizer.encode(calibrate::TEXT).unwrap();
     let dense = Model::load(GgufFile::open(source.path()).unwrap()).unwrap();
-    let profile = profile_of(&dense, &tokens[..1024]);
+    let profile = profile_of(&dense, text_for_biases(&tokens[..1024]));
     let text: String = calibrate::TEXT.chars().skip(20_000).take(8_000).collect();
     let text_file = folder.path().join("text.txt");
     std::fs::write(&text_file, &text).unwrap();
@@ -543,22 +507,9 @@ fn llama_cpp_runs_layers_that_lost_everything() {
             total: 1,
         };
         let mut model = Model::load(GgufFile::open(source.path()).unwrap()).unwrap();
-        prune::carry_out(
-            &mut model,
-            &runtime(2),
-            &profile,
-            &plan,
-            Restore::Bias,
-            QUIET,
-        )
-        .unwrap();
+        carry_out(&mut model, &profile, &plan, Restore::Bias);
         let path = folder.path().join("pruned.gguf");
-        let export = Export::new(&model);
-        export
-            .writer(&source, record::PREFIX, [])
-            .unwrap()
-            .save(&path)
-            .unwrap();
+        export(&model, &source, &path);
         let ours = our_perplexity(&model, &exact_runtime(), &tokenizer, &text);
         let peer = peer_perplexity(&program, &path, &text_file);
         println!("perplexity: ours {ours:.4}, llama.cpp's {peer:.4}");

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Random;
+use common::{Random, doubles};
 use flapjack::kernels::{
     ACTIVATION_BLOCK, Activations, AttentionShape, CachePlane, Isa, Keep, Kernels, MatrixView,
     Moments, Pool, Product, Team, attention, attention_for, matmul, matmul_add, matmul_silu,
@@ -125,18 +125,28 @@ fn layouts(block_type: BlockType, cols: usize, native: &[u8]) -> Vec<(Layout, Ve
     vec![(Layout::Native, native.to_vec()), (Layout::Packed, packed)]
 }
 
-/// W X for one matrix on one thread, `[tokens, rows]`.
-fn product(kernels: Kernels, weights: MatrixView, x: &[f32]) -> Vec<f32> {
-    let tokens = x.len() / weights.cols();
+/// Rows of so many values as the input of a matrix.
+fn activations(x: &[f32], cols: usize) -> Activations {
     let mut activations = Activations::default();
-    activations.begin(tokens, weights.cols()).copy_from_slice(x);
-    let mut out = vec![f32::NAN; tokens * weights.rows()];
+    activations.begin(x.len() / cols, cols).copy_from_slice(x);
+    activations
+}
+
+/// W X for one matrix, `[tokens, rows]`.
+fn product_of(kernels: Kernels, team: &Team, weights: MatrixView, x: &mut Activations) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.tokens() * weights.rows()];
     let product = Product {
         weights,
         out: &mut out,
     };
-    matmul(kernels, &Team::solo(), &mut activations, &mut [product]);
+    matmul(kernels, team, x, &mut [product]);
     out
+}
+
+/// W X for one matrix on one thread, `[tokens, rows]`.
+fn product(kernels: Kernels, weights: MatrixView, x: &[f32]) -> Vec<f32> {
+    let mut x = activations(x, weights.cols());
+    product_of(kernels, &Team::solo(), weights, &mut x)
 }
 
 #[test]
@@ -164,10 +174,7 @@ fn products_of_every_type_width_and_batch() {
                         let weights = MatrixView::new(block_type, layout, rows, cols, &bytes);
                         let out = product(kernels, weights, &x);
                         for t in 0..tokens {
-                            let exact: Vec<f64> = x[t * cols..][..cols]
-                                .iter()
-                                .map(|v| f64::from(*v))
-                                .collect();
+                            let exact = doubles(&x[t * cols..][..cols]);
                             let rounded = (!block_type.is_float())
                                 .then(|| through_8_bits(kernels, &x[t * cols..][..cols]));
                             let half: Vec<f64> = exact.iter().map(|x| to_bf16(*x)).collect();
@@ -221,8 +228,7 @@ fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
                     .iter()
                     .map(|(r, _)| vec![f32::NAN; r * tokens])
                     .collect();
-                let mut activations = Activations::default();
-                activations.begin(tokens, cols).copy_from_slice(&x);
+                let mut input = activations(&x, cols);
                 let mut products: Vec<Product> = shapes
                     .iter()
                     .zip(&packed)
@@ -233,10 +239,10 @@ fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
                     })
                     .collect();
                 if together {
-                    matmul(kernels, team, &mut activations, &mut products);
+                    matmul(kernels, team, &mut input, &mut products);
                 } else {
                     for product in products {
-                        matmul(kernels, team, &mut activations, &mut [product]);
+                        matmul(kernels, team, &mut input, &mut [product]);
                     }
                 }
                 outs
@@ -292,7 +298,7 @@ fn extreme_scales_and_denormals() {
                                 )
                             })
                             .collect();
-                        let exact: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+                        let exact = doubles(&x);
                         let (expected, sizes) = naive_product(&decoded, &exact);
                         for got in out {
                             // 8-bit activations are off by half a step of the largest value, and denormal ones may pass for 0.
@@ -501,8 +507,7 @@ fn a_product_added_to_what_is_there_is_the_product_added() {
                             *e += products[i];
                             *e += bias.map_or(0.0, |b| b[i % rows]);
                         }
-                        let mut input = Activations::default();
-                        input.begin(tokens, cols).copy_from_slice(&x);
+                        let mut input = activations(&x, cols);
                         let mut out = before.clone();
                         pool.region(|team| {
                             matmul_add(kernels, team, &mut input, weights, bias, &mut out);
@@ -567,11 +572,9 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                     }
                     let keeps = [Keep::Nothing, Keep::Moments, Keep::Values];
                     for (pool, keep) in pools.iter().cycle().zip(keeps) {
-                        let mut input = Activations::default();
-                        input.begin(tokens, cols).copy_from_slice(&x);
+                        let mut input = activations(&x, cols);
                         let mut hidden = Activations::default();
-                        let mut out = vec![f32::NAN; tokens * 40];
-                        pool.region(|team| {
+                        let out = pool.region(|team| {
                             let gate = (gate, Some(&bias[..]));
                             let readers = [next];
                             matmul_silu(
@@ -584,14 +587,11 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                                 &readers,
                                 keep,
                             );
-                            let mut products = [Product {
-                                weights: next,
-                                out: &mut out,
-                            }];
-                            matmul(kernels, team, &mut hidden, &mut products);
+                            product_of(kernels, team, next, &mut hidden)
                         });
                         let place =
                             format!("{kernels:?} {block_type:?} {layout:?} {channels} {tokens}");
+                        assert_eq!(out.len(), tokens * 40, "{place}");
                         assert_eq!(hidden.moments().is_some(), keep == Keep::Moments);
                         if let Some(moments) = hidden.moments() {
                             let team = Team::solo();
@@ -637,16 +637,11 @@ fn activations_written_for_a_matrix_are_those_that_it_would_make_itself() {
                     let weights = MatrixView::new(block_type, layout, 40, cols, &bytes);
                     let expected = product(kernels, weights, &x);
                     let mut input = Activations::default();
-                    let mut out = vec![f32::NAN; tokens * 40];
-                    pool.region(|team| {
+                    let out = pool.region(|team| {
                         input.produce(kernels, team, tokens, cols, &[weights], |t, row| {
                             row.copy_from_slice(&x[t * cols..][..cols]);
                         });
-                        let mut products = [Product {
-                            weights,
-                            out: &mut out,
-                        }];
-                        matmul(kernels, team, &mut input, &mut products);
+                        product_of(kernels, team, weights, &mut input)
                     });
                     assert_eq!(
                         out, expected,
@@ -686,22 +681,16 @@ fn attention_written_for_a_matrix_is_what_it_would_make_of_plain_values() {
                         tokens,
                     };
                     let (keys, values) = (CachePlane::Half(&keys), CachePlane::Half(&values));
-                    let mut plain = vec![f32::NAN; tokens * width];
-                    attention(kernels, &Team::solo(), shape, &q, keys, values, &mut plain);
+                    let plain = attend(kernels, &Team::solo(), shape, &q, keys, values);
                     let expected = product(kernels, weights, &plain);
                     for keep in [Keep::Nothing, Keep::Moments, Keep::Values] {
                         let mut input = Activations::default();
-                        let mut out = vec![f32::NAN; tokens * 40];
-                        pool.region(|team| {
+                        let out = pool.region(|team| {
                             let readers = [weights];
                             attention_for(
                                 kernels, team, shape, &q, keys, values, &mut input, &readers, keep,
                             );
-                            let mut products = [Product {
-                                weights,
-                                out: &mut out,
-                            }];
-                            matmul(kernels, team, &mut input, &mut products);
+                            product_of(kernels, team, weights, &mut input)
                         });
                         assert_eq!(
                             out, expected,
@@ -859,6 +848,30 @@ fn addition() {
     }
 }
 
+/// Attention of every token and query head.
+fn attend(
+    kernels: Kernels,
+    team: &Team,
+    shape: AttentionShape,
+    q: &[f32],
+    keys: CachePlane,
+    values: CachePlane,
+) -> Vec<f32> {
+    let mut out = vec![f32::NAN; q.len()];
+    attention(kernels, team, shape, q, keys, values, &mut out);
+    out
+}
+
+/// What a token of the batch sees of a KV head's plane.
+fn seen(shape: AttentionShape, plane: &[f16], kv_head: usize, token: usize) -> Vec<Vec<f64>> {
+    let plane = plane.chunks_exact(shape.head_dim);
+    plane
+        .skip(kv_head * shape.capacity)
+        .take(shape.first_position + token + 1)
+        .map(|row| row.iter().map(|v| v.to_f64()).collect())
+        .collect()
+}
+
 /// softmax(q · Kᵀ / √head_dim) · V in double precision; with every value the sum of the terms' sizes.
 fn naive_attention(q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<(f64, f64)> {
     let scores: Vec<f64> = keys
@@ -908,16 +921,8 @@ fn attention_of_every_shape() {
                     first_position: first,
                     tokens,
                 };
-                let mut out = vec![f32::NAN; q.len()];
-                attention(
-                    kernels,
-                    &Team::solo(),
-                    shape,
-                    &q,
-                    CachePlane::Half(&keys),
-                    CachePlane::Half(&values),
-                    &mut out,
-                );
+                let (k, v) = (CachePlane::Half(&keys), CachePlane::Half(&values));
+                let out = attend(kernels, &Team::solo(), shape, &q, k, v);
                 let group_of: Vec<usize> = groups
                     .iter()
                     .enumerate()
@@ -926,15 +931,8 @@ fn attention_of_every_shape() {
                 for t in 0..tokens {
                     for (h, g) in group_of.iter().enumerate() {
                         let at = (t * heads + h) * head_dim;
-                        let query: Vec<f64> =
-                            q[at..at + head_dim].iter().map(|v| f64::from(*v)).collect();
-                        let rows = |x: &[f16]| -> Vec<Vec<f64>> {
-                            (0..=first + t)
-                                .map(|p| &x[(g * capacity + p) * head_dim..][..head_dim])
-                                .map(|row| row.iter().map(|v| v.to_f64()).collect())
-                                .collect()
-                        };
-                        let (keys, values) = (rows(&keys), rows(&values));
+                        let query = doubles(&q[at..][..head_dim]);
+                        let [keys, values] = [&keys, &values].map(|x| seen(shape, x, *g, t));
                         let exact = naive_attention(&query, &keys, &values);
                         let half = |row: &Vec<f64>| -> Vec<f64> {
                             row.iter().map(|v| to_bf16(*v)).collect()
@@ -996,25 +994,17 @@ fn attention_to_many_positions_and_to_a_cache_in_8_bits() {
             for threads in [1, 3] {
                 let pool = Pool::new(threads).unwrap();
                 let run = |keys: CachePlane, values: CachePlane| {
-                    let mut out = vec![f32::NAN; q.len()];
-                    pool.region(|team| attention(kernels, team, shape, &q, keys, values, &mut out));
-                    out
+                    pool.region(|team| attend(kernels, team, shape, &q, keys, values))
                 };
                 let in_half = run(CachePlane::Half(&keys), CachePlane::Half(&values));
                 let in_8_bits = run(CachePlane::Q8_0(&key_bytes), CachePlane::Q8_0(&value_bytes));
                 for t in 0..tokens {
                     for h in [0, 2, 3, 8] {
                         let g = [0, 0, 0, 1, 2, 2, 2, 2, 2][h];
-                        let rows = |x: &[f16]| -> Vec<Vec<f64>> {
-                            (0..=first + t)
-                                .map(|p| &x[(g * capacity + p) * head_dim..][..head_dim])
-                                .map(|row| row.iter().map(|v| v.to_f64()).collect())
-                                .collect()
-                        };
                         let at = (t * heads + h) * head_dim;
-                        let query: Vec<f64> =
-                            q[at..][..head_dim].iter().map(|v| f64::from(*v)).collect();
-                        let expected = naive_attention(&query, &rows(&keys), &rows(&values));
+                        let query = doubles(&q[at..][..head_dim]);
+                        let [keys, values] = [&keys, &values].map(|x| seen(shape, x, g, t));
+                        let expected = naive_attention(&query, &keys, &values);
                         for (d, (expected, size)) in expected.into_iter().enumerate() {
                             // Half precision, or bfloat16 in tiles.
                             let tiles = kernels.isa() == Isa::Amx && tokens > 1;
@@ -1044,7 +1034,6 @@ fn attention_does_not_overflow_with_large_scores() {
                 .map(|i| f16::from_f32(if i / head_dim % 2 == 0 { 50.0 } else { -50.0 }))
                 .collect();
             let values = vec![f16::from_f32(2.0); tokens * head_dim];
-            let mut out = vec![f32::NAN; q.len()];
             let shape = AttentionShape {
                 head_dim,
                 group_sizes: &[1],
@@ -1052,15 +1041,8 @@ fn attention_does_not_overflow_with_large_scores() {
                 first_position: 0,
                 tokens,
             };
-            attention(
-                kernels,
-                &Team::solo(),
-                shape,
-                &q,
-                CachePlane::Half(&keys),
-                CachePlane::Half(&values),
-                &mut out,
-            );
+            let (keys, values) = (CachePlane::Half(&keys), CachePlane::Half(&values));
+            let out = attend(kernels, &Team::solo(), shape, &q, keys, values);
             assert!(out.iter().all(|v| (v - 2.0).abs() < 1e-5), "{kernels:?}");
         }
     }

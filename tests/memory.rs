@@ -2,20 +2,20 @@
 
 mod common;
 
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::Random;
-use common::program::{flapjack_with, stderr, stdout};
+use common::program::{Bench, stderr, succeeded};
+use common::pruning::{QUIET, assert_same, curve_options, recipe};
 use common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::model::Model;
 use flapjack::prune::{
-    self, Calibration, CurveOptions, Effort, Groups, HeadUnit, Metric, Plan, Profile, PruneError,
-    Recipe, Restore, Structure, groups,
+    self, Calibration, Groups, Metric, Plan, Profile, PruneError, Recipe, Restore, Structure,
+    groups,
 };
 use flapjack::quant::BlockType;
-
-const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
 
 /// Four layers, of which the second has the largest covariances.
 fn four_layers(block_type: BlockType) -> Synthetic {
@@ -49,12 +49,7 @@ fn pruned(
     let [seen, held_back] = [700, 256].map(|n| random.tokens(n, Shape::default().vocabulary));
     let all = text(&seen, groups.is_none());
     let mut profile = prune::calibrate(model, &runtime, all, &mut |_, _| {})?;
-    let options = CurveOptions {
-        metric: recipe.metric,
-        heads: recipe.heads,
-        restore: recipe.restore,
-        levels: Effort::Best.curve_levels(),
-    };
+    let options = curve_options(recipe);
     let held_back = text(&held_back, true);
     let quiet = &mut |_, _| {};
     let ratio = 0.4;
@@ -94,18 +89,6 @@ fn bytes(model: &Model, layers: std::ops::Range<usize>) -> u64 {
     model.layers[layers].iter().map(groups::layer_bytes).sum()
 }
 
-fn assert_same(a: &Model, b: &Model) {
-    for (a_layer, b_layer) in a.layers.iter().zip(&b.layers) {
-        assert_eq!(a_layer.group_sizes, b_layer.group_sizes);
-        for (x, y) in a_layer.linears().into_iter().zip(b_layer.linears()) {
-            assert_eq!(x.weight, y.weight);
-            assert_eq!(x.bias, y.bias, "{}", x.weight.name);
-            let bytes = |model: &Model| model.map.bytes()[x.weight.range.clone()].to_vec();
-            assert!(bytes(a) == bytes(b), "{}", x.weight.name);
-        }
-    }
-}
-
 #[test]
 fn groups_are_of_as_many_layers_as_fit() {
     let model = four_layers(BlockType::F32).load();
@@ -137,20 +120,9 @@ fn in_groups_plan_and_weights_are_the_same_to_the_bit() {
     ];
     for (block_type, packed) in [(BlockType::F32, false), (BlockType::Q4_1, true)] {
         let synthetic = four_layers(block_type);
-        let load = || {
-            let mut model = synthetic.load();
-            if packed {
-                model.pack(&runtime(2));
-            }
-            model
-        };
+        let load = || synthetic.load_packed_if(packed);
         for (structure, restore) in recipes {
-            let recipe = Recipe {
-                metric: Metric::Wifv,
-                structure,
-                heads: HeadUnit::Query,
-                restore,
-            };
+            let recipe = recipe(structure, restore);
             let mut at_once = load();
             let (whole, plan) = pruned(&mut at_once, recipe, None).unwrap();
             assert!(plan.layers.iter().any(|l| l.channels.len() < 128));
@@ -193,9 +165,7 @@ fn a_metric_that_needs_all_covariances_is_refused_and_the_model_stays() {
     let mut model = synthetic.load();
     let recipe = Recipe {
         metric: Metric::Obs,
-        structure: Structure::AlAm,
-        heads: HeadUnit::Query,
-        restore: Restore::Lsq,
+        ..recipe(Structure::AlAm, Restore::Lsq)
     };
     let mut groups = groups_of(&model, 300_000, &Arc::default());
     let error = pruned(&mut model, recipe, Some(&mut groups)).unwrap_err();
@@ -205,41 +175,25 @@ fn a_metric_that_needs_all_covariances_is_refused_and_the_model_stays() {
 
 // ---- on the command line ----
 
-struct Bench(tempfile::TempDir);
-
 impl Bench {
-    fn start(&self, arguments: &[&str]) -> std::process::Output {
-        let model = common::default_model();
-        let more = ["-v", "-m", model.to_str().unwrap()];
+    /// The program on the default model, pruning after little calibration.
+    fn start(&self, arguments: &[&str]) -> Output {
+        let more = ["-v", "-m", &self.model];
         let calibration = ["--calib-tokens", "256", "--effort", "fast"];
-        let cache = self.0.path().to_str().unwrap();
-        flapjack_with(
-            &[arguments, &more, &calibration].concat(),
-            &[("FLAPJACK_CACHE", cache)],
-        )
+        self.flapjack(&[arguments, &more, &calibration].concat())
     }
 
     /// What a run pruned by 0.2 writes and what it reports.
     fn run(&self, more: &[&str]) -> (String, String) {
         let run = "run -p The -n 8 --temp 0 --no-baseline --prune 0.2";
         let run: Vec<&str> = run.split(' ').collect();
-        let output = self.start(&[&run[..], more].concat());
-        assert!(output.status.success(), "{}", stderr(&output));
-        (stdout(&output), stderr(&output))
-    }
-
-    fn profiles(&self) -> usize {
-        let files = std::fs::read_dir(self.0.path().join("profiles")).unwrap();
-        let names = files.map(|file| file.unwrap().file_name());
-        names
-            .filter(|name| name.to_string_lossy().ends_with(".profile"))
-            .count()
+        succeeded(&self.start(&[&run[..], more].concat()))
     }
 }
 
 #[test]
 fn a_run_within_little_memory_says_the_same_and_is_kept() {
-    let bench = Bench(tempfile::tempdir().unwrap());
+    let bench = Bench::new();
     let (text, report) = bench.run(&["--restore", "lsq", "--memory", "150MB"]);
     assert!(report.contains("3 groups"), "{report}");
     assert!(report.contains("covariances of 308.0 MiB"), "{report}");
@@ -255,16 +209,16 @@ fn a_run_within_little_memory_says_the_same_and_is_kept() {
     assert!(!report.contains("groups"), "{report}");
     assert!(!report.contains("from the cache"), "{report}");
     assert_eq!(at_once, text);
-    assert_eq!(bench.profiles(), 2);
+    assert_eq!(bench.cached("profile").len(), 2);
     // By biases the outcome is another, though the profile has no covariances either.
     let (_, report) = bench.run(&["--restore", "bias", "--memory", "150MB"]);
     assert!(!report.contains("from the cache"), "{report}");
-    assert_eq!(bench.profiles(), 3);
+    assert_eq!(bench.cached("profile").len(), 3);
 }
 
 #[test]
 fn memory_for_less_than_a_layer_means_biases_or_an_error() {
-    let bench = Bench(tempfile::tempdir().unwrap());
+    let bench = Bench::new();
     let (_, report) = bench.run(&["--memory", "1MB"]);
     assert!(report.contains("restoring by biases"), "{report}");
     let refused = |arguments: &[&str], words: &[&str]| {
@@ -291,9 +245,8 @@ fn memory_for_less_than_a_layer_means_biases_or_an_error() {
 
 #[test]
 fn a_profile_file_without_covariances_is_no_secret() {
-    let bench = Bench(tempfile::tempdir().unwrap());
-    let path = bench.0.path().join("a.profile");
-    let path = path.to_str().unwrap();
+    let bench = Bench::new();
+    let path = &bench.path("a.profile");
     let output = bench.start(&[
         "calibrate",
         "-o",
@@ -303,11 +256,7 @@ fn a_profile_file_without_covariances_is_no_secret() {
         "--memory",
         "150MB",
     ]);
-    assert!(output.status.success(), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("has no covariances"),
-        "{}",
-        stderr(&output)
-    );
+    let (_, report) = succeeded(&output);
+    assert!(report.contains("has no covariances"), "{report}");
     assert!(std::fs::metadata(path).unwrap().len() < 2_000_000);
 }

@@ -2,8 +2,9 @@
 
 mod common;
 
+use common::blocks::LONG_BLOCKS;
 use common::synthetic::{Shape, Synthetic, each_runtime, logits, logits_in_batches, runtime};
-use common::{Random, relative_error};
+use common::{Random, doubles, relative_error};
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
 use flapjack::model::{KvCache, Model, ModelError, Scratch, Unobserved};
 use flapjack::quant::BlockType;
@@ -163,13 +164,10 @@ fn packed_weights_give_what_native_ones_give() {
             assert_eq!(packed.pack(&runtime), 0, "nothing is packed twice");
             let tokens = Random::new(8).tokens(24, vocabulary);
             // Native steps use 8-bit activations for some types, packed ones for all.
-            let expected: Vec<f64> = logits_in_batches(&native, &runtime, &tokens, &[1; 24])
-                .into_iter()
-                .map(f64::from)
-                .collect();
+            let expected = logits_in_batches(&native, &runtime, &tokens, &[1; 24]);
             for split in [vec![1; 24], vec![24], vec![2, 3, 5, 7, 4, 3]] {
                 let got = logits_in_batches(&packed, &runtime, &tokens, &split);
-                let error = relative_error(&got, &expected);
+                let error = relative_error(&got, &doubles(&expected));
                 assert!(error < 3e-2, "{block_type:?} {split:?}: {error}");
             }
             for l in 0..2 {
@@ -188,14 +186,7 @@ fn packed_weights_give_what_native_ones_give() {
 /// Formats with blocks of 256 want widths of 256.
 #[test]
 fn super_blocks_native_and_packed() {
-    for block_type in [
-        BlockType::Q2_K,
-        BlockType::Q3_K,
-        BlockType::Q4_K,
-        BlockType::Q5_K,
-        BlockType::Q6_K,
-        BlockType::IQ4_XS,
-    ] {
+    for block_type in LONG_BLOCKS {
         let synthetic = Synthetic::new(Shape {
             block_type,
             embedding: 256,
@@ -208,10 +199,7 @@ fn super_blocks_native_and_packed() {
         let (expected, _) = synthetic.reference.forward(&tokens);
         let runtime = runtime(2);
         for packed in [false, true] {
-            let mut model = synthetic.load();
-            if packed {
-                model.pack(&runtime);
-            }
+            let model = synthetic.load_packed_if(packed);
             for split in [vec![24], vec![1; 24], vec![5, 12, 7]] {
                 let got = logits_in_batches(&model, &runtime, &tokens, &split);
                 let error = relative_error(&got, &expected);
@@ -236,10 +224,7 @@ fn a_prefill_of_n_equals_n_steps_of_one_and_any_other_split() {
     let model = synthetic.load();
     let runtime = runtime(2);
     let tokens = Random::new(9).tokens(100, synthetic.shape.vocabulary);
-    let whole: Vec<f64> = logits(&model, &runtime, &tokens)
-        .into_iter()
-        .map(f64::from)
-        .collect();
+    let whole = doubles(&logits(&model, &runtime, &tokens));
     for split in [
         vec![1; 100],
         vec![50, 50],
@@ -427,13 +412,7 @@ fn missing_and_unknown_tensors_are_refused_by_name() {
 
     let synthetic = Synthetic::new(Shape::default());
     let file = GgufFile::open(&synthetic.path).unwrap();
-    let mut writer = Writer::new();
-    for (key, value) in file.metadata() {
-        writer.metadata(key, value.clone());
-    }
-    for info in file.tensors() {
-        writer.tensor(&info.name, &info.shape, info.block_type, file.bytes(info));
-    }
+    let mut writer = common::copy_of(&file);
     writer.tensor("blk.1.attn_q_norm.weight", &[1], BlockType::F32, vec![0; 4]);
     let path = synthetic.path.with_file_name("stranger.gguf");
     writer.save(&path).unwrap();

@@ -6,16 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::Random;
-use common::program::{flapjack_with, stderr, stdout};
+use common::program::{Bench, succeeded};
+use common::pruning::{assert_same, columns, outcome_key, profile_of, prune, recipe, text};
 use common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::model::Model;
-use flapjack::prune::{
-    self, Calibration, HeadUnit, Metric, Outcome, OutcomeError, OutcomeKey, PruneError, Recipe,
-    Restore, Structure,
-};
+use flapjack::prune::{Outcome, OutcomeError, PruneError, Restore, Structure};
 use flapjack::quant::BlockType;
-
-const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
 
 fn synthetic(block_type: BlockType, seed: u64) -> Synthetic {
     Synthetic::new(Shape {
@@ -31,50 +27,14 @@ fn synthetic(block_type: BlockType, seed: u64) -> Synthetic {
     })
 }
 
-fn key() -> OutcomeKey {
-    OutcomeKey {
-        model: "model".into(),
-        profile: "profile".into(),
-        recipe: "a recipe".into(),
-        asked: "--prune 0.35".into(),
-        flapjack: "0".into(),
-    }
-}
-
 /// Prunes, and takes down what came of it.
-fn prune(model: &mut Model) -> Outcome {
+fn outcome_of(model: &mut Model) -> Outcome {
     let tokens = Random::new(3).tokens(700, model.config.vocabulary);
-    let text = Calibration {
-        tokens: &tokens,
-        bos: None,
-        covariance: true,
-    };
-    let profile = prune::calibrate(model, &runtime(2), text, &mut |_, _| {}).unwrap();
-    let recipe = Recipe {
-        metric: Metric::Wifv,
-        structure: Structure::AlAm,
-        heads: HeadUnit::Query,
-        restore: Restore::Lsq,
-    };
-    let layers = model.layers.iter();
-    let dense: Vec<_> = layers
-        .map(|l| [l.o.weight.cols, l.down.weight.cols])
-        .collect();
-    let plan = prune::prune(model, &runtime(2), &profile, text, recipe, 0.35, QUIET).unwrap();
+    let profile = profile_of(model, text(&tokens));
+    let recipe = recipe(Structure::AlAm, Restore::Lsq);
+    let dense = columns(model);
+    let plan = prune(model, &profile, text(&tokens), recipe, 0.35).unwrap();
     Outcome::of(model, &dense, plan, 0.35, Some("in words".into()))
-}
-
-/// Every weight, every bias and every width.
-fn assert_same(a: &Model, b: &Model) {
-    for (a_layer, b_layer) in a.layers.iter().zip(&b.layers) {
-        assert_eq!(a_layer.group_sizes, b_layer.group_sizes);
-        for (x, y) in a_layer.linears().into_iter().zip(b_layer.linears()) {
-            assert_eq!(x.weight, y.weight);
-            assert_eq!(x.bias, y.bias, "{}", x.weight.name);
-            let bytes = |model: &Model| model.map.bytes()[x.weight.range.clone()].to_vec();
-            assert!(bytes(a) == bytes(b), "{}", x.weight.name);
-        }
-    }
 }
 
 #[test]
@@ -89,17 +49,10 @@ fn an_outcome_makes_of_a_model_what_pruning_made_of_it_to_the_bit() {
     ] {
         let synthetic = synthetic(block_type, seed);
         for packed in [false, true] {
-            let load = || {
-                let mut model = synthetic.load();
-                if packed {
-                    model.pack(&runtime(2));
-                }
-                model
-            };
-            let mut pruned = load();
-            let outcome = prune(&mut pruned);
-            outcome.save(&path, &key()).unwrap();
-            let again = Outcome::load(&path, &key()).unwrap();
+            let mut pruned = synthetic.load_packed_if(packed);
+            let outcome = outcome_of(&mut pruned);
+            outcome.save(&path, &outcome_key()).unwrap();
+            let again = Outcome::load(&path, &outcome_key()).unwrap();
             assert_eq!(again, outcome);
             // However the weights lay when the outcome was taken down.
             for pack_first in [packed, !packed] {
@@ -122,12 +75,14 @@ fn an_outcome_makes_of_a_model_what_pruning_made_of_it_to_the_bit() {
 fn an_outcome_that_is_damaged_or_of_something_else_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("an.outcome");
-    let outcome = prune(&mut synthetic(BlockType::Q4_1, 3).load());
-    outcome.save(&path, &key()).unwrap();
+    let outcome = outcome_of(&mut synthetic(BlockType::Q4_1, 3).load());
+    outcome.save(&path, &outcome_key()).unwrap();
     let bytes = fs::read(&path).unwrap();
     let refused = |bytes: &[u8], words: &str| {
         fs::write(&path, bytes).unwrap();
-        let error = Outcome::load(&path, &key()).unwrap_err().to_string();
+        let error = Outcome::load(&path, &outcome_key())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("an.outcome") && error.contains(words),
             "{error}"
@@ -148,22 +103,22 @@ fn an_outcome_that_is_damaged_or_of_something_else_is_refused() {
     refused(&newer, "version");
 
     fs::write(&path, &bytes).unwrap();
-    let mut other = key();
+    let mut other = outcome_key();
     other.asked = "--prune 0.36".into();
-    assert_ne!(other.hash(), key().hash());
+    assert_ne!(other.hash(), outcome_key().hash());
     assert!(matches!(
         Outcome::load(&path, &other),
         Err(OutcomeError::Unusable { problem, .. }) if problem.contains("something else")
     ));
     assert!(matches!(
-        Outcome::load(&folder.path().join("none"), &key()),
+        Outcome::load(&folder.path().join("none"), &outcome_key()),
         Err(OutcomeError::Io { .. })
     ));
 }
 
 #[test]
 fn an_outcome_of_a_model_of_another_shape_leaves_the_model_alone() {
-    let outcome = prune(&mut synthetic(BlockType::Q4_1, 3).load());
+    let outcome = outcome_of(&mut synthetic(BlockType::Q4_1, 3).load());
     for other in [
         Shape {
             channels: vec![256, 256],
@@ -185,21 +140,9 @@ fn an_outcome_of_a_model_of_another_shape_leaves_the_model_alone() {
 
 // ---- on the command line ----
 
-struct Bench(tempfile::TempDir);
-
 impl Bench {
-    fn files(&self, extension: &str) -> Vec<PathBuf> {
-        let files = fs::read_dir(self.0.path().join("profiles")).unwrap();
-        let mut files: Vec<_> = files
-            .map(|file| file.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|e| e == extension))
-            .collect();
-        files.sort();
-        files
-    }
-
     fn only(&self, extension: &str) -> PathBuf {
-        let files = self.files(extension);
+        let files = self.cached(extension);
         assert_eq!(files.len(), 1, "{files:?}");
         files[0].clone()
     }
@@ -213,13 +156,9 @@ impl Bench {
 
     /// Standard output and error of the program, pruning after little calibration.
     fn start(&self, arguments: &[&str]) -> (String, String) {
-        let model = common::default_model();
-        let more = ["-m", model.to_str().unwrap(), "--method", "flap"];
-        let arguments = [arguments, &more, &["--calib-tokens", "256"]].concat();
-        let cache = self.0.path().to_str().unwrap();
-        let output = flapjack_with(&arguments, &[("FLAPJACK_CACHE", cache)]);
-        assert!(output.status.success(), "{}", stderr(&output));
-        (stdout(&output), stderr(&output))
+        let more = ["-m", &self.model, "--method", "flap"];
+        let calibration = ["--calib-tokens", "256"];
+        succeeded(&self.flapjack(&[arguments, &more, &calibration].concat()))
     }
 }
 
@@ -229,7 +168,7 @@ fn repeated(report: &str) -> bool {
 
 #[test]
 fn the_second_start_needs_no_profile_and_says_the_same() {
-    let bench = Bench(tempfile::tempdir().unwrap());
+    let bench = Bench::new();
     let (text, report) = bench.run(&["--prune", "0.2"]);
     assert!(!repeated(&report), "{report}");
     // Of the profile nothing is read but what it says that it is.
@@ -248,7 +187,7 @@ fn the_second_start_needs_no_profile_and_says_the_same() {
     let (_, report) = bench.run(&["--prune", "0.3"]);
     assert!(!repeated(&report) && report.contains("damaged"), "{report}");
     // One that is damaged itself is made anew as well.
-    for file in bench.files("outcome") {
+    for file in bench.cached("outcome") {
         damage(&file);
     }
     let (again, report) = bench.run(&["--prune", "0.2"]);
@@ -272,10 +211,9 @@ fn damage(file: &Path) {
 
 #[test]
 fn a_file_is_the_same_whether_its_model_was_pruned_now_or_before() {
-    let bench = Bench(tempfile::tempdir().unwrap());
-    let path = |name: &str| bench.0.path().join(name).to_str().unwrap().to_owned();
+    let bench = Bench::new();
     let write = |name: &str| {
-        let path = path(name);
+        let path = bench.path(name);
         let (_, report) = bench.start(&["prune", "-o", &path, "--fit", "85MB"]);
         (fs::read(&path).unwrap(), repeated(&report))
     };
@@ -286,12 +224,11 @@ fn a_file_is_the_same_whether_its_model_was_pruned_now_or_before() {
 
 #[test]
 fn the_cache_keeps_the_youngest_outcomes() {
-    let bench = Bench(tempfile::tempdir().unwrap());
-    fs::create_dir(bench.0.path().join("profiles")).unwrap();
+    let bench = Bench::new();
     for i in 0..30 {
-        fs::write(bench.0.path().join(format!("profiles/{i}.outcome")), "old").unwrap();
+        bench.write(&format!("cache/profiles/{i}.outcome"), "old");
     }
     bench.run(&["--prune", "0.2"]);
-    assert_eq!(bench.files("outcome").len(), 16);
+    assert_eq!(bench.cached("outcome").len(), 16);
     assert!(repeated(&bench.run(&["--prune", "0.2"]).1));
 }

@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
+use common::pruning::{QUIET, carry_out, plan_by, profile_of, text, text_for_biases};
 use common::reference::{Inputs, ReferenceModel};
 use common::synthetic::{Shape, Synthetic, logits, runtime};
 use common::{Random, relative_error};
@@ -12,38 +13,23 @@ use flapjack::gguf::GgufFile;
 use flapjack::kernels::{Moments, Team};
 use flapjack::model::{CacheType, Model};
 use flapjack::prune::{
-    self, Calibration, FeatureStats, HeadUnit, LayerPlan, Metric, Module, Plan, Profile,
-    PruneError, Restore, Structure, calibrate,
+    self, FeatureStats, HeadUnit, LayerPlan, Module, Plan, Profile, PruneError, Restore, Structure,
+    calibrate,
 };
 use flapjack::quant::BlockType;
 use flapjack::tokenize::Tokenizer;
 
-const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
-
-fn profile_of(model: &Model, tokens: &[u32]) -> Profile {
-    let calibration = Calibration {
-        tokens,
-        bos: None,
-        covariance: true,
-    };
-    calibrate::calibrate(model, &runtime(2), calibration, &mut |_, _| {}).expect("a profile")
-}
-
 fn flap_plan(model: &Model, profile: &Profile, ratio: f64) -> Plan {
-    let scores = prune::score(model, &runtime(2), profile, Metric::Wifv).unwrap();
-    prune::plan(
-        model,
-        &scores,
-        Structure::AlAm,
-        HeadUnit::Query,
-        None,
-        ratio,
-    )
-    .unwrap()
+    plan_by(model, profile, Structure::AlAm, HeadUnit::Query, ratio)
 }
 
 fn calibration_tokens(vocabulary: usize) -> Vec<u32> {
     Random::new(99).tokens(700, vocabulary)
+}
+
+/// The profile of the calibration tokens.
+fn random_profile(model: &Model) -> Profile {
+    profile_of(model, text(&calibration_tokens(model.config.vocabulary)))
 }
 
 // ---- statistics ----
@@ -93,7 +79,7 @@ fn a_profile_is_what_the_output_projections_saw() {
         ..Shape::default()
     });
     let tokens = calibration_tokens(synthetic.shape.vocabulary);
-    let profile = profile_of(&synthetic.load(), &tokens);
+    let profile = random_profile(&synthetic.load());
     // Sequences of the model's context, 256, each on its own.
     let inputs = reference_inputs(&synthetic.reference, &tokens, 256);
     for (stats, inputs) in profile.layers.iter().zip(&inputs) {
@@ -269,7 +255,7 @@ fn masks_are_those_of_the_definition() {
     for shape in shapes() {
         let synthetic = Synthetic::new(shape);
         let model = synthetic.load();
-        let profile = profile_of(&model, &calibration_tokens(synthetic.shape.vocabulary));
+        let profile = random_profile(&model);
         let reference = Flap {
             model: &synthetic.reference,
             profile: &profile,
@@ -315,17 +301,27 @@ fn masked(reference: &ReferenceModel, profile: &Profile, plan: &Plan) -> Referen
     masked
 }
 
+/// How far a pruned model is from the dense reference with masks and biases.
+fn error_beside_masked(
+    model: &Model,
+    reference: &ReferenceModel,
+    profile: &Profile,
+    plan: &Plan,
+) -> f64 {
+    let tokens = Random::new(5).tokens(30, model.config.vocabulary);
+    let (expected, _) = masked(reference, profile, plan).forward(&tokens);
+    relative_error(&logits(model, &runtime(2), &tokens), &expected)
+}
+
 #[test]
 fn prune_then_run_equals_mask_and_add_bias_and_run_dense() {
     for shape in shapes() {
         let synthetic = Synthetic::new(shape);
         for ratio in [0.1, 0.3, 0.6, 0.85] {
             let mut model = synthetic.load();
-            let profile = profile_of(&model, &calibration_tokens(synthetic.shape.vocabulary));
+            let profile = random_profile(&model);
             let plan = prune::flap(&mut model, &runtime(2), &profile, ratio, QUIET).unwrap();
-            let tokens = Random::new(5).tokens(30, synthetic.shape.vocabulary);
-            let (expected, _) = masked(&synthetic.reference, &profile, &plan).forward(&tokens);
-            let error = relative_error(&logits(&model, &runtime(2), &tokens), &expected);
+            let error = error_beside_masked(&model, &synthetic.reference, &profile, &plan);
             assert!(error < 2e-3, "ratio {ratio}: relative error {error}");
         }
     }
@@ -336,7 +332,7 @@ fn restoration_brings_the_output_closer_to_the_dense_one() {
     let synthetic = Synthetic::new(Shape::default());
     let tokens = calibration_tokens(synthetic.shape.vocabulary);
     let dense = synthetic.load();
-    let profile = profile_of(&dense, &tokens);
+    let profile = random_profile(&dense);
     let plan = flap_plan(&dense, &profile, 0.5);
     let (expected, _) = synthetic.reference.forward(&tokens[..100]);
     let error_with = |how| {
@@ -355,7 +351,7 @@ fn restoration_brings_the_output_closer_to_the_dense_one() {
 fn a_layer_may_lose_all_its_heads_or_all_its_channels() {
     let synthetic = Synthetic::new(Shape::default());
     let mut model = synthetic.load();
-    let profile = profile_of(&model, &calibration_tokens(synthetic.shape.vocabulary));
+    let profile = random_profile(&model);
     let plan = Plan {
         layers: vec![
             LayerPlan {
@@ -372,15 +368,7 @@ fn a_layer_may_lose_all_its_heads_or_all_its_channels() {
         removed: 0,
         total: 1,
     };
-    prune::carry_out(
-        &mut model,
-        &runtime(2),
-        &profile,
-        &plan,
-        Restore::Bias,
-        QUIET,
-    )
-    .unwrap();
+    carry_out(&mut model, &profile, &plan, Restore::Bias);
     assert_eq!(
         (
             model.layers[0].heads(),
@@ -389,9 +377,7 @@ fn a_layer_may_lose_all_its_heads_or_all_its_channels() {
         ),
         (0, 0, 0)
     );
-    let tokens = Random::new(5).tokens(30, synthetic.shape.vocabulary);
-    let (expected, _) = masked(&synthetic.reference, &profile, &plan).forward(&tokens);
-    let error = relative_error(&logits(&model, &runtime(2), &tokens), &expected);
+    let error = error_beside_masked(&model, &synthetic.reference, &profile, &plan);
     assert!(error < 2e-3, "relative error {error}");
 }
 
@@ -406,7 +392,7 @@ fn a_pruned_model_can_be_pruned_again() {
     let mut model = synthetic.load();
     let mut sizes = vec![model.layer_parameters()];
     for _ in 0..3 {
-        let profile = profile_of(&model, &tokens);
+        let profile = random_profile(&model);
         let plan = prune::flap(&mut model, &runtime(2), &profile, 0.25, QUIET).unwrap();
         assert_eq!(plan.total, sizes[sizes.len() - 1]);
         assert_eq!(plan.total - plan.removed, model.layer_parameters());
@@ -447,11 +433,8 @@ fn every_weight_type_is_pruned_in_whole_blocks_and_keeps_its_type() {
                 ..Shape::default()
             });
             for packed in [false, true] {
-                let mut model = synthetic.load();
-                if packed {
-                    model.pack(&runtime(2));
-                }
-                let profile = profile_of(&model, &calibration_tokens(synthetic.shape.vocabulary));
+                let mut model = synthetic.load_packed_if(packed);
+                let profile = random_profile(&model);
                 let plan = prune::flap(&mut model, &runtime(2), &profile, 0.4, QUIET).unwrap();
                 for layer in &model.layers {
                     let block = block_type.block_len();
@@ -467,9 +450,7 @@ fn every_weight_type_is_pruned_in_whole_blocks_and_keeps_its_type() {
                     );
                 }
                 assert!((plan.ratio() - 0.4).abs() < 0.05, "{}", plan.ratio());
-                let tokens = Random::new(5).tokens(30, synthetic.shape.vocabulary);
-                let (expected, _) = masked(&synthetic.reference, &profile, &plan).forward(&tokens);
-                let error = relative_error(&logits(&model, &runtime(2), &tokens), &expected);
+                let error = error_beside_masked(&model, &synthetic.reference, &profile, &plan);
                 assert!(
                     error < tolerance,
                     "{block_type:?}, heads of {head_dim}, packed {packed}: relative error {error}"
@@ -552,7 +533,7 @@ fn pruning_gives_memory_back_and_never_touches_the_file() {
     });
     let before = std::fs::read(&synthetic.path).unwrap();
     let mut model = synthetic.load();
-    let profile = profile_of(&model, &calibration_tokens(synthetic.shape.vocabulary));
+    let profile = random_profile(&model);
     let dense = (model.bytes(), model.map.residency());
     prune::flap(&mut model, &runtime(2), &profile, 0.5, QUIET).unwrap();
     assert_eq!(
@@ -586,7 +567,7 @@ fn pruning_gives_memory_back_and_never_touches_the_file() {
 fn ratios_out_of_range_are_refused_and_zero_removes_nothing() {
     let synthetic = Synthetic::new(Shape::default());
     let mut model = synthetic.load();
-    let profile = profile_of(&model, &calibration_tokens(synthetic.shape.vocabulary));
+    let profile = random_profile(&model);
     for ratio in [-0.1, 0.9, 1.0, f64::NAN, f64::INFINITY] {
         let result = prune::flap(&mut model, &runtime(1), &profile, ratio, QUIET);
         assert!(matches!(result, Err(PruneError::Ratio(_))), "{ratio}");
@@ -602,13 +583,9 @@ fn ratios_out_of_range_are_refused_and_zero_removes_nothing() {
 fn too_little_text_is_refused() {
     let model = Synthetic::new(Shape::default()).load();
     for n in [0, 1, calibrate::LEAST_TOKENS - 1] {
-        let calibration = Calibration {
-            tokens: &vec![1; n],
-            bos: None,
-            covariance: false,
-        };
-        let error =
-            calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap_err();
+        let tokens = vec![1; n];
+        let text = text_for_biases(&tokens);
+        let error = prune::calibrate(&model, &runtime(1), text, &mut |_, _| {}).unwrap_err();
         assert!(matches!(error, PruneError::TooShort { tokens, .. } if tokens == n));
         assert!(error.to_string().contains("--calib"), "{error}");
     }
@@ -622,7 +599,7 @@ fn a_profile_of_another_shape_is_refused() {
         ..Shape::default()
     })
     .load();
-    let profile = profile_of(&other, &calibration_tokens(50));
+    let profile = random_profile(&other);
     let mut model = synthetic.load();
     let error = prune::flap(&mut model, &runtime(1), &profile, 0.3, QUIET).unwrap_err();
     assert!(error.to_string().contains("layer 1"), "{error}");
@@ -635,12 +612,8 @@ fn activations_that_are_not_numbers_are_refused_with_their_layer() {
     let range = model.layers[1].gate.weight.range.clone();
     model.map.bytes_mut()[range][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     let tokens = calibration_tokens(50);
-    let calibration = Calibration {
-        tokens: &tokens,
-        bos: None,
-        covariance: false,
-    };
-    let error = calibrate::calibrate(&model, &runtime(1), calibration, &mut |_, _| {}).unwrap_err();
+    let text = text_for_biases(&tokens);
+    let error = prune::calibrate(&model, &runtime(1), text, &mut |_, _| {}).unwrap_err();
     assert!(
         matches!(
             error,
@@ -689,12 +662,7 @@ fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
         "the built-in text has {} tokens",
         tokens.len()
     );
-    let calibration = Calibration {
-        tokens: &tokens[..4096],
-        bos: None,
-        covariance: false,
-    };
-    let profile = calibrate::calibrate(&model, &runtime, calibration, &mut |_, _| {}).unwrap();
+    let profile = profile_of(&model, text_for_biases(&tokens[..4096]));
     let plan = prune::flap(&mut model, &runtime, &profile, 0.2, QUIET).unwrap();
     assert!((plan.ratio() - 0.2).abs() < 0.002, "{}", plan.ratio());
     let pruned = measure(&model);
@@ -736,9 +704,10 @@ fn four_bits_cost_little_beside_the_same_pruning_in_half_precision() {
             result.unwrap().perplexity
         };
         let dense = measure(&model);
-        let profile = profile_of(&model, &tokenizer.encode(calibrate::TEXT).unwrap());
+        let calibration = tokenizer.encode(calibrate::TEXT).unwrap();
+        let profile = profile_of(&model, common::pruning::text(&calibration));
         let plan = plan.get_or_insert_with(|| flap_plan(&model, &profile, 0.3));
-        prune::carry_out(&mut model, &runtime, &profile, plan, Restore::Lsq, QUIET).unwrap();
+        carry_out(&mut model, &profile, plan, Restore::Lsq);
         figures.push((dense, measure(&model)));
     }
     println!("dense and pruned, four bits and half precision: {figures:?}");

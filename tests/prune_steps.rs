@@ -2,16 +2,17 @@
 
 mod common;
 
+use common::pruning::{
+    QUIET, carry_out, curve_options, curves_of, plan_by, profile_of, prune, recipe, text,
+};
 use common::synthetic::{Shape, Synthetic, logits, runtime};
-use common::{Random, relative_error};
+use common::{Random, doubles, relative_error};
 use flapjack::kernels::{Moments, Team};
 use flapjack::model::{KvCache, Model, Observer, Scratch};
 use flapjack::prune::{
-    self, Calibration, CurveOptions, Effort, FeatureStats, HeadUnit, Method, Metric, Plan, Profile,
-    PruneError, Recipe, Restore, Structure,
+    self, CurveOptions, Effort, FeatureStats, HeadUnit, Method, Metric, Profile, PruneError,
+    Recipe, Restore, Structure,
 };
-
-const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
 
 fn three_layers() -> Synthetic {
     Synthetic::new(Shape {
@@ -22,33 +23,8 @@ fn three_layers() -> Synthetic {
     })
 }
 
-fn text(tokens: &[u32]) -> Calibration<'_> {
-    Calibration {
-        tokens,
-        bos: None,
-        covariance: true,
-    }
-}
-
-fn profile_of(model: &Model, tokens: &[u32]) -> Profile {
-    prune::calibrate(model, &runtime(2), text(tokens), &mut |_, _| {}).expect("a profile")
-}
-
 fn tokens(seed: u64, n: usize) -> Vec<u32> {
     Random::new(seed).tokens(n, Shape::default().vocabulary)
-}
-
-fn plan_by(
-    model: &Model,
-    profile: &Profile,
-    metric: Metric,
-    structure: Structure,
-    heads: HeadUnit,
-    ratio: f64,
-) -> Plan {
-    let scores = prune::score(model, &runtime(2), profile, metric).unwrap();
-    let curves = profile.curves.as_ref();
-    prune::plan(model, &scores, structure, heads, curves, ratio).unwrap()
 }
 
 /// The inputs of the down projections, row by row.
@@ -88,7 +64,7 @@ fn down_inputs(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
 fn metrics_are_their_formulas() {
     let synthetic = three_layers();
     let model = synthetic.load();
-    let profile = profile_of(&model, &tokens(1, 700));
+    let profile = profile_of(&model, text(&tokens(1, 700)));
     for (l, layer) in synthetic.reference.layers.iter().enumerate() {
         let stats = &profile.layers[l].mlp;
         let column = |j: usize| -> Vec<f64> {
@@ -123,7 +99,7 @@ fn metrics_are_their_formulas() {
 fn random_scores_are_the_same_on_every_run_and_differ_between_layers() {
     let synthetic = three_layers();
     let model = synthetic.load();
-    let profile = profile_of(&model, &tokens(1, 700));
+    let profile = profile_of(&model, text(&tokens(1, 700)));
     let scores = || prune::score(&model, &runtime(2), &profile, Metric::Random).unwrap();
     assert_eq!(scores(), scores());
     assert_ne!(scores()[0].attention, scores()[1].attention);
@@ -134,16 +110,9 @@ fn random_scores_are_the_same_on_every_run_and_differ_between_layers() {
 #[test]
 fn every_structure_reaches_the_ratio_and_shares_it_out_as_it_says() {
     let model = three_layers().load();
-    let profile = profile_of(&model, &tokens(1, 700));
+    let profile = profile_of(&model, text(&tokens(1, 700)));
     let kept = |structure, ratio| {
-        let plan = plan_by(
-            &model,
-            &profile,
-            Metric::Wifv,
-            structure,
-            HeadUnit::Query,
-            ratio,
-        );
+        let plan = plan_by(&model, &profile, structure, HeadUnit::Query, ratio);
         assert!(
             structure == Structure::UlUm || (plan.ratio() - ratio).abs() < 0.03,
             "{structure}: {} for {ratio}",
@@ -175,15 +144,8 @@ fn every_structure_reaches_the_ratio_and_shares_it_out_as_it_says() {
 #[test]
 fn whole_groups_go_together_where_that_is_asked_for() {
     let model = three_layers().load();
-    let profile = profile_of(&model, &tokens(1, 700));
-    let plan = plan_by(
-        &model,
-        &profile,
-        Metric::Wifv,
-        Structure::AlMm,
-        HeadUnit::Group,
-        0.4,
-    );
+    let profile = profile_of(&model, text(&tokens(1, 700)));
+    let plan = plan_by(&model, &profile, Structure::AlMm, HeadUnit::Group, 0.4);
     let mut fewer = 0;
     for layer in &plan.layers {
         for group in 0..2 {
@@ -204,16 +166,9 @@ fn least_squares_solve_their_normal_equations() {
     let synthetic = three_layers();
     let model = synthetic.load();
     let tokens = tokens(3, 700);
-    let profile = profile_of(&model, &tokens);
+    let profile = profile_of(&model, text(&tokens));
     let inputs = down_inputs(&model, &tokens);
-    let plan = plan_by(
-        &model,
-        &profile,
-        Metric::Wifv,
-        Structure::UlUm,
-        HeadUnit::Query,
-        0.5,
-    );
+    let plan = plan_by(&model, &profile, Structure::UlUm, HeadUnit::Query, 0.5);
     for (l, layer) in synthetic.reference.layers.iter().enumerate() {
         let (c, kept) = (layer.down.cols, &plan.layers[l].channels);
         let rows: Vec<&[f32]> = inputs[l].chunks_exact(c).collect();
@@ -310,20 +265,13 @@ fn a_covariance_is_that_of_the_inputs() {
 #[test]
 fn auto_falls_back_to_biases_where_text_is_short_or_covariances_are_missing() {
     let model = three_layers().load();
-    let long = profile_of(&model, &tokens(3, 700));
+    let long = profile_of(&model, text(&tokens(3, 700)));
     let mut without = long.clone();
     for layer in &mut without.layers {
         layer.attention.covariance = None;
         layer.mlp.covariance = None;
     }
-    let plan = plan_by(
-        &model,
-        &long,
-        Metric::Wifv,
-        Structure::UlUm,
-        HeadUnit::Query,
-        0.5,
-    );
+    let plan = plan_by(&model, &long, Structure::UlUm, HeadUnit::Query, 0.5);
     let restored = |profile: &Profile, how| {
         prune::restore(&model, &profile.layers[2], 2, &plan.layers[2], how)
     };
@@ -346,15 +294,8 @@ fn in_sequence_the_first_pruned_projection_is_fitted_as_alone() {
     let synthetic = three_layers();
     let text_tokens = tokens(3, 700);
     let dense = synthetic.load();
-    let profile = profile_of(&dense, &text_tokens);
-    let mut plan = plan_by(
-        &dense,
-        &profile,
-        Metric::Wifv,
-        Structure::UlUm,
-        HeadUnit::Query,
-        0.0,
-    );
+    let profile = profile_of(&dense, text(&text_tokens));
+    let mut plan = plan_by(&dense, &profile, Structure::UlUm, HeadUnit::Query, 0.0);
     plan.layers[2].channels = (0..60).collect();
     let probe = tokens(9, 40);
     let pruned = |sequential: bool| {
@@ -368,8 +309,7 @@ fn in_sequence_the_first_pruned_projection_is_fitted_as_alone() {
         .unwrap();
         logits(&model, &runtime, &probe)
     };
-    let alone: Vec<f64> = pruned(false).into_iter().map(f64::from).collect();
-    let error = relative_error(&pruned(true), &alone);
+    let error = relative_error(&pruned(true), &doubles(&pruned(false)));
     assert!(error < 1e-3, "{error}");
 }
 
@@ -378,15 +318,8 @@ fn in_sequence_the_output_comes_closer_to_the_dense_one() {
     let synthetic = three_layers();
     let text_tokens = tokens(3, 2000);
     let dense = synthetic.load();
-    let profile = profile_of(&dense, &text_tokens);
-    let plan = plan_by(
-        &dense,
-        &profile,
-        Metric::Wifv,
-        Structure::AlAm,
-        HeadUnit::Query,
-        0.5,
-    );
+    let profile = profile_of(&dense, text(&text_tokens));
+    let plan = plan_by(&dense, &profile, Structure::AlAm, HeadUnit::Query, 0.5);
     let (expected, _) = synthetic.reference.forward(&text_tokens[..200]);
     let runtime = runtime(2);
     let mut alone = synthetic.load();
@@ -438,24 +371,13 @@ fn the_best_effort_restores_in_sequence_where_text_and_memory_are_enough() {
 // ---- loss curves ----
 
 fn with_curves(model: &Model, seed: u64) -> Profile {
-    let mut profile = profile_of(model, &tokens(seed, 700));
-    let recipe = Method::Best.recipe(Effort::Best);
+    let mut profile = profile_of(model, text(&tokens(seed, 700)));
     let options = CurveOptions {
-        metric: recipe.metric,
-        heads: recipe.heads,
         restore: Restore::Bias,
-        levels: Effort::Best.curve_levels(),
+        ..curve_options(Method::Best.recipe(Effort::Best))
     };
     let held_back = tokens(seed + 1, 256);
-    let curves = prune::curves::measure(
-        model,
-        &runtime(2),
-        &profile,
-        text(&held_back),
-        options,
-        &mut |_, _| {},
-    );
-    profile.curves = Some(curves.unwrap());
+    profile.curves = Some(curves_of(model, &profile, text(&held_back), options));
     profile
 }
 
@@ -469,14 +391,7 @@ fn curves_tell_what_pruning_one_module_does() {
     let held_back = tokens(4, 256);
     let dense = logits(&model, &runtime(2), &held_back);
     for (l, gone) in [(0, 0.5), (1, 0.5), (2, 0.5)] {
-        let mut plan = plan_by(
-            &model,
-            &profile,
-            Metric::Wifv,
-            Structure::UlUm,
-            HeadUnit::Query,
-            0.0,
-        );
+        let mut plan = plan_by(&model, &profile, Structure::UlUm, HeadUnit::Query, 0.0);
         let scores = prune::score(&model, &runtime(2), &profile, Metric::Wifv).unwrap();
         let mut order: Vec<usize> = (0..model.layers[l].channels()).collect();
         order.sort_by(|a, b| scores[l].mlp[*a].total_cmp(&scores[l].mlp[*b]));
@@ -484,15 +399,7 @@ fn curves_tell_what_pruning_one_module_does() {
         kept.sort_unstable();
         plan.layers[l].channels = kept;
         let mut pruned = synthetic.load();
-        prune::carry_out(
-            &mut pruned,
-            &runtime(2),
-            &profile,
-            &plan,
-            Restore::Bias,
-            QUIET,
-        )
-        .unwrap();
+        carry_out(&mut pruned, &profile, &plan, Restore::Bias);
         let pruned = logits(&pruned, &runtime(2), &held_back);
         // The last 64 positions count.
         let vocabulary = synthetic.shape.vocabulary;
@@ -531,24 +438,10 @@ fn curves_spare_the_modules_that_hurt_and_empty_none() {
             *loss = total * total * if m == 3 { 100.0 } else { 1.0 };
         }
     }
-    let plan = plan_by(
-        &model,
-        &profile,
-        Metric::Wifv,
-        Structure::Curves,
-        HeadUnit::Query,
-        0.5,
-    );
+    let plan = plan_by(&model, &profile, Structure::Curves, HeadUnit::Query, 0.5);
     assert!((plan.ratio() - 0.5).abs() < 0.004);
     assert!(plan.layers[1].channels.len() >= 48, "the dear one stays");
-    let plan = plan_by(
-        &model,
-        &profile,
-        Metric::Wifv,
-        Structure::Curves,
-        HeadUnit::Query,
-        0.89,
-    );
+    let plan = plan_by(&model, &profile, Structure::Curves, HeadUnit::Query, 0.89);
     for layer in &plan.layers {
         assert!(!layer.heads.is_empty() && !layer.channels.is_empty());
     }
@@ -570,20 +463,9 @@ fn every_combination_prunes_to_the_ratio_and_still_computes() {
                 let mut model = synthetic.load();
                 let recipe = Recipe {
                     metric,
-                    structure,
-                    heads: HeadUnit::Query,
-                    restore,
+                    ..recipe(structure, restore)
                 };
-                let plan = prune::prune(
-                    &mut model,
-                    &runtime(2),
-                    &profile,
-                    text(&all),
-                    recipe,
-                    0.2,
-                    QUIET,
-                )
-                .unwrap();
+                let plan = prune(&mut model, &profile, text(&all), recipe, 0.2).unwrap();
                 assert!((plan.ratio() - 0.2).abs() < 0.06, "{recipe:?}");
                 let error = relative_error(&logits(&model, &runtime(2), &probe), &dense);
                 assert!(error < 1.5, "{recipe:?}: relative error {error}");
@@ -597,35 +479,17 @@ fn what_a_recipe_needs_and_the_profile_lacks_is_named_and_the_model_stays() {
     let synthetic = three_layers();
     let mut model = synthetic.load();
     let all = tokens(1, 700);
-    let mut profile = profile_of(&model, &all);
+    let mut profile = profile_of(&model, text(&all));
     let before = model.layer_parameters();
     let best = Method::Best.recipe(Effort::Normal);
-    let error = prune::prune(
-        &mut model,
-        &runtime(2),
-        &profile,
-        text(&all),
-        best,
-        0.2,
-        QUIET,
-    )
-    .unwrap_err();
+    let error = prune(&mut model, &profile, text(&all), best, 0.2).unwrap_err();
     assert!(matches!(error, PruneError::NoCurves), "{error}");
     profile.layers[0].mlp.covariance = None;
     let recipe = Recipe {
         restore: Restore::Lsq,
         ..Method::Flap.recipe(Effort::Fast)
     };
-    let error = prune::prune(
-        &mut model,
-        &runtime(2),
-        &profile,
-        text(&all),
-        recipe,
-        0.2,
-        QUIET,
-    )
-    .unwrap_err();
+    let error = prune(&mut model, &profile, text(&all), recipe, 0.2).unwrap_err();
     assert!(matches!(error, PruneError::NoCovariance), "{error}");
     assert_eq!(model.layer_parameters(), before);
 }
@@ -634,7 +498,7 @@ fn what_a_recipe_needs_and_the_profile_lacks_is_named_and_the_model_stays() {
 fn weights_that_are_not_numbers_are_refused_with_their_layer() {
     let synthetic = three_layers();
     let mut model = synthetic.load();
-    let profile = profile_of(&model, &tokens(1, 700));
+    let profile = profile_of(&model, text(&tokens(1, 700)));
     let range = model.layers[2].down.weight.range.clone();
     model.map.bytes_mut()[range][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     let error = prune::flap(&mut model, &runtime(2), &profile, 0.2, QUIET).unwrap_err();

@@ -2,25 +2,17 @@
 
 mod common;
 
+use std::process::Output;
+
 use common::Random;
-use common::program::{fail, flapjack_with, stderr, stdout};
+use common::program::{Bench, fail, stderr, stdout, succeeded};
+use common::pruning::{profile_of, prune, recipe, text};
 use common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::eval::TokenTime;
 use flapjack::model::Model;
 use flapjack::prune::search::{Largest, largest_ratio};
-use flapjack::prune::{
-    self, Calibration, HeadUnit, Metric, Planner, Profile, Recipe, Restore, Structure,
-};
+use flapjack::prune::{Plan, Planner, Profile, Restore, Structure};
 use flapjack::quant::BlockType;
-
-const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
-
-const RECIPE: Recipe = Recipe {
-    metric: Metric::Wifv,
-    structure: Structure::AlAm,
-    heads: HeadUnit::Query,
-    restore: Restore::Lsq,
-};
 
 fn synthetic(block_type: BlockType) -> Synthetic {
     Synthetic::new(Shape {
@@ -35,17 +27,9 @@ fn synthetic(block_type: BlockType) -> Synthetic {
     })
 }
 
-fn text(tokens: &[u32]) -> Calibration<'_> {
-    Calibration {
-        tokens,
-        bos: None,
-        covariance: true,
-    }
-}
-
-fn profile_of(model: &Model) -> Profile {
+fn profile(model: &Model) -> Profile {
     let tokens = Random::new(3).tokens(128, model.config.vocabulary);
-    prune::calibrate(model, &runtime(2), text(&tokens), &mut |_, _| {}).unwrap()
+    profile_of(model, text(&tokens))
 }
 
 // ---- sizes ----
@@ -54,31 +38,19 @@ fn profile_of(model: &Model) -> Profile {
 fn a_plan_knows_the_bytes_that_carrying_it_out_leaves() {
     for block_type in BlockType::ALL {
         let synthetic = synthetic(block_type);
-        let profile = profile_of(&synthetic.load());
+        let profile = profile(&synthetic.load());
         for (structure, restore, ratio) in [
             (Structure::UlUm, Restore::None, 0.0),
             (Structure::UlUm, Restore::Bias, 0.3),
             (Structure::AlAm, Restore::Bias, 0.5),
             (Structure::AlMm, Restore::None, 0.85),
         ] {
-            let recipe = Recipe {
-                structure,
-                restore,
-                ..RECIPE
-            };
+            let recipe = recipe(structure, restore);
             let mut model = synthetic.load();
             let plan = Planner::new(&model, &runtime(2), &profile, recipe).unwrap();
             let plan = plan.plan(ratio).unwrap();
             let expected = plan.bytes_after(&model);
-            let done = prune::prune(
-                &mut model,
-                &runtime(2),
-                &profile,
-                text(&[]),
-                recipe,
-                ratio,
-                QUIET,
-            );
+            let done = prune(&mut model, &profile, text(&[]), recipe, ratio);
             assert_eq!(done.unwrap(), plan);
             assert_eq!(
                 model.bytes(),
@@ -92,11 +64,12 @@ fn a_plan_knows_the_bytes_that_carrying_it_out_leaves() {
 #[test]
 fn the_smallest_ratio_that_fits_is_found_and_one_step_less_does_not_fit() {
     let model = synthetic(BlockType::Q4_1).load();
-    let profile = profile_of(&model);
-    let planner = Planner::new(&model, &runtime(2), &profile, RECIPE).unwrap();
+    let profile = profile(&model);
+    let recipe = recipe(Structure::AlAm, Restore::Lsq);
+    let planner = Planner::new(&model, &runtime(2), &profile, recipe).unwrap();
     for share in [0.95, 0.7, 0.4] {
         let limit = (model.bytes() as f64 * share) as usize;
-        let fits = |plan: &prune::Plan| plan.bytes_after(&model) <= limit;
+        let fits = |plan: &Plan| plan.bytes_after(&model) <= limit;
         let (ratio, plan) = planner.smallest_ratio(fits).unwrap().unwrap();
         assert!(fits(&plan) && plan == planner.plan(ratio).unwrap());
         assert!(!fits(&planner.plan(ratio - 1e-4).unwrap()), "{ratio}");
@@ -186,31 +159,16 @@ fn speed_follows_from_the_bytes_that_are_left_and_the_time_that_is_not_theirs() 
 
 // ---- on the command line ----
 
-/// A folder for files and for the cache of a test.
-struct Bench(tempfile::TempDir);
-
 impl Bench {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    /// The program on the default model, pruned after little calibration.
-    fn start(&self, arguments: &[&str]) -> std::process::Output {
-        let model = common::default_model();
-        let more = ["-m", model.to_str().unwrap(), "--method", "flap"];
-        let arguments = [arguments, &more].concat();
-        flapjack_with(&arguments, &[("FLAPJACK_CACHE", &self.path("cache"))])
+    /// The program on the default model, pruned by the published method.
+    fn start(&self, arguments: &[&str]) -> Output {
+        let more = ["-m", &self.model, "--method", "flap"];
+        self.flapjack(&[arguments, &more].concat())
     }
 
     /// Standard output and error of a run.
     fn run(&self, arguments: &[&str]) -> (String, String) {
-        let output = self.start(arguments);
-        assert!(output.status.success(), "{}", stderr(&output));
-        (stdout(&output), stderr(&output))
+        succeeded(&self.start(arguments))
     }
 }
 
@@ -256,8 +214,7 @@ fn the_default_model_becomes_as_small_or_as_fast_as_it_is_asked_to() {
 #[test]
 fn a_perplexity_is_kept_to_on_text_that_was_held_back() {
     let bench = Bench::new();
-    let text = bench.path("text.txt");
-    std::fs::write(&text, "The sun rises in the east. ".repeat(20)).unwrap();
+    let text = bench.write("text.txt", "The sun rises in the east. ".repeat(20));
     let (result, said) = bench.run(&[
         "perplexity",
         "-f",

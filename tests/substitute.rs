@@ -3,27 +3,18 @@
 
 mod common;
 
-use common::synthetic::{Shape, Synthetic, logits, runtime};
-use common::{Random, relative_error};
-use flapjack::gguf::GgufFile;
-use flapjack::model::{Export, Model};
-use flapjack::prune::substitute::{choices, substitutes};
-use flapjack::prune::{
-    self, Calibration, HeadUnit, Metric, Outcome, OutcomeKey, Plan, Planner, Profile, Recipe,
-    Restore, Structure, record,
+use common::blocks::{LONG_BLOCKS, there_and_back};
+use common::pruning::{
+    assert_computes_the_same, assert_same, columns, export, outcome_key, profile_of, prune, recipe,
+    text,
 };
-use flapjack::quant::{BlockType, decode_row, encode_row};
-
-const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
-
-const LONG_BLOCKS: [BlockType; 6] = [
-    BlockType::Q2_K,
-    BlockType::Q3_K,
-    BlockType::Q4_K,
-    BlockType::Q5_K,
-    BlockType::Q6_K,
-    BlockType::IQ4_XS,
-];
+use common::synthetic::{Shape, Synthetic, logits, runtime};
+use common::{Random, doubles, relative_error};
+use flapjack::gguf::GgufFile;
+use flapjack::model::Model;
+use flapjack::prune::substitute::{choices, substitutes};
+use flapjack::prune::{Outcome, Plan, Planner, Profile, Recipe, Restore, Structure};
+use flapjack::quant::BlockType;
 
 /// MLPs of two and three blocks.
 fn synthetic(block_type: BlockType) -> Synthetic {
@@ -39,51 +30,21 @@ fn synthetic(block_type: BlockType) -> Synthetic {
     })
 }
 
-fn text(tokens: &[u32]) -> Calibration<'_> {
-    Calibration {
-        tokens,
-        bos: None,
-        covariance: true,
-    }
-}
-
-fn recipe(structure: Structure, restore: Restore) -> Recipe {
-    Recipe {
-        metric: Metric::Wifv,
-        structure,
-        heads: HeadUnit::Query,
-        restore,
-    }
-}
-
-fn profile_of(model: &Model) -> Profile {
+fn profile(model: &Model) -> Profile {
     let tokens = Random::new(3).tokens(700, model.config.vocabulary);
-    prune::calibrate(model, &runtime(2), text(&tokens), &mut |_, _| {}).unwrap()
+    profile_of(model, text(&tokens))
 }
 
-fn prune(model: &mut Model, recipe: Recipe, ratio: f64) -> Plan {
-    let profile = profile_of(model);
-    prune::prune(
-        model,
-        &runtime(2),
-        &profile,
-        text(&[]),
-        recipe,
-        ratio,
-        QUIET,
-    )
-    .unwrap()
+fn pruned(model: &mut Model, recipe: Recipe, ratio: f64) -> Plan {
+    let profile = profile(model);
+    prune(model, &profile, text(&[]), recipe, ratio).unwrap()
 }
 
 /// Relative squared error of a row of Gaussian values.
 fn error(block_type: BlockType) -> f64 {
     let values = Random::new(7).normals(1 << 14, 1.0);
-    let mut bytes = vec![0; block_type.row_bytes(values.len())];
-    let mut decoded = vec![0.0; values.len()];
-    encode_row(block_type, &values, &mut bytes);
-    decode_row(block_type, &bytes, &mut decoded);
-    let values: Vec<f64> = values.into_iter().map(f64::from).collect();
-    relative_error(&decoded, &values).powi(2)
+    let decoded = there_and_back(block_type, &values);
+    relative_error(&decoded, &doubles(&values)).powi(2)
 }
 
 #[test]
@@ -107,7 +68,7 @@ fn every_type_of_long_blocks_has_a_substitute_of_short_ones_and_of_no_lower_qual
 fn only_long_blocks_leave_a_choice() {
     for block_type in [BlockType::F16, BlockType::Q4_1, BlockType::Q4_K] {
         let model = synthetic(block_type).load();
-        let choices = choices(&model, &runtime(2), &profile_of(&model)).unwrap();
+        let choices = choices(&model, &runtime(2), &profile(&model)).unwrap();
         assert_eq!(choices.len(), 4);
         let any = block_type == BlockType::Q4_K;
         assert!(choices.iter().all(|c| c.is_some() == any), "{block_type:?}");
@@ -126,17 +87,14 @@ fn plan_and_model_agree_on_widths_types_and_bytes() {
             (Structure::UlUm, 0.1),
         ] {
             for packed in [false, true] {
-                let mut model = synthetic.load();
-                if packed {
-                    model.pack(&runtime(2));
-                }
+                let mut model = synthetic.load_packed_if(packed);
                 let dense = model.bytes();
-                let profile = profile_of(&model);
+                let profile = profile(&model);
                 let recipe = recipe(structure, Restore::Bias);
                 let planner = Planner::new(&model, &runtime(2), &profile, recipe).unwrap();
                 let planned = planner.plan(ratio).unwrap();
                 let bytes = planned.bytes_after(&model);
-                let plan = prune(&mut model, recipe, ratio);
+                let plan = pruned(&mut model, recipe, ratio);
                 assert_eq!(plan, planned);
                 assert_eq!(model.bytes(), bytes, "{block_type:?} {structure} {ratio}");
                 assert!(bytes <= dense);
@@ -169,11 +127,8 @@ fn plan_and_model_agree_on_widths_types_and_bytes() {
 fn a_changed_projection_holds_the_columns_that_stay() {
     let synthetic = synthetic(BlockType::Q2_K);
     for packed in [false, true] {
-        let mut model = synthetic.load();
-        if packed {
-            model.pack(&runtime(2));
-        }
-        let plan = prune(&mut model, recipe(Structure::AlAm, Restore::None), 0.6);
+        let mut model = synthetic.load_packed_if(packed);
+        let plan = pruned(&mut model, recipe(Structure::AlAm, Restore::None), 0.6);
         let mut changed = 0;
         for (l, kept) in plan.layers.iter().enumerate() {
             let Some(new) = kept.types[1] else { continue };
@@ -195,21 +150,12 @@ fn a_changed_projection_holds_the_columns_that_stay() {
 fn an_outcome_and_a_file_bring_changed_types_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("an.outcome");
-    let key = OutcomeKey {
-        model: "model".into(),
-        profile: "profile".into(),
-        recipe: "a recipe".into(),
-        asked: "--prune 0.6".into(),
-        flapjack: "0".into(),
-    };
+    let key = outcome_key();
     for block_type in [BlockType::Q2_K, BlockType::Q4_K] {
         let synthetic = synthetic(block_type);
         let mut model = synthetic.load();
-        let layers = model.layers.iter();
-        let dense: Vec<_> = layers
-            .map(|l| [l.o.weight.cols, l.down.weight.cols])
-            .collect();
-        let plan = prune(&mut model, recipe(Structure::AlAm, Restore::Lsq), 0.6);
+        let dense = columns(&model);
+        let plan = pruned(&mut model, recipe(Structure::AlAm, Restore::Lsq), 0.6);
         assert!(
             plan.layers.iter().any(|l| l.types != [None, None]),
             "{block_type:?}"
@@ -221,33 +167,18 @@ fn an_outcome_and_a_file_bring_changed_types_back() {
         again.pack(&runtime(2));
         outcome.apply(&mut again, &runtime(2)).unwrap();
         again.unpack(&runtime(2));
-        for (a, b) in model.layers.iter().zip(&again.layers) {
-            for (x, y) in a.linears().into_iter().zip(b.linears()) {
-                assert_eq!(x.weight, y.weight);
-                assert_eq!(x.bias, y.bias);
-                let range = x.weight.range.clone();
-                assert!(model.map.bytes()[range.clone()] == again.map.bytes()[range]);
-            }
-        }
+        assert_same(&model, &again);
 
         let source = GgufFile::open(&synthetic.path).unwrap();
         let file = folder.path().join("pruned.gguf");
-        let export = Export::new(&model);
-        let writer = export.writer(&source, record::PREFIX, []).unwrap();
-        writer.save(&file).unwrap();
+        export(&model, &source, &file);
         let written = Model::load(GgufFile::open(&file).unwrap()).unwrap();
         for (a, b) in model.layers.iter().zip(&written.layers) {
             for (x, y) in [(&a.o, &b.o), (&a.down, &b.down)] {
                 assert_eq!(x.weight.block_type, y.weight.block_type);
             }
         }
-        let probe = Random::new(9).tokens(40, synthetic.shape.vocabulary);
-        let expected: Vec<f64> = logits(&model, &runtime(2), &probe)
-            .into_iter()
-            .map(f64::from)
-            .collect();
-        let error = relative_error(&logits(&written, &runtime(2), &probe), &expected);
-        assert!(error < 1e-4, "{block_type:?}: {error}");
+        assert_computes_the_same(&model, &written);
     }
 }
 
@@ -255,7 +186,7 @@ fn an_outcome_and_a_file_bring_changed_types_back() {
 fn a_size_that_is_asked_for_is_kept_where_types_change() {
     for block_type in [BlockType::Q2_K, BlockType::Q6_K] {
         let model = synthetic(block_type).load();
-        let profile = profile_of(&model);
+        let profile = profile(&model);
         let recipe = recipe(Structure::AlAm, Restore::Bias);
         let planner = Planner::new(&model, &runtime(2), &profile, recipe).unwrap();
         let limit = model.bytes() * 7 / 10;

@@ -4,10 +4,11 @@ mod common;
 
 use std::process::Command;
 
+use common::pruning::{profile_of, prune, text_for_biases};
 use common::synthetic::runtime;
 use flapjack::gguf::GgufFile;
 use flapjack::model::{Model, Shape};
-use flapjack::prune::{self, Calibration, Method};
+use flapjack::prune::{Effort, Method};
 use flapjack::quant::BlockType;
 
 const SMALL: Shape = Shape {
@@ -67,24 +68,11 @@ fn a_random_model_can_be_packed_and_pruned() {
     let mut model = Model::synthetic(SMALL, BlockType::Q4_0, &runtime).unwrap();
     assert!(model.pack(&runtime) > 0);
     let tokens: Vec<u32> = (0..256).map(|i| i * 7 % 1000).collect();
-    let text = Calibration {
-        tokens: &tokens,
-        bos: None,
-        covariance: false,
-    };
-    let profile = prune::calibrate(&model, &runtime, text, &mut |_, _| {}).unwrap();
+    let text = text_for_biases(&tokens);
+    let profile = profile_of(&model, text);
     let before = model.bytes();
-    let recipe = Method::Flap.recipe(prune::Effort::Fast);
-    prune::prune(
-        &mut model,
-        &runtime,
-        &profile,
-        text,
-        recipe,
-        0.3,
-        &|_, _| {},
-    )
-    .unwrap();
+    let recipe = Method::Flap.recipe(Effort::Fast);
+    prune(&mut model, &profile, text, recipe, 0.3).unwrap();
     assert!(model.bytes() < before);
 }
 

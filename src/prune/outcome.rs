@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::apply::{Columns, apply_columns};
 use super::restore::features;
-use super::store::{HASH, Hashing, Numbers};
+use super::store::{Hashing, Numbers, checked, read_header};
 use super::{LayerPlan, Plan, PruneError};
 use crate::files;
 use crate::kernels::Runtime;
@@ -263,12 +263,7 @@ impl Outcome {
                 })
                 .collect(),
         };
-        let header = serde_json::to_vec(&header).expect("strings and numbers");
-        let mut out = Hashing::new(out);
-        out.put(MAGIC)?;
-        out.put(&VERSION.to_le_bytes())?;
-        out.put(&(header.len() as u32).to_le_bytes())?;
-        out.put(&header)?;
+        let mut out = Hashing::begin(out, MAGIC, VERSION, &header)?;
         for projection in self.layers.iter().flatten() {
             out.put(&projection.bytes)?;
             if let Some(bias) = &projection.bias {
@@ -299,17 +294,8 @@ impl Outcome {
         if !bytes.starts_with(&start) {
             return Err("it is not an outcome of pruning, or one of another version");
         }
-        let (body, hash) = bytes.split_last_chunk::<HASH>().ok_or("it is cut off")?;
-        if Sha256::digest(body).as_slice() != hash {
-            return Err("its checksum is wrong");
-        }
-        // What follows was written by this very version, but reading must not depend on that.
-        let rest = body.get(start.len()..).ok_or(ODD)?;
-        let (len, rest) = rest.split_first_chunk().ok_or(ODD)?;
-        let (header, mut data) = rest
-            .split_at_checked(u32::from_le_bytes(*len) as usize)
-            .ok_or(ODD)?;
-        let header: Header = serde_json::from_slice(header).map_err(|_| ODD)?;
+        let body = checked(bytes)?;
+        let (header, mut data): (Header, _) = read_header(body, start.len()).ok_or(ODD)?;
         if header.key != *key {
             return Err("it was made from something else");
         }

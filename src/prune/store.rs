@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -19,7 +20,7 @@ use crate::files::{self, hexadecimal};
 const MAGIC: &[u8; 8] = b"FLAPPROF";
 /// Goes up whenever the format does, or what calibration computes: a profile of another version is not used.
 pub const VERSION: u32 = 2;
-pub(super) const HASH: usize = 32;
+const HASH: usize = 32;
 
 /// What a profile was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,11 +138,23 @@ pub(super) struct Hashing<W> {
 }
 
 impl<W: Write> Hashing<W> {
-    pub(super) fn new(out: W) -> Self {
-        Self {
+    /// Begins a file with its magic bytes, its version, and the length and the bytes of its header.
+    pub(super) fn begin(
+        out: W,
+        magic: &[u8; 8],
+        version: u32,
+        header: &impl Serialize,
+    ) -> io::Result<Self> {
+        let header = serde_json::to_vec(header).expect("strings and numbers");
+        let mut file = Self {
             out,
             hasher: Sha256::new(),
-        }
+        };
+        file.put(magic)?;
+        file.put(&version.to_le_bytes())?;
+        file.put(&(header.len() as u32).to_le_bytes())?;
+        file.put(&header)?;
+        Ok(file)
     }
 
     /// Ends with the hash of everything before, and returns it.
@@ -169,6 +182,23 @@ impl<W: Write> Hashing<W> {
         }
         self.put(&bytes)
     }
+}
+
+/// What a file has before the hash at its end, if the hash is of that.
+pub(super) fn checked(bytes: &[u8]) -> Result<&[u8], &'static str> {
+    let (body, hash) = bytes.split_last_chunk::<HASH>().ok_or("it is cut off")?;
+    if Sha256::digest(body).as_slice() != hash {
+        return Err("its checksum is wrong");
+    }
+    Ok(body)
+}
+
+/// The header whose length and bytes a checked file has after its first `start` bytes, and what follows it. It was written by
+/// this very version, but reading must not depend on that.
+pub(super) fn read_header<H: DeserializeOwned>(body: &[u8], start: usize) -> Option<(H, &[u8])> {
+    let (len, rest) = body.get(start..)?.split_first_chunk()?;
+    let (header, data) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    Some((serde_json::from_slice(header).ok()?, data))
 }
 
 /// Takes numbers from the front of bytes whose length was checked.
@@ -217,12 +247,7 @@ impl StoredProfile {
             covariances,
             curves: self.profile.curves.as_ref().map(StoredCurves::new),
         };
-        let header = serde_json::to_vec(&header).expect("strings and numbers");
-        let mut out = Hashing::new(out);
-        out.put(MAGIC)?;
-        out.put(&VERSION.to_le_bytes())?;
-        out.put(&(header.len() as u32).to_le_bytes())?;
-        out.put(&header)?;
+        let mut out = Hashing::begin(out, MAGIC, VERSION, &header)?;
         for layer in &self.profile.layers {
             for stats in [&layer.attention, &layer.mlp] {
                 out.put_doubles((0..stats.len()).map(|j| stats.mean(j)))?;
@@ -309,7 +334,7 @@ impl StoredProfile {
         let Some(rest) = bytes.strip_prefix(MAGIC) else {
             return Err(ProfileError::NotAProfile { path: path() });
         };
-        let (version, rest) = rest.split_first_chunk().ok_or(damaged("it is cut off"))?;
+        let (version, _) = rest.split_first_chunk().ok_or(damaged("it is cut off"))?;
         let version = u32::from_le_bytes(*version);
         if version != VERSION {
             return Err(ProfileError::Version {
@@ -317,20 +342,10 @@ impl StoredProfile {
                 found: version,
             });
         }
-        let (body, hash) = bytes
-            .split_last_chunk::<HASH>()
-            .ok_or(damaged("it is cut off"))?;
-        if Sha256::digest(body).as_slice() != hash {
-            return Err(damaged("its checksum is wrong"));
-        }
-        // What follows was written by this very version, but reading must not depend on that.
+        let body = checked(bytes).map_err(damaged)?;
         let odd = || damaged("its parts do not fit each other");
-        let rest = &rest[..rest.len() - HASH];
-        let (len, rest) = rest.split_first_chunk().ok_or_else(odd)?;
-        let (header, data) = rest
-            .split_at_checked(u32::from_le_bytes(*len) as usize)
-            .ok_or_else(odd)?;
-        let header: Header = serde_json::from_slice(header).map_err(|_| odd())?;
+        let start = MAGIC.len() + size_of_val(&VERSION);
+        let (header, data) = read_header(body, start).ok_or_else(odd)?;
         let Header {
             origin,
             layers,

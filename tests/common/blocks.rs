@@ -2,6 +2,16 @@
 
 use flapjack::quant::{BlockType, decode_row, encode_row};
 
+/// The types whose blocks have 256 values.
+pub const LONG_BLOCKS: [BlockType; 6] = [
+    BlockType::Q2_K,
+    BlockType::Q3_K,
+    BlockType::Q4_K,
+    BlockType::Q5_K,
+    BlockType::Q6_K,
+    BlockType::IQ4_XS,
+];
+
 /// What a row of whole blocks stands for.
 pub fn decode(block_type: BlockType, bytes: &[u8]) -> Vec<f32> {
     let columns = bytes.len() / block_type.block_bytes() * block_type.block_len();

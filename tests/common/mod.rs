@@ -1,12 +1,16 @@
-//! What several test files share: small random models, an independent reference, and the paths of real data.
+//! What several test files share: small random models and their pruning, an independent reference, the program, and the paths
+//! of real data.
 #![allow(dead_code)]
 
 pub mod blocks;
 pub mod program;
+pub mod pruning;
 pub mod reference;
 pub mod synthetic;
 
 use std::path::PathBuf;
+
+use flapjack::gguf::{GgufFile, Writer};
 
 /// A file of the folder beside the project that holds evaluation texts and fixtures; `None`, after saying so, where there
 /// is none.
@@ -43,6 +47,19 @@ pub fn peer(program: &str) -> Option<PathBuf> {
 /// The default model, fetched if need be.
 pub fn default_model() -> PathBuf {
     flapjack::hub::default_model().expect("the default model can be had")
+}
+
+/// A file once more, to which something can be added.
+pub fn copy_of(file: &GgufFile) -> Writer<'_> {
+    let mut writer = Writer::new();
+    for (key, value) in file.entries() {
+        writer.metadata(key, value.clone());
+    }
+    for tensor in file.tensors() {
+        let bytes = file.bytes(tensor);
+        writer.tensor(&tensor.name, &tensor.shape, tensor.block_type, bytes);
+    }
+    writer
 }
 
 /// Small, fast, reproducible random numbers (xorshift64*).
@@ -82,6 +99,11 @@ impl Random {
     pub fn tokens(&mut self, n: usize, vocabulary: usize) -> Vec<u32> {
         (0..n).map(|_| self.below(vocabulary) as u32).collect()
     }
+}
+
+/// In double precision.
+pub fn doubles(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
 }
 
 /// |a − b| / |b| of two vectors.

@@ -1,6 +1,11 @@
 //! The program, as a user starts it.
 
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
 
 pub fn flapjack(arguments: &[&str]) -> Output {
     flapjack_with(arguments, &[])
@@ -16,6 +21,22 @@ pub fn flapjack_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output
         .stdin(Stdio::null())
         .output()
         .expect("flapjack starts")
+}
+
+/// As [`flapjack`], with something on its standard input.
+pub fn flapjack_reading(arguments: &[&str], input: &[u8]) -> Output {
+    super::default_model();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_flapjack"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("flapjack starts");
+    let mut pipe = child.stdin.take().expect("it is piped");
+    pipe.write_all(input).expect("flapjack reads");
+    drop(pipe);
+    child.wait_with_output().expect("flapjack ends")
 }
 
 pub fn stdout(output: &Output) -> String {
@@ -48,4 +69,57 @@ pub fn fail(arguments: &[&str]) -> String {
         "{message}"
     );
     message
+}
+
+/// Standard output and error of a run that must have succeeded.
+pub fn succeeded(output: &Output) -> (String, String) {
+    assert!(output.status.success(), "{}", stderr(output));
+    (stdout(output), stderr(output))
+}
+
+/// The default model, and a folder for the files of a test and for a cache of its own.
+pub struct Bench {
+    pub model: String,
+    folder: TempDir,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let model = super::default_model();
+        Self {
+            model: model.to_str().expect("UTF-8").to_owned(),
+            folder: tempfile::tempdir().expect("a temporary folder"),
+        }
+    }
+
+    /// Where a file of the folder is.
+    pub fn path(&self, name: &str) -> String {
+        let path = self.folder.path().join(name);
+        path.to_str().expect("UTF-8").to_owned()
+    }
+
+    /// Writes a file of the folder and returns its path.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        let folder = Path::new(&path).parent().expect("a folder");
+        fs::create_dir_all(folder).expect("the folder is made");
+        fs::write(&path, content).expect("the file is written");
+        path
+    }
+
+    /// As [`flapjack`], with the cache of this folder.
+    pub fn flapjack(&self, arguments: &[&str]) -> Output {
+        flapjack_with(arguments, &[("FLAPJACK_CACHE", &self.path("cache"))])
+    }
+
+    /// The profiles or outcomes in the cache, by what their names end with.
+    pub fn cached(&self, extension: &str) -> Vec<PathBuf> {
+        let files = fs::read_dir(self.path("cache/profiles")).expect("a cache");
+        let mut files: Vec<_> = files
+            .map(|file| file.expect("a file").path())
+            .filter(|path| path.extension().is_some_and(|e| e == extension))
+            .collect();
+        files.sort();
+        files
+    }
 }

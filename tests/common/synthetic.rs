@@ -155,6 +155,15 @@ impl Synthetic {
         let file = GgufFile::open(&self.path).expect("the file is well formed");
         Model::load(file).expect("the model is well formed")
     }
+
+    /// As [`Synthetic::load`], with weights packed or as the file has them.
+    pub fn load_packed_if(&self, packed: bool) -> Model {
+        let mut model = self.load();
+        if packed {
+            model.pack(&runtime(2));
+        }
+        model
+    }
 }
 
 fn write_metadata(writer: &mut Writer, shape: &Shape) {

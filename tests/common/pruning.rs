@@ -1,0 +1,147 @@
+//! Pruning of small random models.
+
+use std::path::Path;
+
+use flapjack::gguf::GgufFile;
+use flapjack::model::{Export, Model};
+use flapjack::prune::{
+    self, Calibration, CurveOptions, Curves, Effort, HeadUnit, Metric, OutcomeKey, Plan, Profile,
+    PruneError, Recipe, Restore, Structure, record,
+};
+
+use super::synthetic::{logits, runtime};
+use super::{Random, doubles, relative_error};
+
+/// Progress that nobody looks at.
+pub const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
+
+/// A text of which covariances are taken too.
+pub fn text(tokens: &[u32]) -> Calibration<'_> {
+    Calibration {
+        tokens,
+        bos: None,
+        covariance: true,
+    }
+}
+
+/// A text of which means and variances are taken alone, which is enough for biases.
+pub fn text_for_biases(tokens: &[u32]) -> Calibration<'_> {
+    Calibration {
+        covariance: false,
+        ..text(tokens)
+    }
+}
+
+/// What a model's projections see of a text.
+pub fn profile_of(model: &Model, text: Calibration) -> Profile {
+    prune::calibrate(model, &runtime(2), text, &mut |_, _| {}).expect("a profile")
+}
+
+/// How `--effort best` measures a recipe's loss curves.
+pub fn curve_options(recipe: Recipe) -> CurveOptions {
+    CurveOptions {
+        metric: recipe.metric,
+        heads: recipe.heads,
+        restore: recipe.restore,
+        levels: Effort::Best.curve_levels(),
+    }
+}
+
+/// Loss curves on a text that was held back.
+pub fn curves_of(
+    model: &Model,
+    profile: &Profile,
+    held_back: Calibration,
+    options: CurveOptions,
+) -> Curves {
+    let runtime = runtime(2);
+    prune::curves::measure(model, &runtime, profile, held_back, options, &mut |_, _| {})
+        .expect("curves")
+}
+
+/// A recipe with FLAP's metric, heads going one by one.
+pub fn recipe(structure: Structure, restore: Restore) -> Recipe {
+    Recipe {
+        metric: Metric::Wifv,
+        structure,
+        heads: HeadUnit::Query,
+        restore,
+    }
+}
+
+/// A plan by FLAP's metric.
+pub fn plan_by(
+    model: &Model,
+    profile: &Profile,
+    structure: Structure,
+    heads: HeadUnit,
+    ratio: f64,
+) -> Plan {
+    let scores = prune::score(model, &runtime(2), profile, Metric::Wifv).expect("scores");
+    let curves = profile.curves.as_ref();
+    prune::plan(model, &scores, structure, heads, curves, ratio).expect("a plan")
+}
+
+/// Prunes a model as a recipe says.
+pub fn prune(
+    model: &mut Model,
+    profile: &Profile,
+    text: Calibration,
+    recipe: Recipe,
+    ratio: f64,
+) -> Result<Plan, PruneError> {
+    prune::prune(model, &runtime(2), profile, text, recipe, ratio, QUIET)
+}
+
+/// Carries out a plan that must be possible.
+pub fn carry_out(model: &mut Model, profile: &Profile, plan: &Plan, restore: Restore) {
+    prune::carry_out(model, &runtime(2), profile, plan, restore, QUIET).expect("a pruned model");
+}
+
+/// The columns of the two projections of each layer that lose some.
+pub fn columns(model: &Model) -> Vec<[usize; 2]> {
+    let layers = model.layers.iter();
+    layers
+        .map(|l| [l.o.weight.cols, l.down.weight.cols])
+        .collect()
+}
+
+/// What some outcome follows from.
+pub fn outcome_key() -> OutcomeKey {
+    OutcomeKey {
+        model: "model".into(),
+        profile: "profile".into(),
+        recipe: "a recipe".into(),
+        asked: "--prune 0.35".into(),
+        flapjack: "0".into(),
+    }
+}
+
+/// Writes a pruned model as a file, with what else is in the file that it came from.
+pub fn export(model: &Model, source: &GgufFile, path: &Path) {
+    let export = Export::new(model);
+    let writer = export.writer(source, record::PREFIX, []).expect("a writer");
+    writer.save(path).expect("the model is written");
+}
+
+/// Every weight, every bias and every width, to the bit.
+pub fn assert_same(a: &Model, b: &Model) {
+    assert_eq!(a.layers.len(), b.layers.len());
+    for (a_layer, b_layer) in a.layers.iter().zip(&b.layers) {
+        assert_eq!(a_layer.group_sizes, b_layer.group_sizes);
+        for (x, y) in a_layer.linears().into_iter().zip(b_layer.linears()) {
+            assert_eq!(x.weight, y.weight);
+            assert_eq!(x.bias, y.bias, "{}", x.weight.name);
+            let bytes = |model: &Model| model.map.bytes()[x.weight.range.clone()].to_vec();
+            assert!(bytes(a) == bytes(b), "{}", x.weight.name);
+        }
+    }
+}
+
+/// The same logits, but for the order of sums.
+pub fn assert_computes_the_same(a: &Model, b: &Model) {
+    let tokens = Random::new(5).tokens(40, a.config.vocabulary);
+    let expected = doubles(&logits(a, &runtime(2), &tokens));
+    let error = relative_error(&logits(b, &runtime(2), &tokens), &expected);
+    assert!(error < 1e-4, "relative error {error}");
+}
