@@ -380,11 +380,12 @@ INLINE void packed_streams(fk_type type, int count, const uint8_t *const *groups
     const size_t parts = block_len(type) / FK_BLOCK, blocks = x->cols / FK_BLOCK, step = FK_GROUP * block_bytes(type);
     for (size_t block = 0, at = 0; block < blocks; block += parts, at += step)
         _Pragma("GCC unroll 1") for (int g = 0; g < count; g++) {
-            fetch(groups[g] + at + (parts > 1 ? 1 : AHEAD) * step, step);
             _Pragma("GCC unroll 1") for (int v = 0; v < GROUP_VECTORS; v++) {
                 vf sum = total[g][v];
                 UNROLL for (size_t s = 0; s < parts; s++) {
                     packed_block w;
+                    /* A part at a time, since many fetches at once would wait for each other. */
+                    if (v == 0) fetch(groups[g] + at + (parts > 1 ? 1 : AHEAD) * step + s * step / parts, step / parts);
                     load_block(type, groups[g] + at, (int)s, v, &w);
                     multiply_block(type, 1, &w, x, 0, block + s, &sum);
                 }
@@ -397,10 +398,18 @@ INLINE void packed_streams(fk_type type, int count, const uint8_t *const *groups
 
 typedef void streams_function(int count, const uint8_t *const *groups, const fk_activations *x, float *const *out);
 
-/* Calls `multiply` for groups [0, count), `streams` of them at a time that lie as far apart as can be. */
-static void in_streams(streams_function *multiply, size_t streams, const uint8_t *first, size_t group_bytes,
-                       size_t count, const fk_activations *x, float *out) {
-    const size_t length = count / streams;
+/* At most `most` streams, and more than half as many, that all have as many groups, so that no few are left over; `most` where
+ * there is no such number. */
+INLINE size_t even_streams(size_t count, size_t most) {
+    for (size_t streams = most; 2 * streams > most; streams--)
+        if (count % streams == 0) return streams;
+    return most;
+}
+
+/* Calls `multiply` for groups [0, count), some of them at a time that lie as far apart as can be, `most` or fewer. */
+static void in_streams(streams_function *multiply, size_t most, const uint8_t *first, size_t group_bytes, size_t count,
+                       const fk_activations *x, float *out) {
+    const size_t streams = even_streams(count, most), length = count / streams;
     const uint8_t *groups[STREAMS];
     float *to[STREAMS];
     for (size_t i = 0; i < length; i++) {
