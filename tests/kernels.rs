@@ -5,7 +5,8 @@ mod common;
 use common::{Random, doubles};
 use flapjack::kernels::{
     ACTIVATION_BLOCK, Activations, AttentionShape, CachePlane, Isa, Keep, Kernels, MatrixView,
-    Moments, Pool, Product, Team, attention, attention_for, matmul, matmul_add, matmul_silu,
+    Moments, Pool, Precision, Product, Team, attention, attention_for, matmul, matmul_add,
+    matmul_silu,
 };
 use flapjack::quant::{BlockType, GROUP, Layout, decode_row, encode_row, pack};
 use half::{bf16, f16};
@@ -638,15 +639,88 @@ fn activations_written_for_a_matrix_are_those_that_it_would_make_itself() {
                     let expected = product(kernels, weights, &x);
                     let mut input = Activations::default();
                     let out = pool.region(|team| {
-                        input.produce(kernels, team, tokens, cols, &[weights], |t, row| {
-                            row.copy_from_slice(&x[t * cols..][..cols]);
-                        });
+                        input.produce(
+                            kernels,
+                            team,
+                            tokens,
+                            cols,
+                            &[weights],
+                            Precision::Normal,
+                            |t, row| {
+                                row.copy_from_slice(&x[t * cols..][..cols]);
+                            },
+                        );
                         product_of(kernels, team, weights, &mut input)
                     });
                     assert_eq!(
                         out, expected,
                         "{kernels:?} {block_type:?} {layout:?} {tokens}"
                     );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_second_plane_of_8_bits_comes_close_to_plain_values() {
+    let mut random = Random::new(26);
+    let pools = [Pool::new(1).unwrap(), Pool::new(3).unwrap()];
+    for kernels in every_isa() {
+        for block_type in FORMS {
+            let cols = block_type.block_len().max(96);
+            for (rows, tokens) in [(48, 1), (48, 2), (160, 5), (32, 16), (40, 37)] {
+                let (bytes, decoded) = random_matrix(&mut random, block_type, rows, cols);
+                // Outliers, beside which 8 bits leave little of the rest.
+                let mut x = random.normals(tokens * cols, 1.0);
+                x.iter_mut().step_by(37).for_each(|v| *v *= 50.0);
+                for (layout, bytes) in layouts(block_type, cols, &bytes) {
+                    let weights = MatrixView::new(block_type, layout, rows, cols, &bytes);
+                    let of = |precision, pool: &Pool| {
+                        let mut input = Activations::default();
+                        pool.region(|team| {
+                            let readers = [weights];
+                            input.produce(
+                                kernels,
+                                team,
+                                tokens,
+                                cols,
+                                &readers,
+                                precision,
+                                |t, row| {
+                                    row.copy_from_slice(&x[t * cols..][..cols]);
+                                },
+                            );
+                            product_of(kernels, team, weights, &mut input)
+                        })
+                    };
+                    let error = |product: &[f32]| -> f64 {
+                        let errors = product.iter().enumerate().map(|(i, found)| {
+                            let (t, r) = (i / rows, i % rows);
+                            let pairs = decoded[r * cols..][..cols].iter().zip(&x[t * cols..]);
+                            let exact: f64 =
+                                pairs.map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                            (f64::from(*found) - exact).powi(2)
+                        });
+                        errors.sum::<f64>().sqrt()
+                    };
+                    let [normal, high] =
+                        [Precision::Normal, Precision::High].map(|p| of(p, &pools[0]));
+                    let place = format!("{kernels:?} {block_type:?} {layout:?} {rows} {tokens}");
+                    assert_eq!(high, of(Precision::High, &pools[1]), "{place}");
+                    // Where 8 bits are what is read, and a group holds every row, for several tokens.
+                    let in_8_bits = error(&normal) > 20.0 * error(&high);
+                    let quantized = layout == Layout::Packed
+                        && !block_type.is_float()
+                        && (tokens < 16 || kernels.isa() != Isa::Amx);
+                    assert_eq!(
+                        in_8_bits,
+                        quantized && tokens > 1 && rows % GROUP == 0,
+                        "{place}"
+                    );
+                    if !in_8_bits {
+                        assert_eq!(normal, high, "{place}");
+                    }
                 }
             }
         }

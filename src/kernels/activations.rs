@@ -17,10 +17,9 @@ pub struct Activations {
     /// The forms that X is there in.
     forms: Forms,
     values: Vec<f32>,
-    quantized: Vec<i8>,
-    scales: Vec<f32>,
-    block_sums: Vec<f32>,
-    code_sums: Vec<i32>,
+    quantized: Plane,
+    /// What `quantized` leaves of X, where that was asked for.
+    rest: Plane,
     /// bfloat16, `[tokens / TILE_TOKENS, cols / TILE_COLS]`, both rounded up.
     tiles: Vec<Tile>,
     moments: Moments,
@@ -39,8 +38,77 @@ pub enum Keep {
 struct Forms {
     values: bool,
     quantized: bool,
+    rest: bool,
     tiles: bool,
     moments: bool,
+}
+
+/// How close 8-bit forms come to [`Activations`] of several tokens; one token is always in one plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// One plane of 8 bits.
+    Normal,
+    /// A second one for what the first leaves, by which [`super::matmul()`] multiplies too.
+    High,
+}
+
+/// Values in 8 bits; see [`Kernels::quantize`].
+#[derive(Debug, Default)]
+struct Plane {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    block_sums: Vec<f32>,
+    code_sums: Vec<i32>,
+}
+
+impl Plane {
+    fn fit(&mut self, values: usize) {
+        let blocks = values / ACTIVATION_BLOCK;
+        grow(&mut self.codes, values, 0);
+        grow(&mut self.scales, blocks, 0.0);
+        grow(&mut self.block_sums, blocks, 0.0);
+        grow(&mut self.code_sums, 2 * blocks, 0);
+    }
+
+    fn share(&mut self) -> SharedPlane<'_> {
+        SharedPlane {
+            codes: SharedSlice::new(&mut self.codes),
+            scales: SharedSlice::new(&mut self.scales),
+            block_sums: SharedSlice::new(&mut self.block_sums),
+            code_sums: SharedSlice::new(&mut self.code_sums),
+        }
+    }
+}
+
+struct SharedPlane<'a> {
+    codes: SharedSlice<'a, i8>,
+    scales: SharedSlice<'a, f32>,
+    block_sums: SharedSlice<'a, f32>,
+    code_sums: SharedSlice<'a, i32>,
+}
+
+impl SharedPlane<'_> {
+    /// Quantises whole blocks of values, the first of which is number `first`; returns their codes and scales.
+    ///
+    /// # Safety
+    /// No other thread may hold any of these values.
+    unsafe fn put(&self, kernels: Kernels, first: usize, x: &[f32]) -> (&[i8], &[f32]) {
+        let (begin, end) = (
+            first / ACTIVATION_BLOCK,
+            (first + x.len()) / ACTIVATION_BLOCK,
+        );
+        // SAFETY: the caller vouches for it.
+        let (codes, scales, block_sums, code_sums) = unsafe {
+            (
+                self.codes.range(first..first + x.len()),
+                self.scales.range(begin..end),
+                self.block_sums.range(begin..end),
+                self.code_sums.range(2 * begin..2 * end),
+            )
+        };
+        kernels.quantize(x, codes, scales, block_sums, code_sums);
+        (codes, scales)
+    }
 }
 
 impl Forms {
@@ -76,6 +144,7 @@ impl Activations {
     /// Takes on a new shape and lets `write(t, row)` write the values of every token t, `[cols]`, whose contents are arbitrary
     /// before. Some tokens at a time are brought into the forms that `readers` will ask for, while they are in the cache. Plain
     /// values stay only if a reader needs them.
+    #[allow(clippy::too_many_arguments)] // a shape, what is to come of it, and who computes
     pub fn produce(
         &mut self,
         kernels: Kernels,
@@ -83,9 +152,10 @@ impl Activations {
         tokens: usize,
         cols: usize,
         readers: &[MatrixView],
+        precision: Precision,
         write: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        let sink = self.sink(kernels, tokens, cols, readers, Keep::Nothing);
+        let sink = self.sink(kernels, tokens, cols, readers, Keep::Nothing, precision);
         let some = if sink.forms.tiles { TILE_TOKENS } else { 1 };
         team.items(tokens.div_ceil(some), |_, i| {
             let tokens = i * some..((i + 1) * some).min(tokens);
@@ -113,10 +183,17 @@ impl Activations {
         cols: usize,
         readers: &[MatrixView],
         keep: Keep,
+        precision: Precision,
     ) -> Sink<'_> {
         let mut forms = Forms::wanted(kernels, readers, tokens);
         forms.values |= keep == Keep::Values || readers.is_empty();
         forms.moments = keep == Keep::Moments;
+        // The rows of packed weights that fill no group are multiplied by plain values, which have nothing left.
+        let whole = |w: &MatrixView| w.is_packed_whole();
+        forms.rest = forms.quantized
+            && tokens > 1
+            && precision == Precision::High
+            && readers.iter().all(whole);
         self.tokens = tokens;
         self.cols = cols;
         self.forms = forms;
@@ -127,10 +204,8 @@ impl Activations {
             cols,
             forms,
             values: SharedSlice::new(&mut self.values),
-            quantized: SharedSlice::new(&mut self.quantized),
-            scales: SharedSlice::new(&mut self.scales),
-            block_sums: SharedSlice::new(&mut self.block_sums),
-            code_sums: SharedSlice::new(&mut self.code_sums),
+            quantized: self.quantized.share(),
+            rest: self.rest.share(),
             tiles: SharedSlice::new(&mut self.tiles),
             moments: forms
                 .moments
@@ -187,12 +262,23 @@ impl Activations {
             tokens: self.tokens,
             cols: self.cols,
             values: self.values.as_ptr(),
-            quantized: self.quantized.as_ptr(),
-            scales: self.scales.as_ptr(),
-            block_sums: self.block_sums.as_ptr(),
-            code_sums: self.code_sums.as_ptr(),
+            quantized: self.quantized.codes.as_ptr(),
+            scales: self.quantized.scales.as_ptr(),
+            block_sums: self.quantized.block_sums.as_ptr(),
+            code_sums: self.quantized.code_sums.as_ptr(),
             tiles: self.tiles.as_ptr().cast(),
         }
+    }
+
+    /// What the 8-bit form of `whole`, as [`Activations::for_readers`] gave it, leaves of X, if that is there.
+    pub(super) fn rest(&self, whole: &sys::fk_activations) -> Option<sys::fk_activations> {
+        self.forms.rest.then(|| sys::fk_activations {
+            quantized: self.rest.codes.as_ptr(),
+            scales: self.rest.scales.as_ptr(),
+            block_sums: self.rest.block_sums.as_ptr(),
+            code_sums: self.rest.code_sums.as_ptr(),
+            ..*whole
+        })
     }
 
     /// Makes forms of the plain values.
@@ -206,10 +292,8 @@ impl Activations {
             cols,
             forms: missing,
             values: SharedSlice::new(&mut []),
-            quantized: SharedSlice::new(&mut self.quantized),
-            scales: SharedSlice::new(&mut self.scales),
-            block_sums: SharedSlice::new(&mut self.block_sums),
-            code_sums: SharedSlice::new(&mut self.code_sums),
+            quantized: self.quantized.share(),
+            rest: self.rest.share(),
             tiles: SharedSlice::new(&mut self.tiles),
             moments: None,
         };
@@ -232,11 +316,10 @@ impl Activations {
             grow(&mut self.values, tokens * cols, 0.0);
         }
         if forms.quantized {
-            let blocks = tokens * cols / ACTIVATION_BLOCK;
-            grow(&mut self.quantized, tokens * cols, 0);
-            grow(&mut self.scales, blocks, 0.0);
-            grow(&mut self.block_sums, blocks, 0.0);
-            grow(&mut self.code_sums, 2 * blocks, 0);
+            self.quantized.fit(tokens * cols);
+        }
+        if forms.rest {
+            self.rest.fit(tokens * cols);
         }
         if forms.tiles {
             let count = tokens.div_ceil(TILE_TOKENS) * cols.div_ceil(TILE_COLS);
@@ -259,10 +342,8 @@ pub(super) struct Sink<'a> {
     cols: usize,
     forms: Forms,
     values: SharedSlice<'a, f32>,
-    quantized: SharedSlice<'a, i8>,
-    scales: SharedSlice<'a, f32>,
-    block_sums: SharedSlice<'a, f32>,
-    code_sums: SharedSlice<'a, i32>,
+    quantized: SharedPlane<'a>,
+    rest: SharedPlane<'a>,
     tiles: SharedSlice<'a, Tile>,
     moments: Option<moments::Writer<'a>>,
 }
@@ -304,22 +385,14 @@ impl Sink<'_> {
             return;
         }
         if self.forms.quantized {
-            let per_token = self.cols / ACTIVATION_BLOCK;
-            let blocks = cols.start / ACTIVATION_BLOCK..cols.end / ACTIVATION_BLOCK;
             for (t, row) in tokens.clone().zip(x.chunks_exact(width)) {
-                let at = |r: &Range<usize>, n: usize| t * n + r.start..t * n + r.end;
-                let blocks_of_row = at(&blocks, per_token);
+                let first = t * self.cols + cols.start;
                 // SAFETY: the caller vouches for it.
-                let (q, d, s, n) = unsafe {
-                    (
-                        self.quantized.range(at(&cols, self.cols)),
-                        self.scales.range(blocks_of_row.clone()),
-                        self.block_sums.range(blocks_of_row.clone()),
-                        self.code_sums
-                            .range(2 * blocks_of_row.start..2 * blocks_of_row.end),
-                    )
-                };
-                self.kernels.quantize(row, q, d, s, n);
+                let (codes, scales) = unsafe { self.quantized.put(self.kernels, first, row) };
+                if self.forms.rest {
+                    // SAFETY: as above.
+                    unsafe { self.put_rest(first, row, codes, scales) };
+                }
             }
         }
         if self.forms.tiles {
@@ -332,6 +405,26 @@ impl Sink<'_> {
                 let tiles = unsafe { self.tiles.range(row..row + count) };
                 self.kernels.fill_tiles(x, width, tiles);
             }
+        }
+    }
+
+    /// Puts what codes and scales leave of a row, whose first value is number `first`, in its place.
+    ///
+    /// # Safety
+    /// As for [`Sink::put`].
+    unsafe fn put_rest(&self, first: usize, row: &[f32], codes: &[i8], scales: &[f32]) {
+        const SOME: usize = 8 * ACTIVATION_BLOCK;
+        let mut left = [0.0f32; SOME];
+        for (i, (x, codes)) in row.chunks(SOME).zip(codes.chunks(SOME)).enumerate() {
+            for (j, left) in left[..x.len()].iter_mut().enumerate() {
+                let scale = scales[(i * SOME + j) / ACTIVATION_BLOCK];
+                *left = x[j] - scale * f32::from(codes[j]);
+            }
+            // SAFETY: the caller vouches for it.
+            unsafe {
+                self.rest
+                    .put(self.kernels, first + i * SOME, &left[..x.len()])
+            };
         }
     }
 }

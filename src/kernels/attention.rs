@@ -5,8 +5,8 @@ use half::f16;
 use super::activations::Sink;
 use super::team::SharedSlice;
 use super::{
-    ACTIVATION_BLOCK, Activations, Keep, Kernels, MatrixView, TILE_COLS, Team, call, sys,
-    with_scratch,
+    ACTIVATION_BLOCK, Activations, Keep, Kernels, MatrixView, Precision, TILE_COLS, Team, call,
+    sys, with_scratch,
 };
 use crate::quant::BlockType;
 
@@ -100,7 +100,7 @@ pub fn attention_for(
     let (tokens, width) = (shape.tokens, q.len() / shape.tokens.max(1));
     let job = Job::new(kernels, shape, q, keys, values);
     if tokens > 1 && shape.head_dim.is_multiple_of(TILE_COLS) {
-        let sink = out.sink(kernels, tokens, width, readers, keep);
+        let sink = out.sink(kernels, tokens, width, readers, keep, Precision::Normal);
         job.blocks(team, &Out::Sink(sink));
     } else {
         job.run(team, out.begin(tokens, width));

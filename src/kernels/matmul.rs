@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 use super::team::SharedSlice;
-use super::{Activations, Keep, Kernels, TILE_COLS, Team, call, sys, type_of, with_scratch};
-use crate::quant::{BlockType, Layout};
+use super::{
+    Activations, Keep, Kernels, Precision, TILE_COLS, Team, call, sys, type_of, with_scratch,
+};
+use crate::quant::{BlockType, GROUP, Layout};
 
 /// A stored weight matrix W `[rows, cols]`, row-major: a view on bytes that lie elsewhere.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +69,11 @@ impl<'a> MatrixView<'a> {
         }
     }
 
+    /// Whether it is packed and all of its rows are in groups.
+    pub(super) fn is_packed_whole(&self) -> bool {
+        self.layout == Layout::Packed && self.rows.is_multiple_of(GROUP)
+    }
+
     pub(super) fn to_sys(self) -> sys::fk_weights {
         sys::fk_weights {
             type_: type_of(self.block_type),
@@ -119,7 +126,9 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
     }
     let weights: Vec<MatrixView> = products.iter().map(|p| p.weights).collect();
     let activations = x.for_readers(kernels, team, &weights);
+    let rest = x.rest(&activations);
     let x = SharedActivations(&activations);
+    let rest = rest.as_ref().map(SharedActivations);
     let jobs: Vec<Job> = products
         .iter_mut()
         .map(|p| Job {
@@ -142,7 +151,12 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
             let (j, row) = panels[i];
             let end = (row + height).min(jobs[j].stride);
             // SAFETY: every panel is handed out once.
-            unsafe { jobs[j].run(kernels, row, end, &x) };
+            unsafe {
+                jobs[j].run(kernels, row, end, &x);
+                if let Some(rest) = &rest {
+                    jobs[j].run_and_add(kernels, row, end, rest);
+                }
+            };
         });
     } else {
         let total: usize = jobs.iter().map(|job| job.weights.data.len()).sum();
@@ -208,7 +222,14 @@ pub fn matmul_silu(
     keep: Keep,
 ) {
     assert_eq!(gate.0.rows, up.0.rows, "channels of gate and up");
-    let sink = out.sink(kernels, x.tokens(), gate.0.rows, readers, keep);
+    let sink = out.sink(
+        kernels,
+        x.tokens(),
+        gate.0.rows,
+        readers,
+        keep,
+        Precision::Normal,
+    );
     let weights = [gate.0, up.0];
     by_panels(kernels, team, x, &weights, TILE_COLS, |rows, products| {
         let (gates, ups) = products.split_at_mut(products.len() / 2);
@@ -377,5 +398,35 @@ impl Job<'_, '_> {
                 );
             }
         });
+    }
+
+    /// As [`Job::run`], added to what is there.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn run_and_add(
+        &self,
+        kernels: Kernels,
+        begin: usize,
+        end: usize,
+        x: &SharedActivations,
+    ) {
+        let tokens = x.get().tokens;
+        let mut product = vec![0.0f32; tokens * (end - begin)];
+        let rows = Job {
+            weights: self.weights.rows_in(begin..end),
+            stride: end - begin,
+            out: SharedSlice::new(&mut product),
+        };
+        // SAFETY: the product is ours.
+        unsafe { rows.run(kernels, 0, end - begin, x) };
+        for (t, product) in product.chunks_exact(end - begin).enumerate() {
+            // SAFETY: the caller vouches for it.
+            let out = unsafe {
+                self.out
+                    .range(t * self.stride + begin..t * self.stride + end)
+            };
+            kernels.add(out, product);
+        }
     }
 }

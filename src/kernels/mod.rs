@@ -13,7 +13,7 @@ mod team;
 use std::fmt;
 use std::sync::OnceLock;
 
-pub use activations::{Activations, Keep};
+pub use activations::{Activations, Keep, Precision};
 pub use attention::{AttentionShape, CachePlane, attention, attention_for};
 pub use matmul::{MatrixView, Product, matmul, matmul_add, matmul_silu};
 pub use moments::{Moments, MomentsPart};

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{KvCache, Layer, Linear, Model, ModelError};
 use crate::kernels::{
-    Activations, AttentionShape, Keep, Kernels, MatrixView, Product, Team, attention,
+    Activations, AttentionShape, Keep, Kernels, MatrixView, Precision, Product, Team, attention,
     attention_for, matmul, matmul_add, matmul_silu,
 };
 
@@ -173,8 +173,9 @@ impl Model {
             let (l, layer) = (block / 2, &self.layers[block / 2]);
             if block.is_multiple_of(2) {
                 // x += o(attention(rope(q), rope(k), v)) of norm(x)
-                let readers = [&layer.q, &layer.k, &layer.v];
-                self.norm(kernels, team, &layer.attention_norm, &readers, scratch);
+                let (norm, readers) = (&layer.attention_norm, [&layer.q, &layer.k, &layer.v]);
+                // Queries and keys are what 8 bits harm most: four fifths of what they cost in all.
+                self.norm(kernels, team, norm, &readers, Precision::High, scratch);
                 self.project_qkv(kernels, team, layer, scratch);
                 self.rotate(kernels, team, layer, each, caches, scratch);
                 self.remember(kernels, team, layer, l, caches, scratch);
@@ -183,8 +184,8 @@ impl Model {
                 self.add_projected(kernels, team, &layer.o, &mut scratch.input, &mut scratch.x);
             } else {
                 // x += down(silu(gate(y)) * up(y)) of y = norm(x)
-                let readers = [&layer.gate, &layer.up];
-                self.norm(kernels, team, &layer.mlp_norm, &readers, scratch);
+                let (norm, readers) = (&layer.mlp_norm, [&layer.gate, &layer.up]);
+                self.norm(kernels, team, norm, &readers, Precision::Normal, scratch);
                 self.gate_and_up(kernels, team, layer, observer.keeps(), scratch);
                 observer.mlp_down(team, l, &scratch.hidden);
                 self.add_projected(
@@ -214,7 +215,8 @@ impl Model {
         let weights = self.head().view(&self.map);
         let Scratch { x, input, .. } = scratch;
         let x = &x[rows.start * d..rows.end * d];
-        self.normalise(kernels, team, x, &self.output_norm, &[weights], input);
+        let (norm, precision) = (&self.output_norm, Precision::Normal);
+        self.normalise(kernels, team, x, norm, &[weights], precision, input);
         out.resize(rows.len() * self.config.vocabulary, 0.0);
         matmul(kernels, team, input, &mut [Product { weights, out }]);
     }
@@ -226,13 +228,15 @@ impl Model {
         team: &Team,
         weight: &[f32],
         readers: &[&Linear],
+        precision: Precision,
         scratch: &mut Scratch,
     ) {
         let readers: Vec<MatrixView> = readers.iter().map(|l| l.weight.view(&self.map)).collect();
         let Scratch { x, input, .. } = scratch;
-        self.normalise(kernels, team, x, weight, &readers, input);
+        self.normalise(kernels, team, x, weight, &readers, precision, input);
     }
 
+    #[allow(clippy::too_many_arguments)] // an input, what is to come of it, and who computes
     fn normalise(
         &self,
         kernels: Kernels,
@@ -240,11 +244,12 @@ impl Model {
         x: &[f32],
         weight: &[f32],
         readers: &[MatrixView],
+        precision: Precision,
         out: &mut Activations,
     ) {
         let (d, epsilon) = (self.config.embedding_length, self.config.rms_epsilon);
         let tokens = x.len() / d;
-        out.produce(kernels, team, tokens, d, readers, |t, row| {
+        out.produce(kernels, team, tokens, d, readers, precision, |t, row| {
             kernels.rms_norm(&x[t * d..][..d], weight, epsilon, row);
         });
     }
