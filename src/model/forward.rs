@@ -174,7 +174,7 @@ impl Model {
             if block.is_multiple_of(2) {
                 // x += o(attention(rope(q), rope(k), v)) of norm(x)
                 let (norm, readers) = (&layer.attention_norm, [&layer.q, &layer.k, &layer.v]);
-                // Queries and keys are what 8 bits harm most: four fifths of what they cost in all.
+                // 8 bits harm queries and keys more than all else; see docs/speed.md.
                 self.norm(kernels, team, norm, &readers, Precision::High, scratch);
                 self.project_qkv(kernels, team, layer, scratch);
                 self.rotate(kernels, team, layer, each, caches, scratch);
