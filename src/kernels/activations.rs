@@ -272,7 +272,7 @@ impl Activations {
 
     /// What the 8-bit form of `whole`, as [`Activations::for_readers`] gave it, leaves of X, if that is there.
     pub(super) fn rest(&self, whole: &sys::fk_activations) -> Option<sys::fk_activations> {
-        self.forms.rest.then(|| sys::fk_activations {
+        self.forms.rest.then_some(sys::fk_activations {
             quantized: self.rest.codes.as_ptr(),
             scales: self.rest.scales.as_ptr(),
             block_sums: self.rest.block_sums.as_ptr(),

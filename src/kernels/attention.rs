@@ -101,7 +101,7 @@ pub fn attention_for(
     let job = Job::new(kernels, shape, q, keys, values);
     if tokens > 1 && shape.head_dim.is_multiple_of(TILE_COLS) {
         let sink = out.sink(kernels, tokens, width, readers, keep, Precision::Normal);
-        job.blocks(team, &Out::Sink(sink));
+        job.blocks(team, &Out::Sink(&sink));
     } else {
         job.run(team, out.begin(tokens, width));
     }
@@ -111,7 +111,7 @@ pub fn attention_for(
 enum Out<'a> {
     /// `[tokens, heads · head_dim]`
     Values(SharedSlice<'a, f32>),
-    Sink(Sink<'a>),
+    Sink(&'a Sink<'a>),
 }
 
 struct Job<'a> {
