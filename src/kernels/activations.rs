@@ -26,11 +26,12 @@ pub struct Activations {
 }
 
 /// What is to be left of [`Activations`] besides the forms that matrices ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    #[default]
     Nothing,
+    /// See [`Activations::moments`].
     Moments,
+    /// Plain values; see [`Activations::values`].
     Values,
 }
 
@@ -188,12 +189,10 @@ impl Activations {
         let mut forms = Forms::wanted(kernels, readers, tokens);
         forms.values |= keep == Keep::Values || readers.is_empty();
         forms.moments = keep == Keep::Moments;
-        // The rows of packed weights that fill no group are multiplied by plain values, which have nothing left.
-        let whole = |w: &MatrixView| w.is_packed_whole();
         forms.rest = forms.quantized
             && tokens > 1
             && precision == Precision::High
-            && readers.iter().all(whole);
+            && read_codes_alone(readers);
         self.tokens = tokens;
         self.cols = cols;
         self.forms = forms;
@@ -270,9 +269,15 @@ impl Activations {
         }
     }
 
-    /// What the 8-bit form of `whole`, as [`Activations::for_readers`] gave it, leaves of X, if that is there.
-    pub(super) fn rest(&self, whole: &sys::fk_activations) -> Option<sys::fk_activations> {
-        self.forms.rest.then_some(sys::fk_activations {
+    /// What the 8-bit form of `whole`, as [`Activations::for_readers`] gave it, leaves of X, if that is there and of use to all
+    /// of these matrices.
+    pub(super) fn rest(
+        &self,
+        whole: &sys::fk_activations,
+        readers: &[MatrixView],
+    ) -> Option<sys::fk_activations> {
+        let there = self.forms.rest && read_codes_alone(readers);
+        there.then_some(sys::fk_activations {
             quantized: self.rest.codes.as_ptr(),
             scales: self.rest.scales.as_ptr(),
             block_sums: self.rest.block_sums.as_ptr(),
@@ -326,6 +331,12 @@ impl Activations {
             grow(&mut self.tiles, count, Tile::ZERO);
         }
     }
+}
+
+/// Whether these matrices read 8-bit forms and nothing else: rows that fill no group of packed weights are multiplied by plain
+/// values, which leave nothing.
+fn read_codes_alone(readers: &[MatrixView]) -> bool {
+    readers.iter().all(MatrixView::is_packed_whole)
 }
 
 /// Room for `len` values. Buffers never shrink: what is beyond a batch costs nothing, and growing again would.

@@ -126,7 +126,7 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
     }
     let weights: Vec<MatrixView> = products.iter().map(|p| p.weights).collect();
     let activations = x.for_readers(kernels, team, &weights);
-    let rest = x.rest(&activations);
+    let rest = x.rest(&activations, &weights);
     let x = SharedActivations(&activations);
     let rest = rest.as_ref().map(SharedActivations);
     let jobs: Vec<Job> = products
@@ -375,28 +375,9 @@ impl Job<'_, '_> {
     /// # Safety
     /// No other thread may compute any of these rows at the same time.
     unsafe fn run(&self, kernels: Kernels, begin: usize, end: usize, x: &SharedActivations) {
-        let weights = self.weights.to_sys();
-        let x = x.get();
-        // SAFETY: the function has no preconditions.
-        let scratch_len = unsafe { call!(kernels, matmul_scratch(&weights, x.tokens)) };
-        with_scratch(scratch_len, |scratch| {
-            // SAFETY: the weights' bytes, the activations (in the form that was asked for) and the output were checked
-            // against the shape by `matmul` and `MatrixView::new`; the scratch is as long as asked for; rows
-            // [begin, end) of the output are ours, as the caller vouches.
-            unsafe {
-                call!(
-                    kernels,
-                    matmul(
-                        &weights,
-                        begin,
-                        end,
-                        x,
-                        self.out.as_mut_ptr(),
-                        self.stride,
-                        scratch.as_mut_ptr()
-                    )
-                );
-            }
+        with_scratch(self.scratch_len(kernels, x), |scratch| {
+            // SAFETY: the caller vouches for it, and the scratch is as long as asked for.
+            unsafe { self.run_with(kernels, begin, end, x, scratch) };
         });
     }
 
@@ -411,22 +392,61 @@ impl Job<'_, '_> {
         end: usize,
         x: &SharedActivations,
     ) {
-        let tokens = x.get().tokens;
-        let mut product = vec![0.0f32; tokens * (end - begin)];
-        let rows = Job {
-            weights: self.weights.rows_in(begin..end),
-            stride: end - begin,
-            out: SharedSlice::new(&mut product),
-        };
-        // SAFETY: the product is ours.
-        unsafe { rows.run(kernels, 0, end - begin, x) };
-        for (t, product) in product.chunks_exact(end - begin).enumerate() {
-            // SAFETY: the caller vouches for it.
-            let out = unsafe {
-                self.out
-                    .range(t * self.stride + begin..t * self.stride + end)
+        let (rows, scratch_len) = (end - begin, self.scratch_len(kernels, x));
+        with_scratch(x.get().tokens * rows + scratch_len, |scratch| {
+            let (product, scratch) = scratch.split_at_mut(x.get().tokens * rows);
+            let job = Job {
+                weights: self.weights.rows_in(begin..end),
+                stride: rows,
+                out: SharedSlice::new(product),
             };
-            kernels.add(out, product);
+            // SAFETY: the product is ours, and these rows need no more scratch than all.
+            unsafe { job.run_with(kernels, 0, rows, x, scratch) };
+            for (t, product) in product.chunks_exact(rows).enumerate() {
+                let first = t * self.stride;
+                // SAFETY: the caller vouches for it.
+                let out = unsafe { self.out.range(first + begin..first + end) };
+                kernels.add(out, product);
+            }
+        });
+    }
+
+    /// Floats of scratch that [`Job::run_with`] needs.
+    fn scratch_len(&self, kernels: Kernels, x: &SharedActivations) -> usize {
+        // SAFETY: the function has no preconditions.
+        unsafe {
+            call!(
+                kernels,
+                matmul_scratch(&self.weights.to_sys(), x.get().tokens)
+            )
+        }
+    }
+
+    /// # Safety
+    /// As for [`Job::run`], and the scratch must be as long as [`Job::scratch_len`] says.
+    unsafe fn run_with(
+        &self,
+        kernels: Kernels,
+        begin: usize,
+        end: usize,
+        x: &SharedActivations,
+        scratch: &mut [f32],
+    ) {
+        // SAFETY: the weights' bytes, the activations (in the form that was asked for) and the output were checked against the
+        // shape by `matmul` and `MatrixView::new`; scratch and rows [begin, end) of the output are as the caller vouches.
+        unsafe {
+            call!(
+                kernels,
+                matmul(
+                    &self.weights.to_sys(),
+                    begin,
+                    end,
+                    x.get(),
+                    self.out.as_mut_ptr(),
+                    self.stride,
+                    scratch.as_mut_ptr()
+                )
+            );
         }
     }
 }

@@ -11,7 +11,7 @@ pub struct Moments {
     tokens: usize,
     cols: usize,
     /// Tokens of a part.
-    some: usize,
+    part_tokens: usize,
     /// `[parts, 3, cols]`: near, sums, squares.
     parts: Vec<f32>,
 }
@@ -19,6 +19,7 @@ pub struct Moments {
 /// Sums over some tokens, `[cols]` each, relative to one of them, so that a large mean does not swallow a small variance.
 #[derive(Debug, Clone, Copy)]
 pub struct MomentsPart<'a> {
+    /// Tokens of this part.
     pub tokens: usize,
     /// A token of X.
     pub near: &'a [f32],
@@ -38,9 +39,9 @@ impl Moments {
         assert_eq!(x.len(), tokens * cols, "whole rows");
         let mut moments = Self::default();
         let writer = moments.begin(kernels, tokens, cols);
-        let some = writer.some;
-        team.items(tokens.div_ceil(some), |_, part| {
-            let tokens = part * some..((part + 1) * some).min(tokens);
+        let each = writer.part_tokens;
+        team.items(tokens.div_ceil(each), |_, part| {
+            let tokens = part * each..((part + 1) * each).min(tokens);
             let x = &x[tokens.start * cols..tokens.end * cols];
             // SAFETY: every part is handed out once.
             unsafe { writer.put(tokens, 0..cols, x) };
@@ -51,16 +52,16 @@ impl Moments {
     /// Takes on a new shape, to be filled part by part.
     pub(super) fn begin(&mut self, kernels: Kernels, tokens: usize, cols: usize) -> Writer<'_> {
         // As attention writes them.
-        let some = kernels.table().attend_tokens;
-        let len = tokens.div_ceil(some) * 3 * cols;
+        let part_tokens = kernels.table().attend_tokens;
+        let len = tokens.div_ceil(part_tokens) * 3 * cols;
         if self.parts.len() < len {
             self.parts.resize(len, 0.0);
         }
-        (self.tokens, self.cols, self.some) = (tokens, cols, some);
+        (self.tokens, self.cols, self.part_tokens) = (tokens, cols, part_tokens);
         Writer {
             kernels,
             cols,
-            some,
+            part_tokens,
             parts: SharedSlice::new(&mut self.parts),
         }
     }
@@ -70,18 +71,20 @@ impl Moments {
         self.tokens
     }
 
+    /// Columns of X.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
+    /// Part by part, in the order of the tokens.
     pub fn parts(&self) -> impl Iterator<Item = MomentsPart<'_>> {
-        (0..self.tokens.div_ceil(self.some.max(1))).map(|part| {
+        (0..self.tokens.div_ceil(self.part_tokens.max(1))).map(|part| {
             let at = |which: usize| {
                 let first = (3 * part + which) * self.cols;
                 &self.parts[first..first + self.cols]
             };
             MomentsPart {
-                tokens: self.some.min(self.tokens - part * self.some),
+                tokens: self.part_tokens.min(self.tokens - part * self.part_tokens),
                 near: at(0),
                 sums: at(1),
                 squares: at(2),
@@ -94,7 +97,7 @@ impl Moments {
 pub(super) struct Writer<'a> {
     kernels: Kernels,
     cols: usize,
-    some: usize,
+    part_tokens: usize,
     parts: SharedSlice<'a, f32>,
 }
 
@@ -104,10 +107,10 @@ impl Writer<'_> {
     /// # Safety
     /// No other thread may hold any of these columns of these parts.
     pub(super) unsafe fn put(&self, tokens: Range<usize>, cols: Range<usize>, x: &[f32]) {
-        debug_assert!(tokens.start.is_multiple_of(self.some), "whole parts");
+        debug_assert!(tokens.start.is_multiple_of(self.part_tokens), "whole parts");
         let width = cols.len();
-        for (i, x) in x.chunks(self.some * width.max(1)).enumerate() {
-            let part = tokens.start / self.some + i;
+        for (i, x) in x.chunks(self.part_tokens * width.max(1)).enumerate() {
+            let part = tokens.start / self.part_tokens + i;
             let at = |which: usize| {
                 let first = (3 * part + which) * self.cols;
                 // SAFETY: the caller vouches for it.

@@ -103,13 +103,15 @@ INLINE void few_scores_of(fk_type type, int queries, const float *q, const fk_kv
         few_products(type, queries, FEW_VECTORS, q, kv, first, last, d, d > 0, part);
     for (; d + FK_LANES <= dim; d += FK_LANES) few_products(type, queries, 1, q, kv, first, last, d, d > 0, part);
     if (d < dim)
-        for (size_t lane = 0; lane < FK_LANES && first + lane < last; lane++)
+        for (size_t lane = 0; lane < FK_LANES; lane++) {
+            const size_t p = first + lane < last ? first + lane : last - 1;
             for (int i = 0; i < queries; i++) {
                 vf sum = d > 0 ? part[i][lane] : (vf){0};
                 for (size_t k = d; k < dim; k++)
-                    sum[0] += q[i * dim + k] * half_to_float(load_u16(kv->keys + (first + lane) * kv->row_bytes + 2 * k));
+                    sum[0] += q[i * dim + k] * half_to_float(load_u16(kv->keys + p * kv->row_bytes + 2 * k));
                 part[i][lane] = sum;
             }
+        }
     UNROLL for (int i = 0; i < queries; i++) store(scores + i * pitch + first, sum_each(part[i]));
 }
 
