@@ -1,5 +1,7 @@
 //! Causal attention of a batch of tokens to a KV cache.
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::activations::Sink;
@@ -29,19 +31,13 @@ impl CachePlane<'_> {
             CachePlane::Q8_0(_) => BlockType::Q8_0,
         }
     }
+}
 
-    /// The bytes from byte `at` on.
-    fn bytes(&self, at: usize) -> *const u8 {
+impl<'a> CachePlane<'a> {
+    fn as_bytes(&self) -> &'a [u8] {
         match self {
-            CachePlane::Half(values) => values[at / size_of::<f16>()..].as_ptr().cast(),
-            CachePlane::Q8_0(bytes) => bytes[at..].as_ptr(),
-        }
-    }
-
-    fn len_in_bytes(&self) -> usize {
-        match self {
-            CachePlane::Half(values) => size_of_val(*values),
-            CachePlane::Q8_0(bytes) => bytes.len(),
+            CachePlane::Half(values) => bytemuck::cast_slice(values),
+            CachePlane::Q8_0(bytes) => bytes,
         }
     }
 }
@@ -77,7 +73,7 @@ pub fn attention(
 ) {
     assert_eq!(out.len(), q.len(), "queries");
     let job = Job::new(kernels, shape, q, keys, values);
-    job.run(team, out);
+    job.run(team, &Out::Values(SharedSlice::new(out)));
 }
 
 /// As [`attention`], with the result `[tokens, heads · head_dim]` in the forms that `readers` will ask for, and what `keep`
@@ -99,11 +95,12 @@ pub fn attention_for(
 ) {
     let (tokens, width) = (shape.tokens, q.len() / shape.tokens.max(1));
     let job = Job::new(kernels, shape, q, keys, values);
-    if tokens > 1 && shape.head_dim.is_multiple_of(TILE_COLS) {
+    if shape.head_dim.is_multiple_of(TILE_COLS) {
         let sink = out.sink(kernels, tokens, width, readers, keep, Precision::Normal);
-        job.blocks(team, &Out::Sink(&sink));
+        job.run(team, &Out::Sink(&sink));
     } else {
-        job.run(team, out.begin(tokens, width));
+        let out = SharedSlice::new(out.begin(tokens, width));
+        job.run(team, &Out::Values(out));
     }
 }
 
@@ -152,8 +149,8 @@ impl<'a> Job<'a> {
         let plane = capacity * row_bytes;
         assert!(q.len() == tokens * heads * head_dim, "queries");
         assert!(
-            keys.len_in_bytes() == group_sizes.len() * plane
-                && values.len_in_bytes() == keys.len_in_bytes()
+            keys.as_bytes().len() == group_sizes.len() * plane
+                && values.as_bytes().len() == keys.as_bytes().len()
                 && values.block_type() == block_type,
             "cache"
         );
@@ -183,18 +180,18 @@ impl<'a> Job<'a> {
         let at = (group * self.shape.capacity + position) * row_bytes;
         sys::fk_kv_head {
             type_: super::type_of(block_type),
-            keys: self.keys.bytes(at),
-            values: self.values.bytes(at),
+            keys: self.keys.as_bytes()[at..].as_ptr(),
+            values: self.values.as_bytes()[at..].as_ptr(),
             row_bytes,
             head_dim,
         }
     }
 
-    fn run(&self, team: &Team, out: &mut [f32]) {
+    fn run(&self, team: &Team, out: &Out) {
         if self.shape.tokens == 1 && self.shape.first_position >= PART {
             self.one_token(team, out);
         } else {
-            self.blocks(team, &Out::Values(SharedSlice::new(out)));
+            self.blocks(team, out);
         }
     }
 
@@ -242,27 +239,42 @@ impl<'a> Job<'a> {
                     None,
                     scratch,
                 );
-                // SAFETY, for both: every item is handed out once, and has its own tokens and heads; for a sink these begin at
-                // whole tiles, as `attention_for` has seen to for heads and blocks of tokens do.
-                match out {
-                    Out::Values(out) => {
-                        for (token, result) in result.chunks_exact(span).enumerate() {
-                            let to = unsafe { out.range(at(token)..at(token) + span) };
-                            to.copy_from_slice(result);
-                        }
-                    }
-                    Out::Sink(sink) => {
-                        let first = self.first_heads[group] * head_dim;
-                        let tokens = first_token..first_token + count;
-                        unsafe { sink.put(tokens, first..first + span, result) };
-                    }
-                }
+                let first = self.first_heads[group] * head_dim;
+                // SAFETY: every item is handed out once, and has its own tokens and heads; these begin at whole tiles, if it is a
+                // sink, as `attention_for` has seen to for heads and blocks of tokens do.
+                unsafe {
+                    self.put(
+                        out,
+                        first_token..first_token + count,
+                        first..first + span,
+                        result,
+                    )
+                };
             });
         });
     }
 
+    /// Puts results `[tokens.len(), cols.len()]` in their place.
+    ///
+    /// # Safety
+    /// As for [`SharedSlice::range`] or [`Sink::put`].
+    unsafe fn put(&self, out: &Out, tokens: Range<usize>, cols: Range<usize>, results: &[f32]) {
+        match out {
+            Out::Values(out) => {
+                for (t, result) in tokens.zip(results.chunks_exact(cols.len().max(1))) {
+                    let first = t * self.width;
+                    // SAFETY: the caller vouches for it.
+                    let to = unsafe { out.range(first + cols.start..first + cols.end) };
+                    to.copy_from_slice(result);
+                }
+            }
+            // SAFETY: the caller vouches for it.
+            Out::Sink(sink) => unsafe { sink.put(tokens, cols, results) },
+        }
+    }
+
     /// One token that looks back on many positions, which are shared out in parts.
-    fn one_token(&self, team: &Team, out: &mut [f32]) {
+    fn one_token(&self, team: &Team, out: &Out) {
         let AttentionShape {
             head_dim,
             group_sizes,
@@ -297,19 +309,21 @@ impl<'a> Job<'a> {
                 self.attend(&self.q[queries], &visible, &kv, result, Some(sums), scratch);
             });
         });
-        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+        let mut joined = vec![0.0; self.width];
+        for (head, joined) in joined.chunks_exact_mut(head_dim).enumerate() {
             let sums = || (0..parts).map(|part| log_sums[part * heads + head]);
             let peak = sums().fold(f32::NEG_INFINITY, f32::max);
             let total: f32 = sums().map(|sum| (sum - peak).exp()).sum();
-            out.fill(0.0);
             for (part, sum) in sums().enumerate() {
                 let share = (sum - peak).exp() / total;
                 let result = &results[part * self.width + head * head_dim..][..head_dim];
-                for (o, r) in out.iter_mut().zip(result) {
-                    *o += share * r;
+                for (j, r) in joined.iter_mut().zip(result) {
+                    *j += share * r;
                 }
             }
         }
+        // SAFETY: nobody else writes now.
+        unsafe { self.put(out, 0..1, 0..self.width, &joined) };
     }
 
     /// Floats of scratch that [`Job::attend`] needs.

@@ -107,13 +107,34 @@ pub struct Product<'w, 'o> {
 /// # Panics
 /// If a shape does not fit.
 pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut [Product]) {
+    matmul_then(kernels, team, x, products, |_, _, _, _| {});
+}
+
+/// As [`matmul`], and every thread hands over what it has multiplied while it is in the cache:
+/// `then(product, token, rows, values)`. Rows begin and end at groups or with the matrix.
+///
+/// # Panics
+/// If a shape does not fit.
+pub fn matmul_then(
+    kernels: Kernels,
+    team: &Team,
+    x: &mut Activations,
+    products: &mut [Product],
+    then: impl Fn(usize, usize, Range<usize>, &mut [f32]) + Sync,
+) {
     let tokens = x.tokens();
     if tokens == 0 {
         return;
     }
     if x.cols() == 0 {
         // A layer that lost all of its heads or channels: the sum over nothing.
-        products.iter_mut().for_each(|p| p.out.fill(0.0));
+        for (j, product) in products.iter_mut().enumerate() {
+            product.out.fill(0.0);
+            let rows = product.weights.rows;
+            for (t, row) in product.out.chunks_exact_mut(rows.max(1)).enumerate() {
+                then(j, t, 0..rows, row);
+            }
+        }
         return;
     }
     for product in products.iter() {
@@ -138,10 +159,18 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
         })
         .collect();
 
-    let granule = kernels.table().row_granule;
+    let hand_over = |j: usize, rows: Range<usize>| {
+        let job = &jobs[j];
+        for t in 0..tokens {
+            let first = t * job.stride;
+            // SAFETY: called by the thread that has just multiplied these rows.
+            let values = unsafe { job.out.range(first + rows.start..first + rows.end) };
+            then(j, t, rows.clone(), values);
+        }
+    };
     if tokens > 1 {
         let rows: usize = jobs.iter().map(|job| job.stride).sum();
-        let height = panel_height(team, rows, granule);
+        let height = panel_height(team, rows, kernels.table().row_granule);
         let panels: Vec<(usize, usize)> = jobs
             .iter()
             .enumerate()
@@ -157,21 +186,28 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
                     jobs[j].run_and_add(kernels, row, end, rest);
                 }
             };
+            hand_over(j, row..end);
         });
     } else {
         let total: usize = jobs.iter().map(|job| job.weights.data.len()).sum();
         let threads = team.threads();
         team.each(|worker| {
-            let begin = total * worker / threads;
-            let end = total * (worker + 1) / threads;
+            let share = total * worker / threads..total * (worker + 1) / threads;
             let mut base = 0;
-            for job in &jobs {
-                let rows = job.row_at(begin, base, granule)..job.row_at(end, base, granule);
-                base += job.weights.data.len();
-                if !rows.is_empty() {
-                    // SAFETY: one worker's end is the next one's beginning, so that no row has two workers.
-                    unsafe { job.run(kernels, rows.start, rows.end, &x) };
-                }
+            let parts: Vec<sys::fk_rows> = jobs
+                .iter()
+                .map(|job| {
+                    let begin = job.row_at(share.start, base);
+                    let end = job.row_at(share.end, base);
+                    base += job.weights.data.len();
+                    job.part(begin, end)
+                })
+                .collect();
+            // SAFETY: the weights' bytes, the activations (in the form that was asked for) and the output were checked against the
+            // shape above and by `MatrixView::new`; one worker's end is the next one's beginning, so that no row has two.
+            unsafe { call!(kernels, matvec(parts.as_ptr(), parts.len(), x.get())) };
+            for (j, part) in parts.iter().enumerate() {
+                hand_over(j, part.begin..part.end);
             }
         });
     }
@@ -267,6 +303,41 @@ fn by_panels(
         _ => Some(x.for_readers(kernels, team, weights)),
     };
     let activations = activations.as_ref().map(SharedActivations);
+    if tokens == 1 {
+        let granule = least_common_multiple(GROUP, align);
+        let threads = team.threads();
+        let border = |worker: usize| match worker {
+            w if w == threads => rows,
+            w => (rows * w / threads + granule / 2) / granule * granule,
+        };
+        team.each(|worker| {
+            let rows = border(worker).min(rows)..border(worker + 1).min(rows);
+            if rows.is_empty() {
+                return;
+            }
+            with_scratch(weights.len() * rows.len(), |products| {
+                let Some(x) = &activations else {
+                    products.fill(0.0);
+                    return then(rows, products);
+                };
+                let views = weights.iter().map(|w| w.rows_in(rows.clone()).to_sys());
+                let parts: Vec<sys::fk_rows> = views
+                    .zip(products.chunks_exact_mut(rows.len()))
+                    .map(|(weights, out)| sys::fk_rows {
+                        weights,
+                        begin: 0,
+                        end: weights.rows,
+                        out: out.as_mut_ptr(),
+                    })
+                    .collect();
+                // SAFETY: the rows lie in the matrices, whose bytes were checked by `MatrixView::new`, the activations are in the
+                // form that was asked for, and every product has room for its rows.
+                unsafe { call!(kernels, matvec(parts.as_ptr(), parts.len(), x.get())) };
+                then(rows, products);
+            });
+        });
+        return;
+    }
     let panel = |rows: Range<usize>| {
         let slab = tokens * rows.len();
         let views = weights.iter().map(|w| w.rows_in(rows.clone()).to_sys());
@@ -304,24 +375,10 @@ fn by_panels(
         });
     };
     let granule = least_common_multiple(kernels.table().row_granule, align);
-    if tokens > 1 {
-        let height = panel_height(team, rows, granule);
-        team.items(rows.div_ceil(height), |_, i| {
-            panel(i * height..((i + 1) * height).min(rows));
-        });
-    } else {
-        let threads = team.threads();
-        let border = |worker: usize| match worker {
-            w if w == threads => rows,
-            w => (rows * w / threads + granule / 2) / granule * granule,
-        };
-        team.each(|worker| {
-            let rows = border(worker).min(rows)..border(worker + 1).min(rows);
-            if !rows.is_empty() {
-                panel(rows);
-            }
-        });
-    }
+    let height = panel_height(team, rows, granule);
+    team.items(rows.div_ceil(height), |_, i| {
+        panel(i * height..((i + 1) * height).min(rows));
+    });
 }
 
 /// A prompt has enough work in a panel of rows to share panels out one by one, which evens out threads of unequal speed.
@@ -357,9 +414,9 @@ struct Job<'w, 'o> {
 }
 
 impl Job<'_, '_> {
-    /// The row where byte `position` of all matrices in a sequence falls, if this one begins at byte `base`; rounded to
-    /// the granule, and 0 or `rows` outside.
-    fn row_at(&self, position: usize, base: usize, granule: usize) -> usize {
+    /// The row where byte `position` of all matrices in a sequence falls, if this one begins at byte `base`; rounded to a
+    /// group, and 0 or `rows` outside.
+    fn row_at(&self, position: usize, base: usize) -> usize {
         let rows = self.weights.rows;
         let size = self.weights.data.len();
         if position <= base || rows == 0 || size == 0 {
@@ -369,7 +426,17 @@ impl Job<'_, '_> {
             return rows;
         }
         let row = (position - base) / (size / rows);
-        ((row + granule / 2) / granule * granule).min(rows)
+        ((row + GROUP / 2) / GROUP * GROUP).min(rows)
+    }
+
+    /// Some rows for one token.
+    fn part(&self, begin: usize, end: usize) -> sys::fk_rows {
+        sys::fk_rows {
+            weights: self.weights.to_sys(),
+            begin,
+            end,
+            out: self.out.as_mut_ptr(),
+        }
     }
 
     /// # Safety

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 pub use activations::{Activations, Keep, Precision};
 pub use attention::{AttentionShape, CachePlane, attention, attention_for};
-pub use matmul::{MatrixView, Product, matmul, matmul_add, matmul_silu};
+pub use matmul::{MatrixView, Product, matmul, matmul_add, matmul_silu, matmul_then};
 pub use moments::{Moments, MomentsPart};
 pub use team::{Pool, Team};
 

@@ -60,6 +60,14 @@ pub struct fk_weights {
     pub rows: usize,
     pub cols: usize,
 }
+#[repr(C)]
+#[derive(Copy, Clone)]
+pub struct fk_rows {
+    pub weights: fk_weights,
+    pub begin: usize,
+    pub end: usize,
+    pub out: *mut f32,
+}
 #[repr(u32)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]
 pub enum fk_form {
@@ -130,6 +138,9 @@ pub struct fk_kernels {
             out_stride: usize,
             scratch: *mut f32,
         ),
+    >,
+    pub matvec: ::std::option::Option<
+        unsafe extern "C" fn(parts: *const fk_rows, count: usize, x: *const fk_activations),
     >,
     pub dequantize: ::std::option::Option<
         unsafe extern "C" fn(type_: fk_type, src: *const u8, n: usize, out: *mut f32),

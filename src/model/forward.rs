@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::{KvCache, Layer, Linear, Model, ModelError};
 use crate::kernels::{
     Activations, AttentionShape, Keep, Kernels, MatrixView, Precision, Product, Team, attention,
-    attention_for, matmul, matmul_add, matmul_silu,
+    attention_for, matmul, matmul_add, matmul_silu, matmul_then,
 };
 
 /// Looks at the inputs of the two projections that lose columns when a model is pruned.
@@ -176,8 +176,7 @@ impl Model {
                 let (norm, readers) = (&layer.attention_norm, [&layer.q, &layer.k, &layer.v]);
                 // 8 bits harm queries and keys more than all else; see docs/speed.md.
                 self.norm(kernels, team, norm, &readers, Precision::High, scratch);
-                self.project_qkv(kernels, team, layer, scratch);
-                self.rotate(kernels, team, layer, each, caches, scratch);
+                self.project_qkv(kernels, team, layer, each, caches, scratch);
                 self.remember(kernels, team, layer, l, caches, scratch);
                 self.attend(kernels, team, layer, l, caches, observer.keeps(), scratch);
                 observer.attention_output(team, l, &scratch.input);
@@ -254,19 +253,10 @@ impl Model {
         });
     }
 
-    /// q, k, v = Wq input, Wk input, Wv input
-    fn project_qkv(&self, kernels: Kernels, team: &Team, layer: &Layer, scratch: &mut Scratch) {
-        let Scratch { input, q, k, v, .. } = scratch;
-        self.project(
-            kernels,
-            team,
-            input,
-            &mut [(&layer.q, q), (&layer.k, k), (&layer.v, v)],
-        );
-    }
-
-    /// Turns every head of q and k by the angles of its token's position.
-    fn rotate(
+    /// q, k, v = rope(Wq input + bq), rope(Wk input + bk), Wv input + bv: every head of q and k is turned by the angles of its
+    /// token's position.
+    #[allow(clippy::too_many_arguments)] // a layer and its cache, what is to come of it, and who computes
+    fn project_qkv(
         &self,
         kernels: Kernels,
         team: &Team,
@@ -275,20 +265,26 @@ impl Model {
         caches: &[&mut KvCache],
         scratch: &mut Scratch,
     ) {
-        let e = self.config.head_dim;
-        let turn = |t: usize, row: &mut [f32]| {
-            let cache = &caches[t / each];
-            let (cosines, sines) = cache.angles().at(cache.len() + t % each);
-            for head in row.chunks_exact_mut(e) {
-                kernels.rope(head, cosines, sines);
+        let Scratch { input, q, k, v, .. } = scratch;
+        let (tokens, head_dim) = (input.tokens(), self.config.head_dim);
+        let linears = [&layer.q, &layer.k, &layer.v];
+        let mut products = [q, k, v].into_iter().zip(linears).map(|(out, linear)| {
+            out.resize(tokens * linear.weight.rows, 0.0);
+            let weights = linear.weight.view(&self.map);
+            Product { weights, out }
+        });
+        let mut products: [Product; 3] = std::array::from_fn(|_| products.next().expect("three"));
+        let then = |which: usize, t: usize, rows: Range<usize>, out: &mut [f32]| {
+            if let Some(bias) = &linears[which].bias {
+                kernels.add(out, &bias[rows.clone()]);
+            }
+            if which < 2 {
+                let cache = &caches[t / each];
+                let angles = cache.angles().at(cache.len() + t % each);
+                rotate(kernels, head_dim, angles, rows.start, out);
             }
         };
-        let q = (&mut scratch.q[..], layer.heads() * e);
-        let k = (&mut scratch.k[..], layer.kv_heads() * e);
-        team.pairs_mut(q, k, |t, q, k| {
-            turn(t, q);
-            turn(t, k);
-        });
+        matmul_then(kernels, team, input, &mut products, then);
     }
 
     /// Puts k and v into the caches, behind what is there.
@@ -385,32 +381,24 @@ impl Model {
         let (weights, bias) = (linear.weight.view(&self.map), linear.bias.as_deref());
         matmul_add(kernels, team, input, weights, bias, x);
     }
+}
 
-    /// Several projections of one input, with their biases; each output takes on its shape.
-    fn project(
-        &self,
-        kernels: Kernels,
-        team: &Team,
-        input: &mut Activations,
-        outputs: &mut [(&Linear, &mut Vec<f32>)],
-    ) {
-        let tokens = input.tokens();
-        let mut products: Vec<Product> = outputs
-            .iter_mut()
-            .map(|(linear, out)| {
-                out.resize(tokens * linear.weight.rows, 0.0);
-                Product {
-                    weights: linear.weight.view(&self.map),
-                    out,
-                }
-            })
-            .collect();
-        matmul(kernels, team, input, &mut products);
-        drop(products);
-        for (linear, out) in outputs {
-            if let Some(bias) = &linear.bias {
-                team.chunks_mut(out, bias.len(), |_, row| kernels.add(row, bias));
-            }
-        }
+/// Turns values of one token, the first of which is number `first` of all its heads', by the angles of its position. They begin
+/// and end at pairs.
+fn rotate(
+    kernels: Kernels,
+    head_dim: usize,
+    (cosines, sines): (&[f32], &[f32]),
+    first: usize,
+    mut values: &mut [f32],
+) {
+    let mut place = first % head_dim;
+    while !values.is_empty() {
+        let count = values.len().min(head_dim - place);
+        let (head, rest) = values.split_at_mut(count);
+        let begin = (place / 2).min(cosines.len());
+        let end = (begin + count / 2).min(cosines.len());
+        kernels.rope(head, &cosines[begin..end], &sines[begin..end]);
+        (values, place) = (rest, 0);
     }
 }

@@ -80,6 +80,15 @@ typedef struct fk_weights {
     size_t cols;
 } fk_weights;
 
+/* Rows [begin, end) of a matrix, and where their products with a token go: out[r] for row r. begin of packed weights is a
+ * multiple of FK_GROUP, and so is end unless it is the last row's. */
+typedef struct fk_rows {
+    fk_weights weights;
+    size_t begin;
+    size_t end;
+    float *out;
+} fk_rows;
+
 /* The forms in which matmul reads activations. */
 typedef enum fk_form {
     FK_FORM_FLOAT = 0, /* as they are */
@@ -144,6 +153,10 @@ typedef struct fk_kernels {
      * is a multiple of the block. row_begin of packed weights is a multiple of FK_GROUP. */
     void (*matmul)(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                    size_t out_stride, float *scratch);
+
+    /* As matmul for one token and rows of several matrices that read it in the same forms; packed rows of one type are read
+     * side by side. */
+    void (*matvec)(const fk_rows *parts, size_t count, const fk_activations *x);
 
     /* Decodes n values (whole blocks) of a row. */
     void (*dequantize)(fk_type type, const uint8_t *src, size_t n, float *out);

@@ -289,8 +289,54 @@ static void decoded_row(const fk_weights *w, size_t r, const fk_activations *x, 
     }
 }
 
+/* Rows that lie one behind the other, each by itself. */
+static void native_rows(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+                        size_t out_stride) {
+    const size_t blocks = w->cols / FK_BLOCK;
+#define ROWS(DOT)                                                                      \
+    for (size_t r = row_begin; r < row_end; r++) {                                     \
+        const uint8_t *row = w->data + r * w->row_bytes;                               \
+        for (size_t t = 0; t < x->tokens; t++) out[t * out_stride + r] = DOT;          \
+    }
+#define QUANTIZED x->quantized + t * x->cols, x->scales + t * blocks, x->block_sums + t * blocks, blocks
+    switch (w->type) {
+    case FK_TYPE_Q8_0: ROWS(dot_q8_0(row, QUANTIZED)) break;
+    case FK_TYPE_Q4_0: ROWS(dot_q4_0(row, QUANTIZED)) break;
+    case FK_TYPE_Q4_1: ROWS(dot_q4_1(row, QUANTIZED)) break;
+    case FK_TYPE_F32: ROWS(dot_float(FK_TYPE_F32, row, x->values + t * x->cols, w->cols)) break;
+    case FK_TYPE_F16: ROWS(dot_float(FK_TYPE_F16, row, x->values + t * x->cols, w->cols)) break;
+    case FK_TYPE_BF16: ROWS(dot_float(FK_TYPE_BF16, row, x->values + t * x->cols, w->cols)) break;
+    default:
+        for (size_t r = row_begin; r < row_end; r++) decoded_row(w, r, x, out + r, out_stride);
+    }
+#undef QUANTIZED
+#undef ROWS
+}
+
+static void matvec(const fk_rows *parts, size_t count, const fk_activations *x) {
+    const fk_rows *all = parts + count;
+    while (parts < all) {
+        const fk_type type = parts->weights.type;
+        const fk_rows *end = parts;
+        while (end < all && end->weights.layout == FK_LAYOUT_PACKED && end->weights.type == type) end++;
+        if (end > parts) in_streams(streams_for(type), streams_of(type), parts, end, x);
+        /* What fills no group, or else one matrix of native rows. */
+        end += end == parts;
+        for (; parts < end; parts++) {
+            const int packed = parts->weights.layout == FK_LAYOUT_PACKED;
+            const size_t begin = parts->begin + (packed ? whole_groups(parts) * FK_GROUP : 0);
+            if (begin < parts->end) native_rows(&parts->weights, begin, parts->end, x, parts->out, 0);
+        }
+    }
+}
+
 static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                    size_t out_stride, float *scratch) {
+    if (x->tokens == 1) {
+        const fk_rows rows = {*w, row_begin, row_end, out};
+        matvec(&rows, 1, x);
+        return;
+    }
 #ifdef FK_BF16
     if (wants_tiles(w, x->tokens)) {
         tiled_matmul(w, row_begin, row_end, x, out, out_stride, scratch);
@@ -315,25 +361,7 @@ static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const 
         gemm(w, row_begin, row_end, x, out, out_stride, scratch);
         return;
     }
-    const size_t blocks = w->cols / FK_BLOCK;
-#define ROWS(DOT)                                                                      \
-    for (size_t r = row_begin; r < row_end; r++) {                                     \
-        const uint8_t *row = w->data + r * w->row_bytes;                               \
-        for (size_t t = 0; t < x->tokens; t++) out[t * out_stride + r] = DOT;          \
-    }
-#define QUANTIZED x->quantized + t * x->cols, x->scales + t * blocks, x->block_sums + t * blocks, blocks
-    switch (w->type) {
-    case FK_TYPE_Q8_0: ROWS(dot_q8_0(row, QUANTIZED)) break;
-    case FK_TYPE_Q4_0: ROWS(dot_q4_0(row, QUANTIZED)) break;
-    case FK_TYPE_Q4_1: ROWS(dot_q4_1(row, QUANTIZED)) break;
-    case FK_TYPE_F32: ROWS(dot_float(FK_TYPE_F32, row, x->values + t * x->cols, w->cols)) break;
-    case FK_TYPE_F16: ROWS(dot_float(FK_TYPE_F16, row, x->values + t * x->cols, w->cols)) break;
-    case FK_TYPE_BF16: ROWS(dot_float(FK_TYPE_BF16, row, x->values + t * x->cols, w->cols)) break;
-    default:
-        for (size_t r = row_begin; r < row_end; r++) decoded_row(w, r, x, out + r, out_stride);
-    }
-#undef QUANTIZED
-#undef ROWS
+    native_rows(w, row_begin, row_end, x, out, out_stride);
 }
 
 /* ---- element by element ---- */
@@ -436,6 +464,7 @@ const fk_kernels FK_TABLE = {
     .moments = moments,
     .matmul_scratch = matmul_scratch,
     .matmul = matmul,
+    .matvec = matvec,
     .dequantize = dequantize,
     .rms_norm = rms_norm,
     .rope = rope,

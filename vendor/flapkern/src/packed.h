@@ -362,11 +362,12 @@ INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activation
 }
 
 /* Groups that one token's product passes through side by side, a block of each in turn, and how many blocks ahead each is
- * fetched: memory gives several sequential streams half as much again as one. Super-blocks are long, so that less will do. */
-#define STREAMS 8
-#define AHEAD 4
+ * fetched: memory gives several sequential streams half as much again as one. Super-blocks are long, so that less will do.
+ * As measured; see docs/speed.md. */
+#define STREAMS 6
+#define AHEAD 2
 
-INLINE size_t streams_of(fk_type type) { return block_len(type) == FK_SUPER ? 4 : STREAMS; }
+INLINE size_t streams_of(fk_type type) { return block_len(type) == FK_SUPER ? 3 : STREAMS; }
 
 /* Fetches `bytes` (a constant) from p on. */
 INLINE void fetch(const uint8_t *p, size_t bytes) {
@@ -406,25 +407,46 @@ INLINE size_t even_streams(size_t count, size_t most) {
     return most;
 }
 
-/* Calls `multiply` for groups [0, count), some of them at a time that lie as far apart as can be, `most` or fewer. */
-static void in_streams(streams_function *multiply, size_t most, const uint8_t *first, size_t group_bytes, size_t count,
-                       const fk_activations *x, float *out) {
+/* A group of some parts, as if these were one matrix. */
+typedef struct place {
+    const fk_rows *part;
+    size_t group;
+} place;
+
+static size_t whole_groups(const fk_rows *part) { return (part->end - part->begin) / FK_GROUP; }
+
+/* Moves `by` groups on; a place behind the last of all must not be looked at. */
+static place move_on(place p, size_t by, const fk_rows *end) {
+    for (p.group += by; p.part < end && p.group >= whole_groups(p.part); p.part++) p.group -= whole_groups(p.part);
+    return p;
+}
+
+/* Calls `multiply` for all groups of parts [parts, end), packed and of one type, some of them at a time that lie as far apart
+ * as can be, `most` or fewer. */
+static void in_streams(streams_function *multiply, size_t most, const fk_rows *parts, const fk_rows *end,
+                       const fk_activations *x) {
+    size_t count = 0;
+    for (const fk_rows *part = parts; part < end; part++) count += whole_groups(part);
     const size_t streams = even_streams(count, most), length = count / streams;
     const uint8_t *groups[STREAMS];
-    float *to[STREAMS];
-    for (size_t i = 0; i < length; i++) {
-        for (size_t g = 0; g < streams; g++) {
-            groups[g] = first + (g * length + i) * group_bytes;
-            to[g] = out + (g * length + i) * FK_GROUP;
+    float *out[STREAMS];
+    place stream[STREAMS];
+    for (size_t g = 0; g < streams; g++)
+        stream[g] = move_on(g > 0 ? stream[g - 1] : (place){parts, 0}, g > 0 ? length : 0, end);
+    place rest = move_on(stream[streams - 1], length, end);
+    for (size_t i = 0; i <= length; i++) {
+        size_t now = streams;
+        if (i == length)
+            for (now = 0; now < count - streams * length; now++, rest = move_on(rest, 1, end)) stream[now] = rest;
+        for (size_t g = 0; g < now; g++) {
+            const fk_rows *part = stream[g].part;
+            const size_t row = part->begin + stream[g].group * FK_GROUP;
+            groups[g] = part->weights.data + row * part->weights.row_bytes;
+            out[g] = part->out + row;
+            stream[g] = move_on(stream[g], 1, end);
         }
-        multiply((int)streams, groups, x, to);
+        if (now > 0) multiply((int)now, groups, x, out);
     }
-    const size_t rest = count - streams * length;
-    for (size_t g = 0; g < rest; g++) {
-        groups[g] = first + (streams * length + g) * group_bytes;
-        to[g] = out + (streams * length + g) * FK_GROUP;
-    }
-    if (rest > 0) multiply((int)rest, groups, x, to);
 }
 
 /* Two functions a type, so that each is compiled by itself: for one token, and for one group and any number of tokens. */
@@ -479,15 +501,10 @@ static packed_functions packed_functions_for(fk_type type) {
     }
 }
 
-/* Rows [begin, end), both multiples of FK_GROUP. */
+/* Rows [begin, end), both multiples of FK_GROUP, for several tokens. */
 static void packed_rows(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                         size_t out_stride, float *scratch) {
-    const packed_functions multiply = packed_functions_for(w->type);
-    if (x->tokens == 1) {
-        in_streams(multiply.streams, streams_of(w->type), w->data + begin * w->row_bytes, FK_GROUP * w->row_bytes,
-                   (end - begin) / FK_GROUP, x, out + begin);
-        return;
-    }
+    packed_function *multiply = packed_functions_for(w->type).group;
     for (size_t row = begin; row < end; row += FK_GROUP)
-        multiply.group(w->data + row * w->row_bytes, x, out + row, out_stride, scratch);
+        multiply(w->data + row * w->row_bytes, x, out + row, out_stride, scratch);
 }

@@ -76,13 +76,8 @@ PACKED(F16)
 PACKED(BF16)
 #undef PACKED
 
-INLINE void packed_float_rows(fk_type type, streams_function *streams, const fk_weights *w, size_t begin, size_t end,
-                              const fk_activations *x, float *out, size_t out_stride) {
-    if (x->tokens == 1) {
-        in_streams(streams, STREAMS, w->data + begin * w->row_bytes, FK_GROUP * w->row_bytes, (end - begin) / FK_GROUP,
-                   x, out + begin);
-        return;
-    }
+INLINE void packed_float_rows(fk_type type, const fk_weights *w, size_t begin, size_t end, const fk_activations *x,
+                              float *out, size_t out_stride) {
     for (size_t row = begin; row < end; row += FK_GROUP) {
         const uint8_t *group = w->data + row * w->row_bytes;
         size_t t = 0;
@@ -96,13 +91,23 @@ INLINE void packed_float_rows(fk_type type, streams_function *streams, const fk_
     }
 }
 
-/* Rows [begin, end), both multiples of FK_GROUP. */
+/* Rows [begin, end), both multiples of FK_GROUP, for several tokens. */
 static void packed_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                           size_t out_stride) {
     switch (w->type) {
-    case FK_TYPE_F16: packed_float_rows(FK_TYPE_F16, streams_F16, w, begin, end, x, out, out_stride); break;
-    case FK_TYPE_BF16: packed_float_rows(FK_TYPE_BF16, streams_BF16, w, begin, end, x, out, out_stride); break;
-    default: packed_float_rows(FK_TYPE_F32, streams_F32, w, begin, end, x, out, out_stride);
+    case FK_TYPE_F16: packed_float_rows(FK_TYPE_F16, w, begin, end, x, out, out_stride); break;
+    case FK_TYPE_BF16: packed_float_rows(FK_TYPE_BF16, w, begin, end, x, out, out_stride); break;
+    default: packed_float_rows(FK_TYPE_F32, w, begin, end, x, out, out_stride);
+    }
+}
+
+/* The function for packed rows of any type and one token. */
+static streams_function *streams_for(fk_type type) {
+    switch (type) {
+    case FK_TYPE_F32: return streams_F32;
+    case FK_TYPE_F16: return streams_F16;
+    case FK_TYPE_BF16: return streams_BF16;
+    default: return packed_functions_for(type).streams;
     }
 }
 

@@ -363,6 +363,36 @@ static float *multiply(const fk_kernels *k, const fk_weights *w, const fk_activa
     return out;
 }
 
+/* One token by rows of several matrices at once, of which `out` has what each makes by itself. */
+static void check_together(struct table *table, const struct format *f, const fk_weights *w, const fk_activations *x,
+                           const float *out) {
+    const float plain[] = {1, -2, 3, -4, 5, -6, 7, -8};
+    float *line = floats(w->cols);
+    for (size_t i = 0; i < w->cols; i++) line[i] = plain[i % COUNT(plain)];
+    fk_activations both = *x;
+    /* A native matrix of floats between the others: it asks for values, which are there only if x has them. */
+    const fk_weights other = {FK_TYPE_F32, FK_LAYOUT_NATIVE, (const uint8_t *)line, 4 * w->cols, 1, w->cols};
+    const size_t middle = w->rows / 2 / FK_GROUP * FK_GROUP;
+    float *first = floats(w->rows), *second = floats(w->rows), *third = floats(w->rows), alone, together;
+    const fk_rows parts[] = {{*w, 0, middle, first},
+                             {*w, middle, w->rows, first},
+                             {*w, 0, 0, second},
+                             {*w, 0, w->rows, second},
+                             {other, 0, both.values != 0, &together},
+                             {*w, 0, w->rows, third}};
+    table->kernels->matvec(parts, COUNT(parts), &both);
+    int same = 1;
+    for (size_t r = 0; r < w->rows; r++)
+        same &= memcmp(first + r, out + r, sizeof *out) == 0 && memcmp(second + r, out + r, sizeof *out) == 0 &&
+                memcmp(third + r, out + r, sizeof *out) == 0;
+    if (both.values) {
+        table->kernels->matmul(&other, 0, 1, &both, &alone, 1, 0);
+        same &= memcmp(&alone, &together, sizeof alone) == 0;
+    }
+    expect(table, same, "matvec %s %s: %zu x %zu differs from matmul", f->name,
+           w->layout == FK_LAYOUT_PACKED ? "packed" : "native", w->rows, w->cols);
+}
+
 /* One matrix in one layout. */
 static void check_product(struct table *table, const struct format *f, fk_layout layout, const uint8_t *data, size_t rows,
                           const struct inputs *in, const struct product *p, const char *what) {
@@ -406,6 +436,7 @@ static void check_product(struct table *table, const struct format *f, fk_layout
     expect(table, memcmp(out, split, tokens * stride * sizeof *out) == 0 || !isfinite(p->value[form][0]),
            "matmul %s %s: %zu x %zu, %zu tokens: depends on how rows are split", f->name,
            layout == FK_LAYOUT_PACKED ? "packed" : "native", rows, cols, tokens);
+    if (tokens == 1) check_together(table, f, &w, &x, out);
     release(mark);
 }
 
