@@ -74,15 +74,22 @@ INLINE float peak_of(const float *x, size_t n, float start) {
  *
  * Generation streams keys and values from memory: every one is loaded and widened once for up to FEW_QUERIES queries. */
 
-/* part[i][lane] = or, if `more`, += q[i] . key of position first + lane, for some vectors of their values from d on; beyond
- * `last` the last position stands in. */
+/* The positions of a vector of scores are RUNS runs of neighbours, the first of which are `apart`, since memory gives several
+ * sequential streams more than one. */
+#define RUNS 4
+#define RUN (FK_LANES / RUNS)
+
+INLINE size_t position_of(size_t first, size_t apart, size_t lane) { return first + lane / RUN * apart + lane % RUN; }
+
+/* part[i][lane] = or, if `more`, += q[i] . key of a lane's position, for some vectors of their values from d on; beyond `last`
+ * the last position stands in. */
 INLINE void few_products(fk_type type, int queries, int vectors, const float *q, const fk_kv_head *kv, size_t first,
-                         size_t last, size_t d, int more, vf part[FEW_QUERIES][FK_LANES]) {
+                         size_t apart, size_t last, size_t d, int more, vf part[FEW_QUERIES][FK_LANES]) {
     vf query[FEW_QUERIES][FEW_VECTORS];
     UNROLL for (int i = 0; i < queries; i++)
         UNROLL for (int v = 0; v < vectors; v++) query[i][v] = load(q + i * kv->head_dim + d + v * FK_LANES);
     for (size_t lane = 0; lane < FK_LANES; lane++) {
-        const size_t p = first + lane < last ? first + lane : last - 1;
+        const size_t at = position_of(first, apart, lane), p = at < last ? at : last - 1;
         vf key[FEW_VECTORS];
         UNROLL for (int v = 0; v < vectors; v++) key[v] = load_kv(type, kv->keys + p * kv->row_bytes, d + v * FK_LANES);
         UNROLL for (int i = 0; i < queries; i++) {
@@ -93,18 +100,18 @@ INLINE void few_products(fk_type type, int queries, int vectors, const float *q,
     }
 }
 
-/* scores[i][first + lane] = q[i] . key[first + lane] */
-INLINE void few_scores_of(fk_type type, int queries, const float *q, const fk_kv_head *kv, size_t first, size_t last,
-                          float *scores, size_t pitch) {
+/* scores[i][p] = q[i] . key[p] for the positions p of a vector */
+INLINE void few_scores_of(fk_type type, int queries, const float *q, const fk_kv_head *kv, size_t first, size_t apart,
+                          size_t last, float *scores, size_t pitch) {
     const size_t dim = kv->head_dim;
     vf part[FEW_QUERIES][FK_LANES];
     size_t d = 0;
     for (; d + FEW_VECTORS * FK_LANES <= dim; d += FEW_VECTORS * FK_LANES)
-        few_products(type, queries, FEW_VECTORS, q, kv, first, last, d, d > 0, part);
-    for (; d + FK_LANES <= dim; d += FK_LANES) few_products(type, queries, 1, q, kv, first, last, d, d > 0, part);
+        few_products(type, queries, FEW_VECTORS, q, kv, first, apart, last, d, d > 0, part);
+    for (; d + FK_LANES <= dim; d += FK_LANES) few_products(type, queries, 1, q, kv, first, apart, last, d, d > 0, part);
     if (d < dim)
         for (size_t lane = 0; lane < FK_LANES; lane++) {
-            const size_t p = first + lane < last ? first + lane : last - 1;
+            const size_t at = position_of(first, apart, lane), p = at < last ? at : last - 1;
             for (int i = 0; i < queries; i++) {
                 vf sum = d > 0 ? part[i][lane] : (vf){0};
                 for (size_t k = d; k < dim; k++)
@@ -112,21 +119,30 @@ INLINE void few_scores_of(fk_type type, int queries, const float *q, const fk_kv
                 part[i][lane] = sum;
             }
         }
-    UNROLL for (int i = 0; i < queries; i++) store(scores + i * pitch + first, sum_each(part[i]));
+    UNROLL for (int i = 0; i < queries; i++) {
+        float sums[FK_LANES];
+        store(sums, sum_each(part[i]));
+        for (size_t lane = 0; lane < FK_LANES; lane += RUN)
+            memcpy(scores + i * pitch + position_of(first, apart, lane), sums + lane, RUN * sizeof *sums);
+    }
 }
 
 /* scores[i][p] = q[i] . key[p] for positions below `last`; a lane is a position. */
 INLINE void few_scores(fk_type type, int queries, const float *q, const fk_kv_head *kv, size_t last, float *scores,
                        size_t pitch) {
-    const size_t step = FK_LANES * kv->row_bytes;
-    for (size_t first = 0; first < last; first += FK_LANES) {
-        /* Keys four vectors of positions ahead, and the values of this one, which come next, as far as the second cache. */
-        for (size_t at = first * kv->row_bytes; at < first * kv->row_bytes + step; at += 64) {
-            __builtin_prefetch(kv->keys + at + 4 * step);
-            __builtin_prefetch(kv->values + at, 0, 2);
+    const size_t whole = last / FK_LANES * FK_LANES, apart = whole / RUNS, bytes = RUN * kv->row_bytes;
+    for (size_t first = 0; first < apart; first += RUN) {
+        /* The keys that follow, and the values of these, which are read next, as far as the second cache. */
+        for (size_t run = 0; run < RUNS; run++) {
+            const size_t begin = (run * apart + first) * kv->row_bytes;
+            for (size_t at = begin; at < begin + bytes; at += 64) {
+                __builtin_prefetch(kv->keys + at + bytes);
+                __builtin_prefetch(kv->values + at, 0, 2);
+            }
         }
-        few_scores_of(type, queries, q, kv, first, last, scores, pitch);
+        few_scores_of(type, queries, q, kv, first, apart, last, scores, pitch);
     }
+    if (whole < last) few_scores_of(type, queries, q, kv, whole, RUN, last, scores, pitch);
 }
 
 /* out[i] = norm[i] * sum over p of weights[i][p] * value[p], for FEW_VECTORS vectors of values at a time. */
