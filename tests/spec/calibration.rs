@@ -1,14 +1,12 @@
 //! Calibration: profiles as files, the texts it takes, and texts that a model writes itself.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::program::{Bench, flapjack_reading, stderr, stdout, succeeded};
-use common::pruning::{curve_options, curves_of, profile_of, text};
-use common::synthetic::{Shape, Synthetic, logits_in_batches, runtime};
-use common::{Random, doubles, relative_error};
+use crate::common::program::{Bench, flapjack_reading, stderr, stdout, succeeded};
+use crate::common::pruning::{curve_options, curves_of, profile_of, text};
+use crate::common::synthetic::{Shape, Synthetic, logits_in_batches, runtime};
+use crate::common::{Random, doubles, relative_error};
 use flapjack::generate::{Sampler, SamplerConfig, Texts};
 use flapjack::gguf::{GgufFile, Value};
 use flapjack::model::{KvCache, Scratch, Unobserved};
@@ -312,7 +310,7 @@ fn a_profile_made_by_calibrate_is_used_and_one_of_another_model_refused_by_name(
     assert!(said.contains("from a profile"), "{said}");
 
     let source = GgufFile::open(&bench.model).unwrap();
-    let mut writer = common::copy_of(&source);
+    let mut writer = crate::common::copy_of(&source);
     writer.metadata("general.description", Value::String("another".into()));
     let other = bench.path("other.gguf");
     writer.save(Path::new(&other)).unwrap();

@@ -1,10 +1,10 @@
 //! The forward pass, against an independent one in double precision.
 
-mod common;
-
-use common::blocks::LONG_BLOCKS;
-use common::synthetic::{Shape, Synthetic, each_runtime, logits, logits_in_batches, runtime};
-use common::{Random, doubles, relative_error};
+use crate::common::blocks::LONG_BLOCKS;
+use crate::common::synthetic::{
+    Shape, Synthetic, each_runtime, logits, logits_in_batches, runtime,
+};
+use crate::common::{Random, doubles, relative_error};
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
 use flapjack::model::{KvCache, Model, ModelError, Scratch, Unobserved};
 use flapjack::quant::BlockType;
@@ -412,7 +412,7 @@ fn missing_and_unknown_tensors_are_refused_by_name() {
 
     let synthetic = Synthetic::new(Shape::default());
     let file = GgufFile::open(&synthetic.path).unwrap();
-    let mut writer = common::copy_of(&file);
+    let mut writer = crate::common::copy_of(&file);
     writer.tensor("blk.1.attn_q_norm.weight", &[1], BlockType::F32, vec![0; 4]);
     let path = synthetic.path.with_file_name("stranger.gguf");
     writer.save(&path).unwrap();

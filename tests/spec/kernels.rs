@@ -1,8 +1,6 @@
 //! Every kernel, on every instruction set that this machine has, against naive code.
 
-mod common;
-
-use common::{Random, doubles};
+use crate::common::{Random, doubles};
 use flapjack::kernels::{
     ACTIVATION_BLOCK, Activations, AttentionShape, CachePlane, Isa, Keep, Kernels, MatrixView,
     Moments, Pool, Precision, Product, Team, attention, attention_for, matmul, matmul_add,

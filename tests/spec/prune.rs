@@ -1,13 +1,11 @@
 //! Pruning by FLAP, against the definitions.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::pruning::{QUIET, carry_out, plan_by, profile_of, text, text_for_biases};
-use common::reference::{Inputs, ReferenceModel};
-use common::synthetic::{Shape, Synthetic, logits, runtime};
-use common::{Random, relative_error};
+use crate::common::pruning::{QUIET, carry_out, plan_by, profile_of, text, text_for_biases};
+use crate::common::reference::{Inputs, ReferenceModel};
+use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
+use crate::common::{Random, relative_error};
 use flapjack::eval::{PerplexityOptions, perplexity};
 use flapjack::gguf::GgufFile;
 use flapjack::kernels::{Moments, Team};
@@ -129,7 +127,11 @@ struct Flap<'a> {
 
 impl Flap<'_> {
     /// WIFV of every input feature: variance times the squared column norm.
-    fn wifv(&self, linear: &common::reference::ReferenceLinear, stats: &FeatureStats) -> Vec<f64> {
+    fn wifv(
+        &self,
+        linear: &crate::common::reference::ReferenceLinear,
+        stats: &FeatureStats,
+    ) -> Vec<f64> {
         (0..linear.cols)
             .map(|j| {
                 let norm: f64 = (0..linear.rows)
@@ -630,10 +632,10 @@ fn activations_that_are_not_numbers_are_refused_with_their_layer() {
 
 #[test]
 fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
-    let Some(text) = common::shared("data/wikitext-2/dev.raw") else {
+    let Some(text) = crate::common::shared("data/wikitext-2/dev.raw") else {
         return;
     };
-    let file = GgufFile::open(common::default_model()).unwrap();
+    let file = GgufFile::open(crate::common::default_model()).unwrap();
     let tokenizer = Tokenizer::from_gguf(&file).unwrap();
     let mut model = Model::load(file).unwrap();
     let runtime = runtime(2);
@@ -676,7 +678,7 @@ fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
 #[test]
 #[ignore = "a measurement that takes minutes; FLAPJACK_F16 names the default model in half precision"]
 fn four_bits_cost_little_beside_the_same_pruning_in_half_precision() {
-    let text = common::shared("data/wikitext-2/dev.raw").expect("the text");
+    let text = crate::common::shared("data/wikitext-2/dev.raw").expect("the text");
     let text: String = std::fs::read_to_string(text)
         .unwrap()
         .chars()
@@ -687,7 +689,7 @@ fn four_bits_cost_little_beside_the_same_pruning_in_half_precision() {
     let mut plan = None;
     let mut figures = Vec::new();
     // The plan is made for whole blocks of four bits.
-    for path in [common::default_model(), half.into()] {
+    for path in [crate::common::default_model(), half.into()] {
         let file = GgufFile::open(&path).unwrap();
         let tokenizer = Tokenizer::from_gguf(&file).unwrap();
         let mut model = Model::load(file).unwrap();
@@ -705,7 +707,7 @@ fn four_bits_cost_little_beside_the_same_pruning_in_half_precision() {
         };
         let dense = measure(&model);
         let calibration = tokenizer.encode(calibrate::TEXT).unwrap();
-        let profile = profile_of(&model, common::pruning::text(&calibration));
+        let profile = profile_of(&model, crate::common::pruning::text(&calibration));
         let plan = plan.get_or_insert_with(|| flap_plan(&model, &profile, 0.3));
         carry_out(&mut model, &profile, plan, Restore::Lsq);
         figures.push((dense, measure(&model)));

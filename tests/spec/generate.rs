@@ -1,9 +1,7 @@
 //! Sampling, stop conditions and sessions.
 
-mod common;
-
-use common::Random;
-use common::synthetic::runtime;
+use crate::common::Random;
+use crate::common::synthetic::runtime;
 use flapjack::generate::{
     Finish, GenerateError, Outcome, Request, Sampler, SamplerConfig, Session, StopStrings,
 };
@@ -227,7 +225,7 @@ struct Loaded {
 }
 
 fn load() -> Loaded {
-    let file = GgufFile::open(common::default_model()).unwrap();
+    let file = GgufFile::open(crate::common::default_model()).unwrap();
     Loaded {
         tokenizer: Tokenizer::from_gguf(&file).unwrap(),
         model: Model::load(file).unwrap(),

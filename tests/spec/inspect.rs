@@ -1,11 +1,9 @@
 //! `flapjack inspect`, and `flapjack prune`, whose files it shows.
 
-mod common;
-
 use std::path::Path;
 
-use common::program::{fail, flapjack, stderr, succeed};
-use common::synthetic::{Shape, Synthetic};
+use crate::common::program::{fail, flapjack, stderr, succeed};
+use crate::common::synthetic::{Shape, Synthetic};
 use flapjack::gguf::{GgufFile, Value, Writer};
 use flapjack::prune::Record;
 use flapjack::quant::BlockType;
@@ -84,7 +82,13 @@ fn a_pruned_file_shows_which_heads_and_how_many_channels_stayed() {
         assert!(report.contains(words), "{words} in {report}");
     }
     let size = std::fs::metadata(path).unwrap().len();
-    assert!(size < std::fs::metadata(common::default_model()).unwrap().len() * 85 / 100);
+    assert!(
+        size < std::fs::metadata(crate::common::default_model())
+            .unwrap()
+            .len()
+            * 85
+            / 100
+    );
 
     let file = GgufFile::open(path).unwrap();
     let record = Record::from_gguf(&file).unwrap().expect("a record");
@@ -94,7 +98,7 @@ fn a_pruned_file_shows_which_heads_and_how_many_channels_stayed() {
     );
     assert!((record.ratio - 0.3).abs() < 0.005);
     assert_eq!(record.profile.len(), 64);
-    let source = GgufFile::open(common::default_model()).unwrap();
+    let source = GgufFile::open(crate::common::default_model()).unwrap();
     assert_eq!(record.model, source.fingerprint());
     assert_eq!(record.layers.len(), 30);
 
@@ -214,7 +218,7 @@ fn a_write_that_is_cut_off_leaves_the_old_file_whole() {
         .arg(env!("CARGO_BIN_EXE_flapjack"))
         .args(["prune", "--ratio", "0.1", "--effort", "fast"])
         .args(["--calib-tokens", "128", "-m"])
-        .arg(common::default_model())
+        .arg(crate::common::default_model())
         .arg("-o")
         .arg(&path)
         .output()

@@ -1,11 +1,9 @@
 //! Random models in memory, with which speed is measured at sizes that nobody wants to download.
 
-mod common;
-
 use std::process::Command;
 
-use common::pruning::{profile_of, prune, text_for_biases};
-use common::synthetic::runtime;
+use crate::common::pruning::{profile_of, prune, text_for_biases};
+use crate::common::synthetic::runtime;
 use flapjack::gguf::GgufFile;
 use flapjack::model::{Model, Shape};
 use flapjack::prune::{Effort, Method};

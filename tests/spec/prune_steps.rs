@@ -1,12 +1,10 @@
 //! The steps of pruning, each against its definition: metrics, structures, restorations, loss curves, named methods.
 
-mod common;
-
-use common::pruning::{
+use crate::common::pruning::{
     QUIET, carry_out, curve_options, curves_of, plan_by, profile_of, prune, recipe, text,
 };
-use common::synthetic::{Shape, Synthetic, logits, runtime};
-use common::{Random, doubles, relative_error};
+use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
+use crate::common::{Random, doubles, relative_error};
 use flapjack::kernels::{Moments, Team};
 use flapjack::model::{KvCache, Model, Observer, Scratch};
 use flapjack::prune::{

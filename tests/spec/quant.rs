@@ -1,9 +1,7 @@
 //! The block formats: decoding against values computed from the format definitions, encoding against plain encoders and
 //! stated error bounds.
 
-mod common;
-
-use common::blocks::{decode, encode, squared_error, there_and_back};
+use crate::common::blocks::{decode, encode, squared_error, there_and_back};
 use flapjack::quant::{BlockType, decode_row, encode_row, encode_row_by_importance};
 use half::f16;
 

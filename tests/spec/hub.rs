@@ -605,7 +605,7 @@ const CHILD_CACHE: &str = "FLAPJACK_HUB_TEST_CACHE";
 fn spawn_child(scene: &Scene, task: &str) -> Result<Child> {
     fs::create_dir_all(&scene.cache)?;
     Ok(Command::new(std::env::current_exe()?)
-        .args(["--exact", "as_a_child_process"])
+        .args(["--exact", "hub::as_a_child_process"])
         .env(CHILD_TASK, task)
         .env(CHILD_CACHE, &scene.cache)
         .stdout(Stdio::null())

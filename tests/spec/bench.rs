@@ -1,10 +1,8 @@
 //! `flapjack bench`, for what it prints; how fast anything is, is no matter for tests.
 
-mod common;
-
 use std::process::Output;
 
-use common::program::{flapjack, stderr, succeed};
+use crate::common::program::{flapjack, stderr, succeed};
 use serde_json::Value;
 
 const BENCH: [&str; 5] = ["bench", "-r", "2", "-t", "2"];

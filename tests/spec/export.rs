@@ -1,16 +1,14 @@
 //! Pruned models as files: what they hold, that they compute the same, and that llama.cpp runs them.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::Random;
-use common::pruning::{
+use crate::common::Random;
+use crate::common::pruning::{
     QUIET, assert_computes_the_same, carry_out, export, profile_of, text_for_biases,
 };
-use common::synthetic::{Shape, Synthetic, runtime};
+use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::eval::{PerplexityOptions, perplexity};
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
 use flapjack::kernels::{Isa, Kernels, Pool, Runtime};
@@ -333,7 +331,7 @@ fn deci_files_that_flapjack_does_not_know_are_refused_with_the_reason() {
 
 /// Prunes the default model by 0.3, writes it, and returns the file and the model as it is in memory.
 fn default_model_pruned(folder: &Path) -> (std::path::PathBuf, Model, Tokenizer) {
-    let source = GgufFile::open(common::default_model()).unwrap();
+    let source = GgufFile::open(crate::common::default_model()).unwrap();
     let tokenizer = Tokenizer::from_gguf(&source).unwrap();
     let tokens = tokenizer.encode(calibrate::TEXT).unwrap();
     let mut model = Model::load(GgufFile::open(source.path()).unwrap()).unwrap();
@@ -408,7 +406,7 @@ fn a_pruned_default_model_runs_from_its_file_and_in_llama_cpp() {
         "{in_memory} in memory, {from_file} from the file"
     );
 
-    if let Some(program) = common::peer("llama-perplexity") {
+    if let Some(program) = crate::common::peer("llama-perplexity") {
         let text_file = folder.path().join("text.txt");
         std::fs::write(&text_file, &text).unwrap();
         let peer = peer_perplexity(&program, &path, &text_file);
@@ -418,7 +416,7 @@ fn a_pruned_default_model_runs_from_its_file_and_in_llama_cpp() {
             "ours {from_file}, llama.cpp's {peer}"
         );
     }
-    if let Some(program) = common::peer("llama-completion") {
+    if let Some(program) = crate::common::peer("llama-completion") {
         let output = Command::new(program)
             .args(["-m".as_ref(), path.as_os_str()])
             .args(["-p", "The capital of France is", "-n", "8", "--temp", "0"])
@@ -438,7 +436,7 @@ fn a_pruned_default_model_runs_from_its_file_and_in_llama_cpp() {
 /// The default model with its matrices in F16, so that they differ by the rounding of activations
 /// only.
 fn in_half_precision(folder: &Path) -> std::path::PathBuf {
-    let source = GgufFile::open(common::default_model()).unwrap();
+    let source = GgufFile::open(crate::common::default_model()).unwrap();
     let mut writer = Writer::new();
     for (key, value) in source.entries() {
         writer.metadata(key, value.clone());
@@ -467,7 +465,7 @@ fn in_half_precision(folder: &Path) -> std::path::PathBuf {
 /// The default model with layers that lost all heads, all channels, or both, among them the first and the last.
 #[test]
 fn llama_cpp_runs_layers_that_lost_everything() {
-    let Some(program) = common::peer("llama-perplexity") else {
+    let Some(program) = crate::common::peer("llama-perplexity") else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();

@@ -1,13 +1,11 @@
 //! Asking for a result in place of a ratio: a size, a speed, a perplexity.
 
-mod common;
-
 use std::process::Output;
 
-use common::Random;
-use common::program::{Bench, fail, stderr, stdout, succeeded};
-use common::pruning::{profile_of, prune, recipe, text};
-use common::synthetic::{Shape, Synthetic, runtime};
+use crate::common::Random;
+use crate::common::program::{Bench, fail, stderr, stdout, succeeded};
+use crate::common::pruning::{profile_of, prune, recipe, text};
+use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::eval::TokenTime;
 use flapjack::model::Model;
 use flapjack::prune::search::{Largest, largest_ratio};
@@ -159,17 +157,15 @@ fn speed_follows_from_the_bytes_that_are_left_and_the_time_that_is_not_theirs() 
 
 // ---- on the command line ----
 
-impl Bench {
-    /// The program on the default model, pruned by the published method.
-    fn start(&self, arguments: &[&str]) -> Output {
-        let more = ["-m", &self.model, "--method", "flap"];
-        self.flapjack(&[arguments, &more].concat())
-    }
+/// The program on the default model, pruned by the published method.
+fn start(bench: &Bench, arguments: &[&str]) -> Output {
+    let more = ["-m", &bench.model, "--method", "flap"];
+    bench.flapjack(&[arguments, &more].concat())
+}
 
-    /// Standard output and error of a run.
-    fn run(&self, arguments: &[&str]) -> (String, String) {
-        succeeded(&self.start(arguments))
-    }
+/// Standard output and error of a run.
+fn run(bench: &Bench, arguments: &[&str]) -> (String, String) {
+    succeeded(&start(bench, arguments))
 }
 
 #[test]
@@ -178,7 +174,7 @@ fn the_default_model_becomes_as_small_or_as_fast_as_it_is_asked_to() {
     let few = ["--calib-tokens", "256"];
     let path = bench.path("small.gguf");
     let fit = ["prune", "-o", &path, "--fit", "80MB"];
-    let (_, report) = bench.run(&[&fit[..], &few].concat());
+    let (_, report) = run(&bench, &[&fit[..], &few].concat());
     assert!(report.contains("--fit 80MB: ratio 0."), "{report}");
     // Just below 80 MB, in the report's unit.
     let line = report.lines().find(|line| line.contains("  weights"));
@@ -187,7 +183,7 @@ fn the_default_model_becomes_as_small_or_as_fast_as_it_is_asked_to() {
     assert!((75.0..=76.3).contains(&mebibytes), "{report}");
 
     let base = ["run", "-p", "x", "-n", "1", "--no-baseline"];
-    let (_, report) = bench.run(&[&base[..], &few, &["--speedup", "1.1x"]].concat());
+    let (_, report) = run(&bench, &[&base[..], &few, &["--speedup", "1.1x"]].concat());
     for words in [
         "--speedup 1.1x: ratio 0.",
         "predicted",
@@ -201,7 +197,7 @@ fn the_default_model_becomes_as_small_or_as_fast_as_it_is_asked_to() {
         (["--fit", "10MB"], "the weights take"),
         (["--speedup", "50x"], "times as fast"),
     ] {
-        let output = bench.start(&[&base[..], &few, &asked].concat());
+        let output = start(&bench, &[&base[..], &few, &asked].concat());
         let message = stderr(&output);
         assert!(!output.status.success() && stdout(&output).is_empty());
         assert!(
@@ -215,19 +211,22 @@ fn the_default_model_becomes_as_small_or_as_fast_as_it_is_asked_to() {
 fn a_perplexity_is_kept_to_on_text_that_was_held_back() {
     let bench = Bench::new();
     let text = bench.write("text.txt", "The sun rises in the east. ".repeat(20));
-    let (result, said) = bench.run(&[
-        "perplexity",
-        "-f",
-        &text,
-        "-c",
-        "64",
-        "--chunks",
-        "1",
-        "--max-ppl",
-        "+30%",
-        "--calib-tokens",
-        "512",
-    ]);
+    let (result, said) = run(
+        &bench,
+        &[
+            "perplexity",
+            "-f",
+            &text,
+            "-c",
+            "64",
+            "--chunks",
+            "1",
+            "--max-ppl",
+            "+30%",
+            "--calib-tokens",
+            "512",
+        ],
+    );
     assert!(result.contains("perplexity"), "{result}");
     assert!(
         said.contains("--max-ppl +30%: ratio 0.") && said.contains("256 held-back"),

@@ -1138,7 +1138,7 @@ fn counts_that_only_just_fit_a_large_file_allocate_nothing_ahead() {
     const GIB: u64 = 1 << 30;
     if std::env::var_os(ALONE).is_none() {
         // In a process of its own, where no other test takes memory.
-        let name = "counts_that_only_just_fit_a_large_file_allocate_nothing_ahead";
+        let name = "gguf::counts_that_only_just_fit_a_large_file_allocate_nothing_ahead";
         let output = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture"])
             .env(ALONE, "1")

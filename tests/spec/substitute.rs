@@ -1,15 +1,13 @@
 //! Types with blocks of 256 values: where widths in between are better, the tensor changes to a type with blocks of 32, and
 //! everything that tells or uses its bytes agrees.
 
-mod common;
-
-use common::blocks::{LONG_BLOCKS, there_and_back};
-use common::pruning::{
+use crate::common::blocks::{LONG_BLOCKS, there_and_back};
+use crate::common::pruning::{
     assert_computes_the_same, assert_same, columns, export, outcome_key, profile_of, prune, recipe,
     text,
 };
-use common::synthetic::{Shape, Synthetic, logits, runtime};
-use common::{Random, doubles, relative_error};
+use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
+use crate::common::{Random, doubles, relative_error};
 use flapjack::gguf::GgufFile;
 use flapjack::model::Model;
 use flapjack::prune::substitute::{choices, substitutes};

@@ -4,9 +4,7 @@
 //! The second decoder is the readable definition of the formats (ggml's): for value i it says at which bits of the block
 //! everything lies that makes the value. Bits are numbered from the lowest of the first byte on.
 
-mod common;
-
-use common::blocks::{decode, encode, squared_error, there_and_back};
+use crate::common::blocks::{decode, encode, squared_error, there_and_back};
 use flapjack::quant::BlockType;
 use half::f16;
 

@@ -1,9 +1,7 @@
 //! Perplexity, by hand on a small model and against llama.cpp on the real one.
 
-mod common;
-
-use common::Random;
-use common::synthetic::{Shape, Synthetic, logits, runtime};
+use crate::common::Random;
+use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
 use flapjack::eval::{PerplexityError, PerplexityOptions, perplexity};
 use flapjack::gguf::GgufFile;
 use flapjack::model::{CacheType, Model};
@@ -142,10 +140,10 @@ fn too_little_text_and_damaged_weights_are_errors() {
 #[test]
 fn the_default_model_is_within_one_percent_of_llama_cpp() {
     const LLAMA_CPP: f64 = 28.905;
-    let Some(text) = common::shared("data/wikitext-2/dev.raw") else {
+    let Some(text) = crate::common::shared("data/wikitext-2/dev.raw") else {
         return;
     };
-    let file = GgufFile::open(common::default_model()).unwrap();
+    let file = GgufFile::open(crate::common::default_model()).unwrap();
     let tokenizer = Tokenizer::from_gguf(&file).unwrap();
     let model = Model::load(file).unwrap();
     let text = std::fs::read_to_string(text).unwrap();

@@ -1,12 +1,12 @@
 //! The command line, as a user meets it.
 
-mod common;
-
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::program::{fail, flapjack, flapjack_reading, flapjack_with, stderr, stdout, succeed};
-use common::synthetic::{Shape, Synthetic};
+use crate::common::program::{
+    fail, flapjack, flapjack_reading, flapjack_with, stderr, stdout, succeed,
+};
+use crate::common::synthetic::{Shape, Synthetic};
 
 const PARIS: [&str; 7] = [
     "run",
@@ -302,7 +302,7 @@ fn files_that_are_no_models_say_so() {
     let run = |path: &str| fail(&["run", "-p", "x", "-m", path]);
     assert!(run(&write("text.gguf", b"this is not a model")).contains("not a GGUF file"));
     assert!(run(&write("empty.gguf", b"")).contains("empty"));
-    let whole = std::fs::read(common::default_model()).unwrap();
+    let whole = std::fs::read(crate::common::default_model()).unwrap();
     let cut = write("cut.gguf", &whole[..whole.len() / 2]);
     assert!(run(&cut).contains("truncated"), "{}", run(&cut));
     let not_text = write("not-text", &[b'a', b'b', 0xff]);

@@ -1,0 +1,25 @@
+//! What flapjack must do, a module for each of its parts, in one program: each program more would link the library again, and
+//! its tests would wait for those of the one before.
+
+mod bench;
+mod block_formats;
+mod calibration;
+mod cli;
+mod common;
+mod export;
+mod generate;
+mod gguf;
+mod hub;
+mod inspect;
+mod kernels;
+mod memory;
+mod model;
+mod outcome;
+mod perplexity;
+mod prune;
+mod prune_steps;
+mod quant;
+mod search;
+mod substitute;
+mod synthetic;
+mod tokenizer;
