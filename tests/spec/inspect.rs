@@ -74,6 +74,8 @@ fn a_pruned_file_shows_which_heads_and_how_many_channels_stayed() {
         "flap",
         "--restore",
         "none",
+        "-t",
+        "1",
     ]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(output.stdout.is_empty());

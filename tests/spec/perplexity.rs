@@ -145,11 +145,13 @@ fn the_default_model_is_within_one_percent_of_llama_cpp() {
     };
     let file = GgufFile::open(crate::common::default_model()).unwrap();
     let tokenizer = Tokenizer::from_gguf(&file).unwrap();
-    let model = Model::load(file).unwrap();
+    let mut model = Model::load(file).unwrap();
+    let runtime = runtime(2);
+    model.pack(&runtime);
     let text = std::fs::read_to_string(text).unwrap();
     let tokens = tokenizer.encode_prompt(&text).unwrap();
     let options = options(512, Some(16), false);
-    let result = perplexity(&model, &runtime(2), &tokens, None, options, &mut |_, _| {}).unwrap();
+    let result = perplexity(&model, &runtime, &tokens, None, options, &mut |_, _| {}).unwrap();
     let difference = result.perplexity / LLAMA_CPP - 1.0;
     assert!(
         difference.abs() < 0.01,

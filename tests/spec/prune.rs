@@ -639,6 +639,7 @@ fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
     let tokenizer = Tokenizer::from_gguf(&file).unwrap();
     let mut model = Model::load(file).unwrap();
     let runtime = runtime(2);
+    model.pack(&runtime);
     let text: String = std::fs::read_to_string(text)
         .unwrap()
         .chars()

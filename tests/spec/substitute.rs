@@ -78,21 +78,23 @@ fn plan_and_model_agree_on_widths_types_and_bytes() {
     let mut changed = Vec::new();
     for block_type in LONG_BLOCKS {
         let synthetic = synthetic(block_type);
-        for (structure, ratio) in [
-            (Structure::AlAm, 0.3),
-            (Structure::AlAm, 0.6),
-            (Structure::UlUm, 0.62),
-            (Structure::UlUm, 0.1),
-        ] {
-            for packed in [false, true] {
+        let probe = Random::new(9).tokens(30, synthetic.shape.vocabulary);
+        let (expected, _) = synthetic.reference.forward(&probe);
+        for packed in [false, true] {
+            let profile = profile(&synthetic.load_packed_if(packed));
+            for (structure, ratio) in [
+                (Structure::AlAm, 0.3),
+                (Structure::AlAm, 0.6),
+                (Structure::UlUm, 0.62),
+                (Structure::UlUm, 0.1),
+            ] {
                 let mut model = synthetic.load_packed_if(packed);
                 let dense = model.bytes();
-                let profile = profile(&model);
                 let recipe = recipe(structure, Restore::Bias);
                 let planner = Planner::new(&model, &runtime(2), &profile, recipe).unwrap();
                 let planned = planner.plan(ratio).unwrap();
                 let bytes = planned.bytes_after(&model);
-                let plan = pruned(&mut model, recipe, ratio);
+                let plan = prune(&mut model, &profile, text(&[]), recipe, ratio).unwrap();
                 assert_eq!(plan, planned);
                 assert_eq!(model.bytes(), bytes, "{block_type:?} {structure} {ratio}");
                 assert!(bytes <= dense);
@@ -107,8 +109,6 @@ fn plan_and_model_agree_on_widths_types_and_bytes() {
                     }
                 }
                 // What stays computes as before, but for what went.
-                let probe = Random::new(9).tokens(30, synthetic.shape.vocabulary);
-                let (expected, _) = synthetic.reference.forward(&probe);
                 let error = relative_error(&logits(&model, &runtime(2), &probe), &expected);
                 assert!(error < 1.5, "{block_type:?} {structure} {ratio}: {error}");
             }

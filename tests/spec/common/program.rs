@@ -107,9 +107,13 @@ impl Bench {
         path
     }
 
-    /// As [`flapjack`], with the cache of this folder.
+    /// As [`flapjack`], with the cache of this folder, and with one thread: tests run side by side, and threads that wait
+    /// for each other lose most of their time where there are more of them than processors. (Results are the same for any
+    /// number, as other tests show.)
     pub fn flapjack(&self, arguments: &[&str]) -> Output {
-        flapjack_with(arguments, &[("FLAPJACK_CACHE", &self.path("cache"))])
+        let (command, rest) = arguments.split_first().expect("a subcommand");
+        let arguments = [&[*command, "-t", "1"], rest].concat();
+        flapjack_with(&arguments, &[("FLAPJACK_CACHE", &self.path("cache"))])
     }
 
     /// The profiles or outcomes in the cache, by what their names end with.
