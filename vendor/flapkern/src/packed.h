@@ -421,6 +421,21 @@ static place move_on(place p, size_t by, const fk_rows *end) {
     return p;
 }
 
+/* Calls `multiply` for the groups at some places, and moves these on. */
+static void multiply_at(streams_function *multiply, place *places, size_t count, const fk_rows *end,
+                        const fk_activations *x) {
+    const uint8_t *groups[STREAMS];
+    float *out[STREAMS];
+    for (size_t g = 0; g < count; g++) {
+        const fk_rows *part = places[g].part;
+        const size_t row = part->begin + places[g].group * FK_GROUP;
+        groups[g] = part->weights.data + row * part->weights.row_bytes;
+        out[g] = part->out + row;
+        places[g] = move_on(places[g], 1, end);
+    }
+    if (count > 0) multiply((int)count, groups, x, out);
+}
+
 /* Calls `multiply` for all groups of parts [parts, end), packed and of one type, some of them at a time that lie as far apart
  * as can be, `most` or fewer. */
 static void in_streams(streams_function *multiply, size_t most, const fk_rows *parts, const fk_rows *end,
@@ -428,25 +443,12 @@ static void in_streams(streams_function *multiply, size_t most, const fk_rows *p
     size_t count = 0;
     for (const fk_rows *part = parts; part < end; part++) count += whole_groups(part);
     const size_t streams = even_streams(count, most), length = count / streams;
-    const uint8_t *groups[STREAMS];
-    float *out[STREAMS];
-    place stream[STREAMS];
-    for (size_t g = 0; g < streams; g++)
-        stream[g] = move_on(g > 0 ? stream[g - 1] : (place){parts, 0}, g > 0 ? length : 0, end);
-    place rest = move_on(stream[streams - 1], length, end);
-    for (size_t i = 0; i <= length; i++) {
-        size_t now = streams;
-        if (i == length)
-            for (now = 0; now < count - streams * length; now++, rest = move_on(rest, 1, end)) stream[now] = rest;
-        for (size_t g = 0; g < now; g++) {
-            const fk_rows *part = stream[g].part;
-            const size_t row = part->begin + stream[g].group * FK_GROUP;
-            groups[g] = part->weights.data + row * part->weights.row_bytes;
-            out[g] = part->out + row;
-            stream[g] = move_on(stream[g], 1, end);
-        }
-        if (now > 0) multiply((int)now, groups, x, out);
-    }
+    place places[STREAMS], next = move_on((place){parts, 0}, 0, end);
+    for (size_t g = 0; g < streams; g++, next = move_on(next, length, end)) places[g] = next;
+    for (size_t i = 0; i < length; i++) multiply_at(multiply, places, streams, end, x);
+    const size_t rest = count - streams * length;
+    for (size_t g = 0; g < rest; g++, next = move_on(next, 1, end)) places[g] = next;
+    multiply_at(multiply, places, rest, end, x);
 }
 
 /* Two functions a type, so that each is compiled by itself: for one token, and for one group and any number of tokens. */
