@@ -365,7 +365,7 @@ INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activation
  * fetched: memory gives several sequential streams half as much again as one. Super-blocks are long, so that less will do.
  * As measured; see docs/speed.md. */
 #define STREAMS 6
-#define AHEAD 2
+#define AHEAD 4
 
 INLINE size_t streams_of(fk_type type) { return block_len(type) == FK_SUPER ? 3 : STREAMS; }
 
