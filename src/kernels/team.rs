@@ -182,29 +182,6 @@ impl Team {
         });
     }
 
-    /// As [`Team::chunks_mut`] for two slices at once, chunk i of one with chunk i of the other.
-    ///
-    /// # Panics
-    /// If they have not equally many chunks, or a length is 0 where there is data.
-    pub fn pairs_mut<A: Send, B: Send>(
-        &self,
-        (a, a_len): (&mut [A], usize),
-        (b, b_len): (&mut [B], usize),
-        step: impl Fn(usize, &mut [A], &mut [B]) + Sync,
-    ) {
-        let (all_a, all_b) = (a.len(), b.len());
-        let count = |all: usize, len: usize| if all == 0 { 0 } else { all.div_ceil(len) };
-        let items = count(all_a, a_len);
-        assert_eq!(items, count(all_b, b_len), "as many chunks of both");
-        let (a, b) = (SharedSlice::new(a), SharedSlice::new(b));
-        self.items(items, |_, i| {
-            let range = |all: usize, len: usize| i * len..((i + 1) * len).min(all);
-            // SAFETY: as for `chunks_mut`.
-            let (a, b) = unsafe { (a.range(range(all_a, a_len)), b.range(range(all_b, b_len))) };
-            step(i, a, b);
-        });
-    }
-
     /// What every thread but the leader does during a region.
     fn follow(&self, worker: usize) {
         let shared = &self.shared;
@@ -299,20 +276,6 @@ mod tests {
         let mut data = vec![0usize; 103];
         pool.region(|team| team.chunks_mut(&mut data, 10, |i, chunk| chunk.fill(i)));
         assert!(data.iter().enumerate().all(|(at, v)| *v == at / 10));
-    }
-
-    #[test]
-    fn chunks_of_two_slices_go_together() {
-        let pool = Pool::new(3).unwrap();
-        let (mut a, mut b) = (vec![0usize; 103], vec![0usize; 32]);
-        pool.region(|team| {
-            team.pairs_mut((&mut a, 10), (&mut b, 3), |i, a, b| {
-                a.fill(i);
-                b.fill(i);
-            });
-        });
-        assert!(a.iter().enumerate().all(|(at, v)| *v == at / 10));
-        assert!(b.iter().enumerate().all(|(at, v)| *v == at / 3));
     }
 
     #[test]
