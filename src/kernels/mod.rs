@@ -380,6 +380,11 @@ pub struct Runtime {
 }
 
 impl Runtime {
+    /// Runs `lead` with a team of all threads; see [`Pool::region`].
+    pub fn region<R: Send>(&self, lead: impl FnOnce(&Team) -> R + Send) -> R {
+        self.pool.region(self.kernels, lead)
+    }
+
     /// The process's kernels and `threads` threads.
     ///
     /// # Errors
