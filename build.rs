@@ -19,19 +19,19 @@ const AMX: &[&str] = &["-mamx-tile", "-mamx-bf16"];
 const DOTPROD: &[&str] = &["-march=armv8.2-a+dotprod"];
 const I8MM: &[&str] = &["-march=armv8.2-a+dotprod+i8mm"];
 
-/// Every translation unit: its file, the architecture it is for ("" for all) and its flags.
+/// Every translation unit: its file in `src`, the architecture it is for ("" for all) and its flags.
 const UNITS: &[(&str, &str, &[&[&str]])] = &[
     ("dispatch.c", "", &[]),
-    ("generic.c", "", &[]),
-    ("avx2.c", "x86_64", &[AVX2]),
-    ("avx_vnni.c", "x86_64", &[AVX2, &["-mavxvnni"]]),
-    ("avx512.c", "x86_64", &[AVX2, AVX512]),
-    ("avx512_vnni.c", "x86_64", &[AVX2, AVX512, VNNI]),
-    ("avx512_bf16.c", "x86_64", &[AVX2, AVX512, VNNI, BF16]),
-    ("amx.c", "x86_64", &[AVX2, AVX512, VNNI, BF16, AMX]),
-    ("neon.c", "aarch64", &[]),
-    ("neon_dotprod.c", "aarch64", &[DOTPROD]),
-    ("neon_i8mm.c", "aarch64", &[I8MM]),
+    ("arch/generic.c", "", &[]),
+    ("arch/avx2.c", "x86_64", &[AVX2]),
+    ("arch/avx_vnni.c", "x86_64", &[AVX2, &["-mavxvnni"]]),
+    ("arch/avx512.c", "x86_64", &[AVX2, AVX512]),
+    ("arch/avx512_vnni.c", "x86_64", &[AVX2, AVX512, VNNI]),
+    ("arch/avx512_bf16.c", "x86_64", &[AVX2, AVX512, VNNI, BF16]),
+    ("arch/amx.c", "x86_64", &[AVX2, AVX512, VNNI, BF16, AMX]),
+    ("arch/neon.c", "aarch64", &[]),
+    ("arch/neon_dotprod.c", "aarch64", &[DOTPROD]),
+    ("arch/neon_i8mm.c", "aarch64", &[I8MM]),
 ];
 
 fn main() {
@@ -71,15 +71,15 @@ fn compile(file: &str, flags: &[&[&str]]) {
     for flag in flags.iter().copied().flatten() {
         build.flag(flag);
     }
-    let stem = file.trim_end_matches(".c");
-    build.compile(&format!("flapkern_{stem}"));
+    let stem = Path::new(file).file_stem().expect("a unit is a file");
+    build.compile(&format!("flapkern_{}", stem.display()));
 }
 
 /// Kernels are as fast in a debug build, and results are the same in both; but plain C, which is the choice where there is
 /// nothing better, takes the compiler four times as long at level 3, and that is most of what one waits for.
 fn opt_level(file: &str) -> u32 {
     let debug = std::env::var("PROFILE").is_ok_and(|profile| profile == "debug");
-    if debug && file == "generic.c" { 1 } else { 3 }
+    if debug && file == "arch/generic.c" { 1 } else { 3 }
 }
 
 #[cfg(feature = "bindgen")]

@@ -1,6 +1,6 @@
 /* Packed rows times 8-bit activations, for one token and for many: a lane is a row, so that scales are vectors, nothing is
  * summed across lanes, and one load of codes serves FK_LANES rows. Every format is seen as blocks of 32 columns: eight
- * vectors of codes, four columns each, with a scale (and minimum) for the block or for each half of it. Included by body.h;
+ * vectors of codes, four columns each, with a scale (and minimum) for the block or for each half of it. Included by table.h;
  * `type` is a constant wherever these functions are inlined. */
 
 #define GROUP_VECTORS (FK_GROUP / FK_LANES)

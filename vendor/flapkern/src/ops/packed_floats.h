@@ -1,5 +1,5 @@
 /* Packed rows of plain floats times activations: a lane is a row, as in packed.h, and a block is one column. Included by
- * body.h; `type` is a constant wherever these functions are inlined. */
+ * table.h; `type` is a constant wherever these functions are inlined. */
 
 INLINE vf load_column(fk_type type, const uint8_t *group, size_t column, int v) {
     return load_lanes(type, group + (column * FK_GROUP + v * FK_LANES) * block_bytes(type));
@@ -108,15 +108,5 @@ static streams_function *streams_for(fk_type type) {
     case FK_TYPE_F16: return streams_F16;
     case FK_TYPE_BF16: return streams_BF16;
     default: return packed_functions_for(type).streams;
-    }
-}
-
-/* Columns [k, k + depth) of rows [row, row + GEMM_ROWS) of packed floats, all in groups, as a panel. */
-INLINE void panel_of_floats(fk_type type, const fk_weights *w, size_t row, size_t k, size_t depth, float *panel) {
-    UNROLL for (int v = 0; v < GEMM_VECTORS; v++) {
-        const size_t at = row + v * FK_LANES;
-        const uint8_t *group = w->data + at / FK_GROUP * FK_GROUP * w->row_bytes;
-        for (size_t i = 0; i < depth; i++)
-            store(panel + i * GEMM_ROWS + v * FK_LANES, load_column(type, group, k + i, at % FK_GROUP / FK_LANES));
     }
 }

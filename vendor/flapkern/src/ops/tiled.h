@@ -1,4 +1,4 @@
-/* GEMM in bfloat16, with AMX or with AVX-512's dot products of pairs. Included by body.h.
+/* GEMM in bfloat16, with AMX or with AVX-512's dot products of pairs. Included by table.h.
  *
  * Both sides come in tiles of 16 by 32 values, 1 KiB: of activations 16 tokens by 32 columns; of weights 32 columns by 16
  * rows, pairs of columns together, [16 pairs, 16 rows, 2] (the layout of TDPBF16PS: Intel's Instruction Set Extensions
