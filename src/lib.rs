@@ -54,6 +54,7 @@
 //! # }
 //! ```
 
+pub mod engine;
 pub mod eval;
 mod files;
 pub mod generate;
