@@ -221,22 +221,22 @@ pub fn found_words(target: Target, ratio: f64, found: &Found) -> String {
     let what = match *found {
         Found::Bytes { before, after } => format!(
             "leaves {} of weights of {}",
-            megabytes(after),
-            megabytes(before)
+            megabytes(after as usize),
+            megabytes(before as usize)
         ),
         Found::Speed {
             bytes_before,
             bytes_after,
             before,
-            after,
+            predicted,
         } => format!(
-            "reads {} a token in place of {}; predicted {after:.1} tokens/s in place of {before:.1}",
-            megabytes(bytes_after),
-            megabytes(bytes_before)
+            "reads {} a token in place of {}; predicted {predicted:.1} tokens/s in place of {before:.1}",
+            megabytes(bytes_after as usize),
+            megabytes(bytes_before as usize)
         ),
         Found::Perplexity {
             tokens,
-            before,
+            dense,
             rise,
             beyond,
         } => {
@@ -245,7 +245,7 @@ pub fn found_words(target: Target, ratio: f64, found: &Found) -> String {
                 format!("; ratio {ratio:.4} would raise it by {rise:.1} %")
             });
             format!(
-                "raises the perplexity on {tokens} held-back tokens of the calibration text from {before:.2} by {:.1} %{beyond}",
+                "raises the perplexity on {tokens} held-back tokens of the calibration text from {dense:.2} by {:.1} %{beyond}",
                 rise * 100.0
             )
         }

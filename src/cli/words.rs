@@ -6,7 +6,7 @@ use std::time::Duration;
 use flapjack::engine::{EngineError, Notice, OutOfReach, Target, TextError, Unsuited};
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
-use flapjack::prune::PruneError;
+use flapjack::prune::{ProfileError, PruneErrorKind};
 
 // ---- quantities ----
 
@@ -122,7 +122,7 @@ fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
 
 fn engine_advice(error: &EngineError) -> Option<String> {
     let words = match error {
-        EngineError::Prune(PruneError::TooShort { .. }) => {
+        EngineError::Prune(error) if matches!(error.kind, PruneErrorKind::TooShort { .. }) => {
             "; name a longer text with --calib or leave it out to use the built-in one"
         }
         EngineError::Text(TextError::NoField { others, .. }) if !others.is_empty() => {
@@ -133,6 +133,8 @@ fn engine_advice(error: &EngineError) -> Option<String> {
         EngineError::Perplexity(PerplexityError::TooShort { .. }) => {
             "; name a longer text or a smaller context with -c"
         }
+        EngineError::Profile(ProfileError::Io { .. }) => return None,
+        EngineError::Profile(_) => "; `flapjack calibrate` makes one",
         EngineError::OutOfReach(OutOfReach::Bytes { .. }) => {
             "; ask for at least that, or take a smaller model or file type"
         }

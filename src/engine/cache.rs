@@ -92,7 +92,7 @@ impl CacheFolder {
 
     fn profile_path(&self, origin: &Origin) -> Option<PathBuf> {
         let (model, text) = (origin.model.get(..32)?, origin.text.get(..32)?);
-        let collected = store::hash_recipe(&origin.collected);
+        let collected = origin.collected.hash();
         let (collected, version) = (collected.get(..16)?, store::VERSION);
         let name = format!("{model}-{text}-{collected}-v{version}.profile");
         Some(self.0.as_ref()?.join(name))

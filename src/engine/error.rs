@@ -10,6 +10,7 @@ use crate::generate::GenerateError;
 use crate::gguf::GgufError;
 use crate::kernels::RuntimeError;
 use crate::model::ModelError;
+use crate::progress::Cancelled;
 use crate::prune::{HeadUnit, Metric, ProfileError, PruneError, Restore};
 use crate::tokenize::TokenizeError;
 
@@ -32,8 +33,10 @@ pub enum EngineError {
     Text(#[from] TextError),
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// What pruning met. Its `touched` names the layers that are pruned already, where there are any; the model must be opened
+    /// anew then.
     #[error(transparent)]
-    Prune(#[from] PruneError),
+    Prune(PruneError),
     /// A profile lacks what the method needs.
     #[error(transparent)]
     Unsuited(#[from] Unsuited),
@@ -45,8 +48,9 @@ pub enum EngineError {
         source: Box<EngineError>,
     },
 
-    #[error("cancelled")]
-    Cancelled,
+    /// The events were answered with a break; the model is as it was.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     #[error(
         "{}: the tokenizer has {tokens} tokens and the embedding only {embeddings}; the file is damaged",
         path.display()
@@ -87,11 +91,21 @@ impl EngineError {
     pub(super) fn at(doing: Doing) -> impl FnOnce(EngineError) -> EngineError {
         // Whoever cancels knows what was being done.
         move |source| match source {
-            EngineError::Cancelled => EngineError::Cancelled,
+            EngineError::Cancelled(cancelled) => cancelled.into(),
             source => EngineError::While {
                 doing,
                 source: Box::new(source),
             },
+        }
+    }
+}
+
+impl From<PruneError> for EngineError {
+    /// Where pruning was cancelled and has changed nothing, there is nothing else to say.
+    fn from(error: PruneError) -> Self {
+        match error.is_cancelled() && error.is_untouched() {
+            true => Cancelled.into(),
+            false => EngineError::Prune(error),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How everything long tells how far it is, and how it is cancelled.
 
 use std::ops::ControlFlow;
+use std::sync::Mutex;
 
 use serde::Serialize;
 
@@ -37,12 +38,32 @@ pub enum Stage {
 }
 
 /// Called with every [`Event`] of long work. The answer continues, or cancels: the work then ends with
-/// [`EngineError::Cancelled`](super::EngineError::Cancelled).
+/// [`EngineError::Cancelled`](super::EngineError::Cancelled), or an [`EngineError::Prune`](super::EngineError::Prune) that names
+/// the layers that are pruned already.
 pub type Events<'a> = dyn FnMut(Event) -> ControlFlow<()> + Send + 'a;
 
 /// [`Events`] that nobody looks at and that cancel nothing.
 pub fn ignore(_: Event) -> ControlFlow<()> {
     ControlFlow::Continue(())
+}
+
+/// Events that several stages tell at the same time.
+pub(super) struct Shared<'a, 'b>(Mutex<&'a mut Events<'b>>);
+
+impl<'a, 'b> Shared<'a, 'b> {
+    pub fn new(events: &'a mut Events<'b>) -> Self {
+        Self(Mutex::new(events))
+    }
+
+    pub fn tell(&self, stage: Stage, done: usize, total: usize) -> ControlFlow<()> {
+        let mut events = self.0.lock().expect("no thread panicked");
+        stage.progress(*events)(done, total)
+    }
+
+    /// See [`Stage::progress`].
+    pub fn progress(&self, stage: Stage) -> impl FnMut(usize, usize) -> ControlFlow<()> + Send {
+        move |done, total| self.tell(stage, done, total)
+    }
 }
 
 impl Stage {

@@ -33,18 +33,20 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+pub use crate::progress::Cancelled;
+pub use crate::prune::{Found, Target};
 pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
 pub use events::{Event, Events, Stage, ignore};
 pub use generation::{Generation, Sequence};
 pub use machine::{InstructionSet, Machine, machine};
 pub use options::{
     Cache, CalibrationOptions, GenerateOptions, MethodOptions, OpenOptions, Pack, PruneOptions,
-    SequenceOptions, Target,
+    SequenceOptions,
 };
 pub use prune::Prepared;
 pub use report::{
-    CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, Found, LayerSnapshot,
-    ModelReport, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
+    CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot, ModelReport,
+    Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
 };
 pub use synthetic::{SyntheticType, write_synthetic};
 pub use text::{TextError, TextReader, TextSource};

@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 use super::text::TextSource;
 use crate::generate::SamplerConfig;
 use crate::model::{CacheType, Model};
-use crate::prune::{Effort, HeadUnit, Method, Metric, Recipe, Restore, Structure};
+use crate::prune::{Effort, HeadUnit, Method, Metric, Recipe, Restore, Structure, Target};
 
 /// How to open a model.
 #[derive(Debug, Clone, Default)]
@@ -30,29 +28,10 @@ pub enum Pack {
     Never,
 }
 
-/// What pruning shall reach. All but [`Target::Ratio`] take the smallest ratio, or for the perplexity the largest, that does.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// The share of the layers' weights to remove, in parameters; at least 0 and below 0.9.
-    Ratio(f64),
-    /// Bytes that all weights may take.
-    Bytes(u64),
-    /// How many times as fast generation should become, above 1.
-    Speedup(f64),
-    /// The share by which the perplexity on held-back calibration text may rise, above 0.
-    PerplexityRise(f64),
-}
-
-impl Default for Target {
-    fn default() -> Self {
-        Target::Ratio(0.3)
-    }
-}
-
 /// How to prune.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct PruneOptions {
+    /// What to reach; by default a ratio of 0.3.
     pub target: Target,
     pub method: MethodOptions,
     pub calibration: CalibrationOptions,
@@ -62,6 +41,19 @@ pub struct PruneOptions {
     /// Measure the perplexity before and after: on text of the source that the profile was not taken from, and on the built-in
     /// text. Nothing is measured where the source is the built-in text, or too short.
     pub effects: bool,
+}
+
+impl Default for PruneOptions {
+    fn default() -> Self {
+        Self {
+            target: Target::Ratio(0.3),
+            method: MethodOptions::default(),
+            calibration: CalibrationOptions::default(),
+            profile: None,
+            cache: Cache::default(),
+            effects: false,
+        }
+    }
 }
 
 /// What is taken from the cache folder and kept there.

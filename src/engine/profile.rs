@@ -1,13 +1,12 @@
 //! What pruning needs of a profile, and where the profile comes from: a file that was named, the cache folder, or a text that
 //! goes through the model now.
 
-use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::error::{CurvesBy, Doing, EngineError, Unsuited};
-use super::events::{Events, Stage};
+use super::events::{Events, Shared, Stage};
 use super::options::{CalibrationOptions, MethodOptions};
 use super::report::{CalibrationReport, CurvesReport, Notice, ProfileFrom, Shortage};
 use super::text::TextSource;
@@ -17,8 +16,9 @@ use crate::kernels::Runtime;
 use crate::model::{Layer, Model};
 use crate::progress::Progress;
 use crate::prune::{
-    self, Calibration, CurveOptions, Effort, Groups, Origin, Plan, Profile, PruneError, Recipe,
-    Restore, StoredProfile, calibrate, curves, groups, sequential, store,
+    self, Calibration, Collected, CurveOptions, Effort, Evidence, Groups, Origin, Plan, Profile,
+    PruneError, PruneErrorKind, Recipe, Restore, StoredProfile, calibrate, curves, groups,
+    sequential, store,
 };
 
 /// Tokens that are used of a text that is not the built-in one, at normal effort and at best. Least squares gain by more text
@@ -82,15 +82,29 @@ impl Needs {
         }
     }
 
+    /// Everything that profiles of the same model and text differ by.
+    fn collected(&self) -> Collected {
+        Collected {
+            covariances: match self.covariances {
+                Covariances::None => prune::Covariances::None,
+                Covariances::All => prune::Covariances::All,
+                // However large the groups are, curves and outcomes are the same.
+                Covariances::InGroups(_) => prune::Covariances::InGroups,
+            },
+            judge_tokens: self.judge,
+            curves: self.curves.clone(),
+        }
+    }
+
     fn share_out(&self, tokens: usize) -> Result<Shares, PruneError> {
-        let (least_curves, most_curves) = match self.curves {
+        let (least_curves, most_curves) = match &self.curves {
             Some(options) => (curves::LEAST_TOKENS, options.levels.tokens),
             None => (0, 0),
         };
         let least_judge = self.judge.min(LEAST_JUDGE_TOKENS);
         let least = calibrate::LEAST_TOKENS + least_curves + least_judge;
         if tokens < least {
-            return Err(PruneError::TooShort { tokens, least });
+            return Err(PruneErrorKind::TooShort { tokens, least }.into());
         }
         let curves = most_curves.min(tokens / 4).max(least_curves);
         let judge = self.judge.min(tokens / 4).max(least_judge);
@@ -98,36 +112,6 @@ impl Needs {
             statistics: tokens - curves - judge,
             curves,
         })
-    }
-}
-
-/// Everything that profiles of the same model and text differ by.
-impl fmt::Display for Needs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("means and variances")?;
-        match self.covariances {
-            Covariances::None => {}
-            Covariances::All => f.write_str(", covariances")?,
-            // Not in the profile, but curves and outcomes are those of covariances, however large the groups.
-            Covariances::InGroups(_) => f.write_str(", covariances in groups of layers")?,
-        }
-        if self.judge > 0 {
-            write!(f, ", {} tokens kept for judging", self.judge)?;
-        }
-        let Some(options) = &self.curves else {
-            return Ok(());
-        };
-        let CurveOptions {
-            metric,
-            heads,
-            restore,
-            levels,
-        } = options;
-        write!(
-            f,
-            ", loss curves on {} tokens by {metric}, heads by {heads}, restoration {restore}, channels at {:?}, heads at {:?}",
-            levels.tokens, levels.mlp_shares, levels.attention_shares
-        )
     }
 }
 
@@ -143,7 +127,7 @@ impl Covariances {
         if !recipe.wants_covariance() {
             return Ok(Covariances::None);
         }
-        let layers = model.layers.iter().map(groups::layer_bytes);
+        let layers = model.layers.iter().map(groups::covariance_bytes);
         let (all, largest): (u64, u64) = (layers.clone().sum(), layers.max().unwrap_or(0));
         tracing::debug!("covariances take {} MiB", all >> 20);
         let allowed = memory.or_else(|| machine::available().map(|free| free / 2));
@@ -196,30 +180,28 @@ pub(super) struct Calibrated {
 impl Calibrated {
     /// Prunes a model in place. `layers` counts those that are pruned, `passes` the tokens of each pass over the text for
     /// covariances.
-    pub fn prune(
-        &mut self,
+    pub fn prune<'a>(
+        &'a mut self,
         model: &mut Model,
         runtime: &Runtime,
         recipe: Recipe,
         ratio: f64,
         layers: &mut Progress,
-        passes: &mut Progress,
+        passes: &'a mut Progress<'a>,
     ) -> Result<Plan, PruneError> {
-        let _ = passes;
-        let layers = std::sync::Mutex::new(layers);
-        let progress = &|done, total| {
-            let _ = layers.lock().expect("no thread panicked")(done, total);
-        };
         let profile = &self.stored.profile;
-        if let Some(groups) = &mut self.groups {
-            return groups::prune(model, runtime, profile, groups, recipe, ratio, progress);
-        }
-        let text = Calibration {
-            tokens: &self.text,
-            bos: self.bos,
-            covariance: true,
+        let evidence = match &mut self.groups {
+            Some(groups) => Evidence::in_groups(profile, groups, passes),
+            None => {
+                let text = Calibration {
+                    tokens: &self.text,
+                    bos: self.bos,
+                    covariance: true,
+                };
+                Evidence::with_text(profile, text)
+            }
         };
-        prune::prune(model, runtime, profile, text, recipe, ratio, progress)
+        prune::prune(model, runtime, evidence, recipe, ratio, layers)
     }
 }
 
@@ -371,7 +353,7 @@ impl Collection {
             text: text.hash.clone(),
             source: text.source.to_string(),
             tokens: text.tokens.len(),
-            collected: needs.to_string(),
+            collected: needs.collected(),
             flapjack: env!("CARGO_PKG_VERSION").to_owned(),
         };
         Ok(Self {
@@ -475,13 +457,14 @@ impl Collection {
     /// Means and variances of what the projections see of the text, and covariances where they are held all at once.
     fn statistics(&self, engine: &Engine, events: &mut Events) -> Result<Profile, EngineError> {
         let text = self.calibration(self.parts().statistics);
-        let mut progress = Stage::Calibrating.progress(events);
         let (model, runtime) = (&engine.model, &engine.runtime);
-        let tell = &mut |done, total| {
-            let _ = progress(done, total);
-        };
-        prune::calibrate(model, runtime, text, tell)
-            .map_err(|error| self.text.while_calibrating(error))
+        prune::calibrate(
+            model,
+            runtime,
+            text,
+            &mut Stage::Calibrating.progress(events),
+        )
+        .map_err(|error| self.text.while_calibrating(error))
     }
 
     /// Measures loss curves, where they are needed, on text that the statistics have not seen.
@@ -492,20 +475,20 @@ impl Collection {
         groups: Option<&mut Groups>,
         events: &mut Events,
     ) -> Result<Option<CurvesReport>, EngineError> {
-        let Some(options) = self.needs.curves else {
+        let Some(options) = &self.needs.curves else {
             return Ok(None);
         };
         let start = Instant::now();
         let text = self.calibration(self.parts().curves);
         let (model, runtime) = (&engine.model, &engine.runtime);
-        let mut progress = Stage::Curves.progress(events);
-        let tell = &mut |done, total| {
-            let _ = progress(done, total);
+        let events = Shared::new(events);
+        let passes = &mut events.progress(Stage::Covariances);
+        let evidence = match groups {
+            Some(groups) => Evidence::in_groups(profile, groups, passes),
+            None => Evidence::profile(profile),
         };
-        let curves = match groups {
-            Some(groups) => groups::measure(model, runtime, profile, groups, text, options, tell),
-            None => curves::measure(model, runtime, profile, text, options, tell),
-        };
+        let modules = &mut events.progress(Stage::Curves);
+        let curves = curves::measure(model, runtime, evidence, text, options, modules);
         let curves = curves.map_err(|error| {
             EngineError::at(Doing::Curves {
                 text: self.text.source.to_string(),
@@ -525,7 +508,8 @@ impl Collection {
         let Covariances::InGroups(ranges) = &self.needs.covariances else {
             return None;
         };
-        let bytes = |layers: &[Layer]| layers.iter().map(groups::layer_bytes).sum::<u64>() >> 20;
+        let bytes =
+            |layers: &[Layer]| layers.iter().map(groups::covariance_bytes).sum::<u64>() >> 20;
         let largest = ranges.iter().map(|r| bytes(&model.layers[r.clone()])).max();
         let text = self.calibration(self.parts().statistics);
         tracing::info!(
@@ -536,7 +520,7 @@ impl Collection {
             groups::passes(ranges, collects && self.needs.curves.is_some()),
             text.tokens.len(),
         );
-        Some(Groups::new(ranges.clone(), text, |_, _| {}))
+        Some(Groups::new(ranges.clone(), text))
     }
 
     fn calibration<'a>(&self, tokens: &'a [u32]) -> Calibration<'a> {
@@ -598,14 +582,14 @@ impl CalibrationText {
         // Own text is known by how it is made, so that it need not be made to find its profile.
         if let TextSource::Own(tokens) = source {
             let tokens = options.tokens.map_or(tokens, |limit| tokens.min(limit));
-            let recipe = format!("own text {OWN_TEXT_VERSION}: {tokens} tokens");
+            let making = ("own text", OWN_TEXT_VERSION, tokens);
             return Ok(Self {
                 source,
                 tokens: vec![0; tokens],
                 is_there: false,
                 beyond: Vec::new(),
                 bos,
-                hash: store::hash_recipe(&recipe),
+                hash: store::hash_making(&making),
             });
         }
         let limit = options.tokens.unwrap_or(most_tokens(&source, effort));

@@ -8,20 +8,22 @@
 //! 6. keep the outcome for the next run, and report (`report.rs`).
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::Engine;
 use super::effect::Probe;
 use super::error::EngineError;
-use super::events::{Event, Events, Stage};
-use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions, Target};
+use super::events::{Events, Shared, Stage};
+use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions};
 use super::profile::{self, Calibrated, Collection};
-use super::report::{CalibrationReport, Found, Notice, PruneReport, SearchReport, Snapshot};
+use super::report::{CalibrationReport, Notice, PruneReport, SearchReport, Snapshot};
 use super::target;
 use crate::eval::TokenTime;
 use crate::model::Model;
-use crate::prune::{Method, Outcome, OutcomeKey, Plan, PruneError, Recipe, StoredProfile};
+use crate::prune::{
+    Found, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind, Recipe, StoredProfile,
+    Target,
+};
 
 /// Tokens of the calibration text that a [`Target::PerplexityRise`] is judged on.
 const JUDGE_TOKENS: usize = 2048;
@@ -100,7 +102,7 @@ impl Engine {
         events: &mut Events,
     ) -> Result<PruneReport, EngineError> {
         self.must_be_dense()?;
-        let report = match self.repeat(&prepared)? {
+        let report = match self.repeat(&prepared, events)? {
             Some(report) => report,
             None => self.prune_anew(prepared, events)?,
         };
@@ -153,7 +155,11 @@ impl Engine {
     }
 
     /// Does again what an earlier run did, if the cache folder knows of it.
-    fn repeat(&mut self, prepared: &Prepared) -> Result<Option<PruneReport>, EngineError> {
+    fn repeat(
+        &mut self,
+        prepared: &Prepared,
+        events: &mut Events,
+    ) -> Result<Option<PruneReport>, EngineError> {
         let start = Instant::now();
         let calibration = match &prepared.source {
             ProfileSource::File(calibrated) => Some(calibrated.report.clone()),
@@ -172,19 +178,17 @@ impl Engine {
             return Ok(None);
         };
         let before = Snapshot::take(&self.model);
-        match outcome.apply(&mut self.model, &self.runtime) {
-            Ok(()) => {}
-            Err(error @ PruneError::OtherShape(_)) => {
+        let progress = &mut Stage::Pruning.progress(events);
+        match outcome.apply(&mut self.model, &self.runtime, progress) {
+            Ok(()) => self.touched = true,
+            Err(error) if matches!(error.kind, PruneErrorKind::OtherShape(_)) => {
                 tracing::warn!("a kept outcome does not fit the model ({error}); pruning anew");
                 return Ok(None);
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(self.broken_off(error)),
         }
         let time = start.elapsed();
-        let found = outcome
-            .found
-            .and_then(|found| serde_json::from_str(&found).ok());
-        let search = found.map(|found| SearchReport {
+        let search = outcome.found.map(|found| SearchReport {
             found,
             time: Duration::ZERO,
             speedup: None,
@@ -241,8 +245,7 @@ impl Engine {
         let after = Snapshot::take(&self.model);
 
         if let Some(key) = outcome_key(target, recipe, cache, &calibration) {
-            let words = found.map(|found| serde_json::to_string(&found).expect("numbers"));
-            let outcome = Outcome::of(&self.model, &dense, plan.clone(), ratio, words);
+            let outcome = Outcome::of(&self.model, &dense, plan.clone(), ratio, found);
             self.cache.keep_outcome(&outcome, &key);
         }
         Ok(PruneReport {
@@ -273,17 +276,23 @@ impl Engine {
         ratio: f64,
         events: &mut Events,
     ) -> Result<Plan, EngineError> {
-        let events = Mutex::new(events);
-        let tell = |stage, done: usize, total: usize| {
-            let (done, total) = (done as u64, total as u64);
-            events.lock().expect("no thread panicked")(Event { stage, done, total })
-        };
-        let layers = &mut |done, total| tell(Stage::Pruning, done, total);
-        let passes = &mut |done, total| tell(Stage::Covariances, done, total);
+        let events = Shared::new(events);
+        let layers = &mut events.progress(Stage::Pruning);
+        let passes = &mut events.progress(Stage::Covariances);
         let Engine { model, runtime, .. } = self;
-        let plan = calibrated.prune(model, runtime, recipe, ratio, layers, passes)?;
-        self.touched = true;
-        Ok(plan)
+        match calibrated.prune(model, runtime, recipe, ratio, layers, passes) {
+            Ok(plan) => {
+                self.touched = true;
+                Ok(plan)
+            }
+            Err(error) => Err(self.broken_off(error)),
+        }
+    }
+
+    /// Takes down whether pruning has changed the model before it broke off.
+    fn broken_off(&mut self, error: PruneError) -> EngineError {
+        self.touched |= !error.is_untouched();
+        error.into()
     }
 
     /// How the ratio was found, and whether the speed that was asked for is reached.
@@ -329,17 +338,11 @@ fn outcome_key(
     if matches!(target, Target::Speedup(_)) || !cache.has_outcomes() {
         return None;
     }
-    let Recipe {
-        metric,
-        structure,
-        heads,
-        restore,
-    } = recipe;
     Some(OutcomeKey {
         model: calibration.model.clone(),
         profile: calibration.hash.clone(),
-        recipe: format!("{metric}, {structure}, heads by {heads}, restoration {restore}"),
-        asked: serde_json::to_string(&target).expect("a number"),
+        recipe,
+        target,
         flapjack: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 
 use super::machine;
-use super::options::Target;
 use crate::model::Model;
-use crate::prune::{HeadUnit, Method, Metric, Plan, Recipe, Restore, Structure};
+use crate::prune::{Found, Method, Plan, Recipe, Target};
 
 /// A model that was opened.
 #[derive(Debug, Clone, Serialize)]
@@ -32,14 +31,13 @@ pub struct ModelReport {
 /// What pruning did.
 #[derive(Debug, Clone, Serialize)]
 pub struct PruneReport {
+    #[serde(serialize_with = "plain_target")]
     pub target: Target,
     /// The ratio that the target came to.
     pub ratio: f64,
     /// The share of the layers' weights that is gone, which units of several weights bring near the ratio.
     pub removed: f64,
-    #[serde(serialize_with = "name_of_method")]
     pub method: Method,
-    #[serde(serialize_with = "names_of_recipe")]
     pub recipe: Recipe,
     /// What stays of each layer.
     #[serde(skip)]
@@ -105,37 +103,13 @@ pub enum ProfileFrom {
 /// A search for the ratio.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct SearchReport {
+    #[serde(serialize_with = "plain_found")]
     pub found: Found,
     /// What the search took; zero where its result was in the cache folder.
     #[serde(serialize_with = "seconds")]
     pub time: Duration,
     /// How many times as fast generation has become; `None` where the target was not a speed.
     pub speedup: Option<f64>,
-}
-
-/// What the ratio was chosen for.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Found {
-    /// Bytes of all weights.
-    Bytes { before: usize, after: usize },
-    /// Bytes of weights that a token reads, and tokens per second, before as measured and after as predicted.
-    Speed {
-        bytes_before: usize,
-        bytes_after: usize,
-        before: f64,
-        after: f64,
-    },
-    /// The perplexity on held-back text.
-    Perplexity {
-        /// Tokens of the text.
-        tokens: usize,
-        before: f64,
-        /// The share by which it rises.
-        rise: f64,
-        /// The next larger ratio that was tried, and how much that raises the perplexity: too much. `None` if none did.
-        beyond: Option<(f64, f64)>,
-    },
 }
 
 /// The perplexity on one text.
@@ -256,29 +230,71 @@ fn maybe_seconds<S: Serializer>(time: &Option<Duration>, s: S) -> Result<S::Ok, 
     time.map(|time| time.as_secs_f64()).serialize(s)
 }
 
-fn name_of_method<S: Serializer>(method: &Method, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(method.name())
+/// A target in plain numbers; where it is kept, its numbers are bits.
+fn plain_target<S: Serializer>(target: &Target, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Plain {
+        Ratio(f64),
+        Bytes(u64),
+        Speedup(f64),
+        PerplexityRise(f64),
+    }
+    let plain = match *target {
+        Target::Ratio(ratio) => Plain::Ratio(ratio),
+        Target::Bytes(bytes) => Plain::Bytes(bytes),
+        Target::Speedup(factor) => Plain::Speedup(factor),
+        Target::PerplexityRise(rise) => Plain::PerplexityRise(rise),
+    };
+    plain.serialize(serializer)
 }
 
-fn names_of_recipe<S: Serializer>(recipe: &Recipe, serializer: S) -> Result<S::Ok, S::Error> {
+/// What was found, in plain numbers.
+fn plain_found<S: Serializer>(found: &Found, serializer: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
-    struct Names {
-        metric: &'static str,
-        structure: &'static str,
-        heads: &'static str,
-        restore: &'static str,
+    #[serde(rename_all = "snake_case")]
+    enum Plain {
+        Bytes {
+            before: u64,
+            after: u64,
+        },
+        Speed {
+            bytes_before: u64,
+            bytes_after: u64,
+            before: f64,
+            predicted: f64,
+        },
+        Perplexity {
+            tokens: usize,
+            dense: f64,
+            rise: f64,
+            beyond: Option<(f64, f64)>,
+        },
     }
-    let Recipe {
-        metric,
-        structure,
-        heads,
-        restore,
-    } = *recipe;
-    let names = Names {
-        metric: Metric::name(metric),
-        structure: Structure::name(structure),
-        heads: HeadUnit::name(heads),
-        restore: Restore::name(restore),
+    let plain = match *found {
+        Found::Bytes { before, after } => Plain::Bytes { before, after },
+        Found::Speed {
+            bytes_before,
+            bytes_after,
+            before,
+            predicted,
+        } => Plain::Speed {
+            bytes_before,
+            bytes_after,
+            before,
+            predicted,
+        },
+        Found::Perplexity {
+            tokens,
+            dense,
+            rise,
+            beyond,
+        } => Plain::Perplexity {
+            tokens,
+            dense,
+            rise,
+            beyond,
+        },
     };
-    names.serialize(serializer)
+    plain.serialize(serializer)
 }

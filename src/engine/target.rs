@@ -1,17 +1,13 @@
 //! The ratio that reaches a target: a size, a speed, a perplexity.
 
-use std::sync::Mutex;
-
 use super::Engine;
 use super::effect;
 use super::error::{Doing, EngineError, OutOfReach};
-use super::events::{Event, Events, Stage};
-use super::options::Target;
+use super::events::{Events, Shared, Stage};
 use super::profile::Calibrated;
-use super::report::Found;
 use crate::eval::TokenTime;
 use crate::model::Model;
-use crate::prune::{Plan, Planner, Recipe, search};
+use crate::prune::{Found, Plan, Planner, Recipe, Target, search};
 
 /// The ratio for a target, and what it was chosen for, where the target is not a ratio itself.
 pub(super) fn find_ratio(
@@ -46,8 +42,8 @@ fn for_size(
         return Err(OutOfReach::Bytes { bytes, least }.into());
     };
     let found = Found::Bytes {
-        before: model.bytes(),
-        after: plan.bytes_after(model),
+        before: model.bytes() as u64,
+        after: plan.bytes_after(model) as u64,
     };
     Ok((ratio, found))
 }
@@ -75,10 +71,10 @@ fn for_speed(
         .into());
     };
     let found = Found::Speed {
-        bytes_before: dense.bytes,
-        bytes_after: plan.bytes_after(model) - unread,
+        bytes_before: dense.bytes as u64,
+        bytes_after: (plan.bytes_after(model) - unread) as u64,
         before: dense.speed(),
-        after: speed(&plan),
+        predicted: speed(&plan),
     };
     Ok((ratio, found))
 }
@@ -94,21 +90,17 @@ fn for_perplexity(
 ) -> Result<(f64, Found), EngineError> {
     let runtime = &engine.runtime;
     let (tokens, bos) = (calibrated.judge.clone(), calibrated.bos);
-    let events = Mutex::new(events);
-    let tell = |stage, done: usize, total: usize| {
-        let (done, total) = (done as u64, total as u64);
-        events.lock().expect("no thread panicked")(Event { stage, done, total })
-    };
+    let events = Shared::new(events);
     let mut tried = 0;
     let judge = |model: &Model, tried| {
-        let progress = &mut |_, _| tell(Stage::Searching, tried, 0);
+        let progress = &mut |_, _| events.tell(Stage::Searching, tried, 0);
         effect::perplexity(model, runtime, &tokens, bos, progress)
     };
     let dense = judge(&engine.model, tried)?;
     let search = search::largest_ratio(limit, |ratio| -> Result<f64, EngineError> {
         let mut model = engine.load_again()?;
-        let layers = &mut |_, _| tell(Stage::Searching, tried, 0);
-        let passes = &mut |done, total| tell(Stage::Covariances, done, total);
+        let layers = &mut |_, _| events.tell(Stage::Searching, tried, 0);
+        let passes = &mut events.progress(Stage::Covariances);
         calibrated.prune(&mut model, runtime, recipe, ratio, layers, passes)?;
         let rise = judge(&model, tried)? / dense - 1.0;
         tracing::info!("ratio {ratio:.4}: perplexity {:+.1} %", rise * 100.0);
@@ -124,7 +116,7 @@ fn for_perplexity(
         (ratio, rise) => {
             let found = Found::Perplexity {
                 tokens: tokens.len(),
-                before: dense,
+                dense,
                 rise,
                 beyond: search.beyond,
             };

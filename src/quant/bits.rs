@@ -1,9 +1,16 @@
-//! Fields of a few bits spread over bytes, the way every block format stores its codes.
+//! Fields of a few bits spread over bytes, the way every block format stores its codes, and scales in half precision.
 //!
 //! All the formats follow one scheme with two parameters, BITS and RUN. The bytes come in stretches of RUN. A stretch
 //! holds RUN · 8 / BITS values: the first RUN of them in the lowest BITS bits of its bytes in order, the next RUN in
 //! the bits above, and so on. Value i is therefore in byte `RUN · (i / (RUN · 8 / BITS)) + i % RUN`, from bit
 //! `BITS · (i / RUN % (8 / BITS))` on.
+
+use half::f16;
+
+/// The half-precision number in the two bytes of a block from `at` on.
+pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
 
 /// Reads a field for each of `codes` and places it there from bit `shift` on, beside what is already set.
 pub(super) fn unpack<const BITS: usize, const RUN: usize>(

@@ -11,7 +11,8 @@ use flapjack::generate::{Sampler, SamplerConfig, Texts};
 use flapjack::gguf::{GgufFile, Value};
 use flapjack::model::{KvCache, Scratch, Unobserved};
 use flapjack::prune::{
-    Calibration, Effort, Method, Origin, ProfileError, StoredProfile, calibrate, store,
+    Calibration, Collected, Covariances, Effort, Method, Origin, ProfileError, StoredProfile,
+    calibrate, store,
 };
 
 // ---- profiles as files ----
@@ -31,7 +32,8 @@ fn stored_profile() -> StoredProfile {
     let model = synthetic.load();
     let mut profile = profile_of(&model, calibration);
     let options = curve_options(Method::Best.recipe(Effort::Best));
-    profile.curves = Some(curves_of(&model, &profile, calibration, options));
+    let curves = curves_of(&model, &profile, calibration, options.clone());
+    profile.curves = Some(curves);
     StoredProfile {
         origin: Origin {
             model: GgufFile::open(&synthetic.path).unwrap().fingerprint(),
@@ -39,7 +41,11 @@ fn stored_profile() -> StoredProfile {
             text: store::hash_tokens(&tokens, Some(1)),
             source: "a \"text\"".into(),
             tokens: 300,
-            collected: "everything".into(),
+            collected: Collected {
+                covariances: Covariances::All,
+                judge_tokens: 20,
+                curves: Some(options),
+            },
             flapjack: "0.1.0".into(),
         },
         profile,
@@ -81,10 +87,7 @@ fn a_damaged_profile_is_refused_wherever_the_damage_is() {
     let mut newer = bytes.clone();
     newer[8] = 99;
     let message = load(&newer).unwrap_err().to_string();
-    assert!(
-        message.contains("99") && message.contains("flapjack calibrate"),
-        "{message}"
-    );
+    assert!(message.contains("format 99"), "{message}");
 }
 
 #[test]

@@ -8,7 +8,8 @@ use crate::common::program::{Bench, succeeded};
 use crate::common::pruning::{assert_same, columns, outcome_key, profile_of, prune, recipe, text};
 use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::model::Model;
-use flapjack::prune::{Outcome, OutcomeError, PruneError, Restore, Structure};
+use flapjack::progress::ignore;
+use flapjack::prune::{Found, Outcome, OutcomeError, PruneErrorKind, Restore, Structure, Target};
 use flapjack::quant::BlockType;
 
 fn synthetic(block_type: BlockType, seed: u64) -> Synthetic {
@@ -32,7 +33,16 @@ fn outcome_of(model: &mut Model) -> Outcome {
     let recipe = recipe(Structure::AlAm, Restore::Lsq);
     let dense = columns(model);
     let plan = prune(model, &profile, text(&tokens), recipe, 0.35).unwrap();
-    Outcome::of(model, &dense, plan, 0.35, Some("in words".into()))
+    Outcome::of(
+        model,
+        &dense,
+        plan,
+        0.35,
+        Some(Found::Bytes {
+            before: 7,
+            after: 5,
+        }),
+    )
 }
 
 #[test]
@@ -58,7 +68,7 @@ fn an_outcome_makes_of_a_model_what_pruning_made_of_it_to_the_bit() {
                 if pack_first {
                     model.pack(&runtime(1));
                 }
-                again.apply(&mut model, &runtime(1)).unwrap();
+                again.apply(&mut model, &runtime(1), &mut ignore).unwrap();
                 if pack_first != packed {
                     model.unpack(&runtime(1));
                     pruned.unpack(&runtime(1));
@@ -102,7 +112,7 @@ fn an_outcome_that_is_damaged_or_of_something_else_is_refused() {
 
     fs::write(&path, &bytes).unwrap();
     let mut other = outcome_key();
-    other.asked = "--prune 0.36".into();
+    other.target = Target::Ratio(0.36);
     assert_ne!(other.hash(), outcome_key().hash());
     assert!(matches!(
         Outcome::load(&path, &other),
@@ -130,8 +140,14 @@ fn an_outcome_of_a_model_of_another_shape_leaves_the_model_alone() {
     ] {
         let other = Synthetic::new(other);
         let mut model = other.load();
-        let error = outcome.apply(&mut model, &runtime(1)).unwrap_err();
-        assert!(matches!(error, PruneError::OtherShape(_)), "{error}");
+        let error = outcome
+            .apply(&mut model, &runtime(1), &mut ignore)
+            .unwrap_err();
+        assert!(
+            matches!(error.kind, PruneErrorKind::OtherShape(_)),
+            "{error}"
+        );
+        assert!(error.is_untouched());
         assert_same(&model, &other.load());
     }
 }

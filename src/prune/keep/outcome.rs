@@ -12,32 +12,33 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::apply::{Columns, apply_columns};
-use super::restore::features;
-use super::store::{Hashing, Numbers, checked, read_header};
-use super::{LayerPlan, Plan, PruneError};
+use super::format::{Hashing, Numbers, checked, hash_of, read_header};
 use crate::files;
 use crate::kernels::Runtime;
 use crate::model::{Linear, Model};
+use crate::progress::Progress;
+use crate::prune::apply::{Columns, Projection, tallied};
+use crate::prune::choose::{Found, LayerPlan, Plan, Target};
+use crate::prune::error::{PruneError, PruneErrorKind};
+use crate::prune::exact;
+use crate::prune::features::features;
+use crate::prune::recipe::Recipe;
 use crate::quant::{BlockType, Layout, unpack};
 
 const MAGIC: &[u8; 8] = b"FLAPDONE";
 /// Goes up whenever the format does, or what pruning computes: an outcome of another version is not used.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What an outcome follows from. Equal keys have equal outcomes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OutcomeKey {
     /// The model's [fingerprint](crate::gguf::GgufFile::fingerprint).
     pub model: String,
     /// The [hash](super::StoredProfile::hash) of the profile.
     pub profile: String,
-    /// Metric, structure, heads and restoration.
-    pub recipe: String,
-    /// What was asked for: a ratio, or what one is to be found by.
-    pub asked: String,
+    pub recipe: Recipe,
+    pub target: Target,
     /// The version of flapjack.
     pub flapjack: String,
 }
@@ -45,8 +46,7 @@ pub struct OutcomeKey {
 impl OutcomeKey {
     /// The SHA-256 of everything that an outcome follows from, in hexadecimal digits.
     pub fn hash(&self) -> String {
-        let json = serde_json::to_vec(self).expect("strings");
-        files::hexadecimal(&Sha256::digest(json))
+        hash_of(self)
     }
 }
 
@@ -55,21 +55,11 @@ impl OutcomeKey {
 pub struct Outcome {
     /// The ratio that was asked for, or found.
     pub ratio: f64,
-    /// What was found, in words, where the ratio was not asked for itself.
-    pub found: Option<String>,
+    /// What the ratio was found by; `None` where it was asked for itself.
+    pub found: Option<Found>,
     pub plan: Plan,
-    /// Attention output and MLP down of every layer.
+    /// What the attention output and MLP down of every layer have become.
     layers: Vec<[Projection; 2]>,
-}
-
-/// A projection `[rows, columns]` that lost columns.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Projection {
-    pub block_type: BlockType,
-    /// In the native layout; empty where nothing was taken and nothing changed.
-    pub bytes: Vec<u8>,
-    /// The whole bias, `[rows]`.
-    pub bias: Option<Vec<f32>>,
 }
 
 /// Why an outcome's file cannot be used.
@@ -87,14 +77,14 @@ pub enum OutcomeError {
 #[derive(Serialize, Deserialize)]
 struct Header {
     key: OutcomeKey,
-    /// The bits of the ratio, which its digits need not give back exactly.
-    ratio: u64,
-    found: Option<String>,
+    #[serde(with = "exact")]
+    ratio: f64,
+    found: Option<Found>,
     removed: usize,
     total: usize,
-    /// Of every layer.
+    /// What stays of every layer.
     layers: Vec<StoredLayer>,
-    /// Of every layer's two projections.
+    /// The form of every layer's two projections.
     projections: Vec<[StoredProjection; 2]>,
 }
 
@@ -148,7 +138,7 @@ impl Outcome {
         dense: &[[usize; 2]],
         plan: Plan,
         ratio: f64,
-        found: Option<String>,
+        found: Option<Found>,
     ) -> Self {
         assert_eq!(plan.layers.len(), model.layers.len(), "layers of the plan");
         let take = |linear: &Linear, columns_before: usize| {
@@ -179,21 +169,31 @@ impl Outcome {
 
     /// Prunes a model as it was done before. The model must be as it was then.
     ///
+    /// `progress` counts layers. It is called before the first of them too, where a break leaves the model as it was.
+    ///
     /// # Errors
-    /// [`PruneError::OtherShape`] if the outcome cannot be this model's, which is then unchanged; also if the system does not
-    /// take memory back.
-    pub fn apply(&self, model: &mut Model, runtime: &Runtime) -> Result<(), PruneError> {
+    /// [`PruneErrorKind::OtherShape`] if the outcome cannot be this model's, before anything has changed; if the system does not
+    /// take memory back, or `progress` breaks. The error says which layers are pruned by then.
+    pub fn apply(
+        &self,
+        model: &mut Model,
+        runtime: &Runtime,
+        progress: &mut Progress,
+    ) -> Result<(), PruneError> {
         self.check(model)?;
-        for (l, (kept, [o, down])) in self.plan.layers.iter().zip(&self.layers).enumerate() {
-            let columns = [Columns::Encoded(o), Columns::Encoded(down)];
-            apply_columns(model, runtime, l, kept, columns)?;
-        }
-        Ok(())
+        let layers = self.plan.layers.iter().zip(&self.layers);
+        tallied(self.layers.len(), progress, |tally| {
+            for (l, (kept, projections)) in layers.enumerate() {
+                let columns = projections.each_ref().map(Columns::Encoded);
+                tally.prune(model, runtime, l, kept, columns)?;
+            }
+            Ok(())
+        })
     }
 
     /// Everything that applying takes for granted.
-    fn check(&self, model: &Model) -> Result<(), PruneError> {
-        let other = |problem: String| Err(PruneError::OtherShape(problem));
+    fn check(&self, model: &Model) -> Result<(), PruneErrorKind> {
+        let other = |problem: String| Err(PruneErrorKind::OtherShape(problem));
         if self.plan.layers.len() != model.layers.len() {
             return other(format!("it has {} layers", self.plan.layers.len()));
         }
@@ -246,8 +246,8 @@ impl Outcome {
         let layers = self.plan.layers.iter();
         let header = Header {
             key: key.clone(),
-            ratio: self.ratio.to_bits(),
-            found: self.found.clone(),
+            ratio: self.ratio,
+            found: self.found,
             removed: self.plan.removed,
             total: self.plan.total,
             layers: layers.map(StoredLayer::new).collect(),
@@ -327,7 +327,7 @@ impl Outcome {
         }
         let plans = header.layers.into_iter().map(StoredLayer::plan);
         Ok(Self {
-            ratio: f64::from_bits(header.ratio),
+            ratio: header.ratio,
             found: header.found,
             plan: Plan {
                 layers: plans.collect::<Option<_>>().ok_or(ODD)?,

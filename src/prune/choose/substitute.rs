@@ -15,12 +15,12 @@
 //! q and o) count. It is compared with the two multiples of 256 that have the next more and the next fewer bytes, interpolated.
 //! What the module has as it is bounds both: since weights are compacted in place, a substitute must fit in the tensor's bytes.
 
-use std::sync::Mutex;
-
-use super::plan::Units;
-use super::{FeatureStats, Profile, PruneError};
+use super::units::Units;
 use crate::kernels::Runtime;
-use crate::model::{Linear, Model, Weight};
+use crate::model::{Linear, Model, Module, ModuleId, Weight};
+use crate::prune::collect::{FeatureStats, Profile};
+use crate::prune::error::PruneError;
+use crate::prune::features::output_weight;
 use crate::quant::{BlockType, decode_row, encode_row_by_importance};
 
 /// Rows of a projection that are looked at, or a few more.
@@ -41,20 +41,23 @@ pub fn substitutes(source: BlockType) -> &'static [BlockType] {
 #[derive(Debug, Clone)]
 pub struct Choice {
     source: BlockType,
-    /// The source type's ε.
+    /// ε of the source type: the error of encoding anew, as a share.
     error: f64,
-    /// Substitutes with theirs.
+    /// Substitutes, each with its ε.
     substitutes: Vec<(BlockType, f64)>,
-    /// Of every input: v_j ‖W_:j‖² and s_j ‖W_:j‖².
+    /// What the removal of every input errs: v_j ‖W_:j‖².
     removed: Vec<f64>,
+    /// What every input weighs where it is encoded anew: s_j ‖W_:j‖².
     kept: Vec<f64>,
-    /// Inputs and outputs of the projection, and bytes that an input takes in the rows of the module's other matrices.
+    /// Inputs of the projection.
     columns: usize,
+    /// Outputs of the projection.
     rows: usize,
+    /// Bytes that an input takes in the rows of the module's other matrices.
     row_bytes: usize,
 }
 
-/// The choices of all modules, where there are any; module 2 l is the attention and 2 l + 1 the MLP of layer l.
+/// The choices of all modules, at the index of each; `None` for a module whose projection keeps its type.
 ///
 /// # Errors
 /// If the profile has other widths than the model.
@@ -64,36 +67,18 @@ pub fn choices(
     profile: &Profile,
 ) -> Result<Vec<Option<Choice>>, PruneError> {
     profile.check_shape(model)?;
-    let slots: Vec<Mutex<Option<Choice>>> = (0..2 * model.layers.len())
-        .map(|_| Mutex::new(None))
-        .collect();
-    runtime.region(|team| {
-        team.items(slots.len(), |_, m| {
-            let (layer, stats) = (&model.layers[m / 2], &profile.layers[m / 2]);
-            let row_bytes = |linears: &[&Linear]| -> usize {
-                linears.iter().map(|l| l.weight.row_bytes()).sum()
-            };
-            let choice = match m % 2 {
-                0 => Choice::new(
-                    model,
-                    &layer.o.weight,
-                    &stats.attention,
-                    row_bytes(&[&layer.q]),
-                ),
-                _ => Choice::new(
-                    model,
-                    &layer.down.weight,
-                    &stats.mlp,
-                    row_bytes(&[&layer.gate, &layer.up]),
-                ),
-            };
-            *slots[m].lock().expect("each module has one user") = choice;
-        });
-    });
-    let choices = slots
-        .into_iter()
-        .map(|slot| slot.into_inner().ok().flatten());
-    Ok(choices.collect())
+    let modules: Vec<ModuleId> = ModuleId::each(ModuleId::all(model.layers.len())).collect();
+    let choice = |module: ModuleId| {
+        let layer = &model.layers[module.layer()];
+        let others: &[&Linear] = match module.kind() {
+            Module::Attention => &[&layer.q],
+            Module::Mlp => &[&layer.gate, &layer.up],
+        };
+        let row_bytes = others.iter().map(|linear| linear.weight.row_bytes()).sum();
+        let stats = profile.layers[module.layer()].of(module.kind());
+        Choice::new(model, output_weight(model, module), stats, row_bytes)
+    };
+    Ok(runtime.region(|team| team.map(modules.len(), |m| choice(modules[m]))))
 }
 
 impl Choice {
@@ -134,7 +119,7 @@ impl Choice {
         Some(Self {
             source: weight.block_type,
             error,
-            // Of no lower quality, here and not only in general.
+            // Only those of no lower quality, here and not only in general.
             substitutes: substitutes.filter(|(_, e)| *e <= error).collect(),
             removed,
             kept,
@@ -219,8 +204,10 @@ impl Choice {
     }
 }
 
+/// A projection of which some units are gone.
 #[derive(Debug, Clone, Copy)]
 struct State {
+    /// Inputs that stay.
     columns: usize,
     removed: f64,
     kept: f64,

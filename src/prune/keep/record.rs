@@ -2,8 +2,7 @@
 
 use crate::gguf::{GgufError, GgufFile, Value, ValueType};
 use crate::model::LayerForm;
-
-use super::Plan;
+use crate::prune::choose::Plan;
 
 /// The keys all begin like this.
 pub const PREFIX: &str = "flapjack.prune.";

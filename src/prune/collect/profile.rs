@@ -1,8 +1,10 @@
 //! What calibration leaves behind.
 
-use super::{Covariance, Curves, PruneError};
+use super::covariance::Covariance;
+use super::curve::Curves;
 use crate::kernels::{Moments, Team};
-use crate::model::Model;
+use crate::model::{Model, Module};
+use crate::prune::error::{PruneError, PruneErrorKind};
 
 /// Features per piece of work when statistics are split among threads.
 const PIECE: usize = 64;
@@ -14,7 +16,7 @@ const PIECE: usize = 64;
 pub struct FeatureStats {
     count: u64,
     features: Vec<Feature>,
-    /// Where least squares need it.
+    /// The covariance of the features; `None` where it was not collected.
     pub covariance: Option<Covariance>,
 }
 
@@ -26,6 +28,7 @@ struct Feature {
 }
 
 impl FeatureStats {
+    /// No tokens yet, and no covariance.
     pub fn new(features: usize) -> Self {
         Self {
             count: 0,
@@ -34,7 +37,7 @@ impl FeatureStats {
         }
     }
 
-    /// The same with an empty covariance.
+    /// No tokens yet, with a covariance to be collected.
     pub fn with_covariance(features: usize) -> Self {
         Self {
             covariance: Some(Covariance::new(features)),
@@ -46,7 +49,7 @@ impl FeatureStats {
     ///
     /// # Panics
     /// If there are not as many of one as of the other.
-    pub(super) fn from_parts(count: u64, means: &[f64], deviations: &[f64]) -> Self {
+    pub(in crate::prune) fn from_parts(count: u64, means: &[f64], deviations: &[f64]) -> Self {
         assert_eq!(means.len(), deviations.len());
         let features = means.iter().zip(deviations);
         Self {
@@ -118,7 +121,7 @@ impl FeatureStats {
     }
 
     /// Σ (x − mean)²
-    pub(super) fn deviation(&self, feature: usize) -> f64 {
+    pub(in crate::prune) fn deviation(&self, feature: usize) -> f64 {
         self.features[feature].deviation
     }
 
@@ -136,7 +139,7 @@ impl FeatureStats {
         deviation / self.count.max(1) as f64 + mean * mean
     }
 
-    /// Whether every statistic is a finite number.
+    /// Whether every mean and variance is a finite number.
     pub fn is_finite(&self) -> bool {
         self.features
             .iter()
@@ -153,11 +156,21 @@ pub struct LayerProfile {
     pub mlp: FeatureStats,
 }
 
+impl LayerProfile {
+    /// The statistics of one of the two modules.
+    pub fn of(&self, module: Module) -> &FeatureStats {
+        match module {
+            Module::Attention => &self.attention,
+            Module::Mlp => &self.mlp,
+        }
+    }
+}
+
 /// What calibration leaves behind: statistics for every layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
     pub layers: Vec<LayerProfile>,
-    /// Where they were measured.
+    /// What removing a share of each module costs; `None` where that was not measured.
     pub curves: Option<Curves>,
 }
 
@@ -165,23 +178,25 @@ impl Profile {
     /// Checks that the profile has the model's widths.
     ///
     /// # Errors
-    /// [`PruneError::OtherShape`].
+    /// [`PruneErrorKind::OtherShape`].
     pub fn check_shape(&self, model: &Model) -> Result<(), PruneError> {
         if self.layers.len() != model.layers.len() {
-            return Err(PruneError::OtherShape(format!(
+            return Err(PruneErrorKind::OtherShape(format!(
                 "it has {} layers, the model {}",
                 self.layers.len(),
                 model.layers.len()
-            )));
+            ))
+            .into());
         }
         for (l, (stats, layer)) in self.layers.iter().zip(&model.layers).enumerate() {
             let theirs = (stats.attention.len(), stats.mlp.len());
             let ours = (layer.o.weight.cols, layer.channels());
             if theirs != ours {
-                return Err(PruneError::OtherShape(format!(
+                return Err(PruneErrorKind::OtherShape(format!(
                     "layer {l} has {} attention features and {} channels, the model's {} and {}",
                     theirs.0, theirs.1, ours.0, ours.1
-                )));
+                ))
+                .into());
             }
         }
         Ok(())

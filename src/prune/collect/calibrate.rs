@@ -3,9 +3,12 @@
 use std::ops::Range;
 
 use super::covariance::GramScratch;
-use super::{FeatureStats, LayerProfile, Module, Profile, PruneError};
+use super::passage::pass_through;
+use super::profile::{FeatureStats, LayerProfile, Profile};
 use crate::kernels::{Activations, Keep, Moments, Runtime, Team};
-use crate::model::{KvCache, Model, Observer, Scratch};
+use crate::model::{KvCache, Model, Module, ModuleId, Observer, Scratch};
+use crate::progress::{self, Progress};
+use crate::prune::error::{PruneError, PruneErrorKind};
 
 /// The built-in calibration text: varied prose, exposition, dialogue, lists, tables and code, written for this purpose.
 pub const TEXT: &str = include_str!("calibration.txt");
@@ -28,17 +31,19 @@ pub struct Calibration<'a> {
     pub covariance: bool,
 }
 
-/// Runs the text in sequences of [`SEQUENCE`] tokens (or of the model's context, if that is shorter).
+/// The profile of a text, without loss curves. The text runs in sequences of [`SEQUENCE`] tokens (or of the model's context, if
+/// that is shorter).
 ///
-/// `progress` is called with the number of tokens done and their total.
+/// `progress` counts tokens.
 ///
 /// # Errors
-/// If the text is too short, has tokens that the model does not know, or drives activations out of range.
+/// If the text is too short, has tokens that the model does not know, or drives activations out of range, or `progress`
+/// breaks.
 pub fn calibrate(
     model: &Model,
     runtime: &Runtime,
     calibration: Calibration,
-    progress: &mut (dyn FnMut(usize, usize) + Send),
+    progress: &mut Progress,
 ) -> Result<Profile, PruneError> {
     let layers = 0..model.layers.len();
     Ok(Profile {
@@ -47,7 +52,9 @@ pub fn calibrate(
     })
 }
 
-/// The same for some layers only. The text goes no further than to the last of them.
+/// The statistics of some layers only. The text goes no further than to the last of them.
+///
+/// `progress` counts tokens.
 ///
 /// # Errors
 /// Those of [`calibrate()`].
@@ -59,7 +66,7 @@ pub fn calibrate_layers(
     runtime: &Runtime,
     calibration: Calibration,
     layers: Range<usize>,
-    progress: &mut (dyn FnMut(usize, usize) + Send),
+    progress: &mut Progress,
 ) -> Result<Vec<LayerProfile>, PruneError> {
     let Calibration {
         tokens,
@@ -67,10 +74,11 @@ pub fn calibrate_layers(
         covariance,
     } = calibration;
     if tokens.len() < LEAST_TOKENS {
-        return Err(PruneError::TooShort {
+        return Err(PruneErrorKind::TooShort {
             tokens: tokens.len(),
             least: LEAST_TOKENS,
-        });
+        }
+        .into());
     }
     let sequence = SEQUENCE.min(model.config.context_length);
     let mut recorder = Recorder::new(model, layers.clone(), covariance);
@@ -85,17 +93,19 @@ pub fn calibrate_layers(
         batch.extend_from_slice(&tokens[done..done + take]);
         runtime.region(|team| {
             model.embed(team, &batch, &mut scratch)?;
-            model.blocks(
+            let modules = ModuleId::all(layers.end);
+            pass_through(
+                model,
                 team,
-                0..2 * layers.end,
-                &mut [&mut cache],
+                modules,
+                &mut cache,
                 &mut scratch,
                 &mut recorder,
             );
             Ok::<(), PruneError>(())
         })?;
         done += take;
-        progress(done, tokens.len());
+        progress::report(progress, done, tokens.len())?;
     }
     for (stats, layer) in recorder.layers.iter().zip(layers) {
         for (module, stats) in [
@@ -103,7 +113,7 @@ pub fn calibrate_layers(
             (Module::Mlp, &stats.mlp),
         ] {
             if !stats.is_finite() {
-                return Err(PruneError::NotFinite { layer, module });
+                return Err(PruneErrorKind::NotFinite { layer, module }.into());
             }
         }
     }

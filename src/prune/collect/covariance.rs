@@ -5,6 +5,10 @@ use half::bf16;
 use crate::kernels::{Activations, MatrixView, Product, Team, matmul};
 use crate::quant::{BlockType, Layout};
 
+/// What is added to the diagonal of a covariance before it is inverted, in shares of the mean variance: λ of the least
+/// squares.
+pub const RIDGE: f64 = 1e-2;
+
 /// Rows of the covariance that are computed together. Only panels at and below the diagonal are, which saves nearly half.
 const PANEL: usize = 256;
 
@@ -65,14 +69,14 @@ impl Covariance {
 
     /// What [`Covariance::from_parts`] takes: the shift `[c]`, the sums `[c]`, and the rows of the products up to the
     /// diagonal.
-    pub(super) fn parts(&self) -> (&[f32], &[f64], impl Iterator<Item = &[f32]>) {
+    pub(in crate::prune) fn parts(&self) -> (&[f32], &[f64], impl Iterator<Item = &[f32]>) {
         let c = self.features();
         let rows = (0..c).map(move |i| &self.products[i * c..][..=i]);
         (&self.shift, &self.sums, rows)
     }
 
     /// The covariance that had these [`parts`](Covariance::parts); `row` fills row i of the products up to the diagonal.
-    pub(super) fn from_parts(
+    pub(in crate::prune) fn from_parts(
         count: u64,
         shift: Vec<f32>,
         sums: Vec<f64>,

@@ -1,0 +1,66 @@
+//! Text on its way through a model, one module after the other.
+
+use std::ops::Range;
+
+use crate::kernels::{Activations, Runtime, Team};
+use crate::model::{KvCache, Model, ModelError, ModuleId, Observer, Scratch};
+
+/// The residual streams `[tokens, d]` with which the sequences of a text begin, each of at most `length` tokens, with `bos` in
+/// front where there is one.
+///
+/// # Errors
+/// If a token is not in the vocabulary.
+pub fn embed_sequences(
+    model: &Model,
+    runtime: &Runtime,
+    tokens: &[u32],
+    bos: Option<u32>,
+    length: usize,
+) -> Result<Vec<Vec<f32>>, ModelError> {
+    let mut scratch = Scratch::new();
+    let pieces = tokens.chunks(length - usize::from(bos.is_some()));
+    pieces
+        .map(|piece| {
+            let tokens: Vec<u32> = bos.into_iter().chain(piece.iter().copied()).collect();
+            runtime.region(|team| model.embed(team, &tokens, &mut scratch))?;
+            Ok(scratch.residual().to_vec())
+        })
+        .collect()
+}
+
+/// Takes the residual stream in `scratch`, that of one sequence from its beginning, through some modules.
+///
+/// # Panics
+/// If the cache was made for a model of another shape or has no room.
+pub fn pass_through(
+    model: &Model,
+    team: &Team,
+    modules: Range<ModuleId>,
+    cache: &mut KvCache,
+    scratch: &mut Scratch,
+    observer: &mut impl Observer,
+) {
+    let blocks = modules.start.index()..modules.end.index();
+    model.blocks(team, blocks, &mut [cache], scratch, observer);
+}
+
+/// Keeps the last input that it sees of a projection that loses columns.
+pub struct Capture<'a>(pub &'a mut Activations);
+
+impl Capture<'_> {
+    fn keep(&mut self, x: &Activations) {
+        self.0
+            .begin(x.tokens(), x.cols())
+            .copy_from_slice(x.values());
+    }
+}
+
+impl Observer for Capture<'_> {
+    fn attention_output(&mut self, _: &Team, _: usize, x: &Activations) {
+        self.keep(x);
+    }
+
+    fn mlp_down(&mut self, _: &Team, _: usize, x: &Activations) {
+        self.keep(x);
+    }
+}
