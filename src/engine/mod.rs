@@ -48,7 +48,7 @@ pub use report::{
     CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot, ModelReport,
     Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
 };
-pub use synthetic::{SyntheticType, write_synthetic};
+pub use synthetic::{SyntheticType, TINY, write_synthetic};
 pub use text::{TextError, TextReader, TextSource};
 
 use cache::CacheFolder;

@@ -61,7 +61,8 @@ impl Engine {
     ///
     /// # Errors
     /// If the text or the profile is of no use, there is too little memory, the target is out of reach, or `events` cancels.
-    /// The model is then as it was, unless a [`PruneError`] names layers that are pruned already.
+    /// The model is then as it was, unless a [`PruneError`] names layers that are pruned already. When all are, cancelling
+    /// only leaves effects unmeasured.
     pub fn prune(
         &mut self,
         options: &PruneOptions,
@@ -257,9 +258,11 @@ impl Engine {
             plan,
             calibration,
             search: self.search_report(found, search_time)?,
-            effects: match probe {
-                Some(probe) => probe.effects(self, events)?,
-                None => Vec::new(),
+            effects: match probe.map(|probe| probe.effects(self, events)) {
+                Some(Ok(effects)) => effects,
+                // It is too late to leave the model as it was.
+                Some(Err(EngineError::Cancelled(_))) | None => Vec::new(),
+                Some(Err(error)) => return Err(error),
             },
             before,
             after,

@@ -25,6 +25,20 @@ impl SyntheticType {
     }
 }
 
+/// A model that is written, calibrated and pruned in no time.
+pub const TINY: Shape = Shape {
+    name: "tiny",
+    layers: 3,
+    embedding_length: 64,
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 32,
+    channels: 128,
+    vocabulary: 320,
+    tied: true,
+    context_length: 512,
+};
+
 /// Tokens of the vocabulary before those of bytes: unknown, the beginning and the end of a text.
 const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
 /// The numbers that GGUF has for unknown, control and byte tokens.

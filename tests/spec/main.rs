@@ -6,6 +6,7 @@ mod block_formats;
 mod calibration;
 mod cli;
 mod common;
+mod engine;
 mod export;
 mod generate;
 mod gguf;
