@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::covariance::GramScratch;
 use super::{FeatureStats, LayerProfile, Module, Profile, PruneError};
 use crate::kernels::{Activations, Keep, Moments, Runtime, Team};
-use crate::model::{KvCache, Model, Observer, Scratch};
+use crate::model::{KvCache, Model, ModuleId, Observer, Scratch};
 
 /// The built-in calibration text: varied prose, exposition, dialogue, lists, tables and code, written for this purpose.
 pub const TEXT: &str = include_str!("calibration.txt");
@@ -85,13 +85,8 @@ pub fn calibrate_layers(
         batch.extend_from_slice(&tokens[done..done + take]);
         runtime.region(|team| {
             model.embed(team, &batch, &mut scratch)?;
-            model.blocks(
-                team,
-                0..2 * layers.end,
-                &mut [&mut cache],
-                &mut scratch,
-                &mut recorder,
-            );
+            let modules = ModuleId::all(layers.end);
+            model.run_modules(team, modules, &mut cache, &mut scratch, &mut recorder);
             Ok::<(), PruneError>(())
         })?;
         done += take;

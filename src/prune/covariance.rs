@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use crate::kernels::{Activations, MatrixView, Product, Team, matmul};
+use crate::kernels::{Activations, MatrixView, Product, Team, Tokens, matmul};
 use crate::quant::{BlockType, Layout};
 
 /// Rows of the covariance that are computed together. Only panels at and below the diagonal are, which saves nearly half.
@@ -132,7 +132,7 @@ impl Covariance {
         });
         for first in (0..c).step_by(PANEL) {
             let end = (first + PANEL).min(c);
-            let values = panel.begin(end - first, n);
+            let values = panel.begin(Tokens::prefill(end - first), n);
             let source = &transposed[first * n..end * n];
             team.chunks_mut(values, n, |i, row| {
                 for (to, from) in row.iter_mut().zip(&source[i * n..]) {

@@ -14,8 +14,8 @@ use super::{
     Calibration, CurveLevels, HeadUnit, LayerProfile, Metric, Module, Profile, PruneError,
     Restoration, Restore, score,
 };
-use crate::kernels::{Activations, MatrixView, Product, Runtime, Team, matmul};
-use crate::model::{KvCache, Model, Observer, Predictions, Scratch, Unobserved, Weight};
+use crate::kernels::{Activations, MatrixView, Phase, Product, Runtime, Team, matmul};
+use crate::model::{KvCache, Model, ModuleId, Observer, Predictions, Scratch, Unobserved, Weight};
 use crate::quant::{BlockType, Layout};
 
 /// Tokens of a sequence, each of which starts afresh, and how many at its end count: those that have seen some context.
@@ -322,7 +322,8 @@ impl<'a> Slice<'a> {
             scratch.set_residual(&sequence.residual);
             runtime.region(|team| {
                 let mut capture = Capture(&mut sequence.input);
-                model.blocks(team, m..m + 1, &mut [&mut *cache], scratch, &mut capture);
+                let module = ModuleId::from_index(m);
+                model.run_modules(team, module..module.next(), cache, scratch, &mut capture);
             });
             sequence.residual.copy_from_slice(scratch.residual());
         }
@@ -385,11 +386,12 @@ impl<'a> Slice<'a> {
         let mut place: usize = sequences[..i].iter().map(counted).sum();
         let rows = sequences[i].tokens - counted(&sequences[i])..sequences[i].tokens;
         runtime.region(|team| {
-            let blocks = next..2 * model.layers.len();
-            model.blocks(team, blocks, &mut [cache], scratch, &mut Unobserved);
-            for first in rows.clone().step_by(LOGIT_ROWS) {
-                let end = (first + LOGIT_ROWS).min(rows.end);
-                model.logits(team, first..end, scratch, logits);
+            let modules = ModuleId::from_index(next)..ModuleId::all(model.layers.len()).end;
+            model.run_modules(team, modules, cache, scratch, &mut Unobserved);
+            scratch.want(rows.clone(), model.config.embedding_length);
+            for first in (0..rows.len()).step_by(LOGIT_ROWS) {
+                let end = (first + LOGIT_ROWS).min(rows.len());
+                model.logits(team, Phase::Prefill, first..end, scratch, logits);
                 show(team, place, logits);
                 place += end - first;
             }

@@ -14,7 +14,7 @@ use super::{
     Calibration, FeatureStats, LayerPlan, LayerRestoration, Module, Plan, PruneError, Restoration,
 };
 use crate::kernels::{Activations, Moments, Runtime};
-use crate::model::{KvCache, Model, Scratch, Unobserved, Weight};
+use crate::model::{KvCache, Model, ModuleId, Scratch, Unobserved, Weight};
 
 /// Tokens for each input of the widest projection from which on restoring in sequence is better than without: the drift is
 /// harder to predict than removed inputs. `docs/pruning.md` has what this was taken from.
@@ -135,7 +135,10 @@ impl Streams {
             gram,
         } = self;
         let d = weight.rows;
-        let m = 2 * l + usize::from(module == Module::Mlp);
+        let m = match module {
+            Module::Attention => ModuleId::attention(l),
+            Module::Mlp => ModuleId::mlp(l),
+        };
         let whole = kept.len() == weight.cols;
         // Inputs and drift side by side, so that one covariance has all that the regression needs.
         let mut stats = FeatureStats::with_covariance(weight.cols + d);
@@ -143,18 +146,17 @@ impl Streams {
         for sequence in sequences.iter_mut() {
             runtime.region(|team| {
                 scratch.set_residual(&sequence.dense);
-                let caches = &mut [&mut *cache];
-                model.blocks(team, m..m + 1, caches, scratch, &mut Unobserved);
+                model.run_modules(team, m..m.next(), cache, scratch, &mut Unobserved);
                 sequence.dense.copy_from_slice(scratch.residual());
                 scratch.set_residual(&sequence.pruned);
                 let mut capture = Capture(&mut sequence.input);
-                model.blocks(team, m..m + 1, caches, scratch, &mut capture);
+                model.run_modules(team, m..m.next(), cache, scratch, &mut capture);
                 sequence.pruned.copy_from_slice(scratch.residual());
                 if whole {
                     return;
                 }
                 let width = weight.cols + d;
-                joint.resize(sequence.input.tokens() * width, 0.0);
+                joint.resize(sequence.input.tokens().count * width, 0.0);
                 team.chunks_mut(&mut joint, width, |t, row| {
                     let (input, drift) = row.split_at_mut(weight.cols);
                     input.copy_from_slice(

@@ -13,11 +13,11 @@
 #define TILED_DEPTH 768
 
 /* Types that lose nothing that matters in bfloat16. Without AMX 8-bit products are faster for packed codes. */
-static int wants_tiles(const fk_weights *w, size_t tokens) {
+static int wants_tiles(const fk_weights *w) {
 #if FK_AMX
-    return tokens >= FK_TILE_TOKENS && w->type != FK_TYPE_F32;
+    return w->type != FK_TYPE_F32;
 #else
-    return tokens >= 8 && (w->type == FK_TYPE_F16 || w->type == FK_TYPE_BF16);
+    return w->type == FK_TYPE_F16 || w->type == FK_TYPE_BF16;
 #endif
 }
 

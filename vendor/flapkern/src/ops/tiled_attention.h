@@ -59,25 +59,25 @@ static void tile_queries(const float *q, size_t count, size_t dim, size_t steps,
     }
 }
 
-/* Keys of `count` positions from `first` on to first factors: [POSITION_TILES, key_steps, 16 positions, 32 values]. */
-INLINE void tile_keys(fk_type type, const fk_kv_head *kv, size_t first, size_t count, size_t steps, uint16_t *tiles) {
+/* Keys of the first `count` positions of a block to first factors: [POSITION_TILES, key_steps, 16 positions, 32 values]. */
+INLINE void tile_keys(fk_type type, const fk_kv_head *kv, size_t block, size_t count, size_t steps, uint16_t *tiles) {
     for (size_t p = 0; p < ATTEND_TILE; p++)
         for (size_t s = 0; s < steps; s++) {
-            const uint8_t *row = kv->keys + (first + p) * kv->row_bytes;
+            const uint8_t *row = block_keys(kv, block) + p * kv->row_bytes;
             const size_t d = s * FK_TILE_COLS, dim = p < count ? kv->head_dim : 0;
             _mm512_store_si512(tiles + (p / 16 * steps + s) * FK_TILE + p % 16 * FK_TILE_COLS,
                                to_bfloats(load_cached(type, row, d, dim), load_cached(type, row, d + 16, dim)));
         }
 }
 
-/* Values of `count` positions from `first` on to first factors: [value_tiles, POSITION_STEPS, 16 values, 32 positions]. */
-INLINE void tile_values(fk_type type, const fk_kv_head *kv, size_t first, size_t count, size_t value_tiles,
+/* Values of the first `count` positions of a block to first factors: [value_tiles, POSITION_STEPS, 16 values, 32 positions]. */
+INLINE void tile_values(fk_type type, const fk_kv_head *kv, size_t block, size_t count, size_t value_tiles,
                         uint16_t *tiles, uint16_t *pairs) {
     for (size_t d = 0; d < value_tiles; d++)
         for (size_t s = 0; s < POSITION_STEPS; s++, tiles += FK_TILE) {
             for (size_t pair = 0; pair < TILE_PAIRS; pair++) {
                 const size_t p = s * FK_TILE_COLS + 2 * pair;
-                const uint8_t *row = kv->values + (first + p) * kv->row_bytes;
+                const uint8_t *row = block_values(kv, block) + p * kv->row_bytes;
                 store_pairs(pairs + 32 * pair, load_cached(type, row, 16 * d, p < count ? kv->head_dim : 0),
                             load_cached(type, row + kv->row_bytes, 16 * d, p + 1 < count ? kv->head_dim : 0));
             }
@@ -219,11 +219,11 @@ static void attend_in_tiles(const float *q, size_t queries, const size_t *visibl
     for (size_t from = 0; from < last; from += ATTEND_TILE) {
         const size_t positions = last - from < ATTEND_TILE ? last - from : ATTEND_TILE;
         if (kv->type == FK_TYPE_Q8_0) {
-            tile_keys(FK_TYPE_Q8_0, kv, from, positions, steps, keys);
-            tile_values(FK_TYPE_Q8_0, kv, from, positions, value_tiles, values, turning);
+            tile_keys(FK_TYPE_Q8_0, kv, from / ATTEND_TILE, positions, steps, keys);
+            tile_values(FK_TYPE_Q8_0, kv, from / ATTEND_TILE, positions, value_tiles, values, turning);
         } else {
-            tile_keys(FK_TYPE_F16, kv, from, positions, steps, keys);
-            tile_values(FK_TYPE_F16, kv, from, positions, value_tiles, values, turning);
+            tile_keys(FK_TYPE_F16, kv, from / ATTEND_TILE, positions, steps, keys);
+            tile_values(FK_TYPE_F16, kv, from / ATTEND_TILE, positions, value_tiles, values, turning);
         }
         for (size_t tile = 0; tile < shape.query_tiles; tile++) {
             const vi seen = sight[tile] - (int32_t)from;
