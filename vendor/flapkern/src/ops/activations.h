@@ -40,7 +40,7 @@ static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *
 
 /* ---- activations to bfloat16 ---- */
 
-#ifndef FK_BF16
+#if !FK_BF16
 static void fill_tiles(const float *x, size_t tokens, size_t cols, uint16_t *tiles) {
     for (size_t k = 0; k < cols; k += FK_TILE_COLS, tiles += FK_TILE) {
         size_t count = cols - k < FK_TILE_COLS ? cols - k : FK_TILE_COLS;

@@ -3,15 +3,12 @@
 /* From here on decoding a panel costs less than decoding every row for every token. */
 #define GEMM_MIN_TOKENS 8
 
-/* Native rows of these types are multiplied in their 8-bit form; of the others they are decoded first. */
-static int has_native_dot(fk_type type) { return type == FK_TYPE_Q8_0 || type == FK_TYPE_Q4_0 || type == FK_TYPE_Q4_1; }
-
 static int is_float(fk_type type) { return block_len(type) == 1; }
 
 /* In other forms than bfloat16 packed codes are used as they are for any number of tokens; packed floats and native rows
  * are decoded for many. */
 static fk_form activation_form(const fk_weights *w, size_t tokens) {
-#ifdef FK_BF16
+#if FK_BF16
     if (wants_tiles(w, tokens)) return FK_FORM_BF16;
 #endif
     if (is_float(w->type)) return FK_FORM_FLOAT;
@@ -24,7 +21,7 @@ static int wants_panels(const fk_weights *w, size_t tokens) {
 }
 
 static size_t matmul_scratch(const fk_weights *w, size_t tokens) {
-#ifdef FK_BF16
+#if FK_BF16
     if (wants_tiles(w, tokens)) return TILED_SCRATCH;
 #endif
     if (wants_panels(w, tokens)) return GEMM_SCRATCH;
@@ -55,7 +52,7 @@ static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const 
         matvec(&rows, 1, x);
         return;
     }
-#ifdef FK_BF16
+#if FK_BF16
     if (wants_tiles(w, x->tokens)) {
         tiled_matmul(w, row_begin, row_end, x, out, out_stride, scratch);
         return;

@@ -58,6 +58,16 @@ static void dequantize(fk_type type, const uint8_t *src, size_t n, float *out) {
     for (size_t i = 0; i < n; i += len, src += bytes) decode_block(type, src, out + i);
 }
 
+/* X(TYPE, function) for the types whose native rows are multiplied with 8-bit activations as they are. Native rows of other
+ * types in blocks are decoded first. */
+#define NATIVE_DOTS(X) X(Q8_0, dot_q8_0) X(Q4_0, dot_q4_0) X(Q4_1, dot_q4_1)
+
+static int has_native_dot(fk_type type) {
+#define OR_IS(TYPE, DOT) || type == FK_TYPE_##TYPE
+    return 0 NATIVE_DOTS(OR_IS);
+#undef OR_IS
+}
+
 /* One native row times all tokens, decoded piece by piece. */
 static void decoded_row(const fk_weights *w, size_t r, const fk_activations *x, float *out, size_t out_stride) {
     float piece[FK_SUPER];
@@ -81,15 +91,17 @@ static void native_rows(const fk_weights *w, size_t row_begin, size_t row_end, c
     }
 #define QUANTIZED x->quantized + t * x->cols, x->scales + t * blocks, x->block_sums + t * blocks, blocks
     switch (w->type) {
-    case FK_TYPE_Q8_0: ROWS(dot_q8_0(row, QUANTIZED)) break;
-    case FK_TYPE_Q4_0: ROWS(dot_q4_0(row, QUANTIZED)) break;
-    case FK_TYPE_Q4_1: ROWS(dot_q4_1(row, QUANTIZED)) break;
-    case FK_TYPE_F32: ROWS(dot_float(FK_TYPE_F32, row, x->values + t * x->cols, w->cols)) break;
-    case FK_TYPE_F16: ROWS(dot_float(FK_TYPE_F16, row, x->values + t * x->cols, w->cols)) break;
-    case FK_TYPE_BF16: ROWS(dot_float(FK_TYPE_BF16, row, x->values + t * x->cols, w->cols)) break;
+#define BLOCKS(TYPE, DOT) \
+    case FK_TYPE_##TYPE: ROWS(DOT(row, QUANTIZED)) break;
+#define FLOATS(TYPE, ...) \
+    case FK_TYPE_##TYPE: ROWS(dot_float(FK_TYPE_##TYPE, row, x->values + t * x->cols, w->cols)) break;
+        NATIVE_DOTS(BLOCKS)
+        FK_FLOAT_TYPES(FLOATS)
     default:
         for (size_t r = row_begin; r < row_end; r++) decoded_row(w, r, x, out + r, out_stride);
     }
+#undef BLOCKS
+#undef FLOATS
 #undef QUANTIZED
 #undef ROWS
 }

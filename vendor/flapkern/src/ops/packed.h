@@ -14,36 +14,43 @@ typedef struct packed_block {
 
 /* Whether the halves of a block have scales of their own. */
 INLINE int has_half_scales(fk_type type) {
-    return type == FK_TYPE_Q6_K || type == FK_TYPE_Q2_K || type == FK_TYPE_Q3_K;
+#define OR_IS(TYPE, VALUES, BYTES, BITS, OFFSET, SCALES, MINIMUM) || (SCALES == 2 && type == FK_TYPE_##TYPE)
+    return 0 FK_BLOCK_TYPES(OR_IS);
+#undef OR_IS
 }
 
+/* Whether every scale comes with a minimum. */
 INLINE int has_minimum(fk_type type) {
-    return type == FK_TYPE_Q4_1 || type == FK_TYPE_Q5_1 || type == FK_TYPE_Q4_K || type == FK_TYPE_Q5_K ||
-           type == FK_TYPE_Q2_K;
+#define OR_IS(TYPE, VALUES, BYTES, BITS, OFFSET, SCALES, MINIMUM) || (MINIMUM && type == FK_TYPE_##TYPE)
+    return 0 FK_BLOCK_TYPES(OR_IS);
+#undef OR_IS
 }
 
-/* Codes that are signed bytes; the others are unsigned, of so many bits. */
+/* Whether codes are signed bytes; the others are unsigned, of as many bits as code_bits says. */
 INLINE int has_signed_codes(fk_type type) {
-    return type == FK_TYPE_Q8_0 || type == FK_TYPE_IQ4_NL || type == FK_TYPE_IQ4_XS;
+#define OR_IS(TYPE, VALUES, BYTES, BITS, OFFSET, SCALES, MINIMUM) || (BITS == 8 && type == FK_TYPE_##TYPE)
+    return 0 FK_BLOCK_TYPES(OR_IS);
+#undef OR_IS
 }
 
 INLINE int code_bits(fk_type type) {
     switch (type) {
-    case FK_TYPE_Q6_K: return 6;
-    case FK_TYPE_Q5_0:
-    case FK_TYPE_Q5_1:
-    case FK_TYPE_Q5_K: return 5;
-    default: return 4;
+#define BITS_OF(TYPE, VALUES, BYTES, BITS, ...) \
+    case FK_TYPE_##TYPE: return BITS;
+        FK_BLOCK_TYPES(BITS_OF)
+#undef BITS_OF
+    default: return 0;
     }
 }
 
+/* What is subtracted from a code, in the form in which it is multiplied. */
 INLINE int code_offset(fk_type type) {
     if (has_signed_codes(type)) return SIGNED_OFFSET;
     switch (type) {
-    case FK_TYPE_Q4_0: return 8;
-    case FK_TYPE_Q5_0: return 16;
-    case FK_TYPE_Q6_K: return 32;
-    case FK_TYPE_Q3_K: return 4;
+#define OFFSET_OF(TYPE, VALUES, BYTES, BITS, OFFSET, ...) \
+    case FK_TYPE_##TYPE: return OFFSET;
+        FK_BLOCK_TYPES(OFFSET_OF)
+#undef OFFSET_OF
     default: return 0;
     }
 }
@@ -187,26 +194,20 @@ INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_bloc
 }
 
 /* A whole super-block; unrolled, so that every shift is by a constant, and compiled once for a type. */
-#define SUPER_BLOCK(TYPE)                                                                                              \
+#define SUPER_BLOCK(TYPE, ...)                                                                                         \
     static __attribute__((noinline)) void load_super_##TYPE(const uint8_t *p, int v, packed_block w[8]) {              \
         UNROLL for (int s = 0; s < 8; s++) load_block(FK_TYPE_##TYPE, p, s, v, &w[s]);                                 \
     }
-SUPER_BLOCK(Q2_K)
-SUPER_BLOCK(Q3_K)
-SUPER_BLOCK(Q4_K)
-SUPER_BLOCK(Q5_K)
-SUPER_BLOCK(Q6_K)
-SUPER_BLOCK(IQ4_XS)
+FK_SUPER_BLOCK_TYPES(SUPER_BLOCK)
 #undef SUPER_BLOCK
 
 INLINE void load_super_block(fk_type type, const uint8_t *p, int v, packed_block w[8]) {
     switch (type) {
-    case FK_TYPE_Q2_K: load_super_Q2_K(p, v, w); break;
-    case FK_TYPE_Q3_K: load_super_Q3_K(p, v, w); break;
-    case FK_TYPE_Q4_K: load_super_Q4_K(p, v, w); break;
-    case FK_TYPE_Q5_K: load_super_Q5_K(p, v, w); break;
-    case FK_TYPE_Q6_K: load_super_Q6_K(p, v, w); break;
-    default: load_super_IQ4_XS(p, v, w);
+#define SUPER_BLOCK(TYPE, ...) \
+    case FK_TYPE_##TYPE: load_super_##TYPE(p, v, w); break;
+        FK_SUPER_BLOCK_TYPES(SUPER_BLOCK)
+#undef SUPER_BLOCK
+    default: break;
     }
 }
 
@@ -452,7 +453,7 @@ static void in_streams(streams_function *multiply, size_t most, const fk_rows *p
 }
 
 /* Two functions a type, so that each is compiled by itself: for one token, and for one group and any number of tokens. */
-#define PACKED(TYPE)                                                                                                 \
+#define PACKED(TYPE, ...)                                                                                             \
     static __attribute__((noinline)) void streams_##TYPE(int count, const uint8_t *const *groups,                    \
                                                          const fk_activations *x, float *const *out) {               \
         packed_streams(FK_TYPE_##TYPE, count, groups, x, out);                                                       \
@@ -461,18 +462,7 @@ static void in_streams(streams_function *multiply, size_t most, const fk_rows *p
                                                         size_t out_stride, float *scratch) {                         \
         packed_group(FK_TYPE_##TYPE, group, x, out, out_stride, scratch);                                            \
     }
-PACKED(Q8_0)
-PACKED(Q4_0)
-PACKED(Q4_1)
-PACKED(Q5_0)
-PACKED(Q5_1)
-PACKED(Q2_K)
-PACKED(Q3_K)
-PACKED(Q4_K)
-PACKED(Q5_K)
-PACKED(Q6_K)
-PACKED(IQ4_NL)
-PACKED(IQ4_XS)
+FK_BLOCK_TYPES(PACKED)
 #undef PACKED
 
 typedef void packed_function(const uint8_t *group, const fk_activations *x, float *out, size_t out_stride, float *scratch);
@@ -484,20 +474,9 @@ typedef struct packed_functions {
 
 static packed_functions packed_functions_for(fk_type type) {
     switch (type) {
-#define PACKED(TYPE) \
+#define PACKED(TYPE, ...) \
     case FK_TYPE_##TYPE: return (packed_functions){streams_##TYPE, packed_##TYPE};
-        PACKED(Q8_0)
-        PACKED(Q4_0)
-        PACKED(Q4_1)
-        PACKED(Q5_0)
-        PACKED(Q5_1)
-        PACKED(Q2_K)
-        PACKED(Q3_K)
-        PACKED(Q4_K)
-        PACKED(Q5_K)
-        PACKED(Q6_K)
-        PACKED(IQ4_NL)
-        PACKED(IQ4_XS)
+        FK_BLOCK_TYPES(PACKED)
 #undef PACKED
     default: return (packed_functions){0};
     }

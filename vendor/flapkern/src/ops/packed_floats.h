@@ -66,14 +66,12 @@ INLINE void packed_float_streams(fk_type type, int count, const uint8_t *const *
     }
 }
 
-#define PACKED(TYPE)                                                                                                 \
+#define PACKED(TYPE, ...)                                                                                             \
     static __attribute__((noinline)) void streams_##TYPE(int count, const uint8_t *const *groups,                    \
                                                          const fk_activations *x, float *const *out) {               \
         packed_float_streams(FK_TYPE_##TYPE, count, groups, x, out);                                                 \
     }
-PACKED(F32)
-PACKED(F16)
-PACKED(BF16)
+FK_FLOAT_TYPES(PACKED)
 #undef PACKED
 
 INLINE void packed_float_rows(fk_type type, const fk_weights *w, size_t begin, size_t end, const fk_activations *x,
@@ -95,18 +93,21 @@ INLINE void packed_float_rows(fk_type type, const fk_weights *w, size_t begin, s
 static void packed_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                           size_t out_stride) {
     switch (w->type) {
-    case FK_TYPE_F16: packed_float_rows(FK_TYPE_F16, w, begin, end, x, out, out_stride); break;
-    case FK_TYPE_BF16: packed_float_rows(FK_TYPE_BF16, w, begin, end, x, out, out_stride); break;
-    default: packed_float_rows(FK_TYPE_F32, w, begin, end, x, out, out_stride);
+#define ROWS(TYPE, ...) \
+    case FK_TYPE_##TYPE: packed_float_rows(FK_TYPE_##TYPE, w, begin, end, x, out, out_stride); break;
+        FK_FLOAT_TYPES(ROWS)
+#undef ROWS
+    default: break;
     }
 }
 
 /* The function for packed rows of any type and one token. */
 static streams_function *streams_for(fk_type type) {
     switch (type) {
-    case FK_TYPE_F32: return streams_F32;
-    case FK_TYPE_F16: return streams_F16;
-    case FK_TYPE_BF16: return streams_BF16;
+#define FUNCTION(TYPE, ...) \
+    case FK_TYPE_##TYPE: return streams_##TYPE;
+        FK_FLOAT_TYPES(FUNCTION)
+#undef FUNCTION
     default: return packed_functions_for(type).streams;
     }
 }

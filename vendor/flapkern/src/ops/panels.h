@@ -82,9 +82,11 @@ static void decode_panel(const fk_weights *w, size_t row, size_t count, size_t k
                          float *line) {
     if (w->layout == FK_LAYOUT_PACKED && count == GEMM_ROWS) {
         switch (w->type) {
-        case FK_TYPE_F16: panel_of_floats(FK_TYPE_F16, w, row, k, depth, panel); break;
-        case FK_TYPE_BF16: panel_of_floats(FK_TYPE_BF16, w, row, k, depth, panel); break;
-        default: panel_of_floats(FK_TYPE_F32, w, row, k, depth, panel);
+#define PANEL(TYPE, ...) \
+        case FK_TYPE_##TYPE: panel_of_floats(FK_TYPE_##TYPE, w, row, k, depth, panel); break;
+            FK_FLOAT_TYPES(PANEL)
+#undef PANEL
+        default: break;
         }
         return;
     }

@@ -22,7 +22,7 @@
 #include "packed_floats.h"
 #include "panels.h"
 #include "activations.h"
-#ifdef FK_BF16
+#if FK_BF16
 #include "tiled.h"
 #endif
 #include "matmul.h"
