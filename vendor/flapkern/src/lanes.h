@@ -8,11 +8,13 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Floats, signed and unsigned integers of 32 bits, as many shorts, as many bytes, and four bytes for each lane. */
 typedef float vf __attribute__((vector_size(FK_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(FK_LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(FK_LANES * 4)));
 typedef uint16_t vs __attribute__((vector_size(FK_LANES * 2)));
 typedef int8_t vb __attribute__((vector_size(FK_LANES)));
+typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")

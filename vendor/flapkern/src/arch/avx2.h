@@ -1,6 +1,10 @@
 /* AVX2 with and without AVX-VNNI: the including file says which by FK_VNNI, and defines FK_TABLE and FK_NAME. */
 #include <immintrin.h>
 
+#ifndef FK_VNNI
+#error "define FK_VNNI"
+#endif
+
 #define FK_LANES 8
 #define FK_OWN_REDUCTIONS
 #define FK_OWN_WIDTHS
@@ -108,8 +112,6 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
     }
     return sum_lanes(total) + offset;
 }
-
-typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
 
 INLINE __m256i four_of(const int8_t *x) {
     int32_t four;

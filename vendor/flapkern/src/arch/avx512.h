@@ -2,6 +2,10 @@
  * Vectors of 64 bytes hold two blocks. */
 #include <immintrin.h>
 
+#ifndef FK_VNNI
+#error "define FK_VNNI"
+#endif
+
 #define FK_LANES 16
 #define FK_OWN_REDUCTIONS
 #define FK_OWN_WIDTHS
@@ -159,8 +163,6 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
     }
     return sum_lanes(total) + offset;
 }
-
-typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
 
 INLINE __m512i four_of(const int8_t *x) {
     int32_t four;

@@ -3,6 +3,10 @@
  * extension of its own. */
 #include <arm_neon.h>
 
+#if !defined(FK_DOTPROD) || !defined(FK_I8MM)
+#error "define FK_DOTPROD and FK_I8MM"
+#endif
+
 #define FK_LANES 4
 #include "../lanes.h"
 #include "../half.h"
@@ -87,7 +91,6 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
 #define PACKED_TOKENS 4
 #endif
 #define SIGNED_OFFSET 0
-typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
 
 INLINE vw look_up(const int8_t *table, vw codes) {
     return (vw)vqtbl1q_s8(vld1q_s8(table), (uint8x16_t)codes);
