@@ -1,4 +1,4 @@
-/* Plain C and the compiler's four-lane vectors: for every processor, and the yardstick of the other files. */
+/* Plain C with the compiler's vectors of four lanes: it runs on every processor, and the other sets are tested against it. */
 #define FK_LANES 4
 #include "../lanes.h"
 #include "../half.h"
