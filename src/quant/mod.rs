@@ -1,7 +1,7 @@
-//! The block formats of weights as types: sizes, layout, decoding and encoding.
+//! The block formats of weights: their sizes, how they lie in memory, decoding and encoding.
 //!
-//! Layouts are ggml's, so that a GGUF tensor is used as it lies in the file. Everything here is plain scalar code: it is
-//! the definition that the vector kernels are tested against, and what pruning uses to re-encode columns.
+//! The formats are ggml's, so that a GGUF tensor can be used as it lies in the file. Everything here is plain scalar code.
+//! It defines the formats: the vector kernels are tested against it, and pruning encodes changed columns with it.
 
 mod bits;
 mod blocks;
@@ -16,7 +16,7 @@ pub use packed::{GROUP, decode_packed_row, pack, unpack};
 /// The element type of a stored tensor. The discriminants are GGUF's type numbers (`ggml_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
-#[allow(non_camel_case_types)] // the names by which everybody knows them
+#[allow(non_camel_case_types)] // these are the formats' usual names
 pub enum BlockType {
     /// IEEE single precision.
     F32 = 0,
@@ -28,7 +28,8 @@ pub enum BlockType {
     Q4_1 = 3,
     /// 32 values of 5 bits with one scale: w = d (q − 16). 22 bytes: d f16, 4 bytes of fifth bits, 16 bytes of nibbles.
     Q5_0 = 6,
-    /// 32 values of 5 bits with scale and minimum: w = d q + m. 24 bytes: d f16, m f16, fifth bits, nibbles.
+    /// 32 values of 5 bits with scale and minimum: w = d q + m. 24 bytes: d f16, m f16, 4 bytes of fifth bits, 16 bytes of
+    /// nibbles.
     Q5_1 = 7,
     /// 32 values of 8 bits with one scale: w = d q. 34 bytes: d f16, 32 signed bytes.
     Q8_0 = 8,
@@ -46,11 +47,12 @@ pub enum BlockType {
     IQ4_NL = 20,
     /// 256 values of 4 bits with the same levels; every 32 have a 6-bit scale. 136 bytes.
     IQ4_XS = 23,
-    /// The upper half of single precision.
+    /// bfloat16, the upper 16 bits of single precision.
     BF16 = 30,
 }
 
 impl BlockType {
+    /// All supported types, plain floats first.
     pub const ALL: [BlockType; 15] = [
         BlockType::F32,
         BlockType::F16,
@@ -69,16 +71,17 @@ impl BlockType {
         BlockType::IQ4_XS,
     ];
 
-    /// The type with this GGUF number, if it is supported.
+    /// The type with this GGUF number; `None` if it is not supported.
     pub fn from_id(id: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.id() == id)
     }
 
-    /// The GGUF number.
+    /// The number of this type in GGUF files.
     pub const fn id(self) -> u32 {
         self as u32
     }
 
+    /// The usual name of this type, for example "Q4_K".
     pub const fn name(self) -> &'static str {
         match self {
             BlockType::F32 => "F32",
@@ -99,7 +102,7 @@ impl BlockType {
         }
     }
 
-    /// Values per block.
+    /// The number of values in a block; 1 for plain floats.
     pub const fn block_len(self) -> usize {
         match self {
             BlockType::F32 | BlockType::F16 | BlockType::BF16 => 1,
@@ -118,7 +121,7 @@ impl BlockType {
         }
     }
 
-    /// Bytes per block.
+    /// The size of a block in bytes.
     pub const fn block_bytes(self) -> usize {
         match self {
             BlockType::F32 => 4,
@@ -138,7 +141,8 @@ impl BlockType {
         }
     }
 
-    /// Bytes of a row of `columns` values; `None` if that is not a whole number of blocks or too large.
+    /// The size in bytes of a row of `columns` values; `None` if `columns` is not a whole number of blocks or the size does
+    /// not fit in a `usize`.
     pub const fn checked_row_bytes(self, columns: usize) -> Option<usize> {
         if !columns.is_multiple_of(self.block_len()) {
             return None;
@@ -146,10 +150,10 @@ impl BlockType {
         (columns / self.block_len()).checked_mul(self.block_bytes())
     }
 
-    /// Bytes of a row of `columns` values.
+    /// The size in bytes of a row of `columns` values.
     ///
     /// # Panics
-    /// If `columns` is not a whole number of blocks.
+    /// If `columns` is not a whole number of blocks, or if the size does not fit in a `usize`.
     pub const fn row_bytes(self, columns: usize) -> usize {
         match self.checked_row_bytes(columns) {
             Some(bytes) => bytes,
@@ -157,16 +161,17 @@ impl BlockType {
         }
     }
 
-    /// Whether values are stored one by one, as floating-point numbers.
+    /// Whether values are stored one by one as floating-point numbers (F32, F16, BF16).
     pub const fn is_float(self) -> bool {
         self.block_len() == 1
     }
 
+    /// The names of all supported types, separated by commas, for error messages.
     pub(crate) fn supported_names() -> String {
         Self::ALL.map(Self::name).join(", ")
     }
 
-    /// The names of GGUF types that exist but that we cannot read yet, for error messages.
+    /// The name of a GGUF type that exists but is not supported, for error messages; `None` for any other number.
     pub(crate) fn name_of_unsupported(id: u32) -> Option<&'static str> {
         Some(match id {
             9 => "Q8_1",
@@ -191,12 +196,12 @@ impl BlockType {
     }
 }
 
-/// How a weight matrix lies in memory.
+/// The order in which the bytes of a weight matrix lie in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Layout {
-    /// Row after row, as GGUF stores it.
+    /// One row after the other, as in a GGUF file.
     #[default]
     Native,
-    /// Groups of [`GROUP`] rows interleaved block by block; see [`pack`].
+    /// Groups of [`GROUP`] rows, interleaved block by block; see [`pack`].
     Packed,
 }
