@@ -44,8 +44,8 @@ fn matrix(block_type: BlockType) -> Vec<u8> {
 }
 
 fn matmuls(c: &mut Criterion) {
-    let team = Team::solo();
     for kernels in Isa::available().filter_map(Kernels::for_isa) {
+        let team = Team::solo(kernels);
         let mut group = c.benchmark_group(format!("matmul/{}", kernels.isa().name()));
         for block_type in BlockType::ALL {
             let bytes = matrix(block_type);
@@ -65,7 +65,7 @@ fn matmuls(c: &mut Criterion) {
                             weights,
                             out: &mut out,
                         };
-                        matmul(kernels, &team, &mut activations, &mut [product]);
+                        matmul(&team, &mut activations, &mut [product]);
                         black_box(&out);
                     });
                 });
@@ -78,8 +78,8 @@ fn matmuls(c: &mut Criterion) {
 fn attentions(c: &mut Criterion) {
     const HEAD_DIM: usize = 64;
     const GROUPS: [usize; 3] = [3; 3];
-    let team = Team::solo();
     for kernels in Isa::available().filter_map(Kernels::for_isa) {
+        let team = Team::solo(kernels);
         let mut group = c.benchmark_group(format!("attention/{}", kernels.isa().name()));
         for (tokens, depth) in [(1, 128), (1, 4096), (512, 0)] {
             let capacity = depth + tokens;
@@ -99,7 +99,7 @@ fn attentions(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(tokens.to_string(), depth), |b| {
                 b.iter(|| {
                     let plane = CachePlane::Half(&cache);
-                    attention(kernels, &team, shape, &q, plane, plane, &mut out);
+                    attention(&team, shape, &q, plane, plane, &mut out);
                     black_box(&out);
                 });
             });
@@ -136,24 +136,11 @@ fn forward_passes(c: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(tokens), |b| {
             b.iter(|| {
                 cache.truncate(0);
-                runtime.pool.region(|team| {
+                runtime.region(|team| {
                     model
-                        .forward(
-                            runtime.kernels,
-                            team,
-                            &batch,
-                            &mut cache,
-                            &mut scratch,
-                            &mut Unobserved,
-                        )
+                        .forward(team, &batch, &mut cache, &mut scratch, &mut Unobserved)
                         .expect("the batch fits");
-                    model.logits(
-                        runtime.kernels,
-                        team,
-                        tokens - 1..tokens,
-                        &mut scratch,
-                        &mut logits,
-                    );
+                    model.logits(team, tokens - 1..tokens, &mut scratch, &mut logits);
                 });
                 black_box(&logits);
             });

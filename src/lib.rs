@@ -61,6 +61,7 @@ pub mod gguf;
 pub mod hub;
 pub mod kernels;
 pub mod model;
+pub mod progress;
 pub mod prune;
 pub mod quant;
 pub mod tokenize;

@@ -84,7 +84,6 @@ pub fn perplexity(
         context / 2
     };
 
-    let kernels = runtime.kernels;
     let mut cache = KvCache::with_type(model, context, options.cache_type)?;
     let mut scratch = Scratch::new();
     let mut logits = Vec::new();
@@ -95,23 +94,15 @@ pub fn perplexity(
             input[0] = bos;
         }
         cache.truncate(0);
-        runtime.pool.region(|team| {
+        runtime.region(|team| {
             for (b, batch) in input.chunks(BATCH).enumerate() {
-                model.forward(
-                    kernels,
-                    team,
-                    batch,
-                    &mut cache,
-                    &mut scratch,
-                    &mut Unobserved,
-                )?;
+                model.forward(team, batch, &mut cache, &mut scratch, &mut Unobserved)?;
                 // Row i of the batch predicts position b · BATCH + i + 1.
                 let start = b * BATCH;
                 let end = (start + batch.len()).min(context - 1);
                 for row in (start.max(first)..end).step_by(LOGIT_ROWS) {
                     let rows = row..(row + LOGIT_ROWS).min(end);
                     model.logits(
-                        kernels,
                         team,
                         rows.start - start..rows.end - start,
                         &mut scratch,

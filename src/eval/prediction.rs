@@ -65,7 +65,7 @@ impl TokenTime {
 /// Seconds for one token's product with every weight.
 fn multiply_all(model: &Model, runtime: &Runtime) -> f64 {
     let start = Instant::now();
-    runtime.pool.region(|team| {
+    runtime.region(|team| {
         let mut x = Activations::default();
         let mut outs: Vec<Vec<f32>> = Vec::new();
         let mut multiply = |weights: &[&Weight]| {
@@ -84,7 +84,7 @@ fn multiply_all(model: &Model, runtime: &Runtime) -> f64 {
                     out,
                 });
             }
-            matmul(runtime.kernels, team, &mut x, &mut products);
+            matmul(team, &mut x, &mut products);
             black_box(&products);
         };
         for layer in &model.layers {

@@ -99,16 +99,9 @@ impl<'m> SpeedRun<'m> {
         let batch: Vec<u32> = (0..tokens)
             .map(|i| ((position + i) * 7919 % vocabulary) as u32)
             .collect();
-        runtime.pool.region(|team| {
-            model.forward(
-                runtime.kernels,
-                team,
-                &batch,
-                cache,
-                scratch,
-                &mut Unobserved,
-            )?;
-            model.logits(runtime.kernels, team, tokens - 1..tokens, scratch, logits);
+        runtime.region(|team| {
+            model.forward(team, &batch, cache, scratch, &mut Unobserved)?;
+            model.logits(team, tokens - 1..tokens, scratch, logits);
             black_box(&logits);
             Ok(())
         })
@@ -122,7 +115,7 @@ pub fn read_bandwidth(map: &Map, bytes: usize, runtime: &Runtime) -> f64 {
     const LINE: usize = 64;
     let data = &map.bytes()[..bytes.min(map.bytes().len())];
     let start = Instant::now();
-    runtime.pool.region(|team| {
+    runtime.region(|team| {
         let threads = team.threads();
         team.each(|worker| {
             let part = &data[data.len() * worker / threads..data.len() * (worker + 1) / threads];

@@ -85,17 +85,9 @@ impl Texts<'_> {
         let lock = |i: usize| texts[i].lock().expect("no thread panicked");
         for position in 0..self.tokens.saturating_sub(1) {
             let batch: Vec<u32> = (0..count).map(|i| lock(i).tokens[position]).collect();
-            runtime.pool.region(|team| -> Result<(), GenerateError> {
-                let kernels = runtime.kernels;
-                model.forward_texts(
-                    kernels,
-                    team,
-                    &batch,
-                    &mut caches,
-                    &mut scratch,
-                    &mut Unobserved,
-                )?;
-                model.logits(kernels, team, 0..count, &mut scratch, &mut logits);
+            runtime.region(|team| -> Result<(), GenerateError> {
+                model.forward_texts(team, &batch, &mut caches, &mut scratch, &mut Unobserved)?;
+                model.logits(team, 0..count, &mut scratch, &mut logits);
                 team.chunks_mut(&mut logits, model.config.vocabulary, |i, logits| {
                     let known = self.vocabulary.min(logits.len());
                     lock(i).go_on(position, &mut logits[..known]);

@@ -119,14 +119,13 @@ impl<'m> Session<'m> {
         if tokens.is_empty() {
             return Err(GenerateError::EmptyPrompt);
         }
-        let kernels = runtime.kernels;
-        runtime.pool.region(|team| {
+        runtime.region(|team| {
             let mut last = 0;
             for batch in tokens.chunks(PROMPT_BATCH) {
-                model.forward(kernels, team, batch, cache, scratch, &mut Unobserved)?;
+                model.forward(team, batch, cache, scratch, &mut Unobserved)?;
                 last = batch.len();
             }
-            model.logits(kernels, team, last - 1..last, scratch, logits);
+            model.logits(team, last - 1..last, scratch, logits);
             Ok::<_, GenerateError>(())
         })?;
         Ok(&mut self.logits)

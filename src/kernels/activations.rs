@@ -148,7 +148,6 @@ impl Activations {
     #[allow(clippy::too_many_arguments)] // a shape, what is to come of it, and who computes
     pub fn produce(
         &mut self,
-        kernels: Kernels,
         team: &Team,
         tokens: usize,
         cols: usize,
@@ -156,6 +155,7 @@ impl Activations {
         precision: Precision,
         write: impl Fn(usize, &mut [f32]) + Sync,
     ) {
+        let kernels = team.kernels();
         let sink = self.sink(kernels, tokens, cols, readers, Keep::Nothing, precision);
         let some = if sink.forms.tiles { TILE_TOKENS } else { 1 };
         team.items(tokens.div_ceil(some), |_, i| {
@@ -240,10 +240,10 @@ impl Activations {
     /// If these are needed and were not kept.
     pub(super) fn for_readers(
         &mut self,
-        kernels: Kernels,
         team: &Team,
         readers: &[MatrixView],
     ) -> sys::fk_activations {
+        let kernels = team.kernels();
         let wanted = Forms::wanted(kernels, readers, self.tokens);
         let missing = Forms {
             quantized: wanted.quantized && !self.forms.quantized,
@@ -255,7 +255,7 @@ impl Activations {
             "plain values were not kept"
         );
         if missing.quantized || missing.tiles {
-            self.make(kernels, team, missing);
+            self.make(team, missing);
         }
         sys::fk_activations {
             tokens: self.tokens,
@@ -287,7 +287,8 @@ impl Activations {
     }
 
     /// Makes forms of the plain values.
-    fn make(&mut self, kernels: Kernels, team: &Team, missing: Forms) {
+    fn make(&mut self, team: &Team, missing: Forms) {
+        let kernels = team.kernels();
         let (tokens, cols) = (self.tokens, self.cols);
         self.fit(missing);
         let values = std::mem::take(&mut self.values);

@@ -63,7 +63,6 @@ pub struct AttentionShape<'a> {
 /// If a shape does not fit.
 #[allow(clippy::too_many_arguments)] // three inputs, an output, and who computes
 pub fn attention(
-    kernels: Kernels,
     team: &Team,
     shape: AttentionShape,
     q: &[f32],
@@ -71,6 +70,7 @@ pub fn attention(
     values: CachePlane,
     out: &mut [f32],
 ) {
+    let kernels = team.kernels();
     assert_eq!(out.len(), q.len(), "queries");
     let job = Job::new(kernels, shape, q, keys, values);
     job.run(team, &Out::Values(SharedSlice::new(out)));
@@ -83,7 +83,6 @@ pub fn attention(
 /// If a shape does not fit.
 #[allow(clippy::too_many_arguments)] // three inputs, an output, and who computes
 pub fn attention_for(
-    kernels: Kernels,
     team: &Team,
     shape: AttentionShape,
     q: &[f32],
@@ -93,6 +92,7 @@ pub fn attention_for(
     readers: &[MatrixView],
     keep: Keep,
 ) {
+    let kernels = team.kernels();
     let (tokens, width) = (shape.tokens, q.len() / shape.tokens.max(1));
     let job = Job::new(kernels, shape, q, keys, values);
     if shape.head_dim.is_multiple_of(TILE_COLS) {

@@ -106,8 +106,8 @@ pub struct Product<'w, 'o> {
 ///
 /// # Panics
 /// If a shape does not fit.
-pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut [Product]) {
-    matmul_then(kernels, team, x, products, |_, _, _, _| {});
+pub fn matmul(team: &Team, x: &mut Activations, products: &mut [Product]) {
+    matmul_then(team, x, products, |_, _, _, _| {});
 }
 
 /// As [`matmul`], and every thread hands over what it has multiplied while it is in the cache:
@@ -116,12 +116,12 @@ pub fn matmul(kernels: Kernels, team: &Team, x: &mut Activations, products: &mut
 /// # Panics
 /// If a shape does not fit.
 pub fn matmul_then(
-    kernels: Kernels,
     team: &Team,
     x: &mut Activations,
     products: &mut [Product],
     then: impl Fn(usize, usize, Range<usize>, &mut [f32]) + Sync,
 ) {
+    let kernels = team.kernels();
     let tokens = x.tokens();
     if tokens == 0 {
         return;
@@ -146,7 +146,7 @@ pub fn matmul_then(
         );
     }
     let weights: Vec<MatrixView> = products.iter().map(|p| p.weights).collect();
-    let activations = x.for_readers(kernels, team, &weights);
+    let activations = x.for_readers(team, &weights);
     let rest = x.rest(&activations, &weights);
     let x = SharedActivations(&activations);
     let rest = rest.as_ref().map(SharedActivations);
@@ -218,18 +218,18 @@ pub fn matmul_then(
 /// # Panics
 /// If a shape does not fit.
 pub fn matmul_add(
-    kernels: Kernels,
     team: &Team,
     x: &mut Activations,
     weights: MatrixView,
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
+    let kernels = team.kernels();
     let all = weights.rows;
     assert_eq!(out.len(), x.tokens() * all, "room for a product");
     assert!(bias.is_none_or(|b| b.len() == all), "a bias for every row");
     let out = SharedSlice::new(out);
-    by_panels(kernels, team, x, &[weights], 1, |rows, product| {
+    by_panels(team, x, &[weights], 1, |rows, product| {
         for (t, product) in product.chunks_exact(rows.len()).enumerate() {
             // SAFETY: every panel of rows has one worker.
             let out = unsafe { out.range(t * all + rows.start..t * all + rows.end) };
@@ -248,7 +248,6 @@ pub fn matmul_add(
 /// If a shape does not fit.
 #[allow(clippy::too_many_arguments)] // two matrices, an input, an output, and who computes
 pub fn matmul_silu(
-    kernels: Kernels,
     team: &Team,
     x: &mut Activations,
     gate: (MatrixView, Option<&[f32]>),
@@ -257,6 +256,7 @@ pub fn matmul_silu(
     readers: &[MatrixView],
     keep: Keep,
 ) {
+    let kernels = team.kernels();
     assert_eq!(gate.0.rows, up.0.rows, "channels of gate and up");
     let sink = out.sink(
         kernels,
@@ -267,7 +267,7 @@ pub fn matmul_silu(
         Precision::Normal,
     );
     let weights = [gate.0, up.0];
-    by_panels(kernels, team, x, &weights, TILE_COLS, |rows, products| {
+    by_panels(team, x, &weights, TILE_COLS, |rows, products| {
         let (gates, ups) = products.split_at_mut(products.len() / 2);
         for (products, bias) in [(&mut *gates, gate.1), (&mut *ups, up.1)] {
             let Some(bias) = bias else { continue };
@@ -284,13 +284,13 @@ pub fn matmul_silu(
 /// Computes rows of matrices of one shape panel by panel, and hands every panel over while it is in the cache:
 /// `then(rows, products)` with products `[weights.len(), tokens, rows.len()]`. Panels begin at multiples of `align`.
 fn by_panels(
-    kernels: Kernels,
     team: &Team,
     x: &mut Activations,
     weights: &[MatrixView],
     align: usize,
     then: impl Fn(Range<usize>, &mut [f32]) + Sync,
 ) {
+    let kernels = team.kernels();
     let (tokens, rows) = (x.tokens(), weights[0].rows);
     if tokens == 0 || rows == 0 {
         return;
@@ -300,7 +300,7 @@ fn by_panels(
     }
     let activations = match x.cols() {
         0 => None,
-        _ => Some(x.for_readers(kernels, team, weights)),
+        _ => Some(x.for_readers(team, weights)),
     };
     let activations = activations.as_ref().map(SharedActivations);
     if tokens == 1 {

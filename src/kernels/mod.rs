@@ -41,81 +41,64 @@ impl Tile {
     pub const ZERO: Self = Self([[half::bf16::ZERO; TILE_COLS]; TILE_TOKENS]);
 }
 
-/// An instruction set that kernels exist for: for each architecture from the plainest to the most capable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Isa {
+/// Makes [`Isa`] from its table.
+macro_rules! instruction_sets {
+    ($($(#[$doc:meta])* $isa:ident = $name:literal, $number:ident;)*) => {
+        /// An instruction set that kernels exist for: for each architecture from the plainest to the most capable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Isa {
+            $($(#[$doc])* $isa,)*
+        }
+
+        impl Isa {
+            pub const ALL: [Isa; [$($name),*].len()] = [$(Isa::$isa),*];
+
+            /// The name that [`ISA_VARIABLE`] takes.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Isa::$isa => $name,)*
+                }
+            }
+
+            const fn to_sys(self) -> sys::fk_isa {
+                match self {
+                    $(Isa::$isa => sys::fk_isa::$number,)*
+                }
+            }
+        }
+    };
+}
+
+// Each set with its name and its number on the C side.
+instruction_sets! {
     /// Plain C.
-    Generic,
+    Generic = "generic", FK_ISA_GENERIC;
     /// AVX2, FMA and F16C.
-    Avx2,
+    Avx2 = "avx2", FK_ISA_AVX2;
     /// The same with AVX-VNNI, of processors without AVX-512.
-    AvxVnni,
+    AvxVnni = "avx-vnni", FK_ISA_AVX_VNNI;
     /// AVX-512 F, BW, DQ and VL.
-    Avx512,
+    Avx512 = "avx512", FK_ISA_AVX512;
     /// The same with VNNI.
-    Avx512Vnni,
+    Avx512Vnni = "avx512-vnni", FK_ISA_AVX512_VNNI;
     /// These with BF16 and VBMI.
-    Avx512Bf16,
+    Avx512Bf16 = "avx512-bf16", FK_ISA_AVX512_BF16;
     /// These with AMX's tiles of bfloat16.
-    Amx,
+    Amx = "amx", FK_ISA_AMX;
     /// NEON, of every 64-bit ARM processor.
-    Neon,
+    Neon = "neon", FK_ISA_NEON;
     /// The same with the dot product instructions.
-    NeonDotprod,
+    NeonDotprod = "neon-dotprod", FK_ISA_NEON_DOTPROD;
     /// These with the 8-bit matrix instructions.
-    NeonI8mm,
+    NeonI8mm = "neon-i8mm", FK_ISA_NEON_I8MM;
 }
 
 impl Isa {
-    pub const ALL: [Isa; 10] = [
-        Isa::Generic,
-        Isa::Avx2,
-        Isa::AvxVnni,
-        Isa::Avx512,
-        Isa::Avx512Vnni,
-        Isa::Avx512Bf16,
-        Isa::Amx,
-        Isa::Neon,
-        Isa::NeonDotprod,
-        Isa::NeonI8mm,
-    ];
-
-    /// The name that [`ISA_VARIABLE`] takes.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Isa::Generic => "generic",
-            Isa::Avx2 => "avx2",
-            Isa::AvxVnni => "avx-vnni",
-            Isa::Avx512 => "avx512",
-            Isa::Avx512Vnni => "avx512-vnni",
-            Isa::Avx512Bf16 => "avx512-bf16",
-            Isa::Amx => "amx",
-            Isa::Neon => "neon",
-            Isa::NeonDotprod => "neon-dotprod",
-            Isa::NeonI8mm => "neon-i8mm",
-        }
-    }
-
     /// The sets that this processor has and that were compiled in.
     pub fn available() -> impl Iterator<Item = Isa> {
         Self::ALL
             .into_iter()
             .filter(|isa| Kernels::for_isa(*isa).is_some())
-    }
-
-    const fn to_sys(self) -> sys::fk_isa {
-        match self {
-            Isa::Generic => sys::fk_isa::FK_ISA_GENERIC,
-            Isa::Avx2 => sys::fk_isa::FK_ISA_AVX2,
-            Isa::AvxVnni => sys::fk_isa::FK_ISA_AVX_VNNI,
-            Isa::Avx512 => sys::fk_isa::FK_ISA_AVX512,
-            Isa::Avx512Vnni => sys::fk_isa::FK_ISA_AVX512_VNNI,
-            Isa::Avx512Bf16 => sys::fk_isa::FK_ISA_AVX512_BF16,
-            Isa::Amx => sys::fk_isa::FK_ISA_AMX,
-            Isa::Neon => sys::fk_isa::FK_ISA_NEON,
-            Isa::NeonDotprod => sys::fk_isa::FK_ISA_NEON_DOTPROD,
-            Isa::NeonI8mm => sys::fk_isa::FK_ISA_NEON_I8MM,
-        }
     }
 }
 
@@ -380,6 +363,11 @@ pub struct Runtime {
 }
 
 impl Runtime {
+    /// Runs `lead` with a team of all threads; see [`Pool::region`].
+    pub fn region<R: Send>(&self, lead: impl FnOnce(&Team) -> R + Send) -> R {
+        self.pool.region(self.kernels, lead)
+    }
+
     /// The process's kernels and `threads` threads.
     ///
     /// # Errors
@@ -401,24 +389,9 @@ pub enum RuntimeError {
     Threads(#[from] rayon::ThreadPoolBuildError),
 }
 
+/// The kernels' name for a type; both sides number types as GGUF does.
 fn type_of(block_type: BlockType) -> sys::fk_type {
-    match block_type {
-        BlockType::F32 => sys::fk_type::FK_TYPE_F32,
-        BlockType::F16 => sys::fk_type::FK_TYPE_F16,
-        BlockType::BF16 => sys::fk_type::FK_TYPE_BF16,
-        BlockType::Q8_0 => sys::fk_type::FK_TYPE_Q8_0,
-        BlockType::Q4_0 => sys::fk_type::FK_TYPE_Q4_0,
-        BlockType::Q4_1 => sys::fk_type::FK_TYPE_Q4_1,
-        BlockType::Q5_0 => sys::fk_type::FK_TYPE_Q5_0,
-        BlockType::Q5_1 => sys::fk_type::FK_TYPE_Q5_1,
-        BlockType::Q2_K => sys::fk_type::FK_TYPE_Q2_K,
-        BlockType::Q3_K => sys::fk_type::FK_TYPE_Q3_K,
-        BlockType::Q4_K => sys::fk_type::FK_TYPE_Q4_K,
-        BlockType::Q5_K => sys::fk_type::FK_TYPE_Q5_K,
-        BlockType::Q6_K => sys::fk_type::FK_TYPE_Q6_K,
-        BlockType::IQ4_NL => sys::fk_type::FK_TYPE_IQ4_NL,
-        BlockType::IQ4_XS => sys::fk_type::FK_TYPE_IQ4_XS,
-    }
+    sys::fk_type(block_type.id())
 }
 
 /// Runs `body` with `len` floats of this thread's scratch memory, whose contents are arbitrary.

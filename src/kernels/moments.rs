@@ -34,7 +34,8 @@ impl Moments {
     ///
     /// # Panics
     /// If x is not a whole number of rows.
-    pub fn of(kernels: Kernels, team: &Team, x: &[f32], cols: usize) -> Self {
+    pub fn of(team: &Team, x: &[f32], cols: usize) -> Self {
+        let kernels = team.kernels();
         let tokens = x.len().checked_div(cols).unwrap_or(0);
         assert_eq!(x.len(), tokens * cols, "whole rows");
         let mut moments = Self::default();

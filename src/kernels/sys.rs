@@ -10,25 +10,26 @@ pub const FK_SUPER: u32 = 256;
 pub const FK_TILE_TOKENS: u32 = 16;
 pub const FK_TILE_COLS: u32 = 32;
 pub const FK_TILE: u32 = 512;
-#[repr(u32)]
-#[derive(Copy, Clone, Hash, PartialEq, Eq)]
-pub enum fk_type {
-    FK_TYPE_F32 = 0,
-    FK_TYPE_F16 = 1,
-    FK_TYPE_Q4_0 = 2,
-    FK_TYPE_Q4_1 = 3,
-    FK_TYPE_Q5_0 = 6,
-    FK_TYPE_Q5_1 = 7,
-    FK_TYPE_Q8_0 = 8,
-    FK_TYPE_Q2_K = 10,
-    FK_TYPE_Q3_K = 11,
-    FK_TYPE_Q4_K = 12,
-    FK_TYPE_Q5_K = 13,
-    FK_TYPE_Q6_K = 14,
-    FK_TYPE_IQ4_NL = 20,
-    FK_TYPE_IQ4_XS = 23,
-    FK_TYPE_BF16 = 30,
+impl fk_type {
+    pub const FK_TYPE_F32: fk_type = fk_type(0);
+    pub const FK_TYPE_F16: fk_type = fk_type(1);
+    pub const FK_TYPE_Q4_0: fk_type = fk_type(2);
+    pub const FK_TYPE_Q4_1: fk_type = fk_type(3);
+    pub const FK_TYPE_Q5_0: fk_type = fk_type(6);
+    pub const FK_TYPE_Q5_1: fk_type = fk_type(7);
+    pub const FK_TYPE_Q8_0: fk_type = fk_type(8);
+    pub const FK_TYPE_Q2_K: fk_type = fk_type(10);
+    pub const FK_TYPE_Q3_K: fk_type = fk_type(11);
+    pub const FK_TYPE_Q4_K: fk_type = fk_type(12);
+    pub const FK_TYPE_Q5_K: fk_type = fk_type(13);
+    pub const FK_TYPE_Q6_K: fk_type = fk_type(14);
+    pub const FK_TYPE_IQ4_NL: fk_type = fk_type(20);
+    pub const FK_TYPE_IQ4_XS: fk_type = fk_type(23);
+    pub const FK_TYPE_BF16: fk_type = fk_type(30);
 }
+#[repr(transparent)]
+#[derive(Copy, Clone, Hash, PartialEq, Eq)]
+pub struct fk_type(pub ::std::os::raw::c_uint);
 #[repr(u32)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]
 pub enum fk_layout {

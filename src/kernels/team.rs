@@ -10,6 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::Kernels;
+
 /// How often a waiting thread looks again before it lets others run. At about 40 ns a look this is longer than any gap
 /// between two steps of a pass, and short beside a time slice.
 const SPINS: u32 = 4000;
@@ -43,12 +45,14 @@ impl Pool {
         self.threads
     }
 
-    /// Runs `lead` with a team of all threads of the pool. A panic in `lead` or in a step is passed on to the caller.
-    pub fn region<R: Send>(&self, lead: impl FnOnce(&Team) -> R + Send) -> R {
+    /// Runs `lead` with a team of all threads of the pool that computes with these kernels. A panic in `lead` or in a step is
+    /// passed on to the caller.
+    pub fn region<R: Send>(&self, kernels: Kernels, lead: impl FnOnce(&Team) -> R + Send) -> R {
         let Some(pool) = &self.pool else {
-            return lead(&Team::solo());
+            return lead(&Team::solo(kernels));
         };
         let team = Team {
+            kernels,
             threads: self.threads,
             shared: Shared::default(),
         };
@@ -71,8 +75,9 @@ impl Pool {
     }
 }
 
-/// The threads inside a region, as the leader sees them.
+/// The threads inside a region, as the leader sees them, and the kernels that they compute with.
 pub struct Team {
+    kernels: Kernels,
     threads: usize,
     shared: Shared,
 }
@@ -98,8 +103,9 @@ unsafe impl Send for Shared {}
 
 impl Team {
     /// A team of the calling thread alone.
-    pub fn solo() -> Self {
+    pub fn solo(kernels: Kernels) -> Self {
         Self {
+            kernels,
             threads: 1,
             shared: Shared::default(),
         }
@@ -107,6 +113,10 @@ impl Team {
 
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     /// Runs `step(worker)` once on every thread and waits for all. To be called by the leader only, not from inside a step.
@@ -157,6 +167,14 @@ impl Team {
                 step(worker, item);
             }
         });
+    }
+
+    /// The values of `f(item)` for every item below `items`, in order, each computed on whichever thread is free first.
+    pub fn map<T: Send>(&self, items: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let mut values: Vec<Option<T>> = (0..items).map(|_| None).collect();
+        self.chunks_mut(&mut values, 1, |item, value| value[0] = Some(f(item)));
+        let whole = |value: Option<T>| value.expect("every item was visited");
+        values.into_iter().map(whole).collect()
     }
 
     /// Runs `step(i, chunk)` for every chunk of `len` values of `data` (the last may be shorter).
@@ -252,14 +270,19 @@ impl<'a, T> SharedSlice<'a, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Isa;
     use super::*;
+
+    fn plain() -> Kernels {
+        Kernels::for_isa(Isa::Generic).expect("plain C is always there")
+    }
 
     #[test]
     fn every_item_is_visited_exactly_once() {
         for threads in [1, 2, 3, 5] {
             let pool = Pool::new(threads).unwrap();
             let visits: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
-            pool.region(|team| {
+            pool.region(plain(), |team| {
                 for _ in 0..20 {
                     team.items(visits.len(), |_, i| {
                         visits[i].fetch_add(1, Ordering::Relaxed);
@@ -274,8 +297,24 @@ mod tests {
     fn chunks_cover_the_data_and_the_last_may_be_short() {
         let pool = Pool::new(3).unwrap();
         let mut data = vec![0usize; 103];
-        pool.region(|team| team.chunks_mut(&mut data, 10, |i, chunk| chunk.fill(i)));
+        pool.region(plain(), |team| {
+            team.chunks_mut(&mut data, 10, |i, chunk| chunk.fill(i))
+        });
         assert!(data.iter().enumerate().all(|(at, v)| *v == at / 10));
+    }
+
+    #[test]
+    fn mapped_values_come_in_the_order_of_their_items() {
+        for threads in [1, 3] {
+            let pool = Pool::new(threads).unwrap();
+            let squares = pool.region(plain(), |team| team.map(100, |i| i * i));
+            assert!(
+                squares
+                    .iter()
+                    .enumerate()
+                    .all(|(i, square)| *square == i * i)
+            );
+        }
     }
 
     #[test]
@@ -283,10 +322,12 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         for guilty in 0..2 {
             let caught = catch_unwind(AssertUnwindSafe(|| {
-                pool.region(|team| team.each(|worker| assert_ne!(worker, guilty)));
+                pool.region(plain(), |team| {
+                    team.each(|worker| assert_ne!(worker, guilty))
+                });
             }));
             assert!(caught.is_err());
         }
-        assert_eq!(pool.region(|team| team.threads()), 2);
+        assert_eq!(pool.region(plain(), |team| team.threads()), 2);
     }
 }

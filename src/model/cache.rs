@@ -4,7 +4,7 @@ use half::f16;
 
 use super::rope::Angles;
 use super::{Model, ModelError};
-use crate::kernels::{CachePlane, Kernels, Team};
+use crate::kernels::{CachePlane, Team};
 use crate::quant::{BlockType, encode_row};
 
 /// How keys and values are stored.
@@ -153,14 +153,8 @@ impl KvCache {
     }
 
     /// Puts k and v `[tokens, kv_heads, head_dim]` of a layer behind what is there.
-    pub(super) fn remember(
-        &mut self,
-        kernels: Kernels,
-        team: &Team,
-        layer: usize,
-        k: &[f32],
-        v: &[f32],
-    ) {
+    pub(super) fn remember(&mut self, team: &Team, layer: usize, k: &[f32], v: &[f32]) {
+        let kernels = team.kernels();
         let (e, first, capacity) = (self.head_dim, self.len, self.capacity);
         let LayerCache { keys, values } = &mut self.layers[layer];
         match (keys, values) {

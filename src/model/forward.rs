@@ -80,14 +80,13 @@ impl Model {
     /// If the cache was made for a model of another shape.
     pub fn forward(
         &self,
-        kernels: Kernels,
         team: &Team,
         tokens: &[u32],
         cache: &mut KvCache,
         scratch: &mut Scratch,
         observer: &mut impl Observer,
     ) -> Result<(), ModelError> {
-        self.forward_texts(kernels, team, tokens, &mut [cache], scratch, observer)
+        self.forward_texts(team, tokens, &mut [cache], scratch, observer)
     }
 
     /// As [`Model::forward`], for several texts at once, which read the weights once for all. Every text has its own cache,
@@ -100,7 +99,6 @@ impl Model {
     /// As [`Model::forward`]; also if the tokens cannot be shared out evenly.
     pub fn forward_texts(
         &self,
-        kernels: Kernels,
         team: &Team,
         tokens: &[u32],
         caches: &mut [&mut KvCache],
@@ -120,7 +118,7 @@ impl Model {
         }
         self.embed(team, tokens, scratch)?;
         let all = 0..2 * self.layers.len();
-        self.blocks(kernels, team, all, caches, scratch, observer);
+        self.blocks(team, all, caches, scratch, observer);
         for cache in caches {
             cache.advance(each);
         }
@@ -161,7 +159,6 @@ impl Model {
     /// If a cache was made for a model of another shape or has no room.
     pub(crate) fn blocks(
         &self,
-        kernels: Kernels,
         team: &Team,
         blocks: Range<usize>,
         caches: &mut [&mut KvCache],
@@ -175,25 +172,19 @@ impl Model {
                 // x += o(attention(rope(q), rope(k), v)) of norm(x)
                 let (norm, readers) = (&layer.attention_norm, [&layer.q, &layer.k, &layer.v]);
                 // 8 bits harm queries and keys more than all else; see docs/speed.md.
-                self.norm(kernels, team, norm, &readers, Precision::High, scratch);
-                self.project_qkv(kernels, team, layer, each, caches, scratch);
-                self.remember(kernels, team, layer, l, caches, scratch);
-                self.attend(kernels, team, layer, l, caches, observer.keeps(), scratch);
+                self.norm(team, norm, &readers, Precision::High, scratch);
+                self.project_qkv(team, layer, each, caches, scratch);
+                self.remember(team, layer, l, caches, scratch);
+                self.attend(team, layer, l, caches, observer.keeps(), scratch);
                 observer.attention_output(team, l, &scratch.input);
-                self.add_projected(kernels, team, &layer.o, &mut scratch.input, &mut scratch.x);
+                self.add_projected(team, &layer.o, &mut scratch.input, &mut scratch.x);
             } else {
                 // x += down(silu(gate(y)) * up(y)) of y = norm(x)
                 let (norm, readers) = (&layer.mlp_norm, [&layer.gate, &layer.up]);
-                self.norm(kernels, team, norm, &readers, Precision::Normal, scratch);
-                self.gate_and_up(kernels, team, layer, observer.keeps(), scratch);
+                self.norm(team, norm, &readers, Precision::Normal, scratch);
+                self.gate_and_up(team, layer, observer.keeps(), scratch);
                 observer.mlp_down(team, l, &scratch.hidden);
-                self.add_projected(
-                    kernels,
-                    team,
-                    &layer.down,
-                    &mut scratch.hidden,
-                    &mut scratch.x,
-                );
+                self.add_projected(team, &layer.down, &mut scratch.hidden, &mut scratch.x);
             }
         }
     }
@@ -204,7 +195,6 @@ impl Model {
     /// If the last batch had no such rows.
     pub fn logits(
         &self,
-        kernels: Kernels,
         team: &Team,
         rows: Range<usize>,
         scratch: &mut Scratch,
@@ -215,15 +205,14 @@ impl Model {
         let Scratch { x, input, .. } = scratch;
         let x = &x[rows.start * d..rows.end * d];
         let (norm, precision) = (&self.output_norm, Precision::Normal);
-        self.normalise(kernels, team, x, norm, &[weights], precision, input);
+        self.normalise(team, x, norm, &[weights], precision, input);
         out.resize(rows.len() * self.config.vocabulary, 0.0);
-        matmul(kernels, team, input, &mut [Product { weights, out }]);
+        matmul(team, input, &mut [Product { weights, out }]);
     }
 
     /// input = norm(x), for these projections
     fn norm(
         &self,
-        kernels: Kernels,
         team: &Team,
         weight: &[f32],
         readers: &[&Linear],
@@ -232,13 +221,12 @@ impl Model {
     ) {
         let readers: Vec<MatrixView> = readers.iter().map(|l| l.weight.view(&self.map)).collect();
         let Scratch { x, input, .. } = scratch;
-        self.normalise(kernels, team, x, weight, &readers, precision, input);
+        self.normalise(team, x, weight, &readers, precision, input);
     }
 
     #[allow(clippy::too_many_arguments)] // an input, what is to come of it, and who computes
     fn normalise(
         &self,
-        kernels: Kernels,
         team: &Team,
         x: &[f32],
         weight: &[f32],
@@ -246,9 +234,10 @@ impl Model {
         precision: Precision,
         out: &mut Activations,
     ) {
+        let kernels = team.kernels();
         let (d, epsilon) = (self.config.embedding_length, self.config.rms_epsilon);
         let tokens = x.len() / d;
-        out.produce(kernels, team, tokens, d, readers, precision, |t, row| {
+        out.produce(team, tokens, d, readers, precision, |t, row| {
             kernels.rms_norm(&x[t * d..][..d], weight, epsilon, row);
         });
     }
@@ -258,13 +247,13 @@ impl Model {
     #[allow(clippy::too_many_arguments)] // a layer and its cache, what is to come of it, and who computes
     fn project_qkv(
         &self,
-        kernels: Kernels,
         team: &Team,
         layer: &Layer,
         each: usize,
         caches: &[&mut KvCache],
         scratch: &mut Scratch,
     ) {
+        let kernels = team.kernels();
         let Scratch { input, q, k, v, .. } = scratch;
         let (tokens, head_dim) = (input.tokens(), self.config.head_dim);
         let linears = [&layer.q, &layer.k, &layer.v];
@@ -284,32 +273,32 @@ impl Model {
                 rotate(kernels, head_dim, angles, rows.start, out);
             }
         };
-        matmul_then(kernels, team, input, &mut products, then);
+        matmul_then(team, input, &mut products, then);
     }
 
     /// Puts k and v into the caches, behind what is there.
     fn remember(
         &self,
-        kernels: Kernels,
         team: &Team,
         layer: &Layer,
         l: usize,
         caches: &mut [&mut KvCache],
         scratch: &Scratch,
     ) {
+        let kernels = team.kernels();
         let width = layer.kv_heads() * self.config.head_dim;
         let share = scratch.k.len() / caches.len();
         let text = |i: usize| i * share..(i + 1) * share;
         // For one token waking the others would take longer than the work.
-        let alone = Team::solo();
+        let alone = Team::solo(team.kernels());
         match caches {
             [cache] => {
                 let team = if share > width { team } else { &alone };
-                cache.remember(kernels, team, l, &scratch.k, &scratch.v);
+                cache.remember(team, l, &scratch.k, &scratch.v);
             }
             _ => team.chunks_mut(caches, 1, |i, cache| {
                 let (k, v) = (&scratch.k[text(i)], &scratch.v[text(i)]);
-                cache[0].remember(kernels, &Team::solo(), l, k, v);
+                cache[0].remember(&Team::solo(kernels), l, k, v);
             }),
         }
     }
@@ -318,7 +307,6 @@ impl Model {
     #[allow(clippy::too_many_arguments)] // a layer and its cache, what is to come of it, and who computes
     fn attend(
         &self,
-        kernels: Kernels,
         team: &Team,
         layer: &Layer,
         l: usize,
@@ -326,6 +314,7 @@ impl Model {
         keep: Keep,
         scratch: &mut Scratch,
     ) {
+        let kernels = team.kernels();
         let tokens = scratch.x.len() / self.config.embedding_length;
         let each = tokens / caches.len();
         let width = layer.heads() * self.config.head_dim;
@@ -341,7 +330,7 @@ impl Model {
             let (keys, values) = cache.layer(l);
             let readers = [layer.o.weight.view(&self.map)];
             let shape = shape(cache);
-            attention_for(kernels, team, shape, q, keys, values, input, &readers, keep);
+            attention_for(team, shape, q, keys, values, input, &readers, keep);
             return;
         }
         let out = input.begin(tokens, width);
@@ -349,37 +338,23 @@ impl Model {
             let q = &q[i * each * width..][..each * width];
             let (keys, values) = caches[i].layer(l);
             let shape = shape(caches[i]);
-            attention(kernels, &Team::solo(), shape, q, keys, values, out);
+            attention(&Team::solo(kernels), shape, q, keys, values, out);
         });
     }
 
     /// hidden = silu(gate(input)) * up(input)
-    fn gate_and_up(
-        &self,
-        kernels: Kernels,
-        team: &Team,
-        layer: &Layer,
-        keep: Keep,
-        scratch: &mut Scratch,
-    ) {
+    fn gate_and_up(&self, team: &Team, layer: &Layer, keep: Keep, scratch: &mut Scratch) {
         let Scratch { input, hidden, .. } = scratch;
         let [gate, up] = [&layer.gate, &layer.up]
             .map(|linear| (linear.weight.view(&self.map), linear.bias.as_deref()));
         let readers = [layer.down.weight.view(&self.map)];
-        matmul_silu(kernels, team, input, gate, up, hidden, &readers, keep);
+        matmul_silu(team, input, gate, up, hidden, &readers, keep);
     }
 
     /// x += linear(input)
-    fn add_projected(
-        &self,
-        kernels: Kernels,
-        team: &Team,
-        linear: &Linear,
-        input: &mut Activations,
-        x: &mut [f32],
-    ) {
+    fn add_projected(&self, team: &Team, linear: &Linear, input: &mut Activations, x: &mut [f32]) {
         let (weights, bias) = (linear.weight.view(&self.map), linear.bias.as_deref());
-        matmul_add(kernels, team, input, weights, bias, x);
+        matmul_add(team, input, weights, bias, x);
     }
 }
 

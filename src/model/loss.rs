@@ -145,6 +145,11 @@ fn fast_exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Kernels;
+
+    fn solo() -> Team {
+        Team::solo(Kernels::get().expect("an instruction set"))
+    }
 
     #[test]
     fn the_fast_exponential_is_as_exact_as_single_precision_allows() {
@@ -165,12 +170,12 @@ mod tests {
             d.iter().map(|v| (v.ln() + shift) as f32).collect()
         };
         let mut predictions = Predictions::default();
-        predictions.add(&Team::solo(), &logits(&p, 3.0), 4);
-        predictions.add(&Team::solo(), &logits(&q, -1.0), 4);
+        predictions.add(&solo(), &logits(&p, 3.0), 4);
+        predictions.add(&solo(), &logits(&q, -1.0), 4);
         let expected: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
-        let found = predictions.divergences(&Team::solo(), 0, &logits(&q, 7.0));
+        let found = predictions.divergences(&solo(), 0, &logits(&q, 7.0));
         assert!((found[0] - expected).abs() < 1e-6, "{found:?}, {expected}");
-        let same = predictions.divergences(&Team::solo(), 1, &logits(&q, 2.0));
+        let same = predictions.divergences(&solo(), 1, &logits(&q, 2.0));
         assert!(same[0].abs() < 1e-6, "{same:?}");
     }
 }

@@ -48,7 +48,7 @@ impl Model {
             .into_iter()
             .map(Mutex::new)
             .collect();
-        runtime.pool.region(|team| {
+        runtime.region(|team| {
             team.items(pieces.len(), |_, i| {
                 let (block_type, cols) = shapes[i];
                 let mut piece = pieces[i].lock().expect("each piece has one user");

@@ -100,7 +100,7 @@ impl Model {
         }
         let pieces = self.map.disjoint_mut(&ranges).into_iter();
         let pieces: Vec<Mutex<&mut [u8]>> = pieces.map(Mutex::new).collect();
-        runtime.pool.region(|team| {
+        runtime.region(|team| {
             team.items(pieces.len(), |_, i| {
                 let mut piece = pieces[i].lock().expect("each piece has one user");
                 ChaCha8Rng::seed_from_u64(i as u64).fill_bytes(&mut piece);

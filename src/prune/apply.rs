@@ -83,7 +83,7 @@ pub(super) fn apply_columns(
         .into_iter()
         .map(Mutex::new)
         .collect();
-    runtime.pool.region(|team| {
+    runtime.region(|team| {
         let axes = cut.axes();
         team.items(LINEARS, |_, i| {
             if let (Axis::Rows, kept) = axes[i] {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::covariance::GramScratch;
 use super::{FeatureStats, LayerProfile, Module, Profile, PruneError};
-use crate::kernels::{Activations, Keep, Kernels, Moments, Runtime, Team};
+use crate::kernels::{Activations, Keep, Moments, Runtime, Team};
 use crate::model::{KvCache, Model, Observer, Scratch};
 
 /// The built-in calibration text: varied prose, exposition, dialogue, lists, tables and code, written for this purpose.
@@ -73,7 +73,7 @@ pub fn calibrate_layers(
         });
     }
     let sequence = SEQUENCE.min(model.config.context_length);
-    let mut recorder = Recorder::new(model, runtime.kernels, layers.clone(), covariance);
+    let mut recorder = Recorder::new(model, layers.clone(), covariance);
     let mut cache = KvCache::new(model, sequence);
     let mut scratch = Scratch::new();
     let mut batch = Vec::with_capacity(sequence);
@@ -83,10 +83,9 @@ pub fn calibrate_layers(
         batch.extend(bos);
         let take = (sequence - batch.len()).min(tokens.len() - done);
         batch.extend_from_slice(&tokens[done..done + take]);
-        runtime.pool.region(|team| {
+        runtime.region(|team| {
             model.embed(team, &batch, &mut scratch)?;
             model.blocks(
-                runtime.kernels,
                 team,
                 0..2 * layers.end,
                 &mut [&mut cache],
@@ -117,12 +116,11 @@ struct Recorder {
     first: usize,
     layers: Vec<LayerProfile>,
     covariance: bool,
-    kernels: Kernels,
     scratch: GramScratch,
 }
 
 impl Recorder {
-    fn new(model: &Model, kernels: Kernels, layers: Range<usize>, covariance: bool) -> Self {
+    fn new(model: &Model, layers: Range<usize>, covariance: bool) -> Self {
         let stats = if covariance {
             FeatureStats::with_covariance
         } else {
@@ -138,7 +136,6 @@ impl Recorder {
                 })
                 .collect(),
             covariance,
-            kernels,
             scratch: GramScratch::default(),
         }
     }
@@ -155,30 +152,24 @@ impl Observer for Recorder {
     fn attention_output(&mut self, team: &Team, layer: usize, x: &Activations) {
         if let Some(place) = layer.checked_sub(self.first) {
             let stats = &mut self.layers[place].attention;
-            record(stats, self.kernels, team, x, &mut self.scratch);
+            record(stats, team, x, &mut self.scratch);
         }
     }
 
     fn mlp_down(&mut self, team: &Team, layer: usize, x: &Activations) {
         if let Some(place) = layer.checked_sub(self.first) {
             let stats = &mut self.layers[place].mlp;
-            record(stats, self.kernels, team, x, &mut self.scratch);
+            record(stats, team, x, &mut self.scratch);
         }
     }
 }
 
-fn record(
-    stats: &mut FeatureStats,
-    kernels: Kernels,
-    team: &Team,
-    x: &Activations,
-    scratch: &mut GramScratch,
-) {
+fn record(stats: &mut FeatureStats, team: &Team, x: &Activations, scratch: &mut GramScratch) {
     match x.moments() {
         Some(moments) => stats.add(team, moments),
-        None => stats.add(team, &Moments::of(kernels, team, x.values(), x.cols())),
+        None => stats.add(team, &Moments::of(team, x.values(), x.cols())),
     }
     if let Some(covariance) = &mut stats.covariance {
-        covariance.add(kernels, team, x.values(), scratch);
+        covariance.add(team, x.values(), scratch);
     }
 }

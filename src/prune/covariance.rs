@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use crate::kernels::{Activations, Kernels, MatrixView, Product, Team, matmul};
+use crate::kernels::{Activations, MatrixView, Product, Team, matmul};
 use crate::quant::{BlockType, Layout};
 
 /// Rows of the covariance that are computed together. Only panels at and below the diagonal are, which saves nearly half.
@@ -95,7 +95,7 @@ impl Covariance {
     ///
     /// # Panics
     /// If x is not a whole number of rows.
-    pub fn add(&mut self, kernels: Kernels, team: &Team, x: &[f32], scratch: &mut GramScratch) {
+    pub fn add(&mut self, team: &Team, x: &[f32], scratch: &mut GramScratch) {
         let c = self.features();
         if c == 0 || x.is_empty() {
             return;
@@ -148,7 +148,6 @@ impl Covariance {
                 bytemuck::cast_slice(&transposed[..end * n]),
             );
             matmul(
-                kernels,
                 team,
                 panel,
                 &mut [Product {

@@ -14,7 +14,7 @@ use super::{
     Calibration, CurveLevels, HeadUnit, LayerProfile, Metric, Module, Profile, PruneError,
     Restoration, Restore, score,
 };
-use crate::kernels::{Activations, Kernels, MatrixView, Product, Runtime, Team, matmul};
+use crate::kernels::{Activations, MatrixView, Product, Runtime, Team, matmul};
 use crate::model::{KvCache, Model, Observer, Predictions, Scratch, Unobserved, Weight};
 use crate::quant::{BlockType, Layout};
 
@@ -198,12 +198,12 @@ impl Difference {
     /// input `[n, in]`.
     pub fn apply(
         &self,
-        kernels: Kernels,
         team: &Team,
         input: &mut Activations,
         residual: &[f32],
         out: &mut Vec<f32>,
     ) {
+        let kernels = team.kernels();
         let d = self.bias.len();
         out.resize(residual.len(), 0.0);
         let weights = MatrixView::new(
@@ -217,7 +217,7 @@ impl Difference {
             weights,
             out: &mut out[..],
         }];
-        matmul(kernels, team, input, &mut product);
+        matmul(team, input, &mut product);
         team.chunks_mut(out, d, |i, row| {
             kernels.add(row, &self.bias);
             kernels.add(row, &residual[i * d..][..d]);
@@ -242,7 +242,7 @@ fn variants(
     };
     let slots: Vec<Mutex<Option<Result<Difference, PruneError>>>> =
         levels.iter().map(|_| Mutex::new(None)).collect();
-    runtime.pool.region(|team| {
+    runtime.region(|team| {
         team.items(levels.len(), |_, i| {
             let kept = features(&units.kept(levels[i]), width);
             let variant = restore_projection(model, weight, stats, &kept, restore)
@@ -298,9 +298,7 @@ impl<'a> Slice<'a> {
         };
         for piece in tokens.chunks(length - usize::from(bos.is_some())) {
             let tokens: Vec<u32> = bos.into_iter().chain(piece.iter().copied()).collect();
-            runtime
-                .pool
-                .region(|team| model.embed(team, &tokens, &mut slice.scratch))?;
+            runtime.region(|team| model.embed(team, &tokens, &mut slice.scratch))?;
             slice.sequences.push(Sequence {
                 tokens: tokens.len(),
                 residual: slice.scratch.residual().to_vec(),
@@ -322,16 +320,9 @@ impl<'a> Slice<'a> {
         } = self;
         for sequence in sequences {
             scratch.set_residual(&sequence.residual);
-            runtime.pool.region(|team| {
+            runtime.region(|team| {
                 let mut capture = Capture(&mut sequence.input);
-                model.blocks(
-                    runtime.kernels,
-                    team,
-                    m..m + 1,
-                    &mut [&mut *cache],
-                    scratch,
-                    &mut capture,
-                );
+                model.blocks(team, m..m + 1, &mut [&mut *cache], scratch, &mut capture);
             });
             sequence.residual.copy_from_slice(scratch.residual());
         }
@@ -358,9 +349,9 @@ impl<'a> Slice<'a> {
             let Sequence {
                 input, residual, ..
             } = &mut self.sequences[i];
-            let (change, kernels) = (&mut self.change, self.runtime.kernels);
-            self.runtime.pool.region(|team| {
-                variant.apply(kernels, team, input, residual, change);
+            let change = &mut self.change;
+            self.runtime.region(|team| {
+                variant.apply(team, input, residual, change);
             });
             self.scratch.set_residual(change);
             self.finish(i, next, &mut |team, first, logits| {
@@ -393,19 +384,12 @@ impl<'a> Slice<'a> {
         let counted = |s: &Sequence| s.tokens.min(COUNTED);
         let mut place: usize = sequences[..i].iter().map(counted).sum();
         let rows = sequences[i].tokens - counted(&sequences[i])..sequences[i].tokens;
-        runtime.pool.region(|team| {
-            let (kernels, blocks) = (runtime.kernels, next..2 * model.layers.len());
-            model.blocks(
-                kernels,
-                team,
-                blocks,
-                &mut [cache],
-                scratch,
-                &mut Unobserved,
-            );
+        runtime.region(|team| {
+            let blocks = next..2 * model.layers.len();
+            model.blocks(team, blocks, &mut [cache], scratch, &mut Unobserved);
             for first in rows.clone().step_by(LOGIT_ROWS) {
                 let end = (first + LOGIT_ROWS).min(rows.end);
-                model.logits(kernels, team, first..end, scratch, logits);
+                model.logits(team, first..end, scratch, logits);
                 show(team, place, logits);
                 place += end - first;
             }

@@ -99,7 +99,7 @@ pub fn score(
     profile.check_shape(model)?;
     let slots: Vec<Mutex<Option<Result<LayerScores, PruneError>>>> =
         model.layers.iter().map(|_| Mutex::new(None)).collect();
-    runtime.pool.region(|team| {
+    runtime.region(|team| {
         team.items(model.layers.len(), |_, l| {
             let (layer, stats) = (&model.layers[l], &profile.layers[l]);
             let features = |module, weight, stats, unit| {

@@ -199,7 +199,7 @@ fn carry_out_layers(
             .map(|_| Mutex::new(None))
             .collect();
         let dense = &*model;
-        runtime.pool.region(|team| {
+        runtime.region(|team| {
             team.items(slots.len(), |_, i| {
                 let (stats, l) = (&stats[begin + i], first + begin + i);
                 let restored = restore(dense, stats, l, &plan.layers[l], how);

@@ -103,9 +103,7 @@ impl Streams {
         let mut sequences = Vec::new();
         for piece in text.tokens.chunks(length - usize::from(text.bos.is_some())) {
             let tokens: Vec<u32> = text.bos.into_iter().chain(piece.iter().copied()).collect();
-            runtime
-                .pool
-                .region(|team| model.embed(team, &tokens, &mut scratch))?;
+            runtime.region(|team| model.embed(team, &tokens, &mut scratch))?;
             sequences.push(Sequence {
                 dense: scratch.residual().to_vec(),
                 pruned: scratch.residual().to_vec(),
@@ -136,21 +134,21 @@ impl Streams {
             scratch,
             gram,
         } = self;
-        let (kernels, d) = (runtime.kernels, weight.rows);
+        let d = weight.rows;
         let m = 2 * l + usize::from(module == Module::Mlp);
         let whole = kept.len() == weight.cols;
         // Inputs and drift side by side, so that one covariance has all that the regression needs.
         let mut stats = FeatureStats::with_covariance(weight.cols + d);
         let mut joint = Vec::new();
         for sequence in sequences.iter_mut() {
-            runtime.pool.region(|team| {
+            runtime.region(|team| {
                 scratch.set_residual(&sequence.dense);
                 let caches = &mut [&mut *cache];
-                model.blocks(kernels, team, m..m + 1, caches, scratch, &mut Unobserved);
+                model.blocks(team, m..m + 1, caches, scratch, &mut Unobserved);
                 sequence.dense.copy_from_slice(scratch.residual());
                 scratch.set_residual(&sequence.pruned);
                 let mut capture = Capture(&mut sequence.input);
-                model.blocks(kernels, team, m..m + 1, caches, scratch, &mut capture);
+                model.blocks(team, m..m + 1, caches, scratch, &mut capture);
                 sequence.pruned.copy_from_slice(scratch.residual());
                 if whole {
                     return;
@@ -169,9 +167,9 @@ impl Streams {
                         *drift = dense - pruned;
                     }
                 });
-                stats.add(team, &Moments::of(kernels, team, &joint, width));
+                stats.add(team, &Moments::of(team, &joint, width));
                 if let Some(covariance) = &mut stats.covariance {
-                    covariance.add(kernels, team, &joint, gram);
+                    covariance.add(team, &joint, gram);
                 }
             });
         }
@@ -188,14 +186,8 @@ impl Streams {
         let difference = Difference::new(model, weight, kept, &restored);
         let mut change = Vec::new();
         for sequence in sequences {
-            runtime.pool.region(|team| {
-                difference.apply(
-                    kernels,
-                    team,
-                    &mut sequence.input,
-                    &sequence.pruned,
-                    &mut change,
-                );
+            runtime.region(|team| {
+                difference.apply(team, &mut sequence.input, &sequence.pruned, &mut change);
             });
             sequence.pruned.copy_from_slice(&change);
         }

@@ -67,7 +67,7 @@ pub fn choices(
     let slots: Vec<Mutex<Option<Choice>>> = (0..2 * model.layers.len())
         .map(|_| Mutex::new(None))
         .collect();
-    runtime.pool.region(|team| {
+    runtime.region(|team| {
         team.items(slots.len(), |_, m| {
             let (layer, stats) = (&model.layers[m / 2], &profile.layers[m / 2]);
             let row_bytes = |linears: &[&Linear]| -> usize {

@@ -13,64 +13,81 @@ mod packed;
 pub use blocks::{decode_row, encode_row, encode_row_by_importance};
 pub use packed::{GROUP, decode_packed_row, pack, unpack};
 
-/// The element type of a stored tensor. The discriminants are GGUF's type numbers (`ggml_type`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u32)]
-#[allow(non_camel_case_types)] // these are the formats' usual names
-pub enum BlockType {
+/// Makes [`BlockType`] from the table below, so that everything about a type is in one place.
+macro_rules! block_types {
+    ($($(#[$doc:meta])* $name:ident = $id:literal, $len:literal in $bytes:literal;)*) => {
+        /// The element type of a stored tensor. The discriminants are GGUF's type numbers (`ggml_type`).
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        #[allow(non_camel_case_types)] // these are the formats' usual names
+        pub enum BlockType {
+            $($(#[$doc])* $name = $id,)*
+        }
+
+        impl BlockType {
+            /// All supported types, plain floats first.
+            pub const ALL: [BlockType; [$($id),*].len()] = [$(BlockType::$name),*];
+
+            /// The usual name of this type, for example "Q4_K".
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(BlockType::$name => stringify!($name),)*
+                }
+            }
+
+            /// The number of values in a block; 1 for plain floats.
+            pub const fn block_len(self) -> usize {
+                match self {
+                    $(BlockType::$name => $len,)*
+                }
+            }
+
+            /// The size of a block in bytes.
+            pub const fn block_bytes(self) -> usize {
+                match self {
+                    $(BlockType::$name => $bytes,)*
+                }
+            }
+        }
+    };
+}
+
+// The supported types: the number in GGUF files, the values in a block, and the bytes of a block.
+block_types! {
     /// IEEE single precision.
-    F32 = 0,
+    F32 = 0, 1 in 4;
     /// IEEE half precision.
-    F16 = 1,
+    F16 = 1, 1 in 2;
+    /// bfloat16, the upper 16 bits of single precision.
+    BF16 = 30, 1 in 2;
+    /// 32 values of 8 bits with one scale: w = d q. 34 bytes: d f16, 32 signed bytes.
+    Q8_0 = 8, 32 in 34;
     /// 32 values of 4 bits with one scale: w = d (q − 8). 18 bytes: d f16, 16 bytes of nibbles.
-    Q4_0 = 2,
+    Q4_0 = 2, 32 in 18;
     /// 32 values of 4 bits with scale and minimum: w = d q + m. 20 bytes: d f16, m f16, 16 bytes of nibbles.
-    Q4_1 = 3,
+    Q4_1 = 3, 32 in 20;
     /// 32 values of 5 bits with one scale: w = d (q − 16). 22 bytes: d f16, 4 bytes of fifth bits, 16 bytes of nibbles.
-    Q5_0 = 6,
+    Q5_0 = 6, 32 in 22;
     /// 32 values of 5 bits with scale and minimum: w = d q + m. 24 bytes: d f16, m f16, 4 bytes of fifth bits, 16 bytes of
     /// nibbles.
-    Q5_1 = 7,
-    /// 32 values of 8 bits with one scale: w = d q. 34 bytes: d f16, 32 signed bytes.
-    Q8_0 = 8,
+    Q5_1 = 7, 32 in 24;
     /// 256 values of 2 bits; every 16 have a 4-bit scale and minimum. 84 bytes.
-    Q2_K = 10,
+    Q2_K = 10, 256 in 84;
     /// 256 values of 3 bits; every 16 have a 6-bit scale. 110 bytes.
-    Q3_K = 11,
+    Q3_K = 11, 256 in 110;
     /// 256 values of 4 bits; every 32 have a 6-bit scale and minimum. 144 bytes.
-    Q4_K = 12,
+    Q4_K = 12, 256 in 144;
     /// 256 values of 5 bits; every 32 have a 6-bit scale and minimum. 176 bytes.
-    Q5_K = 13,
+    Q5_K = 13, 256 in 176;
     /// 256 values of 6 bits; every 16 have an 8-bit scale. 210 bytes.
-    Q6_K = 14,
+    Q6_K = 14, 256 in 210;
     /// 32 values of 4 bits that stand for 16 unevenly spaced levels, with one scale. 18 bytes.
-    IQ4_NL = 20,
+    IQ4_NL = 20, 32 in 18;
     /// 256 values of 4 bits with the same levels; every 32 have a 6-bit scale. 136 bytes.
-    IQ4_XS = 23,
-    /// bfloat16, the upper 16 bits of single precision.
-    BF16 = 30,
+    IQ4_XS = 23, 256 in 136;
 }
 
 impl BlockType {
-    /// All supported types, plain floats first.
-    pub const ALL: [BlockType; 15] = [
-        BlockType::F32,
-        BlockType::F16,
-        BlockType::BF16,
-        BlockType::Q8_0,
-        BlockType::Q4_0,
-        BlockType::Q4_1,
-        BlockType::Q5_0,
-        BlockType::Q5_1,
-        BlockType::Q2_K,
-        BlockType::Q3_K,
-        BlockType::Q4_K,
-        BlockType::Q5_K,
-        BlockType::Q6_K,
-        BlockType::IQ4_NL,
-        BlockType::IQ4_XS,
-    ];
-
     /// The type with this GGUF number; `None` if it is not supported.
     pub fn from_id(id: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.id() == id)
@@ -79,66 +96,6 @@ impl BlockType {
     /// The number of this type in GGUF files.
     pub const fn id(self) -> u32 {
         self as u32
-    }
-
-    /// The usual name of this type, for example "Q4_K".
-    pub const fn name(self) -> &'static str {
-        match self {
-            BlockType::F32 => "F32",
-            BlockType::F16 => "F16",
-            BlockType::BF16 => "BF16",
-            BlockType::Q8_0 => "Q8_0",
-            BlockType::Q4_0 => "Q4_0",
-            BlockType::Q4_1 => "Q4_1",
-            BlockType::Q5_0 => "Q5_0",
-            BlockType::Q5_1 => "Q5_1",
-            BlockType::Q2_K => "Q2_K",
-            BlockType::Q3_K => "Q3_K",
-            BlockType::Q4_K => "Q4_K",
-            BlockType::Q5_K => "Q5_K",
-            BlockType::Q6_K => "Q6_K",
-            BlockType::IQ4_NL => "IQ4_NL",
-            BlockType::IQ4_XS => "IQ4_XS",
-        }
-    }
-
-    /// The number of values in a block; 1 for plain floats.
-    pub const fn block_len(self) -> usize {
-        match self {
-            BlockType::F32 | BlockType::F16 | BlockType::BF16 => 1,
-            BlockType::Q8_0
-            | BlockType::Q4_0
-            | BlockType::Q4_1
-            | BlockType::Q5_0
-            | BlockType::Q5_1
-            | BlockType::IQ4_NL => 32,
-            BlockType::Q2_K
-            | BlockType::Q3_K
-            | BlockType::Q4_K
-            | BlockType::Q5_K
-            | BlockType::Q6_K
-            | BlockType::IQ4_XS => 256,
-        }
-    }
-
-    /// The size of a block in bytes.
-    pub const fn block_bytes(self) -> usize {
-        match self {
-            BlockType::F32 => 4,
-            BlockType::F16 | BlockType::BF16 => 2,
-            BlockType::Q8_0 => 34,
-            BlockType::Q4_0 => 18,
-            BlockType::Q4_1 => 20,
-            BlockType::Q5_0 => 22,
-            BlockType::Q5_1 => 24,
-            BlockType::Q2_K => 84,
-            BlockType::Q3_K => 110,
-            BlockType::Q4_K => 144,
-            BlockType::Q5_K => 176,
-            BlockType::Q6_K => 210,
-            BlockType::IQ4_NL => 18,
-            BlockType::IQ4_XS => 136,
-        }
     }
 
     /// The size in bytes of a row of `columns` values; `None` if `columns` is not a whole number of blocks or the size does

@@ -488,19 +488,11 @@ fn many_texts_at_once_go_through_the_model_as_one_by_one() {
                     .copied()
                     .collect();
                 let mut logits = Vec::new();
-                runtime.pool.region(|team| {
-                    let kernels = runtime.kernels;
+                runtime.region(|team| {
                     model
-                        .forward_texts(
-                            kernels,
-                            team,
-                            &batch,
-                            &mut caches,
-                            &mut scratch,
-                            &mut Unobserved,
-                        )
+                        .forward_texts(team, &batch, &mut caches, &mut scratch, &mut Unobserved)
                         .unwrap();
-                    model.logits(kernels, team, 0..batch.len(), &mut scratch, &mut logits);
+                    model.logits(team, 0..batch.len(), &mut scratch, &mut logits);
                 });
                 let each = stretch.len() * 50;
                 for (got, logits) in got.iter_mut().zip(logits.chunks_exact(each)) {

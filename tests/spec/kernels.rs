@@ -132,20 +132,20 @@ fn activations(x: &[f32], cols: usize) -> Activations {
 }
 
 /// W X for one matrix, `[tokens, rows]`.
-fn product_of(kernels: Kernels, team: &Team, weights: MatrixView, x: &mut Activations) -> Vec<f32> {
+fn product_of(team: &Team, weights: MatrixView, x: &mut Activations) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.tokens() * weights.rows()];
     let product = Product {
         weights,
         out: &mut out,
     };
-    matmul(kernels, team, x, &mut [product]);
+    matmul(team, x, &mut [product]);
     out
 }
 
 /// W X for one matrix on one thread, `[tokens, rows]`.
 fn product(kernels: Kernels, weights: MatrixView, x: &[f32]) -> Vec<f32> {
     let mut x = activations(x, weights.cols());
-    product_of(kernels, &Team::solo(), weights, &mut x)
+    product_of(&Team::solo(kernels), weights, &mut x)
 }
 
 #[test]
@@ -238,19 +238,19 @@ fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
                     })
                     .collect();
                 if together {
-                    matmul(kernels, team, &mut input, &mut products);
+                    matmul(team, &mut input, &mut products);
                 } else {
                     for product in products {
-                        matmul(kernels, team, &mut input, &mut [product]);
+                        matmul(team, &mut input, &mut [product]);
                     }
                 }
                 outs
             };
-            let expected = run(&Team::solo(), false);
+            let expected = run(&Team::solo(kernels), false);
             for threads in [2, 3, 7] {
                 let pool = Pool::new(threads).unwrap();
                 assert_eq!(
-                    pool.region(|team| run(team, true)),
+                    pool.region(kernels, |team| run(team, true)),
                     expected,
                     "{kernels:?} {threads} threads"
                 );
@@ -508,8 +508,8 @@ fn a_product_added_to_what_is_there_is_the_product_added() {
                         }
                         let mut input = activations(&x, cols);
                         let mut out = before.clone();
-                        pool.region(|team| {
-                            matmul_add(kernels, team, &mut input, weights, bias, &mut out);
+                        pool.region(kernels, |team| {
+                            matmul_add(team, &mut input, weights, bias, &mut out);
                         });
                         assert_eq!(out, expected, "{kernels:?} {block_type:?} {layout:?}");
                     }
@@ -528,8 +528,7 @@ fn a_product_over_nothing_adds_the_bias_alone() {
         let mut out = vec![1.0; 80];
         let bias = vec![0.5; 40];
         matmul_add(
-            kernels,
-            &Team::solo(),
+            &Team::solo(kernels),
             &mut input,
             weights,
             Some(&bias),
@@ -573,11 +572,10 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                     for (pool, keep) in pools.iter().cycle().zip(keeps) {
                         let mut input = activations(&x, cols);
                         let mut hidden = Activations::default();
-                        let out = pool.region(|team| {
+                        let out = pool.region(kernels, |team| {
                             let gate = (gate, Some(&bias[..]));
                             let readers = [next];
                             matmul_silu(
-                                kernels,
                                 team,
                                 &mut input,
                                 gate,
@@ -586,15 +584,15 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                                 &readers,
                                 keep,
                             );
-                            product_of(kernels, team, next, &mut hidden)
+                            product_of(team, next, &mut hidden)
                         });
                         let place =
                             format!("{kernels:?} {block_type:?} {layout:?} {channels} {tokens}");
                         assert_eq!(out.len(), tokens * 40, "{place}");
                         assert_eq!(hidden.moments().is_some(), keep == Keep::Moments);
                         if let Some(moments) = hidden.moments() {
-                            let team = Team::solo();
-                            let of_values = Moments::of(kernels, &team, &expected, channels);
+                            let team = Team::solo(kernels);
+                            let of_values = Moments::of(&team, &expected, channels);
                             assert_same_moments(moments, &of_values, 1e-5);
                         }
                         if keep == Keep::Values {
@@ -636,9 +634,8 @@ fn activations_written_for_a_matrix_are_those_that_it_would_make_itself() {
                     let weights = MatrixView::new(block_type, layout, 40, cols, &bytes);
                     let expected = product(kernels, weights, &x);
                     let mut input = Activations::default();
-                    let out = pool.region(|team| {
+                    let out = pool.region(kernels, |team| {
                         input.produce(
-                            kernels,
                             team,
                             tokens,
                             cols,
@@ -648,7 +645,7 @@ fn activations_written_for_a_matrix_are_those_that_it_would_make_itself() {
                                 row.copy_from_slice(&x[t * cols..][..cols]);
                             },
                         );
-                        product_of(kernels, team, weights, &mut input)
+                        product_of(team, weights, &mut input)
                     });
                     assert_eq!(
                         out, expected,
@@ -676,20 +673,12 @@ fn a_second_plane_of_8_bits_comes_close_to_plain_values() {
                     let weights = MatrixView::new(block_type, layout, rows, cols, &bytes);
                     let of = |precision, pool: &Pool| {
                         let mut input = Activations::default();
-                        pool.region(|team| {
+                        pool.region(kernels, |team| {
                             let readers = [weights];
-                            input.produce(
-                                kernels,
-                                team,
-                                tokens,
-                                cols,
-                                &readers,
-                                precision,
-                                |t, row| {
-                                    row.copy_from_slice(&x[t * cols..][..cols]);
-                                },
-                            );
-                            product_of(kernels, team, weights, &mut input)
+                            input.produce(team, tokens, cols, &readers, precision, |t, row| {
+                                row.copy_from_slice(&x[t * cols..][..cols]);
+                            });
+                            product_of(team, weights, &mut input)
                         })
                     };
                     let error = |product: &[f32]| -> f64 {
@@ -753,23 +742,23 @@ fn attention_written_for_a_matrix_is_what_it_would_make_of_plain_values() {
                         tokens,
                     };
                     let (keys, values) = (CachePlane::Half(&keys), CachePlane::Half(&values));
-                    let plain = attend(kernels, &Team::solo(), shape, &q, keys, values);
+                    let plain = attend(&Team::solo(kernels), shape, &q, keys, values);
                     let expected = product(kernels, weights, &plain);
                     for keep in [Keep::Nothing, Keep::Moments, Keep::Values] {
                         let mut input = Activations::default();
-                        let out = pool.region(|team| {
+                        let out = pool.region(kernels, |team| {
                             let readers = [weights];
                             attention_for(
-                                kernels, team, shape, &q, keys, values, &mut input, &readers, keep,
+                                team, shape, &q, keys, values, &mut input, &readers, keep,
                             );
-                            product_of(kernels, team, weights, &mut input)
+                            product_of(team, weights, &mut input)
                         });
                         assert_eq!(
                             out, expected,
                             "{kernels:?} {block_type:?} {head_dim} {tokens}"
                         );
                         if let Some(moments) = input.moments() {
-                            let of_values = Moments::of(kernels, &Team::solo(), &plain, width);
+                            let of_values = Moments::of(&Team::solo(kernels), &plain, width);
                             assert_same_moments(moments, &of_values, 0.0);
                         } else if keep != Keep::Nothing {
                             assert_eq!(input.values(), plain);
@@ -814,8 +803,8 @@ fn moments_are_sums_of_differences_from_a_token() {
             for tokens in [1, 2, 15, 16, 17, 64, 150] {
                 let x: Vec<f32> = random.normals(tokens * cols, 1.0);
                 let x: Vec<f32> = x.into_iter().map(|v| 1000.0 + v).collect();
-                let team = Team::solo();
-                let moments = Moments::of(kernels, &team, &x, cols);
+                let team = Team::solo(kernels);
+                let moments = Moments::of(&team, &x, cols);
                 assert_eq!((moments.tokens(), moments.cols()), (tokens, cols));
                 let mut first = 0;
                 for part in moments.parts() {
@@ -922,7 +911,6 @@ fn addition() {
 
 /// Attention of every token and query head.
 fn attend(
-    kernels: Kernels,
     team: &Team,
     shape: AttentionShape,
     q: &[f32],
@@ -930,7 +918,7 @@ fn attend(
     values: CachePlane,
 ) -> Vec<f32> {
     let mut out = vec![f32::NAN; q.len()];
-    attention(kernels, team, shape, q, keys, values, &mut out);
+    attention(team, shape, q, keys, values, &mut out);
     out
 }
 
@@ -994,7 +982,7 @@ fn attention_of_every_shape() {
                     tokens,
                 };
                 let (k, v) = (CachePlane::Half(&keys), CachePlane::Half(&values));
-                let out = attend(kernels, &Team::solo(), shape, &q, k, v);
+                let out = attend(&Team::solo(kernels), shape, &q, k, v);
                 let group_of: Vec<usize> = groups
                     .iter()
                     .enumerate()
@@ -1066,7 +1054,7 @@ fn attention_to_many_positions_and_to_a_cache_in_8_bits() {
             for threads in [1, 3] {
                 let pool = Pool::new(threads).unwrap();
                 let run = |keys: CachePlane, values: CachePlane| {
-                    pool.region(|team| attend(kernels, team, shape, &q, keys, values))
+                    pool.region(kernels, |team| attend(team, shape, &q, keys, values))
                 };
                 let in_half = run(CachePlane::Half(&keys), CachePlane::Half(&values));
                 let in_8_bits = run(CachePlane::Q8_0(&key_bytes), CachePlane::Q8_0(&value_bytes));
@@ -1114,7 +1102,7 @@ fn attention_does_not_overflow_with_large_scores() {
                 tokens,
             };
             let (keys, values) = (CachePlane::Half(&keys), CachePlane::Half(&values));
-            let out = attend(kernels, &Team::solo(), shape, &q, keys, values);
+            let out = attend(&Team::solo(kernels), shape, &q, keys, values);
             assert!(out.iter().all(|v| (v - 2.0).abs() < 1e-5), "{kernels:?}");
         }
     }

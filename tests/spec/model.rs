@@ -268,16 +268,8 @@ fn unknown_tokens_and_a_full_cache_are_errors_and_change_nothing() {
     let mut cache = KvCache::new(&model, 4);
     let mut scratch = Scratch::new();
     let mut feed = |tokens: &[u32]| {
-        let result = runtime.pool.region(|team| {
-            model.forward(
-                runtime.kernels,
-                team,
-                tokens,
-                &mut cache,
-                &mut scratch,
-                &mut Unobserved,
-            )
-        });
+        let result = runtime
+            .region(|team| model.forward(team, tokens, &mut cache, &mut scratch, &mut Unobserved));
         (result, cache.len())
     };
     assert!(matches!(

@@ -50,8 +50,8 @@ fn statistics_do_not_depend_on_batches_and_survive_a_large_mean() {
         let mut at = 0;
         for rows in split {
             let batch = &x[at * width..(at + rows) * width];
-            let moments = Moments::of(runtime.kernels, &Team::solo(), batch, width);
-            stats.add(&Team::solo(), &moments);
+            let moments = Moments::of(&Team::solo(runtime.kernels), batch, width);
+            stats.add(&Team::solo(runtime.kernels), &moments);
             at += rows;
         }
         assert_eq!(stats.count(), rows as u64);

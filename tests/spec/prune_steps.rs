@@ -40,16 +40,9 @@ fn down_inputs(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
     let runtime = runtime(1);
     for piece in tokens.chunks(256) {
         let mut cache = KvCache::new(model, piece.len());
-        runtime.pool.region(|team| {
+        runtime.region(|team| {
             model
-                .forward(
-                    runtime.kernels,
-                    team,
-                    piece,
-                    &mut cache,
-                    &mut Scratch::new(),
-                    &mut inputs,
-                )
+                .forward(team, piece, &mut cache, &mut Scratch::new(), &mut inputs)
                 .unwrap();
         });
     }
@@ -236,13 +229,11 @@ fn a_covariance_is_that_of_the_inputs() {
     let mut covariance = prune::Covariance::new(c);
     let mut scratch = prune::GramScratch::default();
     for piece in [&x[..c * 100], &x[c * 100..c * 101], &x[c * 101..]] {
-        runtime
-            .pool
-            .region(|team| covariance.add(runtime.kernels, team, piece, &mut scratch));
+        runtime.region(|team| covariance.add(team, piece, &mut scratch));
     }
     let mut stats = FeatureStats::new(c);
-    let team = Team::solo();
-    stats.add(&team, &Moments::of(runtime.kernels, &team, &x, c));
+    let team = Team::solo(runtime.kernels);
+    stats.add(&team, &Moments::of(&team, &x, c));
     for (i, j) in [(0, 0), (0, 3), (0, 1), (299, 2), (17, 290), (256, 255)] {
         let expected = (0..n)
             .map(|r| {

@@ -275,19 +275,12 @@ pub fn logits_in_batches(
     let mut done = 0;
     for &size in batches {
         let mut logits = Vec::new();
-        runtime.pool.region(|team| {
+        runtime.region(|team| {
             let batch = &tokens[done..done + size];
             model
-                .forward(
-                    runtime.kernels,
-                    team,
-                    batch,
-                    &mut cache,
-                    &mut scratch,
-                    &mut Unobserved,
-                )
+                .forward(team, batch, &mut cache, &mut scratch, &mut Unobserved)
                 .expect("the batch fits");
-            model.logits(runtime.kernels, team, 0..size, &mut scratch, &mut logits);
+            model.logits(team, 0..size, &mut scratch, &mut logits);
         });
         all.extend_from_slice(&logits);
         done += size;

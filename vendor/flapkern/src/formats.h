@@ -5,42 +5,57 @@
 #include "flapkern.h"
 #include "half.h"
 
-/* Values per block; 1 for types without. */
+/* The types of weights, one line each; every list of types in this library is made from these.
+ *
+ * X(TYPE, VALUES, BYTES, BITS, OFFSET, SCALES, MINIMUM) for a type in blocks:
+ *   VALUES    weights in a block
+ *   BYTES     of a block
+ *   BITS      of a code; 8 if codes are signed bytes, or indices of a table of signed bytes, and unsigned otherwise
+ *   OFFSET    what is subtracted from a code before it is scaled
+ *   SCALES    scales that 32 weights have: 1, or 2 if each half of them has its own
+ *   MINIMUM   1 if a minimum comes with every scale: weight = scale * (code - OFFSET) + minimum
+ */
+#define FK_SMALL_BLOCK_TYPES(X)                 \
+    X(Q8_0, FK_BLOCK, 34, 8, 0, 1, 0)           \
+    X(Q4_0, FK_BLOCK, 18, 4, 8, 1, 0)           \
+    X(Q4_1, FK_BLOCK, 20, 4, 0, 1, 1)           \
+    X(Q5_0, FK_BLOCK, 22, 5, 16, 1, 0)          \
+    X(Q5_1, FK_BLOCK, 24, 5, 0, 1, 1)           \
+    X(IQ4_NL, FK_BLOCK, 18, 8, 0, 1, 0)
+
+#define FK_SUPER_BLOCK_TYPES(X)                 \
+    X(Q2_K, FK_SUPER, 84, 2, 0, 2, 1)           \
+    X(Q3_K, FK_SUPER, 110, 3, 4, 2, 0)          \
+    X(Q4_K, FK_SUPER, 144, 4, 0, 1, 1)          \
+    X(Q5_K, FK_SUPER, 176, 5, 0, 1, 1)          \
+    X(Q6_K, FK_SUPER, 210, 6, 32, 2, 0)         \
+    X(IQ4_XS, FK_SUPER, 136, 8, 0, 1, 0)
+
+#define FK_BLOCK_TYPES(X) FK_SMALL_BLOCK_TYPES(X) FK_SUPER_BLOCK_TYPES(X)
+
+/* X(TYPE, VALUES, BYTES) for a type of plain floating-point numbers, whose blocks are single values. */
+#define FK_FLOAT_TYPES(X) X(F32, 1, 4) X(F16, 1, 2) X(BF16, 1, 2)
+
+/* Values of a block. */
 static inline size_t block_len(fk_type type) {
     switch (type) {
-    case FK_TYPE_F32:
-    case FK_TYPE_F16:
-    case FK_TYPE_BF16:
-        return 1;
-    case FK_TYPE_Q2_K:
-    case FK_TYPE_Q3_K:
-    case FK_TYPE_Q4_K:
-    case FK_TYPE_Q5_K:
-    case FK_TYPE_Q6_K:
-    case FK_TYPE_IQ4_XS:
-        return FK_SUPER;
-    default:
-        return FK_BLOCK;
+#define VALUES_OF(TYPE, VALUES, ...) \
+    case FK_TYPE_##TYPE: return VALUES;
+        FK_FLOAT_TYPES(VALUES_OF)
+        FK_BLOCK_TYPES(VALUES_OF)
+#undef VALUES_OF
     }
+    return FK_BLOCK;
 }
 
+/* Bytes of a block. */
 static inline size_t block_bytes(fk_type type) {
     switch (type) {
-    case FK_TYPE_F32: return 4;
-    case FK_TYPE_F16:
-    case FK_TYPE_BF16: return 2;
-    case FK_TYPE_Q8_0: return 34;
-    case FK_TYPE_Q4_0:
-    case FK_TYPE_IQ4_NL: return 18;
-    case FK_TYPE_Q4_1: return 20;
-    case FK_TYPE_Q5_0: return 22;
-    case FK_TYPE_Q5_1: return 24;
-    case FK_TYPE_Q2_K: return 84;
-    case FK_TYPE_Q3_K: return 110;
-    case FK_TYPE_Q4_K: return 144;
-    case FK_TYPE_Q5_K: return 176;
-    case FK_TYPE_Q6_K: return 210;
-    case FK_TYPE_IQ4_XS: return 136;
+#define BYTES_OF(TYPE, VALUES, BYTES, ...) \
+    case FK_TYPE_##TYPE: return BYTES;
+        FK_FLOAT_TYPES(BYTES_OF)
+        FK_BLOCK_TYPES(BYTES_OF)
+#undef BYTES_OF
     }
     return 0;
 }

@@ -28,6 +28,19 @@ INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 /* p, or the next multiple of 64 bytes behind it. */
 INLINE float *aligned(float *p) { return (float *)(((uintptr_t)p + 63) / 64 * 64); }
 
+/* Fewer than FK_LANES values as a vector, the rest 0. */
+INLINE vf load_some(const float *p, size_t n) {
+    float lane[FK_LANES] = {0};
+    memcpy(lane, p, n * sizeof *p);
+    return load(lane);
+}
+
+INLINE void store_some(float *p, vf v, size_t n) {
+    float lane[FK_LANES];
+    store(lane, v);
+    memcpy(p, lane, n * sizeof *p);
+}
+
 INLINE vf splat(float x) { return x - (vf){0}; }
 
 INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }

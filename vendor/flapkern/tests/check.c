@@ -151,6 +151,9 @@ static const struct format formats[] = {
     {FK_TYPE_IQ4_XS, "iq4_xs", 256, {{2, 1}, {2, 1}, {1, 4}, {4, 32}}},
 };
 
+#define AND_ONE(...) +1
+_Static_assert(COUNT(formats) == 0 FK_FLOAT_TYPES(AND_ONE) FK_BLOCK_TYPES(AND_ONE), "every type has its format here");
+
 static size_t bytes_of(const struct format *f) {
     size_t bytes = 0;
     for (int i = 0; i < 5; i++) bytes += f->fields[i].size * f->fields[i].count;
@@ -158,8 +161,6 @@ static size_t bytes_of(const struct format *f) {
 }
 
 static int is_blocked(const struct format *f) { return f->values > 1; }
-
-
 
 static size_t row_bytes(const struct format *f, size_t cols) { return cols / f->values * bytes_of(f); }
 

@@ -1,5 +1,5 @@
 /* Packed rows of plain floats times activations: a lane is a row, as in packed.h, and a block is one column. Included by
- * body.h; `type` is a constant wherever these functions are inlined. */
+ * table.h; `type` is a constant wherever these functions are inlined. */
 
 INLINE vf load_column(fk_type type, const uint8_t *group, size_t column, int v) {
     return load_lanes(type, group + (column * FK_GROUP + v * FK_LANES) * block_bytes(type));
@@ -66,14 +66,12 @@ INLINE void packed_float_streams(fk_type type, int count, const uint8_t *const *
     }
 }
 
-#define PACKED(TYPE)                                                                                                 \
+#define PACKED(TYPE, ...)                                                                                             \
     static __attribute__((noinline)) void streams_##TYPE(int count, const uint8_t *const *groups,                    \
                                                          const fk_activations *x, float *const *out) {               \
         packed_float_streams(FK_TYPE_##TYPE, count, groups, x, out);                                                 \
     }
-PACKED(F32)
-PACKED(F16)
-PACKED(BF16)
+FK_FLOAT_TYPES(PACKED)
 #undef PACKED
 
 INLINE void packed_float_rows(fk_type type, const fk_weights *w, size_t begin, size_t end, const fk_activations *x,
@@ -95,28 +93,21 @@ INLINE void packed_float_rows(fk_type type, const fk_weights *w, size_t begin, s
 static void packed_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                           size_t out_stride) {
     switch (w->type) {
-    case FK_TYPE_F16: packed_float_rows(FK_TYPE_F16, w, begin, end, x, out, out_stride); break;
-    case FK_TYPE_BF16: packed_float_rows(FK_TYPE_BF16, w, begin, end, x, out, out_stride); break;
-    default: packed_float_rows(FK_TYPE_F32, w, begin, end, x, out, out_stride);
+#define ROWS(TYPE, ...) \
+    case FK_TYPE_##TYPE: packed_float_rows(FK_TYPE_##TYPE, w, begin, end, x, out, out_stride); break;
+        FK_FLOAT_TYPES(ROWS)
+#undef ROWS
+    default: break;
     }
 }
 
 /* The function for packed rows of any type and one token. */
 static streams_function *streams_for(fk_type type) {
     switch (type) {
-    case FK_TYPE_F32: return streams_F32;
-    case FK_TYPE_F16: return streams_F16;
-    case FK_TYPE_BF16: return streams_BF16;
+#define FUNCTION(TYPE, ...) \
+    case FK_TYPE_##TYPE: return streams_##TYPE;
+        FK_FLOAT_TYPES(FUNCTION)
+#undef FUNCTION
     default: return packed_functions_for(type).streams;
-    }
-}
-
-/* Columns [k, k + depth) of rows [row, row + GEMM_ROWS) of packed floats, all in groups, as a panel. */
-INLINE void panel_of_floats(fk_type type, const fk_weights *w, size_t row, size_t k, size_t depth, float *panel) {
-    UNROLL for (int v = 0; v < GEMM_VECTORS; v++) {
-        const size_t at = row + v * FK_LANES;
-        const uint8_t *group = w->data + at / FK_GROUP * FK_GROUP * w->row_bytes;
-        for (size_t i = 0; i < depth; i++)
-            store(panel + i * GEMM_ROWS + v * FK_LANES, load_column(type, group, k + i, at % FK_GROUP / FK_LANES));
     }
 }

@@ -4,8 +4,8 @@
 #include <arm_neon.h>
 
 #define FK_LANES 4
-#include "lanes.h"
-#include "half.h"
+#include "../lanes.h"
+#include "../half.h"
 
 /* Of 32 registers 24 hold sums, 2 a column of weights, and the rest activations. With 6 by 4 compilers spill a sum. */
 #define GEMM_TOKENS 12
@@ -169,4 +169,4 @@ INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
 }
 #endif
 
-#include "body.h"
+#include "../ops/table.h"

@@ -1,6 +1,6 @@
 /* Packed rows times 8-bit activations, for one token and for many: a lane is a row, so that scales are vectors, nothing is
  * summed across lanes, and one load of codes serves FK_LANES rows. Every format is seen as blocks of 32 columns: eight
- * vectors of codes, four columns each, with a scale (and minimum) for the block or for each half of it. Included by body.h;
+ * vectors of codes, four columns each, with a scale (and minimum) for the block or for each half of it. Included by table.h;
  * `type` is a constant wherever these functions are inlined. */
 
 #define GROUP_VECTORS (FK_GROUP / FK_LANES)
@@ -12,41 +12,33 @@ typedef struct packed_block {
     vf minimum[2];
 } packed_block;
 
+/* What the list in formats.h says of a type's codes, in its order. */
+typedef struct code_traits {
+    int bits, offset, scales, minimum;
+} code_traits;
+
+INLINE code_traits traits_of(fk_type type) {
+    switch (type) {
+#define TRAITS(TYPE, VALUES, BYTES, ...) \
+    case FK_TYPE_##TYPE: return (code_traits){__VA_ARGS__};
+        FK_BLOCK_TYPES(TRAITS)
+#undef TRAITS
+    default: return (code_traits){0};
+    }
+}
+
 /* Whether the halves of a block have scales of their own. */
-INLINE int has_half_scales(fk_type type) {
-    return type == FK_TYPE_Q6_K || type == FK_TYPE_Q2_K || type == FK_TYPE_Q3_K;
-}
+INLINE int has_half_scales(fk_type type) { return traits_of(type).scales == 2; }
 
-INLINE int has_minimum(fk_type type) {
-    return type == FK_TYPE_Q4_1 || type == FK_TYPE_Q5_1 || type == FK_TYPE_Q4_K || type == FK_TYPE_Q5_K ||
-           type == FK_TYPE_Q2_K;
-}
+INLINE int has_minimum(fk_type type) { return traits_of(type).minimum; }
 
-/* Codes that are signed bytes; the others are unsigned, of so many bits. */
-INLINE int has_signed_codes(fk_type type) {
-    return type == FK_TYPE_Q8_0 || type == FK_TYPE_IQ4_NL || type == FK_TYPE_IQ4_XS;
-}
+/* Whether codes are signed bytes; the others are unsigned, of as many bits as code_bits says. */
+INLINE int has_signed_codes(fk_type type) { return traits_of(type).bits == 8; }
 
-INLINE int code_bits(fk_type type) {
-    switch (type) {
-    case FK_TYPE_Q6_K: return 6;
-    case FK_TYPE_Q5_0:
-    case FK_TYPE_Q5_1:
-    case FK_TYPE_Q5_K: return 5;
-    default: return 4;
-    }
-}
+INLINE int code_bits(fk_type type) { return traits_of(type).bits; }
 
-INLINE int code_offset(fk_type type) {
-    if (has_signed_codes(type)) return SIGNED_OFFSET;
-    switch (type) {
-    case FK_TYPE_Q4_0: return 8;
-    case FK_TYPE_Q5_0: return 16;
-    case FK_TYPE_Q6_K: return 32;
-    case FK_TYPE_Q3_K: return 4;
-    default: return 0;
-    }
-}
+/* What is subtracted from a code as dot_signed or dot_unsigned takes it. */
+INLINE int code_offset(fk_type type) { return has_signed_codes(type) ? SIGNED_OFFSET : traits_of(type).offset; }
 
 /* Vector v of a line: four columns of FK_LANES rows. */
 INLINE vw load_line(const uint8_t *lines, int line, int v) {
@@ -187,26 +179,20 @@ INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_bloc
 }
 
 /* A whole super-block; unrolled, so that every shift is by a constant, and compiled once for a type. */
-#define SUPER_BLOCK(TYPE)                                                                                              \
+#define SUPER_BLOCK(TYPE, ...)                                                                                         \
     static __attribute__((noinline)) void load_super_##TYPE(const uint8_t *p, int v, packed_block w[8]) {              \
         UNROLL for (int s = 0; s < 8; s++) load_block(FK_TYPE_##TYPE, p, s, v, &w[s]);                                 \
     }
-SUPER_BLOCK(Q2_K)
-SUPER_BLOCK(Q3_K)
-SUPER_BLOCK(Q4_K)
-SUPER_BLOCK(Q5_K)
-SUPER_BLOCK(Q6_K)
-SUPER_BLOCK(IQ4_XS)
+FK_SUPER_BLOCK_TYPES(SUPER_BLOCK)
 #undef SUPER_BLOCK
 
 INLINE void load_super_block(fk_type type, const uint8_t *p, int v, packed_block w[8]) {
     switch (type) {
-    case FK_TYPE_Q2_K: load_super_Q2_K(p, v, w); break;
-    case FK_TYPE_Q3_K: load_super_Q3_K(p, v, w); break;
-    case FK_TYPE_Q4_K: load_super_Q4_K(p, v, w); break;
-    case FK_TYPE_Q5_K: load_super_Q5_K(p, v, w); break;
-    case FK_TYPE_Q6_K: load_super_Q6_K(p, v, w); break;
-    default: load_super_IQ4_XS(p, v, w);
+#define SUPER_BLOCK(TYPE, ...) \
+    case FK_TYPE_##TYPE: load_super_##TYPE(p, v, w); break;
+        FK_SUPER_BLOCK_TYPES(SUPER_BLOCK)
+#undef SUPER_BLOCK
+    default: break;
     }
 }
 
@@ -452,7 +438,7 @@ static void in_streams(streams_function *multiply, size_t most, const fk_rows *p
 }
 
 /* Two functions a type, so that each is compiled by itself: for one token, and for one group and any number of tokens. */
-#define PACKED(TYPE)                                                                                                 \
+#define PACKED(TYPE, ...)                                                                                             \
     static __attribute__((noinline)) void streams_##TYPE(int count, const uint8_t *const *groups,                    \
                                                          const fk_activations *x, float *const *out) {               \
         packed_streams(FK_TYPE_##TYPE, count, groups, x, out);                                                       \
@@ -461,18 +447,7 @@ static void in_streams(streams_function *multiply, size_t most, const fk_rows *p
                                                         size_t out_stride, float *scratch) {                         \
         packed_group(FK_TYPE_##TYPE, group, x, out, out_stride, scratch);                                            \
     }
-PACKED(Q8_0)
-PACKED(Q4_0)
-PACKED(Q4_1)
-PACKED(Q5_0)
-PACKED(Q5_1)
-PACKED(Q2_K)
-PACKED(Q3_K)
-PACKED(Q4_K)
-PACKED(Q5_K)
-PACKED(Q6_K)
-PACKED(IQ4_NL)
-PACKED(IQ4_XS)
+FK_BLOCK_TYPES(PACKED)
 #undef PACKED
 
 typedef void packed_function(const uint8_t *group, const fk_activations *x, float *out, size_t out_stride, float *scratch);
@@ -484,20 +459,9 @@ typedef struct packed_functions {
 
 static packed_functions packed_functions_for(fk_type type) {
     switch (type) {
-#define PACKED(TYPE) \
+#define PACKED(TYPE, ...) \
     case FK_TYPE_##TYPE: return (packed_functions){streams_##TYPE, packed_##TYPE};
-        PACKED(Q8_0)
-        PACKED(Q4_0)
-        PACKED(Q4_1)
-        PACKED(Q5_0)
-        PACKED(Q5_1)
-        PACKED(Q2_K)
-        PACKED(Q3_K)
-        PACKED(Q4_K)
-        PACKED(Q5_K)
-        PACKED(Q6_K)
-        PACKED(IQ4_NL)
-        PACKED(IQ4_XS)
+        FK_BLOCK_TYPES(PACKED)
 #undef PACKED
     default: return (packed_functions){0};
     }

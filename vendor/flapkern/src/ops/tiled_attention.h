@@ -1,4 +1,4 @@
-/* Attention in bfloat16 tiles, for AMX. Included by body.h.
+/* Attention in bfloat16 tiles, for AMX. Included by table.h.
  *
  * Sixteen queries at a time, one in every lane: scores^T [positions, 16] = K Q^T and out^T [head_dim, 16] = V^T P^T. So keys
  * and values are the first factors, as they lie and transposed, which is done once for all queries; softmax needs nothing

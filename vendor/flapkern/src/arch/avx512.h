@@ -7,8 +7,8 @@
 #define FK_OWN_WIDTHS
 #define FK_OWN_SUM_EACH
 #define FK_OWN_EXP
-#include "lanes.h"
-#include "half.h"
+#include "../lanes.h"
+#include "../half.h"
 
 INLINE vi widen_bytes(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vi widen_signed(const uint8_t *p) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
@@ -234,4 +234,4 @@ INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
 }
 #endif
 
-#include "body.h"
+#include "../ops/table.h"

@@ -1,4 +1,4 @@
-/* GEMM in bfloat16, with AMX or with AVX-512's dot products of pairs. Included by body.h.
+/* GEMM in bfloat16, with AMX or with AVX-512's dot products of pairs. Included by table.h.
  *
  * Both sides come in tiles of 16 by 32 values, 1 KiB: of activations 16 tokens by 32 columns; of weights 32 columns by 16
  * rows, pairs of columns together, [16 pairs, 16 rows, 2] (the layout of TDPBF16PS: Intel's Instruction Set Extensions
@@ -91,22 +91,11 @@ INLINE void tiles_of_group(fk_type type, const uint8_t *group, size_t depth, uin
 }
 
 /* One function a type, so that each is compiled by itself. */
-#define TILES(TYPE)                                                                                         \
+#define TILES(TYPE, ...)                                                                                    \
     static __attribute__((noinline)) void tiles_##TYPE(const uint8_t *group, size_t depth, uint16_t *tiles) { \
         tiles_of_group(FK_TYPE_##TYPE, group, depth, tiles);                                                \
     }
-TILES(Q8_0)
-TILES(Q4_0)
-TILES(Q4_1)
-TILES(Q5_0)
-TILES(Q5_1)
-TILES(Q2_K)
-TILES(Q3_K)
-TILES(Q4_K)
-TILES(Q5_K)
-TILES(Q6_K)
-TILES(IQ4_NL)
-TILES(IQ4_XS)
+FK_BLOCK_TYPES(TILES)
 #undef TILES
 
 /* Packed floats; what is missing of the last tile is 0. */
@@ -126,18 +115,10 @@ static void tiles_of_packed(fk_type type, const uint8_t *group, size_t depth, ui
     case FK_TYPE_F16: tiles_of_floats(FK_TYPE_F16, group, depth, tiles); break;
     case FK_TYPE_BF16: tiles_of_floats(FK_TYPE_BF16, group, depth, tiles); break;
     case FK_TYPE_F32: break; /* stays in single precision */
-    case FK_TYPE_Q8_0: tiles_Q8_0(group, depth, tiles); break;
-    case FK_TYPE_Q4_0: tiles_Q4_0(group, depth, tiles); break;
-    case FK_TYPE_Q4_1: tiles_Q4_1(group, depth, tiles); break;
-    case FK_TYPE_Q5_0: tiles_Q5_0(group, depth, tiles); break;
-    case FK_TYPE_Q5_1: tiles_Q5_1(group, depth, tiles); break;
-    case FK_TYPE_Q2_K: tiles_Q2_K(group, depth, tiles); break;
-    case FK_TYPE_Q3_K: tiles_Q3_K(group, depth, tiles); break;
-    case FK_TYPE_Q4_K: tiles_Q4_K(group, depth, tiles); break;
-    case FK_TYPE_Q5_K: tiles_Q5_K(group, depth, tiles); break;
-    case FK_TYPE_Q6_K: tiles_Q6_K(group, depth, tiles); break;
-    case FK_TYPE_IQ4_NL: tiles_IQ4_NL(group, depth, tiles); break;
-    case FK_TYPE_IQ4_XS: tiles_IQ4_XS(group, depth, tiles); break;
+#define TILES(TYPE, ...) \
+    case FK_TYPE_##TYPE: tiles_##TYPE(group, depth, tiles); break;
+        FK_BLOCK_TYPES(TILES)
+#undef TILES
     }
 }
 

@@ -1,4 +1,4 @@
-/* Attention: a few queries at once for generation, blocks of them for prompts. Included by body.h. */
+/* Attention: a few queries at once for generation, blocks of them for prompts. Included by table.h. */
 
 /* Positions per tile: two GEMM panels or more. */
 #define ATTEND_TILE 64

@@ -1,7 +1,7 @@
 /* Plain C and the compiler's four-lane vectors: for every processor, and the yardstick of the other files. */
 #define FK_LANES 4
-#include "lanes.h"
-#include "half.h"
+#include "../lanes.h"
+#include "../half.h"
 
 #define GEMM_TOKENS 4
 #define GEMM_VECTORS 2
@@ -76,4 +76,4 @@ INLINE vw look_up(const int8_t *table, vw codes) {
 
 #define FK_TABLE fk_table_generic
 #define FK_NAME "generic"
-#include "body.h"
+#include "../ops/table.h"

@@ -5,8 +5,8 @@
 #define FK_OWN_REDUCTIONS
 #define FK_OWN_WIDTHS
 #define FK_OWN_SUM_EACH
-#include "lanes.h"
-#include "half.h"
+#include "../lanes.h"
+#include "../half.h"
 
 INLINE vi widen_bytes(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 INLINE vi widen_signed(const uint8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
@@ -175,4 +175,4 @@ INLINE vw look_up(const int8_t *table, vw codes) {
     return (vw)_mm256_shuffle_epi8(both, (__m256i)codes);
 }
 
-#include "body.h"
+#include "../ops/table.h"

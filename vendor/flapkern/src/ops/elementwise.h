@@ -1,0 +1,40 @@
+/* What a forward pass does element by element. Included by table.h. */
+
+static void rms_norm(const float *x, const float *weight, size_t n, float eps, float *out) {
+    vf squares = {0};
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) squares += load(x + i) * load(x + i);
+    float sum = sum_lanes(squares);
+    for (; i < n; i++) sum += x[i] * x[i];
+    float scale = 1.0f / sqrtf(sum / (float)n + eps);
+    for (i = 0; i + FK_LANES <= n; i += FK_LANES) store(out + i, load(x + i) * scale * load(weight + i));
+    for (; i < n; i++) out[i] = x[i] * scale * weight[i];
+}
+
+static void rope(float *x, const float *cosines, const float *sines, size_t pairs) {
+    for (size_t i = 0; i < pairs; i++) {
+        float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = a * cosines[i] - b * sines[i];
+        x[2 * i + 1] = a * sines[i] + b * cosines[i];
+    }
+}
+
+INLINE vf silu(vf x) { return x / (1.0f + vexp(-x)); }
+
+static void silu_mul(const float *gate, const float *up, size_t n, float *out) {
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) store(out + i, silu(load(gate + i)) * load(up + i));
+    if (i < n) store_some(out + i, silu(load_some(gate + i, n - i)) * load_some(up + i, n - i), n - i);
+}
+
+static void add(float *x, const float *y, size_t n) {
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) store(x + i, load(x + i) + load(y + i));
+    for (; i < n; i++) x[i] += y[i];
+}
+
+static void to_half(const float *x, size_t n, uint16_t *out) {
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) store_half(out + i, load(x + i));
+    for (; i < n; i++) out[i] = float_to_half(x[i]);
+}
