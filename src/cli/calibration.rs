@@ -707,6 +707,7 @@ fn own_text(loaded: &Loaded, tokens: usize, bos: Option<u32>) -> Result<Vec<u32>
     let written = texts
         .write(&loaded.model, &loaded.runtime, &mut |done, _| {
             bar.set_position(done as u64);
+            std::ops::ControlFlow::Continue(())
         })
         .context("writing the calibration text")?;
     bar.finish_and_clear();

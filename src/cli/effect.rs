@@ -28,7 +28,15 @@ pub fn perplexity(
         all_positions: true,
         cache_type: CacheType::F16,
     };
-    Ok(eval::perplexity(model, runtime, tokens, bos, options, &mut |_, _| {})?.perplexity)
+    Ok(eval::perplexity(
+        model,
+        runtime,
+        tokens,
+        bos,
+        options,
+        &mut flapjack::progress::ignore,
+    )?
+    .perplexity)
 }
 
 /// The texts that the effect is measured on.

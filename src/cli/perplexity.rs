@@ -85,14 +85,10 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         &tokens,
         bos,
         options,
-        &mut |so_far, chunks| {
+        &mut |done, chunks| {
             bar.set_length(chunks as u64);
-            bar.set_position(so_far.chunks as u64);
-            tracing::info!(
-                "chunk {}: perplexity {:.4}",
-                so_far.chunks,
-                so_far.perplexity
-            );
+            bar.set_position(done as u64);
+            std::ops::ControlFlow::Continue(())
         },
     )?;
     bar.finish_and_clear();

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use flapjack::generate::{Outcome, Timings};
+use flapjack::generate::{Generated, Timings};
 use flapjack::prune::StoredProfile;
 use flapjack::quant::BlockType;
 
@@ -127,11 +127,11 @@ impl Run {
         }
     }
 
-    pub fn print(&self, outcome: &Outcome) {
+    pub fn print(&self, outcome: &Generated) {
         eprint!("\n{}", self.text(outcome));
     }
 
-    fn text(&self, outcome: &Outcome) -> String {
+    fn text(&self, outcome: &Generated) -> String {
         let mut lines = vec![self.title.clone()];
         lines.push(format!("  map        {}", seconds(self.map_time)));
         if let Some(time) = self.pack_time {
@@ -150,7 +150,7 @@ impl Run {
         })
     }
 
-    fn speed_lines(&self, outcome: &Outcome) -> Vec<String> {
+    fn speed_lines(&self, outcome: &Generated) -> Vec<String> {
         let timings = &outcome.timings;
         let dense = self.dense.as_ref();
         let mut lines = vec![speed_line(

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use flapjack::generate::{Finish, Request, SamplerConfig, Session, Timings};
+use flapjack::generate::{
+    Finish, Generated, Generation, Request, SamplerConfig, Sequence, Timings,
+};
 use flapjack::model::KvCache;
 
 use super::options::{CacheOptions, Loaded, ModelOptions, read_standard_input, read_text};
@@ -136,9 +138,8 @@ pub fn run(args: RunArgs) -> Result<()> {
     }
 
     let cache = args.cache(&loaded, context)?;
-    let mut session = Session::with_cache(&loaded.model, &loaded.runtime, cache);
     let mut out = io::stdout().lock();
-    let outcome = session.generate(&request, &loaded.tokenizer, &mut |text| {
+    let outcome = generate(&loaded, &request, cache, &mut |text| {
         out.write_all(text.as_bytes())?;
         out.flush()
     })?;
@@ -221,7 +222,25 @@ fn dense_baseline(loaded: &Loaded, request: &Request, cache: KvCache) -> Result<
         ignore_end: true,
         ..request.clone()
     };
-    let mut session = Session::with_cache(&loaded.model, &loaded.runtime, cache);
-    let outcome = session.generate(&request, &loaded.tokenizer, &mut |_| Ok(()))?;
-    Ok(outcome.timings)
+    Ok(generate(loaded, &request, cache, &mut |_| Ok(()))?.timings)
+}
+
+fn generate(
+    loaded: &Loaded,
+    request: &Request,
+    cache: KvCache,
+    on_text: &mut dyn FnMut(&str) -> io::Result<()>,
+) -> Result<Generated> {
+    let mut sequence = Sequence::new(cache);
+    let Loaded {
+        model,
+        runtime,
+        tokenizer,
+        ..
+    } = loaded;
+    let mut generation = Generation::new(model, runtime, tokenizer, &mut sequence, request)?;
+    for piece in &mut generation {
+        on_text(&piece?)?;
+    }
+    Ok(generation.generated().expect("it has ended").clone())
 }
