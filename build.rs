@@ -92,7 +92,7 @@ fn generate_bindings() {
     bindgen::Builder::default()
         .header(&header)
         .allowlist_item("(fk|FK)_.*")
-        .rustified_enum("fk_(layout|isa|form)")
+        .rustified_enum("fk_(layout|isa|form|phase)")
         // Made from GGUF's numbers, not from names.
         .newtype_enum("fk_type")
         .layout_tests(false)

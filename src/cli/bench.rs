@@ -199,12 +199,14 @@ impl BenchArgs {
                 prompt,
                 generate: 0,
                 depth,
+                parallel: 1,
                 cache_type: self.cache.cache_type(),
             });
             let generations = self.n_gen.iter().map(|&generate| SpeedTest {
                 prompt: 0,
                 generate,
                 depth,
+                parallel: 1,
                 cache_type: self.cache.cache_type(),
             });
             tests.extend(

@@ -6,7 +6,7 @@ use flapjack::engine::{
     CalibrationReport, Effect, EffectText, Engine, Found, LayerSnapshot, ModelReport, ProfileFrom,
     PruneReport, Target,
 };
-use flapjack::generate::{Outcome, Timings};
+use flapjack::generate::{Generated, Timings};
 
 use super::words::{mebibytes, megabytes, millions, plural, seconds, target_words};
 
@@ -60,11 +60,11 @@ impl Run {
         }
     }
 
-    pub fn print(&self, outcome: &Outcome) {
-        eprint!("\n{}", self.text(outcome));
+    pub fn print(&self, generated: &Generated) {
+        eprint!("\n{}", self.text(generated));
     }
 
-    fn text(&self, outcome: &Outcome) -> String {
+    fn text(&self, generated: &Generated) -> String {
         let ModelReport { path, .. } = &self.model;
         let mut lines = vec![format!(
             "{}: {} layers, {} parameters, {}; {} with {}",
@@ -83,15 +83,15 @@ impl Run {
             lines.extend(calibration_lines(&pruned.calibration));
             lines.extend(pruned_lines(pruned));
         }
-        lines.extend(self.speed_lines(outcome));
+        lines.extend(self.speed_lines(generated));
         lines.into_iter().fold(String::new(), |mut text, line| {
             let _ = writeln!(text, "{line}");
             text
         })
     }
 
-    fn speed_lines(&self, outcome: &Outcome) -> Vec<String> {
-        let timings = &outcome.timings;
+    fn speed_lines(&self, generated: &Generated) -> Vec<String> {
+        let timings = &generated.timings;
         let dense = self.dense.as_ref();
         let mut lines = vec![speed_line(
             "prompt",
@@ -101,7 +101,7 @@ impl Run {
         )];
         lines.push(speed_line(
             "generate",
-            &plural(outcome.tokens.len(), "token"),
+            &plural(generated.tokens.len(), "token"),
             timings.generation_speed(),
             dense.and_then(Timings::generation_speed),
         ));

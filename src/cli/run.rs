@@ -138,14 +138,14 @@ pub fn run(args: RunArgs) -> Result<()> {
     writeln!(out)?;
     drop(out);
 
-    let outcome = generation.outcome().expect("there are no more pieces");
-    if let (Finish::ContextFull, Some(context)) = (outcome.finish, place.context) {
+    let generated = generation.generated().expect("there are no more pieces");
+    if let (Finish::ContextFull, Some(context)) = (generated.finish, place.context) {
         tracing::warn!(
             "stopped because the context of {context} tokens is full; --ctx makes room for more"
         );
     }
     if !args.quiet {
-        report.print(&outcome);
+        report.print(generated);
     }
     Ok(())
 }
@@ -226,6 +226,6 @@ fn dense_speed(
     for piece in &mut generation {
         piece?;
     }
-    let outcome = generation.outcome().expect("there are no more pieces");
-    Ok(outcome.timings)
+    let generated = generation.generated().expect("there are no more pieces");
+    Ok(generated.timings)
 }

@@ -31,10 +31,8 @@ pub(super) fn perplexity(
         all_positions: true,
         cache_type: CacheType::F16,
     };
-    let tell = &mut |so_far: eval::Perplexity, chunks| {
-        let _ = progress(so_far.chunks, chunks);
-    };
-    Ok(eval::perplexity(model, runtime, tokens, bos, options, tell)?.perplexity)
+    let measured = eval::perplexity(model, runtime, tokens, bos, options, progress)?;
+    Ok(measured.perplexity)
 }
 
 /// Texts, and how well the model predicted them when it was dense.

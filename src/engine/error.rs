@@ -26,9 +26,9 @@ pub enum EngineError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
-    Generate(#[from] GenerateError),
+    Generate(GenerateError),
     #[error(transparent)]
-    Perplexity(#[from] PerplexityError),
+    Perplexity(PerplexityError),
     #[error(transparent)]
     Text(#[from] TextError),
     #[error(transparent)]
@@ -106,6 +106,24 @@ impl From<PruneError> for EngineError {
         match error.is_cancelled() && error.is_untouched() {
             true => Cancelled.into(),
             false => EngineError::Prune(error),
+        }
+    }
+}
+
+impl From<GenerateError> for EngineError {
+    fn from(error: GenerateError) -> Self {
+        match error {
+            GenerateError::Cancelled(cancelled) => cancelled.into(),
+            error => EngineError::Generate(error),
+        }
+    }
+}
+
+impl From<PerplexityError> for EngineError {
+    fn from(error: PerplexityError) -> Self {
+        match error {
+            PerplexityError::Cancelled(cancelled) => cancelled.into(),
+            error => EngineError::Perplexity(error),
         }
     }
 }

@@ -19,7 +19,6 @@ mod cache;
 mod effect;
 mod error;
 mod events;
-mod generation;
 mod machine;
 mod options;
 mod profile;
@@ -37,7 +36,6 @@ pub use crate::progress::Cancelled;
 pub use crate::prune::{Found, Target};
 pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
 pub use events::{Event, Events, Stage, ignore};
-pub use generation::{Generation, Sequence};
 pub use machine::{InstructionSet, Machine, machine};
 pub use options::{
     Cache, CalibrationOptions, GenerateOptions, MethodOptions, OpenOptions, Pack, PruneOptions,
@@ -54,10 +52,10 @@ pub use text::{TextError, TextReader, TextSource};
 use cache::CacheFolder;
 
 use crate::eval::{self, Perplexity, PerplexityOptions, SpeedRun, SpeedTest};
-use crate::generate::Request;
+use crate::generate::{Generation, Request, Sequence};
 use crate::gguf::GgufFile;
 use crate::kernels::Runtime;
-use crate::model::{Export, LayerForm, Model, ModelError, Shape};
+use crate::model::{Export, KvCache, LayerForm, Model, ModelError, Shape};
 use crate::prune::{Record, record};
 use crate::tokenize::Tokenizer;
 
@@ -298,8 +296,7 @@ impl Engine {
     /// before pruning cannot be used after.
     pub fn sequence(&self) -> Sequence {
         let context = self.model.config.context_length;
-        let cache_type = SequenceOptions::default().cache_type;
-        Sequence::new(&self.model, context, cache_type).expect("half precision fits any head")
+        Sequence::new(KvCache::new(&self.model, context))
     }
 
     /// An empty sequence.
@@ -309,7 +306,8 @@ impl Engine {
     pub fn sequence_with(&self, options: SequenceOptions) -> Result<Sequence, EngineError> {
         let trained = self.model.config.context_length;
         let context = options.context.unwrap_or(trained);
-        Ok(Sequence::new(&self.model, context, options.cache_type)?)
+        let cache = KvCache::with_type(&self.model, context, options.cache_type)?;
+        Ok(Sequence::new(cache))
     }
 
     /// The tokens of a prompt. An empty one has the token that begins texts.
@@ -367,7 +365,7 @@ impl Engine {
             &self.runtime,
             tokenizer,
             sequence,
-            request,
+            &request,
         )?)
     }
 }
@@ -386,16 +384,7 @@ impl Engine {
         events: &mut Events,
     ) -> Result<Perplexity, EngineError> {
         let tokens = self.tokenizer()?.encode_prompt(text)?;
-        let mut progress = Stage::Scoring.progress(events);
-        let tell = &mut |so_far: Perplexity, chunks| {
-            let Perplexity {
-                chunks: done,
-                perplexity,
-                ..
-            } = so_far;
-            tracing::info!("chunk {done}: perplexity {perplexity:.4}");
-            let _ = progress(done, chunks);
-        };
+        let progress = &mut Stage::Scoring.progress(events);
         let (model, runtime) = (&self.model, &self.runtime);
         Ok(eval::perplexity(
             model,
@@ -403,7 +392,7 @@ impl Engine {
             &tokens,
             self.bos(),
             options,
-            tell,
+            progress,
         )?)
     }
 

@@ -631,11 +631,8 @@ impl CalibrationText {
             vocabulary: tokenizer.vocab_size(),
             seed: 0,
         };
-        let mut progress = Stage::Writing.progress(events);
-        let tell = &mut |done, total| {
-            let _ = progress(done, total);
-        };
-        let written = texts.write(&engine.model, &engine.runtime, tell);
+        let progress = &mut Stage::Writing.progress(events);
+        let written = texts.write(&engine.model, &engine.runtime, progress);
         let written = written.map_err(|e| EngineError::at(Doing::OwnText)(e.into()))?;
         let tokens = written.iter().flat_map(|text| &text[skip..]).copied();
         self.tokens = tokens.take(self.tokens.len()).collect();

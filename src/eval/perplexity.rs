@@ -1,9 +1,10 @@
 //! Perplexity, by the protocol of llama.cpp's `llama-perplexity`.
 
-use crate::kernels::{Runtime, Team};
+use crate::kernels::{Phase, Runtime, Team};
 use crate::model::{
-    CacheType, KvCache, Model, ModelError, Scratch, Unobserved, negative_log_likelihoods,
+    Batch, CacheType, KvPool, Model, ModelError, Scratch, Unobserved, negative_log_likelihoods,
 };
+use crate::progress::{Cancelled, Progress, report};
 
 /// Rows of logits that are held at a time; a vocabulary of 128k makes 32 MiB of them.
 const LOGIT_ROWS: usize = 64;
@@ -42,10 +43,10 @@ pub enum PerplexityError {
     Model(#[from] ModelError),
     #[error("the context must be at least 4 tokens, found {0}")]
     Context(usize),
-    #[error(
-        "the text has {tokens} tokens, and one chunk takes {context}; name a longer text or a smaller context with -c"
-    )]
+    #[error("the text has {tokens} tokens, and one chunk takes {context}")]
     TooShort { tokens: usize, context: usize },
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     #[error("the model's output in chunk {chunk} is not a number (NaN); its weights are damaged")]
     NotANumber { chunk: usize },
 }
@@ -54,7 +55,7 @@ pub enum PerplexityError {
 /// each chunk the predictions for positions context / 2 + 1 to context − 1 count (with `all_positions`, 1 to context − 1).
 /// Where the model wants a beginning-of-sequence token, `bos`, it takes the place of each chunk's first token.
 ///
-/// `progress` is called after every chunk with the figure so far.
+/// `progress` is called after every chunk with the number of chunks done and their total; the figure so far is logged.
 ///
 /// # Errors
 /// [`PerplexityError`].
@@ -64,7 +65,7 @@ pub fn perplexity(
     tokens: &[u32],
     bos: Option<u32>,
     options: PerplexityOptions,
-    progress: &mut (dyn FnMut(Perplexity, usize) + Send),
+    progress: &mut Progress,
 ) -> Result<Perplexity, PerplexityError> {
     let context = options.context;
     if context < 4 {
@@ -84,30 +85,30 @@ pub fn perplexity(
         context / 2
     };
 
-    let mut cache = KvCache::with_type(model, context, options.cache_type)?;
-    let mut scratch = Scratch::new();
-    let mut logits = Vec::new();
+    let pool = KvPool::new(model, options.cache_type)?;
+    let (mut batch, mut scratch, mut logits) = (Batch::new(), Scratch::new(), Vec::new());
     let mut losses = Losses::default();
     for (c, chunk) in tokens.chunks_exact(context).take(chunks).enumerate() {
         let mut input = chunk.to_vec();
         if let Some(bos) = bos {
             input[0] = bos;
         }
-        cache.truncate(0);
+        let mut cache = pool.cache(context);
         runtime.region(|team| {
-            for (b, batch) in input.chunks(BATCH).enumerate() {
-                model.forward(team, batch, &mut cache, &mut scratch, &mut Unobserved)?;
-                // Row i of the batch predicts position b · BATCH + i + 1.
+            for (b, tokens) in input.chunks(BATCH).enumerate() {
+                // Token i of the batch predicts position b · BATCH + i + 1.
                 let start = b * BATCH;
-                let end = (start + batch.len()).min(context - 1);
-                for row in (start.max(first)..end).step_by(LOGIT_ROWS) {
+                let end = (start + tokens.len()).min(context - 1);
+                let scored = start.max(first)..end.max(start.max(first));
+                batch.clear();
+                let wanted = scored.start - start..scored.end - start;
+                batch.add_prompt(0, start, tokens, wanted);
+                let sequences = &mut [&mut cache];
+                model.forward(team, batch.rows(), sequences, &mut scratch, &mut Unobserved)?;
+                for row in scored.clone().step_by(LOGIT_ROWS) {
                     let rows = row..(row + LOGIT_ROWS).min(end);
-                    model.logits(
-                        team,
-                        rows.start - start..rows.end - start,
-                        &mut scratch,
-                        &mut logits,
-                    );
+                    let these = rows.start - scored.start..rows.end - scored.start;
+                    model.logits(team, Phase::Prefill, these, &mut scratch, &mut logits);
                     losses.add(team, &logits, &chunk[rows.start + 1..rows.end + 1]);
                 }
             }
@@ -116,7 +117,9 @@ pub fn perplexity(
         if !losses.sum.is_finite() {
             return Err(PerplexityError::NotANumber { chunk: c });
         }
-        progress(losses.perplexity(c + 1), chunks);
+        let so_far = losses.perplexity(c + 1).perplexity;
+        tracing::info!("chunk {}: perplexity {so_far:.4}", c + 1);
+        report(progress, c + 1, chunks)?;
     }
     Ok(losses.perplexity(chunks))
 }

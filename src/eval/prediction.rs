@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use super::{SpeedRun, SpeedTest};
-use crate::kernels::{Activations, Product, Runtime, matmul};
+use crate::kernels::{Activations, Product, Runtime, Tokens, matmul};
 use crate::model::{CacheType, Model, ModelError, Weight};
 
 /// Tokens of a sample, and samples, of which the quickest counts: what disturbs a measurement only ever slows it down.
@@ -32,6 +32,7 @@ impl TokenTime {
             prompt: 0,
             generate: TOKENS,
             depth: 0,
+            parallel: 1,
             cache_type: CacheType::F16,
         };
         let mut run = SpeedRun::new(model, runtime, test)?;
@@ -72,7 +73,11 @@ fn multiply_all(model: &Model, runtime: &Runtime) -> f64 {
             let there = weights.iter().filter(|w| w.bytes() > 0);
             let weights: Vec<&Weight> = there.copied().collect();
             let Some(first) = weights.first() else { return };
-            for (i, value) in x.begin(1, first.cols).iter_mut().enumerate() {
+            for (i, value) in x
+                .begin(Tokens::decode(1), first.cols)
+                .iter_mut()
+                .enumerate()
+            {
                 *value = (i % 7) as f32 - 3.0;
             }
             outs.resize_with(outs.len().max(weights.len()), Vec::new);

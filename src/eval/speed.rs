@@ -1,11 +1,12 @@
 //! How fast a model runs, in the manner of `llama-bench`.
 
 use std::hint::black_box;
+use std::ops::Range;
 use std::time::Instant;
 
 use crate::gguf::Map;
-use crate::kernels::Runtime;
-use crate::model::{CacheType, KvCache, Model, ModelError, Scratch, Unobserved};
+use crate::kernels::{Phase, Runtime};
+use crate::model::{Batch, CacheType, KvCache, KvPool, Model, ModelError, Scratch, Unobserved};
 
 /// Tokens of a prompt that go through the model together, as in a session.
 const BATCH: usize = 512;
@@ -16,17 +17,20 @@ pub struct SpeedTest {
     pub prompt: usize,
     pub generate: usize,
     pub depth: usize,
+    /// Sequences that do so side by side, each with a cache of its own. Their tokens are counted together.
+    pub parallel: usize,
     /// How keys and values are stored.
     pub cache_type: CacheType,
 }
 
-/// A model with the buffers for one test. Making it fills the cache to the depth and runs the test's kind of work once.
+/// A model with the buffers for one test. Making it fills the caches to the depth and runs the test's kind of work once.
 #[derive(Debug)]
 pub struct SpeedRun<'m> {
     model: &'m Model,
     runtime: &'m Runtime,
     test: SpeedTest,
-    cache: KvCache,
+    caches: Vec<KvCache>,
+    batch: Batch,
     scratch: Scratch,
     logits: Vec<f32>,
 }
@@ -39,25 +43,22 @@ impl<'m> SpeedRun<'m> {
         runtime: &'m Runtime,
         test: SpeedTest,
     ) -> Result<Self, ModelError> {
+        let pool = KvPool::new(model, test.cache_type)?;
+        let capacity = test.depth + test.prompt + test.generate.max(1);
         let mut run = Self {
             model,
             runtime,
             test,
-            cache: KvCache::with_type(
-                model,
-                test.depth + test.prompt + test.generate,
-                test.cache_type,
-            )?,
+            caches: (0..test.parallel).map(|_| pool.cache(capacity)).collect(),
+            batch: Batch::new(),
             scratch: Scratch::new(),
             logits: Vec::new(),
         };
-        for first in (0..test.depth).step_by(BATCH) {
-            run.pass(BATCH.min(test.depth - first), first)?;
-        }
+        run.prompt(test.depth)?;
         if test.prompt > 0 {
-            run.pass(BATCH.min(test.prompt), test.depth)?;
+            run.prompt(BATCH.min(test.prompt))?;
         } else {
-            run.pass(1, test.depth)?;
+            run.generate()?;
         }
         Ok(run)
     }
@@ -67,41 +68,74 @@ impl<'m> SpeedRun<'m> {
     /// # Errors
     /// Those of a forward pass.
     pub fn sample(&mut self) -> Result<f64, ModelError> {
-        self.cache.truncate(self.test.depth);
         let SpeedTest {
             prompt,
             generate,
             depth,
+            parallel,
             ..
         } = self.test;
+        for cache in &mut self.caches {
+            cache.truncate(depth);
+        }
         let start = Instant::now();
-        for first in (0..prompt).step_by(BATCH) {
-            self.pass(BATCH.min(prompt - first), depth + first)?;
+        self.prompt(prompt)?;
+        for _ in 0..generate {
+            self.generate()?;
         }
-        for step in 0..generate {
-            self.pass(1, depth + prompt + step)?;
-        }
-        Ok((prompt + generate) as f64 / start.elapsed().as_secs_f64())
+        Ok((parallel * (prompt + generate)) as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// One forward pass with the logits of its last token.
-    fn pass(&mut self, tokens: usize, position: usize) -> Result<(), ModelError> {
+    /// A prompt of so many tokens for each sequence, one sequence after the other, with the logits of the last token of each
+    /// pass.
+    fn prompt(&mut self, tokens: usize) -> Result<(), ModelError> {
+        for s in 0..self.caches.len() {
+            for first in (0..tokens).step_by(BATCH) {
+                let count = BATCH.min(tokens - first);
+                let position = self.caches[s].len();
+                let tokens: Vec<u32> = (position..position + count)
+                    .map(|position| self.token(position))
+                    .collect();
+                self.batch.clear();
+                self.batch
+                    .add_prompt(0, position, &tokens, count - 1..count);
+                self.pass(s..s + 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next token of every sequence.
+    fn generate(&mut self) -> Result<(), ModelError> {
+        self.batch.clear();
+        for (s, cache) in self.caches.iter().enumerate() {
+            let position = cache.len();
+            self.batch.add_generated(s, position, self.token(position));
+        }
+        self.pass(0..self.caches.len())
+    }
+
+    /// Which token it is does not matter for the time, but they should not all be the same row of the embedding.
+    fn token(&self, position: usize) -> u32 {
+        (position * 7919 % self.model.config.vocabulary) as u32
+    }
+
+    /// One forward pass of the batch, which is of these sequences.
+    fn pass(&mut self, sequences: Range<usize>) -> Result<(), ModelError> {
         let Self {
             model,
             runtime,
-            cache,
+            caches,
+            batch,
             scratch,
             logits,
             ..
         } = self;
-        // Which tokens does not matter for the time, but they should not all be the same row of the embedding.
-        let vocabulary = model.config.vocabulary;
-        let batch: Vec<u32> = (0..tokens)
-            .map(|i| ((position + i) * 7919 % vocabulary) as u32)
-            .collect();
+        let mut caches: Vec<&mut KvCache> = caches[sequences].iter_mut().collect();
+        let wanted = batch.rows().iter().filter(|row| row.wants_logits).count();
         runtime.region(|team| {
-            model.forward(team, &batch, cache, scratch, &mut Unobserved)?;
-            model.logits(team, tokens - 1..tokens, scratch, logits);
+            model.forward(team, batch.rows(), &mut caches, scratch, &mut Unobserved)?;
+            model.logits(team, Phase::Decode, 0..wanted, scratch, logits);
             black_box(&logits);
             Ok(())
         })

@@ -1,32 +1,45 @@
-//! From logits to text: the sampler chain, stop conditions, a session that owns a KV cache, and many texts at once.
+//! From logits to text: the sampler chain and stop conditions; one answer ([`Generation`]) or many side by side
+//! ([`Scheduler`]); and texts of the model's own ([`Texts`]).
 
-mod many;
+mod answer;
+mod generation;
+mod request;
 mod sampler;
-mod session;
+mod scheduler;
+mod sequence;
 mod stop;
+mod texts;
 
-pub use many::Texts;
+pub use generation::Generation;
+pub use request::{Finish, Generated, Request, Timings};
 pub use sampler::{Sampler, SamplerConfig};
-pub use session::{Finish, Outcome, Request, Session, Timings};
+pub use scheduler::{Progress, RequestId, Scheduler};
+pub use sequence::Sequence;
 pub use stop::StopStrings;
+pub use texts::Texts;
 
 use crate::model::ModelError;
+use crate::progress::Cancelled;
 
 /// Why generation ended without a result.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
     #[error(transparent)]
     Model(#[from] ModelError),
-    #[error("the prompt has no tokens; give some text with -p, -f or on standard input")]
+    #[error("the prompt has no tokens")]
     EmptyPrompt,
     #[error(
-        "the prompt has {prompt} tokens and the context holds {context}; shorten the prompt or raise --ctx"
+        "the prompt has {prompt} tokens, and there is room for {room} in a context of {context}"
     )]
-    PromptTooLong { prompt: usize, context: usize },
+    PromptTooLong {
+        prompt: usize,
+        room: usize,
+        context: usize,
+    },
     #[error(
         "the model's output at position {position} is not a number (NaN); its weights are damaged or not suited to this run"
     )]
     NotANumber { position: usize },
-    #[error("writing the text failed: {0}")]
-    Output(#[from] std::io::Error),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
 }

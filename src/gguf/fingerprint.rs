@@ -1,19 +1,23 @@
-//! Knowing a model file again.
+//! A hash by which a model file is recognised.
 
 use sha2::{Digest, Sha256};
 
 use super::GgufFile;
 use crate::files::hexadecimal;
 
-/// A tensor is hashed whole up to this size, and beyond it in pieces of [`PIECE`] bytes that make up this size.
+/// The most bytes of a tensor that are hashed. A larger tensor is sampled: pieces of [`PIECE`] bytes that add up to this size.
 const SAMPLED: usize = 64 << 10;
+/// The size in bytes of one sample.
 const PIECE: usize = 4 << 10;
 
 impl GgufFile {
-    /// A SHA-256, in hexadecimal digits, of everything but the tensors' data (metadata, tensor table, length of the file) and
-    /// of samples of every tensor's data, evenly spread from its first byte to its last. Training, quantising and damage
-    /// of whole pages show in it; a few weights changed by hand may not. It costs milliseconds and touches some MiB,
-    /// however large the file is. The map must be as the file is: ask before anything is rearranged in it.
+    /// The fingerprint of the file: a SHA-256 in hexadecimal digits.
+    ///
+    /// It covers the length of the file, metadata and tensor table, and samples of every tensor's data, evenly spread from
+    /// the first byte to the last. Other training, another quantisation and larger damage change it; a few weights changed by
+    /// hand may not. It takes milliseconds and reads a few MiB, however large the file is.
+    ///
+    /// It is computed from the map, so it must be taken before anything in the map is rearranged.
     pub fn fingerprint(&self) -> String {
         let bytes = self.map().bytes();
         let data = self.tensors().iter().filter(|t| !t.range.is_empty());

@@ -1,4 +1,5 @@
-//! The map of a model file: private and copy-on-write, so that pruning can rewrite weights in place without touching the file.
+//! The map of a model file. It is private and copy-on-write, so that pruning can rewrite weights in place while the file stays
+//! as it is.
 
 use std::fs::File;
 use std::io;
@@ -7,29 +8,29 @@ use std::path::Path;
 
 use memmap2::{MmapMut, MmapOptions};
 
-/// A private copy-on-write map of a whole file, or memory in the form of one.
+/// A private copy-on-write map of a whole file, or memory without a file that is used in the same way.
 ///
-/// Pages are shared with the file until they are written to. The file must not be truncated by another program while it
-/// is mapped (reading past its new end would kill the process; no program that maps files can prevent that).
+/// Pages are shared with the file until they are written to. No other program may truncate the file while it is mapped:
+/// reading past the new end would kill the process, and a program that maps files cannot prevent that.
 #[derive(Debug)]
 pub struct Map {
     bytes: MmapMut,
 }
 
-/// How much of a map is in memory, in bytes.
+/// How much of a map is in physical memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Residency {
-    /// In memory at all, shared with the file or private.
+    /// Bytes in memory, shared with the file or private.
     pub resident: u64,
-    /// Written to, and so private to this process.
+    /// Bytes in memory that have been written to and so belong to this process alone; part of `resident`.
     pub private: u64,
 }
 
 impl Map {
-    /// Maps `path` for reading and private writing.
+    /// Maps the file at `path` for reading and for private writing.
     ///
     /// # Errors
-    /// Those of the operating system; also when the file is empty or not a regular file.
+    /// Errors of the operating system; also if the file is empty or is not a regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let meta = file.metadata()?;
@@ -45,7 +46,7 @@ impl Map {
                 "the file is empty; name a .gguf model",
             ));
         }
-        // Nothing is set aside for pages that may be written to: a model may be larger than memory.
+        // No swap space is reserved for pages that may be written to, because a model may be larger than the memory.
         //
         // SAFETY: the map is private, so nothing that we write reaches the file and our own pages change under nobody.
         // Another process that modifies the file while it is mapped can change pages that we have not yet read; all
@@ -54,35 +55,36 @@ impl Map {
         Ok(Self { bytes })
     }
 
-    /// Memory of this process that belongs to no file, all zeros; a released part reads as zeros again.
+    /// Memory of `len` bytes that belongs to no file. It is zeros at first, and zeros again where it was released.
     ///
     /// # Errors
-    /// If the system has not so much.
+    /// If the operating system does not provide that much memory.
     pub fn anonymous(len: usize) -> io::Result<Self> {
         let bytes = MmapMut::map_anon(len)?;
         Ok(Self { bytes })
     }
 
+    /// All bytes of the map.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The bytes for writing; pages that are written become private to this process.
+    /// All bytes of the map, for writing. Pages that are written to become private to this process.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
 
-    /// Ranges that do not overlap, for writing, in the order in which they are given.
+    /// Several ranges of bytes for writing at the same time, in the order in which they are given. They must not overlap.
     ///
     /// # Panics
-    /// If ranges overlap or reach past the end.
+    /// If ranges overlap or reach past the end of the map.
     pub fn disjoint_mut(&mut self, ranges: &[Range<usize>]) -> Vec<&mut [u8]> {
         let mut order: Vec<usize> = (0..ranges.len()).collect();
         order.sort_by_key(|i| ranges[*i].start);
         let mut pieces: Vec<&mut [u8]> = ranges.iter().map(|_| &mut [][..]).collect();
         let (mut rest, mut at) = (&mut self.bytes[..], 0);
         for i in order {
-            // Empty ranges may lie anywhere.
+            // An empty range overlaps nothing, wherever it is.
             if ranges[i].is_empty() {
                 continue;
             }
@@ -94,8 +96,11 @@ impl Map {
         pieces
     }
 
-    /// Gives the whole pages inside `range` back to the system. What they held is lost: reading them again shows the
-    /// file's own bytes, or zeros where there is no file.
+    /// Gives the pages that lie wholly inside `range` back to the operating system. What was written to them is lost: they
+    /// then read as the file's own bytes, or as zeros if there is no file.
+    ///
+    /// # Errors
+    /// Errors of the operating system.
     pub fn release(&mut self, range: Range<usize>) -> io::Result<()> {
         let page = page_size();
         let start = range.start.next_multiple_of(page);
@@ -116,7 +121,8 @@ impl Map {
         Ok(())
     }
 
-    /// How much of the map is in memory, from `/proc/self/smaps`; `None` where the system has no such file.
+    /// How much of the map is in memory, in bytes, from `/proc/self/smaps`; `None` if the system has no such file or it cannot
+    /// be understood.
     pub fn residency(&self) -> Option<Residency> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
         let ours = self.bytes.as_ptr() as usize..self.bytes.as_ptr() as usize + self.bytes.len();
@@ -141,7 +147,7 @@ impl Map {
                 };
                 match head {
                     "Rss:" => total.resident += bytes()?,
-                    // Anonymous, not Private_Dirty: pages of the file that only we have mapped count as "private" there.
+                    // Not Private_Dirty or Private_Clean: these also count pages of the file that only this process has mapped.
                     "Anonymous:" => total.private += bytes()?,
                     _ => {}
                 }
@@ -151,6 +157,7 @@ impl Map {
     }
 }
 
+/// The size of a page of memory in bytes.
 fn page_size() -> usize {
     #[cfg(unix)]
     {

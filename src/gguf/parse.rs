@@ -1,4 +1,4 @@
-//! Parsing, with every length checked before it is used.
+//! Parsing GGUF files. Every length is checked before it is used.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,17 +6,19 @@ use std::path::Path;
 use super::{GgufError, GgufFile, Map, Shown, TensorInfo, Value, ValueType};
 use crate::quant::BlockType;
 
-/// Arrays of arrays deeper than this are refused; the specification sets no limit and no known file has any.
+/// The deepest nesting of arrays that is accepted. The specification sets no limit, and no known file nests arrays at all.
 const MAX_DEPTH: usize = 4;
-/// ggml's limit on a tensor's rank.
+/// The largest number of dimensions of a tensor, which is ggml's limit.
 const MAX_RANK: usize = 4;
-/// What the arrays of the metadata may hold in all. A vocabulary has some 10^6 items; without a limit a file full of
-/// one-byte items would take 32 times its size in memory.
+/// The largest number of items in all metadata arrays together. A vocabulary has up to about a million items. Without a limit
+/// a file full of one-byte items would take 32 times its size in memory.
 const MAX_ITEMS: usize = 1 << 24;
+/// The metadata key that gives the alignment of tensor data.
 pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
+/// The alignment of tensor data in bytes, if the file does not give it.
 pub(super) const DEFAULT_ALIGNMENT: usize = 32;
 
-/// The alignment of tensor data that a value of [`ALIGNMENT_KEY`] asks for, if it is a sensible one.
+/// The alignment in bytes that a value of [`ALIGNMENT_KEY`] gives; `None` if it is not a power of two up to 1 MiB.
 pub(super) fn alignment_from(value: &Value) -> Option<usize> {
     value
         .as_i128()
@@ -24,6 +26,10 @@ pub(super) fn alignment_from(value: &Value) -> Option<usize> {
         .filter(|v| v.is_power_of_two() && *v <= 1 << 20)
 }
 
+/// Parses a map of a GGUF file; `path` is the file's name in messages.
+///
+/// # Errors
+/// [`GgufError`] for anything that is out of bounds, invalid, not supported, or given twice.
 pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
     let mut reader = Reader {
         path,
@@ -52,7 +58,8 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
             big_endian: (2..=3).contains(&version.swap_bytes()),
         });
     }
-    // A tensor entry takes 24 bytes at the least, a metadata entry 13: wild counts are refused before any allocation.
+    // A tensor entry takes at least 24 bytes, a metadata entry at least 13. Impossible counts are refused before anything
+    // is allocated.
     let tensor_count = reader.count("the tensor count", 24)?;
     let metadata_count = reader.count("the metadata count", 13)?;
 
@@ -138,15 +145,18 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
     })
 }
 
+/// Reads values from the bytes of a file, one after the other.
 struct Reader<'a> {
     path: &'a Path,
     bytes: &'a [u8],
+    /// The offset of the next byte to read.
     at: usize,
-    /// The items of all arrays so far.
+    /// The number of items in all arrays read so far.
     items: usize,
 }
 
 impl<'a> Reader<'a> {
+    /// An error about `what`, which is at `offset`.
     fn malformed(&self, offset: usize, what: &str, problem: String) -> GgufError {
         GgufError::Malformed {
             path: self.path.to_owned(),
@@ -156,6 +166,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The next `len` bytes. `what` names them in the error that is returned if the file ends before.
     fn take(&mut self, len: usize, what: &str) -> Result<&'a [u8], GgufError> {
         let end = self
             .at
@@ -175,6 +186,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
+    /// The next N bytes.
     fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], GgufError> {
         let taken = self.take(N, what)?;
         Ok(taken.try_into().expect("take returns what was asked for"))
@@ -188,7 +200,7 @@ impl<'a> Reader<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A count of things that take at least `min_size` bytes each, checked against what is left of the file.
+    /// A count of entries that take at least `min_size` bytes each, checked against the number of bytes that are left.
     fn count(&mut self, what: &str, min_size: usize) -> Result<usize, GgufError> {
         let at = self.at;
         let count = self.u64(what)?;
@@ -206,6 +218,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A string: its length in bytes and then UTF-8.
     fn string(&mut self, what: &str) -> Result<String, GgufError> {
         let len = self.count(what, 1)?;
         let at = self.at;
@@ -232,6 +245,7 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A metadata value of the given type. `depth` is the number of arrays that it is nested in.
     fn value(
         &mut self,
         value_type: ValueType,
@@ -295,7 +309,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// One row of the tensor table; its range is still relative to the start of the data.
+    /// One entry of the tensor table. Its range is relative to the start of the data.
     fn tensor_entry(&mut self, index: usize, alignment: usize) -> Result<TensorInfo, GgufError> {
         let path = self.path;
         let name = self.string(&format!("the name of tensor {index}"))?;
@@ -319,7 +333,7 @@ impl<'a> Reader<'a> {
                     .map_err(|_| fail(format!("extent {extent} is too large")))?,
             );
         }
-        // GGUF lists the fastest-running extent first.
+        // GGUF lists the extents in the reverse order, columns first.
         shape.reverse();
         let type_id = self.u32(&what)?;
         let block_type = BlockType::from_id(type_id).ok_or_else(|| {

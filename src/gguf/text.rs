@@ -1,8 +1,8 @@
-//! Names and keys of a file, fit to be shown: a file must not be able to send control sequences to a terminal.
+//! Showing names and keys from files: a file must not be able to send control sequences to a terminal.
 
 use std::fmt::{self, Write};
 
-/// Shows text with control characters, and others that do not print, escaped as Rust does.
+/// Text from a file, for display: control characters and others that cannot be printed are escaped as in Rust.
 #[derive(Debug, Clone, Copy)]
 pub struct Shown<'a>(pub &'a str);
 
@@ -15,7 +15,7 @@ impl fmt::Display for Shown<'_> {
                 _ => write!(text, "{}", character.escape_debug())?,
             }
         }
-        // With the width that a table asks for.
+        // `pad` respects the width that the format string gives.
         f.pad(&text)
     }
 }

@@ -1,4 +1,4 @@
-//! Metadata values.
+//! The types and values of metadata.
 
 use std::fmt;
 
@@ -22,6 +22,7 @@ pub enum ValueType {
 }
 
 impl ValueType {
+    /// The type with this number; `None` if there is none.
     pub fn from_id(id: u32) -> Option<Self> {
         use ValueType::*;
         [
@@ -31,7 +32,7 @@ impl ValueType {
         .find(|t| *t as u32 == id)
     }
 
-    /// The least number of bytes that a value takes in the file.
+    /// The smallest number of bytes that a value of this type takes in a file.
     pub(crate) fn min_size(self) -> usize {
         use ValueType::*;
         match self {
@@ -44,7 +45,7 @@ impl ValueType {
     }
 }
 
-/// A metadata value. String arrays (vocabularies) have a variant of their own, so that they need no tag per item.
+/// A metadata value. Arrays of strings, such as vocabularies, have a variant of their own, so that not every item needs a tag.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     U8(u8),
@@ -56,8 +57,9 @@ pub enum Value {
     F32(f32),
     Bool(bool),
     String(String),
-    /// Items that are not strings; all of the given type.
+    /// An array of items of the given type, which is not `String`.
     Array(ValueType, Vec<Value>),
+    /// An array of strings.
     StringArray(Vec<String>),
     U64(u64),
     I64(i64),
@@ -65,6 +67,7 @@ pub enum Value {
 }
 
 impl Value {
+    /// The type of this value; `Array` for both kinds of arrays.
     pub fn value_type(&self) -> ValueType {
         match self {
             Value::U8(_) => ValueType::U8,
@@ -83,7 +86,7 @@ impl Value {
         }
     }
 
-    /// Any integer, widened; `None` for everything else.
+    /// The value of an integer of any width; `None` for everything else.
     pub fn as_i128(&self) -> Option<i128> {
         Some(match *self {
             Value::U8(v) => v.into(),
@@ -99,7 +102,7 @@ impl Value {
     }
 }
 
-/// Short, for error messages and listings: long strings and arrays are cut.
+/// A short form for messages and listings: of a long string only the beginning, of an array only the type and length.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 60;

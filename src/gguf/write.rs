@@ -1,4 +1,4 @@
-//! Writing GGUF files: beside the target, flushed to disk, put in place by rename.
+//! Writing GGUF files. A file is written beside its target, flushed to disk, and put in place by renaming it.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufWriter, Write};
@@ -9,39 +9,41 @@ use super::{GgufError, GgufFile, Map, Shown, Value};
 use crate::files;
 use crate::quant::BlockType;
 
-/// Collects metadata and tensors and writes them as a GGUF version 3 file.
+/// The contents of a GGUF file that is to be written: metadata and tensors. The file has version 3.
 #[derive(Debug, Default)]
 pub struct Writer<'a> {
     metadata: Vec<(String, Value)>,
     tensors: Vec<TensorEntry<'a>>,
 }
 
+/// A tensor that is to be written.
 #[derive(Debug)]
 struct TensorEntry<'a> {
     name: String,
     shape: Vec<usize>,
     block_type: BlockType,
-    /// Bytes of the data.
+    /// The size of the data in bytes.
     len: usize,
-    /// `None` if the data comes later, into an image.
+    /// The data; `None` if it is put into the image later.
     bytes: Option<std::borrow::Cow<'a, [u8]>>,
 }
 
 impl<'a> Writer<'a> {
+    /// A writer with no metadata and no tensors.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a metadata entry; entries are written in the order in which they were added.
+    /// Adds a metadata entry. Entries are written in the order in which they are added.
     pub fn metadata(&mut self, key: impl Into<String>, value: Value) -> &mut Self {
         self.metadata.push((key.into(), value));
         self
     }
 
-    /// Adds a tensor of row-major `shape` whose data is `bytes`.
+    /// Adds a tensor of row-major `shape` with the data `bytes`.
     ///
     /// # Panics
-    /// If the number of bytes is not what shape and type ask for.
+    /// If the number of bytes does not fit the shape and type.
     pub fn tensor(
         &mut self,
         name: impl Into<String>,
@@ -58,7 +60,7 @@ impl<'a> Writer<'a> {
         self.push(name.into(), shape, block_type, Some(bytes))
     }
 
-    /// Adds a tensor of row-major `shape` whose data will be put into the [image](Self::image).
+    /// Adds a tensor of row-major `shape` without data, which is to be put into the [image](Self::image) later.
     pub fn reserve(
         &mut self,
         name: impl Into<String>,
@@ -85,11 +87,11 @@ impl<'a> Writer<'a> {
         self
     }
 
-    /// The file in memory of this process, on no disk. The data of reserved tensors is zeros. `name` stands for its path in
-    /// messages.
+    /// The file in memory, without writing it to a disk. The data of reserved tensors is zeros. `name` takes the place of the
+    /// path in messages.
     ///
     /// # Errors
-    /// Those of [`write_to`](Self::write_to), and if the memory is not to be had.
+    /// [`GgufError`] if a name occurs twice, the alignment is invalid, or there is not enough memory.
     pub fn image(&self, name: &Path) -> Result<GgufFile, GgufError> {
         let io = |source| GgufError::Io {
             path: name.to_owned(),
@@ -113,11 +115,11 @@ impl<'a> Writer<'a> {
         parse::parse(name, map)
     }
 
-    /// Writes the whole file to `out`. Tensors are aligned as the metadata's `general.alignment` says, or to 32 bytes.
+    /// Writes the whole file to `out`. Tensors are aligned to the metadata's `general.alignment`, or to 32 bytes without it.
     ///
     /// # Errors
-    /// Those of `out`; also when a key or the name of a tensor occurs twice, or when `general.alignment` is not a power of
-    /// two up to 1 MiB. Then nothing is written.
+    /// Errors of `out`. Nothing is written if a key or the name of a tensor occurs twice, if `general.alignment` is not a
+    /// power of two up to 1 MiB, or if a tensor has no data.
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
         let alignment = self.alignment()?;
         let head = self.head()?;
@@ -136,7 +138,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// All that comes before the data, padded to the alignment.
+    /// Everything before the data (header, metadata and tensor table), padded to the alignment.
     fn head(&self) -> io::Result<Vec<u8>> {
         let alignment = self.alignment()?;
         refuse_twins(
@@ -169,6 +171,7 @@ impl<'a> Writer<'a> {
         Ok(head)
     }
 
+    /// The alignment of tensor data in bytes.
     fn alignment(&self) -> io::Result<usize> {
         match self.metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
             None => Ok(DEFAULT_ALIGNMENT),
@@ -181,17 +184,16 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Bytes of the tensors' data.
+    /// The size of all tensors' data in bytes, without padding.
     pub fn data_bytes(&self) -> usize {
         self.tensors.iter().map(|t| t.len).sum()
     }
 
-    /// Writes the file beside `path`, flushes it to disk and renames it into place, so that `path` is either the old
-    /// file or the whole new one. Where `path` is a symbolic link, the file that it leads to is replaced.
+    /// Writes the file to `path`: first beside it, then flushed to disk and renamed into place, so that `path` is at every
+    /// moment either the old file or the whole new one. If `path` is a symbolic link, the file that it leads to is replaced.
     ///
     /// # Errors
-    /// [`GgufError::Io`]; the old file, if there was one, is then untouched. Also when `path` is there and is no regular
-    /// file.
+    /// [`GgufError::Io`], also if something other than a regular file is at `path`. An old file is then unchanged.
     pub fn save(&self, path: &Path) -> Result<(), GgufError> {
         files::replace(path, |file| {
             let mut out = BufWriter::new(file);
@@ -205,13 +207,14 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Bytes that a tensor of row-major `shape` takes.
+/// The size in bytes of a tensor of row-major `shape`.
 fn data_len(shape: &[usize], block_type: BlockType) -> usize {
     let columns = *shape.last().expect("a tensor has at least one dimension");
     let rows: usize = shape[..shape.len() - 1].iter().product();
     rows * block_type.row_bytes(columns)
 }
 
+/// Returns an error if one of the names occurs twice.
 fn refuse_twins<'n>(what: &str, names: impl Iterator<Item = &'n str>) -> io::Result<()> {
     let mut seen = BTreeSet::new();
     for name in names {

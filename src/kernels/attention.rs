@@ -1,105 +1,125 @@
-//! Causal attention of a batch of tokens to a KV cache.
+//! Causal attention of a batch of tokens to the KV caches of their sequences.
 
+use std::marker::PhantomData;
 use std::ops::Range;
-
-use half::f16;
 
 use super::activations::Sink;
 use super::team::SharedSlice;
 use super::{
-    ACTIVATION_BLOCK, Activations, Keep, Kernels, MatrixView, Precision, TILE_COLS, Team, call,
-    sys, with_scratch,
+    ACTIVATION_BLOCK, Activations, Keep, Kernels, MatrixView, Phase, Precision, TILE_COLS, Team,
+    Tokens, call, sys, with_scratch,
 };
 use crate::quant::BlockType;
 
-/// Positions that one thread attends to at a time when a single token looks back on many: the parts are joined afterwards.
-/// The same for any number of threads, so that results do not depend on it.
-const PART: usize = 512;
+/// Positions of a block of a KV cache.
+pub const KV_BLOCK: usize = sys::FK_KV_BLOCK as usize;
 
-/// The keys or the values of a layer, `[kv_heads, capacity, head_dim]`.
+/// Positions that one thread attends to at a time when a generated token looks back on many: the parts are joined afterwards.
+/// The same for any number of threads and tokens, so that results do not depend on these.
+const PART: usize = 8 * KV_BLOCK;
+
+/// The blocks of one sequence's KV cache, in the order of its positions: block b holds positions b · [`KV_BLOCK`] and so on.
+#[derive(Debug)]
+pub struct KvBlocks<'a> {
+    starts: Vec<*const u8>,
+    /// Bytes of each block.
+    bytes: usize,
+    borrowed: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: the pointers are to bytes that are borrowed for 'a and only read.
+unsafe impl Send for KvBlocks<'_> {}
+// SAFETY: as for Send.
+unsafe impl Sync for KvBlocks<'_> {}
+
+impl<'a> KvBlocks<'a> {
+    /// # Panics
+    /// If the blocks are not all of one length.
+    pub fn new(blocks: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut bytes = None;
+        let starts = blocks
+            .into_iter()
+            .map(|block| {
+                let all = *bytes.get_or_insert(block.len());
+                assert_eq!(block.len(), all, "blocks of one length");
+                block.as_ptr()
+            })
+            .collect();
+        Self {
+            starts,
+            bytes: bytes.unwrap_or(0),
+            borrowed: PhantomData,
+        }
+    }
+}
+
+/// Where the keys and the values of one layer lie in every block, `[kv_heads, KV_BLOCK, head_dim]` each.
 #[derive(Debug, Clone, Copy)]
-pub enum CachePlane<'a> {
-    Half(&'a [f16]),
-    /// Rows of whole blocks.
-    Q8_0(&'a [u8]),
+pub struct KvLayout {
+    /// [`BlockType::F16`], or [`BlockType::Q8_0`] where heads are whole blocks of it.
+    pub block_type: BlockType,
+    /// Bytes of a block before the keys.
+    pub keys: usize,
+    /// Bytes of a block before the values.
+    pub values: usize,
 }
 
-impl CachePlane<'_> {
-    fn block_type(&self) -> BlockType {
-        match self {
-            CachePlane::Half(_) => BlockType::F16,
-            CachePlane::Q8_0(_) => BlockType::Q8_0,
-        }
-    }
+/// Tokens of one sequence that follow each other.
+#[derive(Debug)]
+pub struct Span<'a> {
+    pub blocks: &'a KvBlocks<'a>,
+    /// Which tokens of the batch.
+    pub tokens: Range<usize>,
+    /// The position of the first of them in the sequence.
+    pub first_position: usize,
 }
 
-impl<'a> CachePlane<'a> {
-    fn as_bytes(&self) -> &'a [u8] {
-        match self {
-            CachePlane::Half(values) => bytemuck::cast_slice(values),
-            CachePlane::Q8_0(bytes) => bytes,
-        }
-    }
-}
-
-/// What [`attention`] works on.
+/// The heads of a layer, and the sequences that the tokens of a batch belong to.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionShape<'a> {
     pub head_dim: usize,
     /// Query heads of each KV head, in order; their sum is the number of query heads.
     pub group_sizes: &'a [usize],
-    /// Positions that the cache has room for.
-    pub capacity: usize,
-    /// The position of the first token of the batch.
-    pub first_position: usize,
-    pub tokens: usize,
+    pub layout: KvLayout,
+    /// The tokens of the batch, in their order.
+    pub spans: &'a [Span<'a>],
+    pub phase: Phase,
 }
 
-/// softmax(q · Kᵀ / √head_dim) · V for every token and query head, each token seeing the positions up to its own.
-///
-/// q and out are `[tokens, heads, head_dim]`; keys and values are filled up to the last token and of one kind.
+/// out = softmax(q · Kᵀ / √head_dim) · V for every token and query head, each token seeing the positions of its sequence up to
+/// its own. q is `[tokens, heads, head_dim]`, out `[tokens, heads · head_dim]`, in the forms that `readers` will ask for, and
+/// what `keep` asks for; where that is moments, it may be plain values. Keys and values are there up to the last token's.
 ///
 /// # Panics
 /// If a shape does not fit.
-#[allow(clippy::too_many_arguments)] // three inputs, an output, and who computes
 pub fn attention(
     team: &Team,
     shape: AttentionShape,
     q: &[f32],
-    keys: CachePlane,
-    values: CachePlane,
-    out: &mut [f32],
-) {
-    let kernels = team.kernels();
-    assert_eq!(out.len(), q.len(), "queries");
-    let job = Job::new(kernels, shape, q, keys, values);
-    job.run(team, &Out::Values(SharedSlice::new(out)));
-}
-
-/// As [`attention`], with the result `[tokens, heads · head_dim]` in the forms that `readers` will ask for, and what `keep`
-/// asks for; where that is moments, it may be plain values.
-///
-/// # Panics
-/// If a shape does not fit.
-#[allow(clippy::too_many_arguments)] // three inputs, an output, and who computes
-pub fn attention_for(
-    team: &Team,
-    shape: AttentionShape,
-    q: &[f32],
-    keys: CachePlane,
-    values: CachePlane,
     out: &mut Activations,
     readers: &[MatrixView],
     keep: Keep,
 ) {
-    let kernels = team.kernels();
-    let (tokens, width) = (shape.tokens, q.len() / shape.tokens.max(1));
-    let job = Job::new(kernels, shape, q, keys, values);
-    if shape.head_dim.is_multiple_of(TILE_COLS) {
-        let sink = out.sink(kernels, tokens, width, readers, keep, Precision::Normal);
+    let job = Job::new(team.kernels(), shape, q);
+    let tokens = Tokens {
+        count: shape.spans.last().map_or(0, |span| span.tokens.end),
+        phase: shape.phase,
+    };
+    // A sink takes whole tiles of heads, and in prefill whole tiles of tokens, which several sequences would share.
+    let whole_tiles = shape.head_dim.is_multiple_of(TILE_COLS)
+        && (shape.phase == Phase::Decode || shape.spans.len() == 1);
+    if whole_tiles {
+        let sink = out.sink(
+            job.kernels,
+            tokens,
+            job.width,
+            readers,
+            keep,
+            Precision::Normal,
+        );
         job.run(team, &Out::Sink(&sink));
     } else {
-        let out = SharedSlice::new(out.begin(tokens, width));
+        let out = SharedSlice::new(out.begin(tokens, job.width));
         job.run(team, &Out::Values(out));
     }
 }
@@ -120,41 +140,55 @@ struct Job<'a> {
     width: usize,
     scale: f32,
     q: &'a [f32],
-    keys: CachePlane<'a>,
-    values: CachePlane<'a>,
+}
+
+/// Some tokens of a span that are attended to together, and the most positions that one of them sees.
+struct Block {
+    span: usize,
+    tokens: Range<usize>,
+    seen: usize,
+}
+
+/// Positions that one generated token attends to at a time.
+struct Part {
+    span: usize,
+    token: usize,
+    positions: Range<usize>,
+    /// The place of its results among those that are joined; `None` where the part is all that the token sees.
+    place: Option<usize>,
 }
 
 impl<'a> Job<'a> {
-    fn new(
-        kernels: Kernels,
-        shape: AttentionShape<'a>,
-        q: &'a [f32],
-        keys: CachePlane<'a>,
-        values: CachePlane<'a>,
-    ) -> Self {
+    fn new(kernels: Kernels, shape: AttentionShape<'a>, q: &'a [f32]) -> Self {
         let AttentionShape {
             head_dim,
             group_sizes,
-            capacity,
-            first_position,
-            tokens,
+            layout,
+            spans,
+            ..
         } = shape;
+        let KvLayout { block_type, .. } = layout;
         let heads: usize = group_sizes.iter().sum();
-        let block_type = keys.block_type();
         assert!(
-            block_type == BlockType::F16 || head_dim.is_multiple_of(ACTIVATION_BLOCK),
-            "a cache in blocks"
+            block_type == BlockType::F16
+                || (block_type == BlockType::Q8_0 && head_dim.is_multiple_of(ACTIVATION_BLOCK)),
+            "a cache in half precision, or in whole blocks"
         );
-        let row_bytes = block_type.row_bytes(head_dim);
-        let plane = capacity * row_bytes;
-        assert!(q.len() == tokens * heads * head_dim, "queries");
-        assert!(
-            keys.as_bytes().len() == group_sizes.len() * plane
-                && values.as_bytes().len() == keys.as_bytes().len()
-                && values.block_type() == block_type,
-            "cache"
-        );
-        assert!(first_position + tokens <= capacity, "positions");
+        let plane = group_sizes.len() * KV_BLOCK * block_type.row_bytes(head_dim);
+        let mut tokens = 0;
+        for span in spans {
+            assert_eq!(span.tokens.start, tokens, "tokens in order");
+            tokens = span.tokens.end;
+            assert!(
+                span.first_position + span.tokens.len() <= span.blocks.starts.len() * KV_BLOCK,
+                "positions"
+            );
+            assert!(
+                layout.keys.max(layout.values) + plane <= span.blocks.bytes,
+                "a layer's place in a block"
+            );
+        }
+        assert_eq!(q.len(), tokens * heads * head_dim, "queries");
         let first_heads = group_sizes.iter().scan(0, |next, size| {
             let first = *next;
             *next += size;
@@ -167,91 +201,184 @@ impl<'a> Job<'a> {
             width: heads * head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
             q,
-            keys,
-            values,
         }
     }
 
-    /// The keys and values of a KV head from a position on.
-    fn kv(&self, group: usize, position: usize) -> sys::fk_kv_head {
-        let head_dim = self.shape.head_dim;
-        let block_type = self.keys.block_type();
-        let row_bytes = block_type.row_bytes(head_dim);
-        let at = (group * self.shape.capacity + position) * row_bytes;
+    /// The keys and values of a KV head of a sequence from a block on.
+    fn kv(&self, span: &Span, group: usize, block: usize) -> sys::fk_kv_head {
+        let AttentionShape {
+            head_dim, layout, ..
+        } = self.shape;
+        let row_bytes = layout.block_type.row_bytes(head_dim);
+        let head = group * KV_BLOCK * row_bytes;
         sys::fk_kv_head {
-            type_: super::type_of(block_type),
-            keys: self.keys.as_bytes()[at..].as_ptr(),
-            values: self.values.as_bytes()[at..].as_ptr(),
+            type_: super::type_of(layout.block_type),
+            blocks: span.blocks.starts[block..].as_ptr(),
+            keys: layout.keys + head,
+            values: layout.values + head,
             row_bytes,
             head_dim,
         }
     }
 
     fn run(&self, team: &Team, out: &Out) {
-        if self.shape.tokens == 1 && self.shape.first_position >= PART {
-            self.one_token(team, out);
-        } else {
-            self.blocks(team, out);
+        match self.shape.phase {
+            Phase::Prefill => self.prefill(team, out),
+            Phase::Decode => self.decode(team, out),
         }
     }
 
     /// Blocks of tokens, each for itself.
-    fn blocks(&self, team: &Team, out: &Out) {
+    fn prefill(&self, team: &Team, out: &Out) {
         let AttentionShape {
             head_dim,
             group_sizes,
-            first_position,
-            tokens,
+            spans,
             ..
         } = self.shape;
         // The same for any number of threads, so that results do not depend on it.
-        let tokens_per_block = self.kernels.table().attend_tokens;
-        let blocks = tokens.div_ceil(tokens_per_block);
-        team.items(blocks * group_sizes.len(), |_, item| {
-            let (block, group) = (item / group_sizes.len(), item % group_sizes.len());
-            let size = group_sizes[group];
-            // Late blocks see the most positions: they go first, so that the short ones fill the gaps at the end.
-            let first_token = (blocks - 1 - block) * tokens_per_block;
-            let count = tokens_per_block.min(tokens - first_token);
+        let most = self.kernels.table().attend_tokens;
+        let mut blocks: Vec<Block> = Vec::new();
+        for (s, span) in spans.iter().enumerate() {
+            for first in span.tokens.clone().step_by(most) {
+                let tokens = first..(first + most).min(span.tokens.end);
+                let seen = span.first_position + tokens.end - span.tokens.start;
+                let span = s;
+                blocks.push(Block { span, tokens, seen });
+            }
+        }
+        // Those that see the most positions go first, so that the short ones fill the gaps at the end.
+        blocks.sort_by_key(|block| std::cmp::Reverse(block.seen));
+        team.items(blocks.len() * group_sizes.len(), |_, item| {
+            let (block, group) = (&blocks[item / group_sizes.len()], item % group_sizes.len());
+            let (first_head, size) = (self.first_heads[group], group_sizes[group]);
+            let count = block.tokens.len();
             let queries = count * size;
             if queries == 0 {
                 return;
             }
-            let span = size * head_dim;
-            let at = |token: usize| {
-                (first_token + token) * self.width + self.first_heads[group] * head_dim
-            };
+            let cols = first_head * head_dim..(first_head + size) * head_dim;
             let visible: Vec<usize> = (0..queries)
-                .map(|i| first_position + first_token + i / size + 1)
+                .map(|i| block.seen - count + i / size + 1)
                 .collect();
+            let kv = self.kv(&spans[block.span], group, 0);
             let scratch_len = self.scratch_len(&visible);
             with_scratch(scratch_len + 2 * queries * head_dim, |scratch| {
                 let (scratch, rest) = scratch.split_at_mut(scratch_len);
                 let (gathered, result) = rest.split_at_mut(queries * head_dim);
-                for token in 0..count {
-                    gathered[token * span..][..span].copy_from_slice(&self.q[at(token)..][..span]);
+                for (gathered, t) in gathered
+                    .chunks_exact_mut(cols.len())
+                    .zip(block.tokens.clone())
+                {
+                    let q = &self.q[t * self.width..][..self.width];
+                    gathered.copy_from_slice(&q[cols.clone()]);
                 }
-                self.attend(
-                    gathered,
-                    &visible,
-                    &self.kv(group, 0),
-                    result,
-                    None,
-                    scratch,
-                );
-                let first = self.first_heads[group] * head_dim;
+                self.attend(gathered, &visible, &kv, result, None, scratch);
                 // SAFETY: every item is handed out once, and has its own tokens and heads; these begin at whole tiles, if it is a
-                // sink, as `attention_for` has seen to for heads and blocks of tokens do.
-                unsafe {
-                    self.put(
-                        out,
-                        first_token..first_token + count,
-                        first..first + span,
-                        result,
-                    )
-                };
+                // sink, as `attention` has seen to for heads, and blocks of tokens of a single sequence do.
+                unsafe { self.put(out, block.tokens.clone(), cols.clone(), result) };
             });
         });
+    }
+
+    /// Tokens one by one; the positions of one that looks back on many are shared out in parts.
+    fn decode(&self, team: &Team, out: &Out) {
+        let AttentionShape {
+            head_dim,
+            group_sizes,
+            spans,
+            ..
+        } = self.shape;
+        let heads = self.width / head_dim;
+        let mut parts: Vec<Part> = Vec::new();
+        // Tokens whose parts are joined, and the places of these.
+        let mut joined: Vec<(usize, Range<usize>)> = Vec::new();
+        let mut places = 0;
+        for (s, span) in spans.iter().enumerate() {
+            for token in span.tokens.clone() {
+                let seen = span.first_position + token - span.tokens.start + 1;
+                let first_place = places;
+                for first in (0..seen).step_by(PART) {
+                    let several = seen > PART;
+                    parts.push(Part {
+                        span: s,
+                        token,
+                        positions: first..(first + PART).min(seen),
+                        place: several.then_some(places),
+                    });
+                    places += usize::from(several);
+                }
+                if seen > PART {
+                    joined.push((token, first_place..places));
+                }
+            }
+        }
+        let (mut results, mut log_sums) =
+            (vec![0.0; places * self.width], vec![0.0; places * heads]);
+        let shared = SharedSlice::new(&mut results);
+        let shared_sums = SharedSlice::new(&mut log_sums);
+        team.items(parts.len() * group_sizes.len(), |_, item| {
+            let (part, group) = (&parts[item / group_sizes.len()], item % group_sizes.len());
+            let (first, size) = (self.first_heads[group], group_sizes[group]);
+            if size == 0 {
+                return;
+            }
+            let cols = first * head_dim..(first + size) * head_dim;
+            let q = &self.q[part.token * self.width..][cols.clone()];
+            let visible = vec![part.positions.len(); size];
+            let kv = self.kv(&spans[part.span], group, part.positions.start / KV_BLOCK);
+            let scratch_len = self.scratch_len(&visible);
+            let Some(place) = part.place else {
+                with_scratch(scratch_len + cols.len(), |scratch| {
+                    let (scratch, result) = scratch.split_at_mut(scratch_len);
+                    self.attend(q, &visible, &kv, result, None, scratch);
+                    // SAFETY: every item is handed out once, and has its own token and heads.
+                    unsafe { self.put(out, part.token..part.token + 1, cols.clone(), result) };
+                });
+                return;
+            };
+            let at = place * self.width;
+            // SAFETY: every item is handed out once, and has its own place and heads.
+            let (result, sums) = unsafe {
+                (
+                    shared.range(at + cols.start..at + cols.end),
+                    shared_sums.range(place * heads + first..place * heads + first + size),
+                )
+            };
+            with_scratch(scratch_len, |scratch| {
+                self.attend(q, &visible, &kv, result, Some(sums), scratch);
+            });
+        });
+        team.items(joined.len(), |_, i| {
+            let (token, places) = &joined[i];
+            let whole = self.join(
+                &results[places.start * self.width..places.end * self.width],
+                &log_sums[places.start * heads..places.end * heads],
+            );
+            // SAFETY: every item is handed out once, and has its own token.
+            unsafe { self.put(out, *token..token + 1, 0..self.width, &whole) };
+        });
+    }
+
+    /// What a token sees, `[heads, head_dim]`, of what it sees in parts `[parts, heads, head_dim]` and the logarithms of these'
+    /// sums `[parts, heads]`.
+    fn join(&self, results: &[f32], log_sums: &[f32]) -> Vec<f32> {
+        let head_dim = self.shape.head_dim;
+        let heads = self.width / head_dim;
+        let mut joined = vec![0.0; self.width];
+        for (head, joined) in joined.chunks_exact_mut(head_dim).enumerate() {
+            let sums = || log_sums.iter().skip(head).step_by(heads);
+            let peak = sums().copied().fold(f32::NEG_INFINITY, f32::max);
+            let total: f32 = sums().map(|sum| (sum - peak).exp()).sum();
+            for (part, sum) in sums().enumerate() {
+                let share = (sum - peak).exp() / total;
+                let result = &results[part * self.width + head * head_dim..][..head_dim];
+                for (j, r) in joined.iter_mut().zip(result) {
+                    *j += share * r;
+                }
+            }
+        }
+        joined
     }
 
     /// Puts results `[tokens.len(), cols.len()]` in their place.
@@ -273,67 +400,17 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// One token that looks back on many positions, which are shared out in parts.
-    fn one_token(&self, team: &Team, out: &Out) {
-        let AttentionShape {
-            head_dim,
-            group_sizes,
-            first_position,
-            ..
-        } = self.shape;
-        let heads = self.width / head_dim;
-        let positions = first_position + 1;
-        let parts = positions.div_ceil(PART);
-        let (mut results, mut log_sums) = (vec![0.0; parts * self.width], vec![0.0; parts * heads]);
-        let shared = SharedSlice::new(&mut results);
-        let shared_sums = SharedSlice::new(&mut log_sums);
-        team.items(parts * group_sizes.len(), |_, item| {
-            let (part, group) = (item / group_sizes.len(), item % group_sizes.len());
-            let (first, size) = (self.first_heads[group], group_sizes[group]);
-            if size == 0 {
-                return;
-            }
-            let seen = PART.min(positions - part * PART);
-            let queries = first * head_dim..(first + size) * head_dim;
-            // SAFETY: every item is handed out once, and has its own part and heads.
-            let (result, sums) = unsafe {
-                (
-                    shared
-                        .range(part * self.width + queries.start..part * self.width + queries.end),
-                    shared_sums.range(part * heads + first..part * heads + first + size),
-                )
-            };
-            let kv = self.kv(group, part * PART);
-            let visible = vec![seen; size];
-            with_scratch(self.scratch_len(&visible), |scratch| {
-                self.attend(&self.q[queries], &visible, &kv, result, Some(sums), scratch);
-            });
-        });
-        let mut joined = vec![0.0; self.width];
-        for (head, joined) in joined.chunks_exact_mut(head_dim).enumerate() {
-            let sums = || (0..parts).map(|part| log_sums[part * heads + head]);
-            let peak = sums().fold(f32::NEG_INFINITY, f32::max);
-            let total: f32 = sums().map(|sum| (sum - peak).exp()).sum();
-            for (part, sum) in sums().enumerate() {
-                let share = (sum - peak).exp() / total;
-                let result = &results[part * self.width + head * head_dim..][..head_dim];
-                for (j, r) in joined.iter_mut().zip(result) {
-                    *j += share * r;
-                }
-            }
-        }
-        // SAFETY: nobody else writes now.
-        unsafe { self.put(out, 0..1, 0..self.width, &joined) };
-    }
-
     /// Floats of scratch that [`Job::attend`] needs.
     fn scratch_len(&self, visible: &[usize]) -> usize {
         let most = visible.iter().copied().max().unwrap_or(0);
+        let AttentionShape {
+            phase, head_dim, ..
+        } = self.shape;
         // SAFETY: the function has no preconditions.
         unsafe {
             call!(
                 self.kernels,
-                attend_scratch(visible.len(), self.shape.head_dim, most)
+                attend_scratch(phase.to_sys(), visible.len(), head_dim, most)
             )
         }
     }
@@ -355,13 +432,14 @@ impl<'a> Job<'a> {
             assert_eq!(sums.len(), queries);
             sums.as_mut_ptr()
         });
-        // SAFETY: q and out hold `queries` vectors, and log_sums as many numbers if it is not null; the head's keys and
-        // values hold the positions that any query sees, as the callers took them from a cache whose size `attention`
-        // checked; the scratch is as long as asked for.
+        // SAFETY: q and out hold `queries` vectors, and log_sums as many numbers if it is not null; the blocks hold the
+        // positions that any query sees, and this head's keys and values lie inside of each, as `Job::new` has checked; the
+        // scratch is as long as asked for.
         unsafe {
             call!(
                 self.kernels,
                 attend(
+                    self.shape.phase.to_sys(),
                     q.as_ptr(),
                     queries,
                     visible.as_ptr(),

@@ -122,7 +122,8 @@ pub fn matmul_then(
     then: impl Fn(usize, usize, Range<usize>, &mut [f32]) + Sync,
 ) {
     let kernels = team.kernels();
-    let tokens = x.tokens();
+    let one = x.tokens().is_one_generated();
+    let tokens = x.tokens().count;
     if tokens == 0 {
         return;
     }
@@ -168,7 +169,7 @@ pub fn matmul_then(
             then(j, t, rows.clone(), values);
         }
     };
-    if tokens > 1 {
+    if !one {
         let rows: usize = jobs.iter().map(|job| job.stride).sum();
         let height = panel_height(team, rows, kernels.table().row_granule);
         let panels: Vec<(usize, usize)> = jobs
@@ -226,7 +227,7 @@ pub fn matmul_add(
 ) {
     let kernels = team.kernels();
     let all = weights.rows;
-    assert_eq!(out.len(), x.tokens() * all, "room for a product");
+    assert_eq!(out.len(), x.tokens().count * all, "room for a product");
     assert!(bias.is_none_or(|b| b.len() == all), "a bias for every row");
     let out = SharedSlice::new(out);
     by_panels(team, x, &[weights], 1, |rows, product| {
@@ -291,7 +292,8 @@ fn by_panels(
     then: impl Fn(Range<usize>, &mut [f32]) + Sync,
 ) {
     let kernels = team.kernels();
-    let (tokens, rows) = (x.tokens(), weights[0].rows);
+    let one = x.tokens().is_one_generated();
+    let (tokens, rows) = (x.tokens().count, weights[0].rows);
     if tokens == 0 || rows == 0 {
         return;
     }
@@ -303,7 +305,7 @@ fn by_panels(
         _ => Some(x.for_readers(team, weights)),
     };
     let activations = activations.as_ref().map(SharedActivations);
-    if tokens == 1 {
+    if one {
         let granule = least_common_multiple(GROUP, align);
         let threads = team.threads();
         let border = |worker: usize| match worker {
@@ -338,12 +340,14 @@ fn by_panels(
         });
         return;
     }
+    let phase = x.tokens().phase.to_sys();
     let panel = |rows: Range<usize>| {
         let slab = tokens * rows.len();
         let views = weights.iter().map(|w| w.rows_in(rows.clone()).to_sys());
         let views: Vec<sys::fk_weights> = views.collect();
         // SAFETY: the function has no preconditions.
-        let needed = |w: &sys::fk_weights| unsafe { call!(kernels, matmul_scratch(w, tokens)) };
+        let needed =
+            |w: &sys::fk_weights| unsafe { call!(kernels, matmul_scratch(w, phase, tokens)) };
         let scratch_len = views.iter().map(needed).max().unwrap_or(0);
         with_scratch(weights.len() * slab + scratch_len, |scratch| {
             let (products, scratch) = scratch.split_at_mut(weights.len() * slab);
@@ -484,7 +488,7 @@ impl Job<'_, '_> {
         unsafe {
             call!(
                 kernels,
-                matmul_scratch(&self.weights.to_sys(), x.get().tokens)
+                matmul_scratch(&self.weights.to_sys(), x.get().phase, x.get().tokens)
             )
         }
     }

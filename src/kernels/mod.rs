@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 pub use activations::{Activations, Keep, Precision};
-pub use attention::{AttentionShape, CachePlane, attention, attention_for};
+pub use attention::{AttentionShape, KV_BLOCK, KvBlocks, KvLayout, Span, attention};
 pub use matmul::{MatrixView, Product, matmul, matmul_add, matmul_silu, matmul_then};
 pub use moments::{Moments, MomentsPart};
 pub use team::{Pool, Team};
@@ -31,6 +31,54 @@ pub const ACTIVATION_BLOCK: usize = sys::FK_BLOCK as usize;
 pub const TILE_TOKENS: usize = sys::FK_TILE_TOKENS as usize;
 /// See [`TILE_TOKENS`].
 pub const TILE_COLS: usize = sys::FK_TILE_COLS as usize;
+
+/// In which arithmetic a token is computed. What comes out for a token depends on its phase, and on nothing else: neither on how
+/// many tokens are computed together nor on which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Phase {
+    /// Tokens of a prompt: weights are decoded once for many tokens.
+    #[default]
+    Prefill,
+    /// Generated tokens: weights are streamed from memory.
+    Decode,
+}
+
+impl Phase {
+    const fn to_sys(self) -> sys::fk_phase {
+        match self {
+            Phase::Prefill => sys::fk_phase::FK_PHASE_PREFILL,
+            Phase::Decode => sys::fk_phase::FK_PHASE_DECODE,
+        }
+    }
+}
+
+/// How many tokens are computed together, and in which phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tokens {
+    pub count: usize,
+    pub phase: Phase,
+}
+
+impl Tokens {
+    pub const fn prefill(count: usize) -> Self {
+        Self {
+            count,
+            phase: Phase::Prefill,
+        }
+    }
+
+    pub const fn decode(count: usize) -> Self {
+        Self {
+            count,
+            phase: Phase::Decode,
+        }
+    }
+
+    /// Whether it is a single generated token, whose products stream several matrices side by side.
+    pub(super) fn is_one_generated(self) -> bool {
+        self == Self::decode(1)
+    }
+}
 
 /// Activations of [`TILE_TOKENS`] tokens by [`TILE_COLS`] columns in bfloat16, row-major; aligned for the matrix units.
 #[derive(Debug, Clone, Copy)]

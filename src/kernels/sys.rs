@@ -10,6 +10,7 @@ pub const FK_SUPER: u32 = 256;
 pub const FK_TILE_TOKENS: u32 = 16;
 pub const FK_TILE_COLS: u32 = 32;
 pub const FK_TILE: u32 = 512;
+pub const FK_KV_BLOCK: u32 = 64;
 impl fk_type {
     pub const FK_TYPE_F32: fk_type = fk_type(0);
     pub const FK_TYPE_F16: fk_type = fk_type(1);
@@ -71,6 +72,12 @@ pub struct fk_rows {
 }
 #[repr(u32)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]
+pub enum fk_phase {
+    FK_PHASE_PREFILL = 0,
+    FK_PHASE_DECODE = 1,
+}
+#[repr(u32)]
+#[derive(Copy, Clone, Hash, PartialEq, Eq)]
 pub enum fk_form {
     FK_FORM_FLOAT = 0,
     FK_FORM_INT8 = 1,
@@ -79,6 +86,7 @@ pub enum fk_form {
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct fk_activations {
+    pub phase: fk_phase,
     pub tokens: usize,
     pub cols: usize,
     pub values: *const f32,
@@ -92,8 +100,9 @@ pub struct fk_activations {
 #[derive(Copy, Clone)]
 pub struct fk_kv_head {
     pub type_: fk_type,
-    pub keys: *const u8,
-    pub values: *const u8,
+    pub blocks: *const *const u8,
+    pub keys: usize,
+    pub values: usize,
     pub row_bytes: usize,
     pub head_dim: usize,
 }
@@ -102,8 +111,9 @@ pub struct fk_kv_head {
 pub struct fk_kernels {
     pub name: *const ::std::os::raw::c_char,
     pub row_granule: usize,
-    pub activation_form:
-        ::std::option::Option<unsafe extern "C" fn(w: *const fk_weights, tokens: usize) -> fk_form>,
+    pub activation_form: ::std::option::Option<
+        unsafe extern "C" fn(w: *const fk_weights, phase: fk_phase) -> fk_form,
+    >,
     pub quantize: ::std::option::Option<
         unsafe extern "C" fn(
             x: *const f32,
@@ -127,8 +137,9 @@ pub struct fk_kernels {
             squares: *mut f32,
         ),
     >,
-    pub matmul_scratch:
-        ::std::option::Option<unsafe extern "C" fn(w: *const fk_weights, tokens: usize) -> usize>,
+    pub matmul_scratch: ::std::option::Option<
+        unsafe extern "C" fn(w: *const fk_weights, phase: fk_phase, tokens: usize) -> usize,
+    >,
     pub matmul: ::std::option::Option<
         unsafe extern "C" fn(
             w: *const fk_weights,
@@ -160,10 +171,16 @@ pub struct fk_kernels {
         ::std::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, out: *mut u16)>,
     pub attend_tokens: usize,
     pub attend_scratch: ::std::option::Option<
-        unsafe extern "C" fn(queries: usize, head_dim: usize, positions: usize) -> usize,
+        unsafe extern "C" fn(
+            phase: fk_phase,
+            queries: usize,
+            head_dim: usize,
+            positions: usize,
+        ) -> usize,
     >,
     pub attend: ::std::option::Option<
         unsafe extern "C" fn(
+            phase: fk_phase,
             q: *const f32,
             queries: usize,
             visible: *const usize,

@@ -1,10 +1,14 @@
-//! The keys and values of the positions that a model has seen.
+//! The keys and values of the positions that a model has seen, in blocks that sequences take from a pool and share.
 
-use half::f16;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::rope::Angles;
+use sha2::{Digest, Sha256};
+
 use super::{Model, ModelError};
-use crate::kernels::{CachePlane, Team};
+use crate::kernels::{KV_BLOCK, Kernels, KvBlocks, KvLayout};
 use crate::quant::{BlockType, encode_row};
 
 /// How keys and values are stored.
@@ -26,97 +30,264 @@ impl CacheType {
     }
 }
 
-/// A KV cache. Layers differ in their number of KV heads.
+/// Where the caches of a model's sequences take their blocks from. A block holds the keys and values of all layers for
+/// [`KV_BLOCK`] positions; memory is taken as positions are filled, and what a sequence gives back the next one uses.
+///
+/// Copies are of the same pool. It is made for a model as it is; pruning changes the widths, so a pool made before cannot be
+/// used after.
+#[derive(Debug, Clone)]
+pub struct KvPool {
+    shape: Arc<Shape>,
+    shared: Arc<Shared>,
+}
+
+/// How keys and values lie in a block.
 #[derive(Debug)]
-pub struct KvCache {
-    layers: Vec<LayerCache>,
-    /// The rotation angles of every position that there is room for.
-    angles: Angles,
+struct Shape {
     head_dim: usize,
-    capacity: usize,
+    block_type: BlockType,
+    /// Of every layer: its KV heads, and where its keys and values are.
+    layers: Vec<(usize, KvLayout)>,
+    /// Bytes of a block.
+    bytes: usize,
+}
+
+/// What all copies of a pool share.
+#[derive(Debug)]
+struct Shared {
+    /// Blocks that sequences hold, and how many these may be.
+    used: AtomicUsize,
+    limit: usize,
+    /// Buffers of blocks that were given back.
+    free: Mutex<Vec<Buffer>>,
+    /// Filled blocks by what they follow from.
+    prefixes: Mutex<HashMap<PrefixKey, Weak<Block>>>,
+}
+
+/// The SHA-256 of a block's tokens and of those before them in the sequence.
+type PrefixKey = [u8; 32];
+
+/// Buffers that stay with the pool for sequences to come; more go back to the system.
+const MOST_FREE: usize = 16;
+
+/// Bytes that begin at a cache line.
+#[derive(Debug)]
+struct Buffer {
+    /// The bytes, and room to begin at a line.
+    words: Vec<u64>,
+    start: usize,
     len: usize,
 }
 
-#[derive(Debug)]
-struct LayerCache {
-    keys: Plane,
-    values: Plane,
+impl Buffer {
+    const LINE: usize = 64;
+
+    /// Zeros, which the system hands out as they are first written to.
+    fn new(len: usize) -> Self {
+        let words = vec![0u64; (len + Self::LINE).div_ceil(size_of::<u64>())];
+        let start = words.as_ptr().cast::<u8>().align_offset(Self::LINE);
+        Self {
+            // An offset that cannot be computed is told as the greatest number.
+            start: if start < Self::LINE { start } else { 0 },
+            words,
+            len,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[self.start..self.start + self.len]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[self.start..self.start + self.len]
+    }
 }
 
-/// `[kv_heads, capacity, head_dim]`
+/// One block, which goes back to its pool when the last sequence lets go of it.
 #[derive(Debug)]
-enum Plane {
-    Half(Vec<f16>),
-    Q8_0(Vec<u8>),
+struct Block {
+    /// `None` only while it is dropped.
+    buffer: Option<Buffer>,
+    pool: Arc<Shared>,
 }
 
-impl Plane {
-    fn new(cache_type: CacheType, rows: usize, head_dim: usize) -> Self {
-        match cache_type {
-            CacheType::F16 => Plane::Half(vec![f16::ZERO; rows * head_dim]),
-            CacheType::Q8_0 => Plane::Q8_0(vec![0; rows * BlockType::Q8_0.row_bytes(head_dim)]),
+impl Block {
+    fn bytes(&self) -> &[u8] {
+        self.buffer.as_ref().map_or(&[], Buffer::bytes)
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buffer.as_mut().map_or(&mut [], Buffer::bytes_mut)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.pool.used.fetch_sub(1, Ordering::Relaxed);
+        let mut free = lock(&self.pool.free);
+        if free.len() < MOST_FREE {
+            free.extend(self.buffer.take());
+        }
+    }
+}
+
+/// A lock whose contents are whole between any two statements, so that a panic elsewhere does not matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl KvPool {
+    /// A pool without a limit.
+    ///
+    /// # Errors
+    /// [`ModelError::CacheType`], if the model's heads are not whole blocks of this type.
+    pub fn new(model: &Model, cache_type: CacheType) -> Result<Self, ModelError> {
+        Self::with_limit(model, cache_type, usize::MAX)
+    }
+
+    /// A pool whose sequences together hold at most so many blocks.
+    ///
+    /// # Errors
+    /// [`ModelError::CacheType`], if the model's heads are not whole blocks of this type.
+    pub fn with_limit(
+        model: &Model,
+        cache_type: CacheType,
+        limit: usize,
+    ) -> Result<Self, ModelError> {
+        let (head_dim, block_type) = (model.config.head_dim, cache_type.block_type());
+        let block = block_type.block_len();
+        if !head_dim.is_multiple_of(block) {
+            return Err(ModelError::CacheType { head_dim, block });
+        }
+        let mut bytes = 0;
+        let layers = model.layers.iter().map(|layer| {
+            let heads = layer.kv_heads();
+            let plane = heads * KV_BLOCK * block_type.row_bytes(head_dim);
+            let keys = bytes;
+            bytes += 2 * plane;
+            let layout = KvLayout {
+                block_type,
+                keys,
+                values: keys + plane,
+            };
+            (heads, layout)
+        });
+        let layers = layers.collect();
+        Ok(Self {
+            shape: Arc::new(Shape {
+                head_dim,
+                block_type,
+                layers,
+                bytes,
+            }),
+            shared: Arc::new(Shared {
+                used: AtomicUsize::new(0),
+                limit,
+                free: Mutex::default(),
+                prefixes: Mutex::default(),
+            }),
+        })
+    }
+
+    /// An empty cache for a sequence of at most `capacity` positions.
+    pub fn cache(&self, capacity: usize) -> KvCache {
+        KvCache {
+            pool: self.clone(),
+            blocks: Vec::new(),
+            len: 0,
+            capacity,
         }
     }
 
-    fn view(&self) -> CachePlane<'_> {
-        match self {
-            Plane::Half(values) => CachePlane::Half(values),
-            Plane::Q8_0(bytes) => CachePlane::Q8_0(bytes),
+    /// A cache for a sequence that begins with these tokens, which holds what other sequences have of them already: whole blocks
+    /// that were [shared](KvCache::share), and never the last token, whose output somebody wants.
+    pub fn cache_for(&self, tokens: &[u32], capacity: usize) -> KvCache {
+        let mut cache = self.cache(capacity);
+        let prefixes = lock(&self.shared.prefixes);
+        let whole = tokens.len().min(capacity).saturating_sub(1) / KV_BLOCK;
+        for key in prefix_keys(tokens).take(whole) {
+            let Some(block) = prefixes.get(&key).and_then(Weak::upgrade) else {
+                break;
+            };
+            cache.blocks.push(block);
+            cache.len += KV_BLOCK;
         }
+        cache
     }
 
-    fn bytes(&self) -> usize {
-        match self {
-            Plane::Half(values) => size_of_val(values.as_slice()),
-            Plane::Q8_0(bytes) => bytes.len(),
-        }
+    /// Bytes of a block.
+    pub fn block_bytes(&self) -> usize {
+        self.shape.bytes
     }
+
+    /// Blocks that sequences hold; one that several share counts once.
+    pub fn used_blocks(&self) -> usize {
+        self.shared.used.load(Ordering::Relaxed)
+    }
+
+    /// Blocks that can still be taken.
+    pub fn blocks_left(&self) -> usize {
+        self.shared.limit.saturating_sub(self.used_blocks())
+    }
+
+    /// A block to be filled, with arbitrary contents.
+    fn take(&self) -> Result<Arc<Block>, ModelError> {
+        let Shared { used, limit, .. } = &*self.shared;
+        let more = |used: usize| (used < *limit).then_some(used + 1);
+        if used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .is_err()
+        {
+            return Err(ModelError::PoolFull { blocks: *limit });
+        }
+        let buffer = lock(&self.shared.free).pop();
+        Ok(Arc::new(Block {
+            buffer: Some(buffer.unwrap_or_else(|| Buffer::new(self.shape.bytes))),
+            pool: self.shared.clone(),
+        }))
+    }
+}
+
+/// The keys of a text's whole blocks.
+fn prefix_keys(tokens: &[u32]) -> impl Iterator<Item = PrefixKey> {
+    let blocks = tokens.chunks_exact(KV_BLOCK);
+    blocks.scan([0; 32], |key, tokens| {
+        let mut hasher = Sha256::new_with_prefix(*key);
+        for token in tokens {
+            hasher.update(token.to_le_bytes());
+        }
+        *key = hasher.finalize().into();
+        Some(*key)
+    })
+}
+
+/// The KV cache of one sequence. A clone shares the blocks until one of the two writes to them.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    pool: KvPool,
+    /// As many as the positions fill, and for a moment those of a batch under way.
+    blocks: Vec<Arc<Block>>,
+    len: usize,
+    capacity: usize,
 }
 
 impl KvCache {
-    /// An empty cache in half precision with room for `capacity` positions of `model` as it is now; pruning changes the
-    /// shape, so a cache made before cannot be used after. The system hands out the memory as it is first written to.
+    /// An empty cache in half precision, of a pool of its own.
     pub fn new(model: &Model, capacity: usize) -> Self {
-        Self::allocate(model, capacity, CacheType::F16)
+        let pool = KvPool::new(model, CacheType::F16).expect("half precision suits all heads");
+        pool.cache(capacity)
     }
 
-    /// As [`KvCache::new`], stored as `cache_type`.
+    /// An empty cache in this type, of a pool of its own.
     ///
     /// # Errors
-    /// If the model's heads are not whole blocks of it.
+    /// [`ModelError::CacheType`], if the model's heads are not whole blocks of it.
     pub fn with_type(
         model: &Model,
         capacity: usize,
         cache_type: CacheType,
     ) -> Result<Self, ModelError> {
-        let head_dim = model.config.head_dim;
-        let block = cache_type.block_type().block_len();
-        if !head_dim.is_multiple_of(block) {
-            return Err(ModelError::CacheType { head_dim, block });
-        }
-        Ok(Self::allocate(model, capacity, cache_type))
-    }
-
-    fn allocate(model: &Model, capacity: usize, cache_type: CacheType) -> Self {
-        let head_dim = model.config.head_dim;
-        let layers = model
-            .layers
-            .iter()
-            .map(|layer| {
-                let rows = layer.group_sizes.len() * capacity;
-                LayerCache {
-                    keys: Plane::new(cache_type, rows, head_dim),
-                    values: Plane::new(cache_type, rows, head_dim),
-                }
-            })
-            .collect();
-        Self {
-            layers,
-            angles: model.rope.angles(capacity),
-            head_dim,
-            capacity,
-            len: 0,
-        }
+        Ok(KvPool::new(model, cache_type)?.cache(capacity))
     }
 
     /// Positions that are filled.
@@ -128,83 +299,146 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Positions that there is room for.
+    /// Positions that the sequence may have.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Forgets all positions from `len` on.
+    /// Bytes of the blocks that the sequence holds, alone or with others.
+    pub fn bytes(&self) -> usize {
+        self.blocks.len() * self.pool.shape.bytes
+    }
+
+    /// Forgets all positions from `len` on, and gives back the blocks that then are empty.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+        self.blocks.truncate(self.len.div_ceil(KV_BLOCK));
     }
 
-    /// Bytes for all positions.
-    pub fn bytes(&self) -> usize {
-        self.layers
-            .iter()
-            .map(|l| l.keys.bytes() + l.values.bytes())
-            .sum()
-    }
-
-    /// The keys and values of a layer.
-    pub(super) fn layer(&self, layer: usize) -> (CachePlane<'_>, CachePlane<'_>) {
-        let LayerCache { keys, values } = &self.layers[layer];
-        (keys.view(), values.view())
-    }
-
-    /// Puts k and v `[tokens, kv_heads, head_dim]` of a layer behind what is there.
-    pub(super) fn remember(&mut self, team: &Team, layer: usize, k: &[f32], v: &[f32]) {
-        let kernels = team.kernels();
-        let (e, first, capacity) = (self.head_dim, self.len, self.capacity);
-        let LayerCache { keys, values } = &mut self.layers[layer];
-        match (keys, values) {
-            (Plane::Half(keys), Plane::Half(values)) => {
-                let shape = (e, e, first, capacity);
-                store(team, [(k, keys), (v, values)], shape, |x, out| {
-                    kernels.to_half(x, out);
-                });
-            }
-            (Plane::Q8_0(keys), Plane::Q8_0(values)) => {
-                let shape = (e, BlockType::Q8_0.row_bytes(e), first, capacity);
-                store(team, [(k, keys), (v, values)], shape, |x, out| {
-                    encode_row(BlockType::Q8_0, x, out);
-                });
-            }
-            _ => unreachable!("keys and values are stored alike"),
+    /// Offers the whole blocks of a prompt to sequences that begin with the same tokens. `tokens` are those of the positions from
+    /// 0 on, and must all have been computed in prefill: what comes out of that depends on the tokens alone.
+    pub fn share(&self, tokens: &[u32]) {
+        let filled = tokens.len().min(self.len) / KV_BLOCK;
+        let mut prefixes = lock(&self.pool.shared.prefixes);
+        prefixes.retain(|_, block| block.strong_count() > 0);
+        for (key, block) in prefix_keys(tokens).zip(&self.blocks).take(filled) {
+            prefixes.entry(key).or_insert_with(|| Arc::downgrade(block));
         }
     }
 
-    pub(super) fn angles(&self) -> &Angles {
-        &self.angles
+    /// Makes room for the next `tokens` positions: their blocks are there and nobody else's.
+    ///
+    /// # Errors
+    /// If the sequence may not have so many positions, or the pool has no more blocks. The cache is then as it was.
+    pub(super) fn reserve(&mut self, tokens: usize) -> Result<(), ModelError> {
+        let needed = self.len.saturating_add(tokens);
+        if needed > self.capacity {
+            return Err(ModelError::CacheFull {
+                needed,
+                capacity: self.capacity,
+            });
+        }
+        let made = self.make_room(needed);
+        if made.is_err() {
+            self.truncate(self.len);
+        }
+        made
     }
 
+    fn make_room(&mut self, needed: usize) -> Result<(), ModelError> {
+        for block in &mut self.blocks[self.len / KV_BLOCK..] {
+            if Arc::get_mut(block).is_none() {
+                let mut copy = self.pool.take()?;
+                let new = Arc::get_mut(&mut copy).expect("nobody else has it yet");
+                new.bytes_mut().copy_from_slice(block.bytes());
+                *block = copy;
+            }
+        }
+        while self.blocks.len() * KV_BLOCK < needed {
+            self.blocks.push(self.pool.take()?);
+        }
+        Ok(())
+    }
+
+    /// Counts positions that were written.
     pub(super) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
     }
+
+    /// Whether keys and values lie in the blocks of the two in the same way.
+    pub(super) fn is_like(&self, other: &KvCache) -> bool {
+        let (ours, theirs) = (&self.pool.shape, &other.pool.shape);
+        Arc::ptr_eq(ours, theirs)
+            || (ours.block_type, ours.bytes) == (theirs.block_type, theirs.bytes)
+    }
+
+    /// Where a layer's keys and values are in each block.
+    pub(super) fn layout(&self, layer: usize) -> KvLayout {
+        self.pool.shape.layers[layer].1
+    }
+
+    /// All blocks, for reading.
+    pub(super) fn blocks(&self) -> KvBlocks<'_> {
+        KvBlocks::new(self.blocks.iter().map(|block| block.bytes()))
+    }
+
+    /// The blocks that hold some positions, which there must be room for, with the positions that each holds of them.
+    pub(super) fn writers(
+        &mut self,
+        layer: usize,
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, BlockWriter<'_>)> {
+        let shape = &*self.pool.shape;
+        let (heads, layout) = shape.layers[layer];
+        let first = positions.start / KV_BLOCK;
+        let end = positions.end.div_ceil(KV_BLOCK);
+        let blocks = self.blocks[first..end].iter_mut().enumerate();
+        blocks.map(move |(i, block)| {
+            let start = (first + i) * KV_BLOCK;
+            let these = positions.start.max(start)..positions.end.min(start + KV_BLOCK);
+            let block = Arc::get_mut(block).expect("a block that there is room in has one owner");
+            let writer = BlockWriter {
+                bytes: block.bytes_mut(),
+                heads,
+                head_dim: shape.head_dim,
+                layout,
+                first: these.start - start,
+            };
+            (these, writer)
+        })
+    }
 }
 
-/// Writes every head's rows of k and of v `[tokens, kv_heads, head_dim]` to its plane; a row there has `width` elements.
-fn store<T: Send>(
-    team: &Team,
-    from_to: [(&[f32], &mut Vec<T>); 2],
-    (head_dim, width, first, capacity): (usize, usize, usize, usize),
-    write: impl Fn(&[f32], &mut [T]) + Sync,
-) {
-    let size = width * capacity;
-    if size == 0 {
-        return;
-    }
-    let mut planes: Vec<(&[f32], usize, &mut [T])> = Vec::new();
-    for (from, to) in from_to {
-        let heads = to.chunks_exact_mut(size).enumerate();
-        planes.extend(heads.map(|(head, plane)| (from, head, plane)));
-    }
-    let heads = planes.len() / 2;
-    team.chunks_mut(&mut planes, 1, |_, plane| {
-        let (from, head, plane) = &mut plane[0];
-        for (i, row) in from.chunks_exact(heads * head_dim).enumerate() {
-            let out = &mut plane[(first + i) * width..][..width];
-            write(&row[*head * head_dim..][..head_dim], out);
+/// Writes keys and values of a layer to a block.
+pub(super) struct BlockWriter<'a> {
+    bytes: &'a mut [u8],
+    heads: usize,
+    head_dim: usize,
+    layout: KvLayout,
+    /// The row of the block where it begins.
+    first: usize,
+}
+
+impl BlockWriter<'_> {
+    /// Puts k and v `[tokens, kv_heads, head_dim]` in the block.
+    pub fn write(&mut self, kernels: Kernels, k: &[f32], v: &[f32]) {
+        if self.heads == 0 {
+            return;
         }
-    });
+        let row_bytes = self.layout.block_type.row_bytes(self.head_dim);
+        for (from, place) in [(k, self.layout.keys), (v, self.layout.values)] {
+            for (t, token) in from.chunks_exact(self.heads * self.head_dim).enumerate() {
+                for (head, values) in token.chunks_exact(self.head_dim).enumerate() {
+                    let at = place + (head * KV_BLOCK + self.first + t) * row_bytes;
+                    let to = &mut self.bytes[at..at + row_bytes];
+                    match self.layout.block_type {
+                        BlockType::F16 => {
+                            kernels.to_half(values, bytemuck::cast_slice_mut(to));
+                        }
+                        block_type => encode_row(block_type, values, to),
+                    }
+                }
+            }
+        }
+    }
 }

@@ -1,15 +1,82 @@
 //! The forward pass.
 //!
-//! Shapes in the comments: n tokens of the batch, d the width of the residual stream, h heads, g KV heads, e values per
-//! head, c channels.
+//! A batch is rows of any sequences: prompts in pieces, and generated tokens one by one. What a row's numbers are depends on
+//! its sequence and its phase alone, not on the other rows nor on how a prompt was cut: all arithmetic is row by row, but for
+//! matrix products and attention, whose kernels sum a row's terms in an order that is fixed for a phase. Prompts and generated
+//! tokens have different kernels for speed, so that the rows of each phase go through the layers together, one phase after the
+//! other.
+//!
+//! Shapes in the comments: n rows, d the width of the residual stream, h heads, g KV heads, e values per head, c channels.
 
 use std::ops::Range;
 
-use super::{KvCache, Layer, Linear, Model, ModelError};
+use super::{KvCache, Layer, Linear, Model, ModelError, Module, ModuleId};
 use crate::kernels::{
-    Activations, AttentionShape, Keep, Kernels, MatrixView, Precision, Product, Team, attention,
-    attention_for, matmul, matmul_add, matmul_silu, matmul_then,
+    Activations, AttentionShape, Keep, Kernels, MatrixView, Phase, Precision, Product, Span, Team,
+    Tokens, attention, matmul, matmul_add, matmul_silu, matmul_then,
 };
+
+/// A token of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    pub token: u32,
+    /// Which of the batch's sequences it belongs to.
+    pub sequence: usize,
+    /// Its position there, which follows the sequence's last one.
+    pub position: usize,
+    pub phase: Phase,
+    pub wants_logits: bool,
+}
+
+/// Rows of a batch in the making.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    rows: Vec<Row>,
+}
+
+impl Batch {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn clear(&mut self) {
+        self.rows.clear();
+    }
+
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// Adds tokens of a prompt, from a position of their sequence on; `wanted` are the places among them of those whose logits
+    /// are wanted.
+    pub fn add_prompt(
+        &mut self,
+        sequence: usize,
+        first_position: usize,
+        tokens: &[u32],
+        wanted: Range<usize>,
+    ) {
+        self.rows
+            .extend(tokens.iter().enumerate().map(|(i, &token)| Row {
+                token,
+                sequence,
+                position: first_position + i,
+                phase: Phase::Prefill,
+                wants_logits: wanted.contains(&i),
+            }));
+    }
+
+    /// Adds a generated token, whose logits are wanted.
+    pub fn add_generated(&mut self, sequence: usize, position: usize, token: u32) {
+        self.rows.push(Row {
+            token,
+            sequence,
+            position,
+            phase: Phase::Decode,
+            wants_logits: true,
+        });
+    }
+}
 
 /// Looks at the inputs of the two projections that lose columns when a model is pruned.
 pub trait Observer {
@@ -40,6 +107,8 @@ impl Observer for Unobserved {
 pub struct Scratch {
     /// The residual stream, `[n, d]`.
     x: Vec<f32>,
+    /// The rows of it behind the last layer whose logits are wanted, `[wanted, d]`.
+    wanted: Vec<f32>,
     /// The input of the matrices at hand.
     input: Activations,
     /// `[n, h e]`
@@ -57,7 +126,7 @@ impl Scratch {
         Self::default()
     }
 
-    /// The residual stream of the last batch, `[n, d]`.
+    /// The residual stream, `[n, d]`.
     pub(crate) fn residual(&self) -> &[f32] {
         &self.x
     }
@@ -67,60 +136,122 @@ impl Scratch {
         self.x.clear();
         self.x.extend_from_slice(x);
     }
+
+    /// Asks for the logits of some rows of the residual stream, which is behind the last layer, and of no others.
+    pub(crate) fn want(&mut self, rows: Range<usize>, width: usize) {
+        self.wanted.clear();
+        self.wanted
+            .extend_from_slice(&self.x[rows.start * width..rows.end * width]);
+    }
+}
+
+/// Neighbouring rows of one sequence at neighbouring positions.
+#[derive(Debug, Clone)]
+struct Stretch {
+    sequence: usize,
+    rows: Range<usize>,
+    first_position: usize,
+}
+
+/// The rows of one phase on their way through the layers.
+struct Pass<'a, 'c> {
+    phase: Phase,
+    /// All rows, in their order.
+    stretches: Vec<Stretch>,
+    sequences: &'a mut [&'c mut KvCache],
+}
+
+impl Pass<'_, '_> {
+    fn tokens(&self) -> Tokens {
+        Tokens {
+            count: self.stretches.last().map_or(0, |s| s.rows.end),
+            phase: self.phase,
+        }
+    }
+
+    /// The position of each row, `[n]`.
+    fn positions(&self) -> Vec<usize> {
+        let each = |s: &Stretch| s.first_position..s.first_position + s.rows.len();
+        self.stretches.iter().flat_map(each).collect()
+    }
 }
 
 impl Model {
-    /// Takes the next tokens through all layers: their keys and values go into the cache, and the residual stream of each
-    /// token, `[n, d]`, stays in `scratch` for [`Model::logits`].
+    /// Takes a batch through all layers. The rows' keys and values go into the caches of their sequences, and the residual
+    /// streams of those whose logits are wanted stay in `scratch` for [`Model::logits`], in the batch's order.
     ///
     /// # Errors
-    /// If a token is not in the vocabulary or the cache is too small; nothing has then changed.
+    /// If a token is not in the vocabulary, a row's position does not follow its sequence's last one (of each sequence the
+    /// prefill rows come first), or a cache has no room. The sequences are then as they were.
     ///
     /// # Panics
-    /// If the cache was made for a model of another shape.
+    /// If a row is of no sequence, or the caches are not all of one kind and made for a model of this shape.
     pub fn forward(
         &self,
         team: &Team,
-        tokens: &[u32],
-        cache: &mut KvCache,
+        rows: &[Row],
+        sequences: &mut [&mut KvCache],
         scratch: &mut Scratch,
         observer: &mut impl Observer,
     ) -> Result<(), ModelError> {
-        self.forward_texts(team, tokens, &mut [cache], scratch, observer)
-    }
-
-    /// As [`Model::forward`], for several texts at once, which read the weights once for all. Every text has its own cache,
-    /// and equally many of the tokens, one text's behind the other's.
-    ///
-    /// # Errors
-    /// As [`Model::forward`].
-    ///
-    /// # Panics
-    /// As [`Model::forward`]; also if the tokens cannot be shared out evenly.
-    pub fn forward_texts(
-        &self,
-        team: &Team,
-        tokens: &[u32],
-        caches: &mut [&mut KvCache],
-        scratch: &mut Scratch,
-        observer: &mut impl Observer,
-    ) -> Result<(), ModelError> {
-        assert!(tokens.len().is_multiple_of(caches.len()), "even shares");
-        let each = tokens.len() / caches.len();
-        for cache in caches.iter() {
-            let needed = cache.len() + each;
-            if needed > cache.capacity() {
-                return Err(ModelError::CacheFull {
-                    needed,
-                    capacity: cache.capacity(),
+        let (d, vocabulary) = (self.config.embedding_length, self.config.vocabulary);
+        if let Some(place) = rows.iter().position(|r| r.token as usize >= vocabulary) {
+            return Err(ModelError::Token {
+                token: rows[place].token,
+                place,
+                vocabulary,
+            });
+        }
+        let alike = |cache: &&mut KvCache| cache.is_like(sequences[0]);
+        assert!(sequences.iter().all(alike), "caches of one kind");
+        let phases = [Phase::Prefill, Phase::Decode];
+        let of_phase = |phase| rows.iter().filter(move |r: &&Row| r.phase == phase);
+        let mut next: Vec<usize> = sequences.iter().map(|cache| cache.len()).collect();
+        for row in phases.into_iter().flat_map(of_phase) {
+            if row.position != next[row.sequence] {
+                return Err(ModelError::Position {
+                    sequence: row.sequence,
+                    expected: next[row.sequence],
+                    found: row.position,
                 });
             }
+            next[row.sequence] += 1;
         }
-        self.embed(team, tokens, scratch)?;
-        let all = 0..2 * self.layers.len();
-        self.blocks(team, all, caches, scratch, observer);
-        for cache in caches {
-            cache.advance(each);
+        for i in 0..sequences.len() {
+            if let Err(error) = sequences[i].reserve(next[i] - sequences[i].len()) {
+                for cache in sequences.iter_mut() {
+                    cache.truncate(cache.len());
+                }
+                return Err(error);
+            }
+        }
+
+        let places: Vec<usize> = (0..rows.len()).filter(|i| rows[*i].wants_logits).collect();
+        scratch.wanted.resize(places.len() * d, 0.0);
+        for phase in phases {
+            let numbers: Vec<usize> = (0..rows.len())
+                .filter(|i| rows[*i].phase == phase)
+                .collect();
+            if numbers.is_empty() {
+                continue;
+            }
+            let token = |i: usize| rows[numbers[i]].token;
+            self.embed_rows(team, numbers.len(), token, scratch);
+            let pass = &mut Pass {
+                phase,
+                stretches: stretches(numbers.iter().map(|i| &rows[*i])),
+                sequences,
+            };
+            let all = ModuleId::all(self.layers.len());
+            self.pass_through(team, all, pass, scratch, observer);
+            for (wanted, place) in scratch.wanted.chunks_exact_mut(d).zip(&places) {
+                if let Ok(i) = numbers.binary_search(place) {
+                    wanted.copy_from_slice(&scratch.x[i * d..(i + 1) * d]);
+                }
+            }
+        }
+        for (cache, next) in sequences.iter_mut().zip(next) {
+            cache.advance(next - cache.len());
         }
         Ok(())
     }
@@ -135,7 +266,7 @@ impl Model {
         tokens: &[u32],
         scratch: &mut Scratch,
     ) -> Result<(), ModelError> {
-        let (d, vocabulary) = (self.config.embedding_length, self.config.vocabulary);
+        let vocabulary = self.config.vocabulary;
         if let Some(place) = tokens.iter().position(|t| *t as usize >= vocabulary) {
             return Err(ModelError::Token {
                 token: tokens[place],
@@ -143,69 +274,110 @@ impl Model {
                 vocabulary,
             });
         }
-        scratch.x.resize(tokens.len() * d, 0.0);
-        team.chunks_mut(&mut scratch.x, d, |i, row| {
-            self.embedding
-                .decode_row(&self.map, tokens[i] as usize, row);
-        });
+        self.embed_rows(team, tokens.len(), |i| tokens[i], scratch);
         Ok(())
     }
 
-    /// Takes the residual stream in `scratch` through some blocks: block 2 l is the attention and 2 l + 1 the MLP of layer l.
-    /// Its tokens are shared out evenly among the caches, one text's behind the other's, and follow those in each, which takes
-    /// on their keys and values but does not yet count them.
-    ///
-    /// # Panics
-    /// If a cache was made for a model of another shape or has no room.
-    pub(crate) fn blocks(
+    fn embed_rows(
         &self,
         team: &Team,
-        blocks: Range<usize>,
-        caches: &mut [&mut KvCache],
+        rows: usize,
+        token: impl Fn(usize) -> u32 + Sync,
+        scratch: &mut Scratch,
+    ) {
+        let d = self.config.embedding_length;
+        scratch.x.resize(rows * d, 0.0);
+        team.chunks_mut(&mut scratch.x, d, |i, row| {
+            self.embedding.decode_row(&self.map, token(i) as usize, row);
+        });
+    }
+
+    /// Takes the residual stream in `scratch`, of a prompt's tokens that follow those in the cache, through some modules. The
+    /// cache takes on their keys and values, but does not count them.
+    ///
+    /// # Panics
+    /// If the cache was made for a model of another shape or has no room.
+    pub(crate) fn run_modules(
+        &self,
+        team: &Team,
+        modules: Range<ModuleId>,
+        cache: &mut KvCache,
         scratch: &mut Scratch,
         observer: &mut impl Observer,
     ) {
-        let each = scratch.x.len() / self.config.embedding_length / caches.len();
-        for block in blocks {
-            let (l, layer) = (block / 2, &self.layers[block / 2]);
-            if block.is_multiple_of(2) {
-                // x += o(attention(rope(q), rope(k), v)) of norm(x)
-                let (norm, readers) = (&layer.attention_norm, [&layer.q, &layer.k, &layer.v]);
-                // 8 bits harm queries and keys more than all else; see docs/speed.md.
-                self.norm(team, norm, &readers, Precision::High, scratch);
-                self.project_qkv(team, layer, each, caches, scratch);
-                self.remember(team, layer, l, caches, scratch);
-                self.attend(team, layer, l, caches, observer.keeps(), scratch);
-                observer.attention_output(team, l, &scratch.input);
-                self.add_projected(team, &layer.o, &mut scratch.input, &mut scratch.x);
-            } else {
-                // x += down(silu(gate(y)) * up(y)) of y = norm(x)
-                let (norm, readers) = (&layer.mlp_norm, [&layer.gate, &layer.up]);
-                self.norm(team, norm, &readers, Precision::Normal, scratch);
-                self.gate_and_up(team, layer, observer.keeps(), scratch);
-                observer.mlp_down(team, l, &scratch.hidden);
-                self.add_projected(team, &layer.down, &mut scratch.hidden, &mut scratch.x);
+        let rows = scratch.x.len() / self.config.embedding_length;
+        let first_position = cache.len();
+        cache.reserve(rows).expect("room in the cache");
+        let pass = &mut Pass {
+            phase: Phase::Prefill,
+            stretches: vec![Stretch {
+                sequence: 0,
+                rows: 0..rows,
+                first_position,
+            }],
+            sequences: &mut [cache],
+        };
+        self.pass_through(team, modules, pass, scratch, observer);
+    }
+
+    /// Takes the residual stream of a pass through some modules.
+    fn pass_through(
+        &self,
+        team: &Team,
+        modules: Range<ModuleId>,
+        pass: &mut Pass,
+        scratch: &mut Scratch,
+        observer: &mut impl Observer,
+    ) {
+        for module in ModuleId::each(modules) {
+            let (l, layer) = (module.layer(), &self.layers[module.layer()]);
+            match module.kind() {
+                Module::Attention => {
+                    // x += o(attention(rope(q), rope(k), v)) of norm(x)
+                    let (norm, readers) = (&layer.attention_norm, [&layer.q, &layer.k, &layer.v]);
+                    // 8 bits harm queries and keys more than all else; see docs/speed.md.
+                    self.norm(team, pass, norm, &readers, Precision::High, scratch);
+                    self.project_qkv(team, pass, layer, scratch);
+                    self.remember(team, pass, l, scratch);
+                    self.attend(team, pass, l, observer.keeps(), scratch);
+                    observer.attention_output(team, l, &scratch.input);
+                    self.add_projected(team, &layer.o, &mut scratch.input, &mut scratch.x);
+                }
+                Module::Mlp => {
+                    // x += down(silu(gate(y)) * up(y)) of y = norm(x)
+                    let (norm, readers) = (&layer.mlp_norm, [&layer.gate, &layer.up]);
+                    self.norm(team, pass, norm, &readers, Precision::Normal, scratch);
+                    self.gate_and_up(team, layer, observer.keeps(), scratch);
+                    observer.mlp_down(team, l, &scratch.hidden);
+                    self.add_projected(team, &layer.down, &mut scratch.hidden, &mut scratch.x);
+                }
             }
         }
     }
 
-    /// The logits `[rows.len(), vocabulary]` of some of the last batch's tokens.
+    /// The logits `[rows.len(), vocabulary]` of some of the rows of the last batch whose logits are wanted. In the phase of
+    /// decoding, a row's are the same whatever the others; in that of prefill too, and for many rows faster.
     ///
     /// # Panics
-    /// If the last batch had no such rows.
+    /// If there are no such rows.
     pub fn logits(
         &self,
         team: &Team,
+        phase: Phase,
         rows: Range<usize>,
         scratch: &mut Scratch,
         out: &mut Vec<f32>,
     ) {
         let d = self.config.embedding_length;
         let weights = self.head().view(&self.map);
-        let Scratch { x, input, .. } = scratch;
-        let x = &x[rows.start * d..rows.end * d];
+        let Scratch { wanted, input, .. } = scratch;
+        let x = &wanted[rows.start * d..rows.end * d];
+        let tokens = Tokens {
+            count: rows.len(),
+            phase,
+        };
         let (norm, precision) = (&self.output_norm, Precision::Normal);
-        self.normalise(team, x, norm, &[weights], precision, input);
+        self.normalise(team, tokens, x, norm, &[weights], precision, input);
         out.resize(rows.len() * self.config.vocabulary, 0.0);
         matmul(team, input, &mut [Product { weights, out }]);
     }
@@ -214,6 +386,7 @@ impl Model {
     fn norm(
         &self,
         team: &Team,
+        pass: &Pass,
         weight: &[f32],
         readers: &[&Linear],
         precision: Precision,
@@ -221,44 +394,36 @@ impl Model {
     ) {
         let readers: Vec<MatrixView> = readers.iter().map(|l| l.weight.view(&self.map)).collect();
         let Scratch { x, input, .. } = scratch;
-        self.normalise(team, x, weight, &readers, precision, input);
+        self.normalise(team, pass.tokens(), x, weight, &readers, precision, input);
     }
 
     #[allow(clippy::too_many_arguments)] // an input, what is to come of it, and who computes
     fn normalise(
         &self,
         team: &Team,
+        tokens: Tokens,
         x: &[f32],
         weight: &[f32],
         readers: &[MatrixView],
         precision: Precision,
         out: &mut Activations,
     ) {
-        let kernels = team.kernels();
         let (d, epsilon) = (self.config.embedding_length, self.config.rms_epsilon);
-        let tokens = x.len() / d;
+        let kernels = team.kernels();
         out.produce(team, tokens, d, readers, precision, |t, row| {
             kernels.rms_norm(&x[t * d..][..d], weight, epsilon, row);
         });
     }
 
     /// q, k, v = rope(Wq input + bq), rope(Wk input + bk), Wv input + bv: every head of q and k is turned by the angles of its
-    /// token's position.
-    #[allow(clippy::too_many_arguments)] // a layer and its cache, what is to come of it, and who computes
-    fn project_qkv(
-        &self,
-        team: &Team,
-        layer: &Layer,
-        each: usize,
-        caches: &[&mut KvCache],
-        scratch: &mut Scratch,
-    ) {
-        let kernels = team.kernels();
+    /// row's position.
+    fn project_qkv(&self, team: &Team, pass: &Pass, layer: &Layer, scratch: &mut Scratch) {
         let Scratch { input, q, k, v, .. } = scratch;
-        let (tokens, head_dim) = (input.tokens(), self.config.head_dim);
+        let (kernels, head_dim, positions) =
+            (team.kernels(), self.config.head_dim, pass.positions());
         let linears = [&layer.q, &layer.k, &layer.v];
         let mut products = [q, k, v].into_iter().zip(linears).map(|(out, linear)| {
-            out.resize(tokens * linear.weight.rows, 0.0);
+            out.resize(positions.len() * linear.weight.rows, 0.0);
             let weights = linear.weight.view(&self.map);
             Product { weights, out }
         });
@@ -268,8 +433,7 @@ impl Model {
                 kernels.add(out, &bias[rows.clone()]);
             }
             if which < 2 {
-                let cache = &caches[t / each];
-                let angles = cache.angles().at(cache.len() + t % each);
+                let angles = self.rope.at(positions[t]);
                 rotate(kernels, head_dim, angles, rows.start, out);
             }
         };
@@ -277,69 +441,49 @@ impl Model {
     }
 
     /// Puts k and v into the caches, behind what is there.
-    fn remember(
-        &self,
-        team: &Team,
-        layer: &Layer,
-        l: usize,
-        caches: &mut [&mut KvCache],
-        scratch: &Scratch,
-    ) {
+    fn remember(&self, team: &Team, pass: &mut Pass, l: usize, scratch: &Scratch) {
+        let width = self.layers[l].kv_heads() * self.config.head_dim;
         let kernels = team.kernels();
-        let width = layer.kv_heads() * self.config.head_dim;
-        let share = scratch.k.len() / caches.len();
-        let text = |i: usize| i * share..(i + 1) * share;
-        // For one token waking the others would take longer than the work.
-        let alone = Team::solo(team.kernels());
-        match caches {
-            [cache] => {
-                let team = if share > width { team } else { &alone };
-                cache.remember(team, l, &scratch.k, &scratch.v);
-            }
-            _ => team.chunks_mut(caches, 1, |i, cache| {
-                let (k, v) = (&scratch.k[text(i)], &scratch.v[text(i)]);
-                cache[0].remember(&Team::solo(kernels), l, k, v);
-            }),
+        for stretch in &pass.stretches {
+            let Stretch {
+                sequence,
+                rows,
+                first_position,
+            } = stretch.clone();
+            let positions = first_position..first_position + rows.len();
+            let mut blocks: Vec<_> = pass.sequences[sequence].writers(l, positions).collect();
+            team.chunks_mut(&mut blocks, 1, |_, block| {
+                let (positions, writer) = &mut block[0];
+                let at = |position: usize| (rows.start + position - first_position) * width;
+                let these = at(positions.start)..at(positions.end);
+                writer.write(kernels, &scratch.k[these.clone()], &scratch.v[these]);
+            });
         }
     }
 
-    /// input = attention(q, cache), each text with its own cache
-    #[allow(clippy::too_many_arguments)] // a layer and its cache, what is to come of it, and who computes
-    fn attend(
-        &self,
-        team: &Team,
-        layer: &Layer,
-        l: usize,
-        caches: &[&mut KvCache],
-        keep: Keep,
-        scratch: &mut Scratch,
-    ) {
-        let kernels = team.kernels();
-        let tokens = scratch.x.len() / self.config.embedding_length;
-        let each = tokens / caches.len();
-        let width = layer.heads() * self.config.head_dim;
+    /// input = attention(q, caches)
+    fn attend(&self, team: &Team, pass: &Pass, l: usize, keep: Keep, scratch: &mut Scratch) {
         let Scratch { input, q, .. } = scratch;
-        let shape = |cache: &KvCache| AttentionShape {
+        let layer = &self.layers[l];
+        let caches = pass.stretches.iter().map(|s| &*pass.sequences[s.sequence]);
+        let blocks: Vec<_> = caches.map(KvCache::blocks).collect();
+        let spans = pass.stretches.iter().zip(&blocks);
+        let spans: Vec<Span> = spans
+            .map(|(stretch, blocks)| Span {
+                blocks,
+                tokens: stretch.rows.clone(),
+                first_position: stretch.first_position,
+            })
+            .collect();
+        let shape = AttentionShape {
             head_dim: self.config.head_dim,
             group_sizes: &layer.group_sizes,
-            capacity: cache.capacity(),
-            first_position: cache.len(),
-            tokens: each,
+            layout: pass.sequences[0].layout(l),
+            spans: &spans,
+            phase: pass.phase,
         };
-        if let [cache] = caches {
-            let (keys, values) = cache.layer(l);
-            let readers = [layer.o.weight.view(&self.map)];
-            let shape = shape(cache);
-            attention_for(team, shape, q, keys, values, input, &readers, keep);
-            return;
-        }
-        let out = input.begin(tokens, width);
-        team.chunks_mut(out, each * width, |i, out| {
-            let q = &q[i * each * width..][..each * width];
-            let (keys, values) = caches[i].layer(l);
-            let shape = shape(caches[i]);
-            attention(&Team::solo(kernels), shape, q, keys, values, out);
-        });
+        let readers = [layer.o.weight.view(&self.map)];
+        attention(team, shape, q, input, &readers, keep);
     }
 
     /// hidden = silu(gate(input)) * up(input)
@@ -376,4 +520,21 @@ fn rotate(
         kernels.rope(head, &cosines[begin..end], &sines[begin..end]);
         (values, place) = (rest, 0);
     }
+}
+
+/// Puts neighbouring rows of one sequence together.
+fn stretches<'r>(rows: impl Iterator<Item = &'r Row>) -> Vec<Stretch> {
+    let mut stretches: Vec<Stretch> = Vec::new();
+    for (i, row) in rows.enumerate() {
+        match stretches.last_mut() {
+            // Positions follow each other in every sequence.
+            Some(last) if last.sequence == row.sequence => last.rows.end = i + 1,
+            _ => stretches.push(Stretch {
+                sequence: row.sequence,
+                rows: i..i + 1,
+                first_position: row.position,
+            }),
+        }
+    }
+    stretches
 }

@@ -18,10 +18,10 @@ mod rope;
 mod synthetic;
 mod weights;
 
-pub use cache::{CacheType, KvCache};
+pub use cache::{CacheType, KvCache, KvPool};
 pub use config::{Architecture, Config};
 pub use export::{Export, LayerForm};
-pub use forward::{Observer, Scratch, Unobserved};
+pub use forward::{Batch, Observer, Row, Scratch, Unobserved};
 pub use loss::{Predictions, negative_log_likelihoods};
 pub use module::{Module, ModuleId};
 pub use rope::Rope;
@@ -48,12 +48,20 @@ pub enum ModelError {
         place: usize,
         vocabulary: usize,
     },
-    #[error(
-        "{needed} positions do not fit in the KV cache of {capacity}; ask for a larger context or a shorter text"
-    )]
+    #[error("{needed} positions do not fit in a KV cache of {capacity}")]
     CacheFull { needed: usize, capacity: usize },
+    #[error("all {blocks} blocks of the KV cache are taken")]
+    PoolFull { blocks: usize },
     #[error(
-        "heads of {head_dim} values do not fill blocks of {block}; keep the KV cache of this model in half precision"
+        "the next position of sequence {sequence} in the batch is {expected}, and a row of it has {found}"
+    )]
+    Position {
+        sequence: usize,
+        expected: usize,
+        found: usize,
+    },
+    #[error(
+        "heads of {head_dim} values do not fill blocks of {block}, so that the KV cache of this model must be in half precision"
     )]
     CacheType { head_dim: usize, block: usize },
 }

@@ -48,6 +48,11 @@ impl ModuleId {
         self.0
     }
 
+    /// The module with this [`ModuleId::index`].
+    pub const fn from_index(index: usize) -> Self {
+        Self(index)
+    }
+
     /// The module that follows; behind the last one this is where [`ModuleId::all`] ends.
     pub const fn next(self) -> Self {
         Self(self.0 + 1)

@@ -11,13 +11,12 @@
 use super::choose::{Units, score};
 use super::collect::{
     Calibration, Capture, Curve, CurveOptions, Curves, Evidence, LayerProfile, embed_sequences,
-    pass_through,
 };
 use super::error::{PruneError, PruneErrorKind};
 use super::features::{features, inputs_per_unit, output_weight};
 use super::recipe::Restore;
 use super::restore::{Difference, restore_projection};
-use crate::kernels::{Activations, Runtime, Team};
+use crate::kernels::{Activations, Phase, Runtime, Team};
 use crate::model::{KvCache, Model, Module, ModuleId, Predictions, Scratch, Unobserved};
 use crate::progress::{self, Progress};
 
@@ -184,7 +183,7 @@ impl<'a> Slice<'a> {
             runtime.region(|team| {
                 let mut capture = Capture(&mut sequence.input);
                 let modules = module..module.next();
-                pass_through(model, team, modules, cache, scratch, &mut capture);
+                model.run_modules(team, modules, cache, scratch, &mut capture);
             });
             sequence.residual.copy_from_slice(scratch.residual());
         }
@@ -248,10 +247,11 @@ impl<'a> Slice<'a> {
         let rows = end - counted(&sequences[i])..end;
         runtime.region(|team| {
             let modules = next..ModuleId::all(model.layers.len()).end;
-            pass_through(model, team, modules, cache, scratch, &mut Unobserved);
-            for first in rows.clone().step_by(LOGIT_ROWS) {
-                let end = (first + LOGIT_ROWS).min(rows.end);
-                model.logits(team, first..end, scratch, logits);
+            model.run_modules(team, modules, cache, scratch, &mut Unobserved);
+            scratch.want(rows.clone(), model.config.embedding_length);
+            for first in (0..rows.len()).step_by(LOGIT_ROWS) {
+                let end = (first + LOGIT_ROWS).min(rows.len());
+                model.logits(team, Phase::Prefill, first..end, scratch, logits);
                 show(team, place, logits);
                 place += end - first;
             }

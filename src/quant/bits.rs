@@ -1,18 +1,18 @@
-//! Fields of a few bits spread over bytes, the way every block format stores its codes, and scales in half precision.
+//! Reading and writing fields of a few bits, which is how every block format stores its codes, and scales in half precision.
 //!
-//! All the formats follow one scheme with two parameters, BITS and RUN. The bytes come in stretches of RUN. A stretch
-//! holds RUN · 8 / BITS values: the first RUN of them in the lowest BITS bits of its bytes in order, the next RUN in
-//! the bits above, and so on. Value i is therefore in byte `RUN · (i / (RUN · 8 / BITS)) + i % RUN`, from bit
-//! `BITS · (i / RUN % (8 / BITS))` on.
+//! All formats follow one scheme with two parameters, BITS and RUN. The bytes are divided into stretches of RUN bytes. A
+//! stretch holds RUN · 8 / BITS values: the first RUN values are the lowest BITS bits of its bytes, in order; the next RUN
+//! values are the BITS bits above those, and so on. Value i is therefore in byte `RUN · (i / (RUN · 8 / BITS)) + i % RUN`
+//! and starts at bit `BITS · (i / RUN % (8 / BITS))` of it.
 
 use half::f16;
 
-/// The half-precision number in the two bytes of a block from `at` on.
+/// The half-precision number that is stored at byte `at` of a block.
 pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Reads a field for each of `codes` and places it there from bit `shift` on, beside what is already set.
+/// Reads one field of BITS bits for each of `codes` and sets it in the code at bit `shift`; bits that are already set stay.
 pub(super) fn unpack<const BITS: usize, const RUN: usize>(
     packed: &[u8],
     shift: usize,
@@ -29,7 +29,7 @@ pub(super) fn unpack<const BITS: usize, const RUN: usize>(
     }
 }
 
-/// The reverse of [`unpack`]: writes the BITS bits from `shift` on of each of `codes`.
+/// Writes BITS bits of each of `codes`, those from bit `shift` on; the reverse of [`unpack`]. `packed` is overwritten.
 pub(super) fn pack<const BITS: usize, const RUN: usize>(
     codes: &[u8],
     shift: usize,

@@ -1,4 +1,4 @@
-//! Scalar decoders and encoders.
+//! Scalar decoders and encoders of rows, and of the blocks of 32 values.
 
 use half::{bf16, f16};
 
@@ -9,12 +9,13 @@ use super::encode::{
 };
 use super::{BlockType, iq4, kquants};
 
+/// Values in a block of the types in this file.
 const BLOCK: usize = 32;
 
-/// Decodes one stored row into `out`.
+/// Decodes one row in the native layout into `out`.
 ///
 /// # Panics
-/// If `bytes` is not exactly the row of `out.len()` values.
+/// If the length of `bytes` is not that of a row of `out.len()` values.
 pub fn decode_row(block_type: BlockType, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), block_type.row_bytes(out.len()), "row length");
     match block_type {
@@ -36,23 +37,24 @@ pub fn decode_row(block_type: BlockType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Encodes `values` as one stored row, choosing for each block the scale (and minimum) of least squared error among the
-/// candidates tried.
+/// Encodes `values` as one row in the native layout. For each block several scales (and minima) are tried, and the one with
+/// the least squared error is taken.
 ///
-/// F16 and BF16 round as IEEE 754 does, to infinity beyond their range. The block types cannot hold what is not finite:
-/// there NaN counts as zero, and what is too large becomes the largest value that the block can hold.
+/// F16 and BF16 round as IEEE 754 does: values beyond their range become infinite. The block types cannot hold values that
+/// are not finite: NaN is stored as zero, and a value that is too large as the largest that the block can hold.
 ///
 /// # Panics
-/// If `out` is not exactly the row of `values.len()` values.
+/// If the length of `out` is not that of a row of `values.len()` values.
 pub fn encode_row(block_type: BlockType, values: &[f32], out: &mut [u8]) {
     encode(block_type, values, None, out);
 }
 
-/// As [`encode_row`], where the squared error of value j counts in proportion to `importance[j]`, at least 0: the mean square of
-/// what it will be multiplied with. Types of values that are stored one by one, and Q8_0, have no choice to make.
+/// Encodes `values` as [`encode_row`] does, but weights the squared error of value j by `importance[j]`: the mean square of
+/// the inputs that the value will be multiplied by, at least 0. For plain floats and for Q8_0 the result is nearly always the
+/// same as without, because their encoders have (almost) nothing to choose.
 ///
 /// # Panics
-/// As [`encode_row`]; also if there are not as many importances as values.
+/// If the length of `out` is not that of a row of `values.len()` values, or if `importance` and `values` differ in length.
 pub fn encode_row_by_importance(
     block_type: BlockType,
     values: &[f32],
@@ -63,6 +65,7 @@ pub fn encode_row_by_importance(
     encode(block_type, values, Some(importance), out);
 }
 
+/// Encodes a row; without `importance` all values count alike.
 fn encode(block_type: BlockType, values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     assert_eq!(out.len(), block_type.row_bytes(values.len()), "row length");
     let row = Row {
@@ -89,19 +92,21 @@ fn encode(block_type: BlockType, values: &[f32], importance: Option<&[f32]>, out
     }
 }
 
+/// Decodes values that are stored one by one, N bytes each.
 fn decode_each<const N: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn([u8; N]) -> f32) {
     for (o, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
         *o = decode(*b);
     }
 }
 
+/// Encodes values that are stored one by one, N bytes each.
 fn encode_each<const N: usize>(values: &[f32], out: &mut [u8], encode: impl Fn(f32) -> [u8; N]) {
     for (b, v) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
         *b = encode(*v);
     }
 }
 
-/// Block by block, N values at a time.
+/// Decodes a row block by block; a block holds N values.
 fn decode_blocks<const N: usize>(
     block_type: BlockType,
     bytes: &[u8],
@@ -114,15 +119,16 @@ fn decode_blocks<const N: usize>(
     }
 }
 
-/// What is to be encoded block by block.
+/// A row of values that is to be encoded block by block.
 struct Row<'a> {
     block_type: BlockType,
     values: &'a [f32],
+    /// The weight of each value's squared error; `None` if all count alike.
     importance: Option<&'a [f32]>,
 }
 
 impl Row<'_> {
-    /// `encode` takes the values of a block and their weights.
+    /// Encodes all blocks, N values each. `encode` gets a block's values, their weights and the bytes to write.
     fn encode<const N: usize>(
         &self,
         out: &mut [u8],
@@ -177,7 +183,7 @@ fn decode_q5_1(block: &[u8], out: &mut [f32; BLOCK]) {
     *out = q.map(|q| d * f32::from(q) + m);
 }
 
-/// Four bytes with the fifth bits in order, then the nibbles.
+/// Reads 32 codes of 5 bits: 4 bytes with their fifth bits, in order, and then 16 bytes of nibbles.
 fn five_bits(packed: &[u8]) -> [u8; BLOCK] {
     let mut q = [0; BLOCK];
     unpack::<4, 16>(&packed[4..], 0, &mut q);
@@ -193,7 +199,8 @@ fn encode_q8_0(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
         each(x, |v| rounded((v * inverse).clamp(-127.0, 127.0)))
     };
     let mut best = (nearest, codes(nearest));
-    // The smallest half-precision numbers lie so far apart that the nearest one can clip the largest value.
+    // The smallest half-precision numbers are so far apart that with the nearest one the largest value may be clipped.
+    // The next larger scale is then tried as well.
     if nearest.to_f32() * 127.5 < largest && nearest < f16::MAX {
         let above = f16::from_bits(nearest.to_bits() + 1);
         let q = codes(above);
@@ -209,8 +216,10 @@ fn encode_q8_0(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
     }
 }
 
-/// What the value of largest magnitude is tried to stand for. Beyond −8 it is clipped, which serves the rest better. The
-/// smaller ones find values that were decoded from a block again exactly.
+/// The codes that are tried for the value of largest magnitude; each gives one candidate for the scale (see [`fit_scale`]).
+///
+/// A stand-in beyond −8 clips that value, which can make the error of the others smaller. Those of smaller magnitude make
+/// sure that values decoded from a block are encoded as the same block again.
 const STAND_INS_Q4_0: [f32; 8] = [-8.0, -7.0, -6.0, -5.0, -8.33, -8.7, -9.1, -9.5];
 
 fn encode_q4_0(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
@@ -218,6 +227,7 @@ fn encode_q4_0(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
     pack::<4, 16>(&q, 0, &mut out[2..]);
 }
 
+/// The codes that are tried for the value of largest magnitude, as in [`STAND_INS_Q4_0`].
 const STAND_INS_Q5_0: [f32; 5] = [-16.0, -15.0, -16.6, -17.2, -14.0];
 
 fn encode_q5_0(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
@@ -225,7 +235,8 @@ fn encode_q5_0(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
     pack_five_bits(&q, &mut out[2..]);
 }
 
-/// Writes the best scale; returns the codes, which stand for −`zero` to `zero` − 1.
+/// Finds the best scale for a block, writes it, and returns the codes: code q stands for the multiple q − `zero` of the
+/// scale, from −`zero` to `zero` − 1.
 fn encode_scale(
     x: &[f32; BLOCK],
     weights: &[f32; BLOCK],
@@ -239,7 +250,8 @@ fn encode_scale(
     fit.q.map(|q| low_bits(q + zero) as u8)
 }
 
-/// How many steps the range from the smallest to the largest value is tried to span.
+/// The numbers of steps that are tried for the range from the smallest to the largest value; each gives one candidate for
+/// the scale (see [`fit_line`]).
 const SPANS_Q4_1: [f32; 6] = [15.0, 14.0, 15.63, 16.3, 17.05, 17.86];
 
 fn encode_q4_1(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
@@ -247,6 +259,7 @@ fn encode_q4_1(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
     pack::<4, 16>(&q, 0, &mut out[4..]);
 }
 
+/// The numbers of steps that are tried for the range of values, as in [`SPANS_Q4_1`].
 const SPANS_Q5_1: [f32; 5] = [31.0, 30.0, 31.6, 32.2, 32.9];
 
 fn encode_q5_1(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
@@ -254,7 +267,7 @@ fn encode_q5_1(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
     pack_five_bits(&q, &mut out[4..]);
 }
 
-/// Writes the best scale and minimum; returns the codes.
+/// Finds the best scale and minimum for a block, writes them, and returns the codes from 0 to `top`.
 fn encode_line(
     x: &[f32; BLOCK],
     weights: &[f32; BLOCK],
@@ -270,6 +283,7 @@ fn encode_line(
     fit.q.map(|q| low_bits(q) as u8)
 }
 
+/// Writes 32 codes of 5 bits as [`five_bits`] reads them.
 fn pack_five_bits(q: &[u8; BLOCK], packed: &mut [u8]) {
     let (fifth, nibbles) = packed.split_at_mut(4);
     pack::<1, 1>(q, 4, fifth);

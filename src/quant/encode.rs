@@ -1,48 +1,51 @@
-//! What the encoders share: least-squares searches for the scale, or the scale and base, of a few values.
+//! Least-squares searches for the scale, or the scale and base, of the values of a block; all encoders use them.
 //!
-//! Every value has a weight, by which its squared error counts.
+//! Every value has a weight, by which its squared error is multiplied.
 //!
-//! Every search goes the same way. A few candidates are tried; for each the values get their nearest codes, then the
-//! codes get the scale that suits them best, then the values their nearest codes again. The least squared error wins.
+//! All searches work in the same way. A few candidates for the scale are tried. For each, the values get their nearest
+//! codes, then the scale is fitted to these codes, and then the values get their nearest codes again. The candidate with the
+//! least squared error is taken.
 //!
-//! The loops over values are functions of their own, never inlined: inside a larger function the compiler keeps the
-//! values of small arrays in scalar registers and misses the vector instructions, which makes a search several times
-//! slower.
+//! The loops over values are functions of their own and are never inlined: inside a larger function the compiler keeps the
+//! values of small arrays in scalar registers and uses no vector instructions, which makes a search several times slower.
 
 use half::f16;
 
-/// Adding and subtracting this rounds numbers up to 2²² to whole ones, ties to even, many times faster than `round`.
+/// 1.5 · 2²³. Adding and then subtracting it rounds a number of at most 2²² in magnitude to a whole number, ties to even, and
+/// is many times faster than `round`.
 const ROUNDER: f32 = 12_582_912.0;
 
-/// Sums and extremes are taken in so many lanes.
+/// The number of partial sums, or partial extremes, that loops over values keep, so that they can use vectors.
 const LANES: usize = 8;
 
+/// The whole number nearest to `v`, ties to even, for |v| up to 2²².
 #[inline(always)]
 pub(super) fn rounded(v: f32) -> f32 {
     (v + ROUNDER) - ROUNDER
 }
 
-/// The low bits of a whole number between −2²² and 2²², cut from its bits: conversions of Rust saturate, which costs
-/// more.
+/// The low 16 bits of a whole number between −2²² and 2²², in two's complement. They are taken from the bits of the
+/// floating-point number, because Rust's conversions saturate, which is slower.
 #[inline(always)]
 pub(super) fn low_bits(whole: f32) -> u32 {
     (whole + ROUNDER).to_bits() & 0xFFFF
 }
 
-/// Finite, so that one bad value does not spoil the sums that choose its block's scale.
+/// `v` as a finite number: 0 for NaN, and limited in magnitude. One bad value then does not spoil the sums from which the
+/// scale of its block is found.
 pub(super) fn within_reach(v: f32) -> f32 {
-    // Further than any block reaches: 128 · 32 times the largest half-precision number.
+    // Larger than any value that a block can hold: more than 128 · 32 times the largest half-precision number.
     const FAR: f32 = 3e8;
     if v.is_nan() { 0.0 } else { v.clamp(-FAR, FAR) }
 }
 
-/// The half-precision number nearest to `v`, and never an infinite one.
+/// The finite half-precision number nearest to `v`.
 pub(super) fn finite_half(v: f32) -> f16 {
     f16::from_f32(v.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
 }
 
-/// The half-precision scale nearest to `v`. It never vanishes: the smallest scale serves a block of tiny values better
-/// than none.
+/// The half-precision scale nearest to `v`. It is 0 only if `v` is: for a block of tiny values the smallest possible scale is
+/// better than none.
 pub(super) fn half_scale(v: f32) -> f16 {
     let d = finite_half(v);
     if d.to_f32() == 0.0 && v != 0.0 {
@@ -51,9 +54,11 @@ pub(super) fn half_scale(v: f32) -> f16 {
     d
 }
 
-/// The same for the scale of scales, which may have to be larger: the smallest halves lie so far apart that the
-/// nearest one can leave the largest scale out of reach, while the scales between are fine enough to make up for a
-/// larger one.
+/// The half-precision scale for `v` where it is the scale of a super-block's scales: the nearest one, or the next larger one
+/// if the nearest is too small by more than 1/1024.
+///
+/// The smallest half-precision numbers are so far apart that with the nearest one the largest scale of the super-block could
+/// be out of reach. A scale that is a little too large does no harm, because the small integers that it multiplies adapt.
 pub(super) fn half_scale_of_scales(v: f32) -> f16 {
     let d = half_scale(v);
     if d.to_f32().abs() < v.abs() * (1.0 - 1.0 / 1024.0) && d.to_f32().abs() < f16::MAX.to_f32() {
@@ -62,8 +67,10 @@ pub(super) fn half_scale_of_scales(v: f32) -> f16 {
     d
 }
 
-/// Weights of the values of a block in proportion to their importance, 1 on average. Where nothing is known of it (it is 0, or no
-/// finite number) all values count alike; and none counts for nothing, since its importance was only estimated.
+/// The weights of a block's values, in proportion to their importance and 1 on average.
+///
+/// If the importances are unusable (all 0, negative, or not finite) all weights are 1. No weight is smaller than 0.001, because
+/// importances are only estimates.
 pub(super) fn block_weights<const N: usize>(importance: &[f32; N]) -> [f32; N] {
     const LEAST: f32 = 1e-3;
     let known = importance.iter().all(|v| v.is_finite() && *v >= 0.0);
@@ -74,7 +81,7 @@ pub(super) fn block_weights<const N: usize>(importance: &[f32; N]) -> [f32; N] {
     each(importance, |v| (1.0 - LEAST) * (v / mean) + LEAST)
 }
 
-/// 1 / d, and 0 for 0 and for what is so small that its inverse would be infinite.
+/// 1 / d, or 0 if d is 0 or so small (subnormal) that the inverse could be infinite.
 pub(super) fn inverse_of(d: f32) -> f32 {
     if d.abs() < f32::MIN_POSITIVE {
         0.0
@@ -83,7 +90,7 @@ pub(super) fn inverse_of(d: f32) -> f32 {
     }
 }
 
-/// Values as scale · q + base. Where q may be negative the base is 0.
+/// N values as scale · q + base, and their weighted squared error. For formats with signed q the base is 0.
 pub(super) struct Fit<const N: usize> {
     pub error: f32,
     pub scale: f32,
@@ -91,10 +98,11 @@ pub(super) struct Fit<const N: usize> {
     pub q: [f32; N],
 }
 
-/// Searches the scale for values that become scale · q.
+/// Finds the scale for values that are stored as scale · q.
 ///
-/// The squared error of each value counts `weights` times. `nearest` is the q nearest to a value that is given in units of the scale. The value of largest magnitude is tried as each
-/// of `stand_ins` times the scale. `stored` is the scale as it will be after storing.
+/// The squared error of each value is multiplied by its weight. `nearest` returns the q nearest to a value that is given in
+/// units of the scale. Each of `stand_ins` gives one candidate: the scale by which the value of largest magnitude becomes
+/// that q. `stored` returns a scale as it will be after storing.
 pub(super) fn fit_scale<const N: usize>(
     x: &[f32; N],
     weights: &[f32; N],
@@ -104,7 +112,7 @@ pub(super) fn fit_scale<const N: usize>(
 ) -> Fit<N> {
     let (low, high) = range_of(x);
     let extreme = if -low > high { low } else { high };
-    // All zeros, which is the best for what is smaller than the smallest scale.
+    // The first candidate is all zeros, which is best for values that are much smaller than the smallest scale.
     let mut best = Fit {
         error: dot(&times(weights, x), x),
         scale: 0.0,
@@ -138,11 +146,12 @@ pub(super) fn fit_scale<const N: usize>(
     best
 }
 
-/// Searches scale and base for values that become scale · q + base, q from 0 to `top`.
+/// Finds the scale and base for values that are stored as scale · q + base, with q from 0 to `top`.
 ///
-/// The squared error of each value counts `weights` times. The range from the smallest to the largest value is tried as each of `spans` steps of the scale; a range of more
-/// than `top` steps is clipped alike at both ends. The base will be at most `highest_base`. `stored` is the scale and
-/// the base as they will be after storing.
+/// The squared error of each value is multiplied by its weight. Each of `spans` gives one candidate: the scale by which the
+/// range from the smallest to the largest value is that many steps; if these are more than `top`, the range is clipped
+/// equally at both ends. The base is at most `highest_base`. `stored` returns a scale and a base as they will be after
+/// storing.
 pub(super) fn fit_line<const N: usize>(
     x: &[f32; N],
     weights: &[f32; N],
@@ -181,7 +190,7 @@ pub(super) fn fit_line<const N: usize>(
                     q,
                 };
             }
-            // The straight line through (q, x) of least squared error.
+            // The straight line of least squared error through the points (q, x).
             let determinant = n * q2 - q1 * q1;
             if determinant > 0.0 {
                 let mut slope = (n * qx - q1 * x1) / determinant;
@@ -197,7 +206,7 @@ pub(super) fn fit_line<const N: usize>(
     best
 }
 
-/// (x − base) / scale, rounded to the codes 0 to `top`.
+/// The codes from 0 to `top` nearest to (x − base) / scale.
 pub(super) fn nearest_codes<const N: usize>(
     x: &[f32; N],
     scale: f32,
@@ -208,7 +217,7 @@ pub(super) fn nearest_codes<const N: usize>(
     each(x, |v| rounded(((v - base) * inverse).clamp(0.0, top)))
 }
 
-/// Σ w (x − (scale q + base))².
+/// The weighted squared error Σ w (x − (scale q + base))².
 #[inline(never)]
 pub(super) fn squared_error<const N: usize>(
     x: &[f32; N],
@@ -223,7 +232,7 @@ pub(super) fn squared_error<const N: usize>(
     })
 }
 
-/// a b, one by one.
+/// The products of `a` and `b`, element by element.
 #[inline(never)]
 pub(super) fn times<const N: usize>(a: &[f32; N], b: &[f32; N]) -> [f32; N] {
     let mut out = [0.0; N];
@@ -233,18 +242,18 @@ pub(super) fn times<const N: usize>(a: &[f32; N], b: &[f32; N]) -> [f32; N] {
     out
 }
 
-/// Σ a.
+/// The sum Σ a.
 pub(super) fn total<const N: usize>(a: &[f32; N]) -> f32 {
     sum::<N>(|i| a[i])
 }
 
-/// Σ a b.
+/// The dot product Σ a b.
 #[inline(never)]
 pub(super) fn dot<const N: usize>(a: &[f32; N], b: &[f32; N]) -> f32 {
     sum::<N>(|i| a[i] * b[i])
 }
 
-/// The sum over N values, in lanes, so that it can be done with vectors.
+/// The sum of N terms, as [`LANES`] partial sums, so that vectors can be used. N must be a multiple of [`LANES`].
 #[inline(always)]
 pub(super) fn sum<const N: usize>(term: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
@@ -256,7 +265,7 @@ pub(super) fn sum<const N: usize>(term: impl Fn(usize) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
-/// `f` of each value, as a loop that becomes vector instructions, which `map` of arrays often does not.
+/// `f` of each value. This loop is compiled to vector instructions, which `map` of arrays often is not.
 #[inline(never)]
 pub(super) fn each<const N: usize>(x: &[f32; N], f: impl Fn(f32) -> f32) -> [f32; N] {
     let mut out = [0.0; N];
@@ -266,7 +275,7 @@ pub(super) fn each<const N: usize>(x: &[f32; N], f: impl Fn(f32) -> f32) -> [f32
     out
 }
 
-/// The smallest and the largest of N values, none of them NaN.
+/// The smallest and the largest of N values, none of which may be NaN.
 #[inline(never)]
 pub(super) fn range_of<const N: usize>(x: &[f32; N]) -> (f32, f32) {
     let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);

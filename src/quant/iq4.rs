@@ -1,6 +1,7 @@
-//! The formats of 4 bits whose codes stand for unevenly spaced levels, denser around zero as weights are.
+//! The 4-bit formats IQ4_NL and IQ4_XS, whose codes stand for unevenly spaced levels. The levels are denser around zero,
+//! where most weights are.
 //!
-//! IQ4_NL is 32 values in 18 bytes: d f16, 16 bytes of nibbles; w = d · level(q). IQ4_XS is a super-block of 256
+//! IQ4_NL is a block of 32 values in 18 bytes: d f16, 16 bytes of nibbles; w = d · level(q). IQ4_XS is a super-block of 256
 //! values in 136 bytes: d f16, 2 bytes with the upper 2 bits of eight scales, 4 bytes with their lower 4 bits, 128
 //! bytes of nibbles, 16 for each sub-block of 32; w = d (s − 32) · level(q). The formats and the levels are ggml's.
 
@@ -10,7 +11,7 @@ use super::bits::{half_at, pack, unpack};
 use super::encode::{fit_scale, half_scale, low_bits};
 use super::kquants::{SUPER, Scaled};
 
-/// What the codes 0 to 15 stand for.
+/// The levels that the codes 0 to 15 stand for.
 const LEVELS: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
@@ -34,6 +35,7 @@ pub(super) fn decode_iq4_xs(block: &[u8], out: &mut [f32; SUPER]) {
     }
 }
 
+/// Decodes 32 nibbles: each value is `step` times the level of its code.
 fn decode_levels(step: f32, packed: &[u8], out: &mut [f32; 32]) {
     let mut q = [0; 32];
     unpack::<4, 16>(packed, 0, &mut q);
@@ -42,7 +44,7 @@ fn decode_levels(step: f32, packed: &[u8], out: &mut [f32; 32]) {
     }
 }
 
-/// What the value of largest magnitude is tried to stand for.
+/// The levels that are tried for the value of largest magnitude; see [`fit_scale`].
 const STAND_INS: [f32; 7] = [-127.0, -118.0, -110.0, -136.0, 113.0, 104.0, 122.0];
 
 pub(super) fn encode_iq4_nl(x: &[f32; 32], weights: &[f32; 32], out: &mut [u8]) {
@@ -63,13 +65,13 @@ pub(super) fn encode_iq4_xs(x: &[f32; SUPER], weights: &[f32; SUPER], out: &mut 
     pack::<4, 16>(&codes, 0, &mut out[8..]);
 }
 
-/// The nearest level, for numbers from −128 to 127.5 in steps of a half; no finer ones are needed, since the middle
-/// between two levels is always one of them.
+/// The nearest level for each of the numbers from −128 to 127.5 in steps of a half. Finer steps are not needed, because the
+/// middle between two levels is always one of these numbers.
 const NEAREST: [f32; 512] = {
     let mut nearest = [0.0; 512];
     let mut i = 0;
     while i < 512 {
-        // Entry i serves the numbers from i / 2 − 128 up to the next half, and the middle belongs to the upper level.
+        // Entry i is for the numbers from i / 2 − 128 up to the next half. A number in the middle gets the upper level.
         let mut code = 0;
         while code < 15 && LEVELS[code] as i32 + LEVELS[code + 1] as i32 <= i as i32 - 256 {
             code += 1;
@@ -80,13 +82,14 @@ const NEAREST: [f32; 512] = {
     nearest
 };
 
+/// The level nearest to `v`.
 #[inline(always)]
 fn nearest_level(v: f32) -> f32 {
     let entry = low_bits((v * 2.0 + 255.5).clamp(0.0, 511.0));
     NEAREST[entry as usize % 512]
 }
 
-/// The code that stands for `level`.
+/// The code that stands for `level`, which must be one of [`LEVELS`].
 fn code_of(level: f32) -> u8 {
     LEVELS.iter().map(|l| u8::from(f32::from(*l) < level)).sum()
 }

@@ -1,5 +1,5 @@
-//! The super-blocks of 256 values, "K-quants": sub-blocks of 16 or 32 values, whose scales (and minima) are themselves
-//! small integers, multiples of a half-precision number that the whole super-block shares.
+//! The K-quants: super-blocks of 256 values, divided into sub-blocks of 16 or 32. The scales (and minima) of the sub-blocks
+//! are small integers; what they multiply is a half-precision number that the whole super-block shares.
 //!
 //! | type | w | bytes, in order |
 //! | --- | --- | --- |
@@ -22,9 +22,11 @@ use super::encode::{
     nearest_codes, rounded, squared_error, times, total,
 };
 
-/// Values per super-block.
+/// The number of values in a super-block.
 pub(super) const SUPER: usize = 256;
 
+/// Decodes a super-block of Q2_K.
+///
 /// Bytes 0–15: scale (low nibble) and minimum of each sub-block; 16–79: codes, 128 in 32 bytes; 80–83: d, dmin.
 pub(super) fn decode_q2_k(block: &[u8], out: &mut [f32; SUPER]) {
     let (scales, codes) = block[..80].split_at(16);
@@ -37,6 +39,8 @@ pub(super) fn decode_q2_k(block: &[u8], out: &mut [f32; SUPER]) {
     });
 }
 
+/// Decodes a super-block of Q3_K.
+///
 /// Bytes 0–31: bit 2 of the codes; 32–95: bits 0 and 1, 128 values in 32 bytes; 96–103: the low nibbles of the
 /// scales, the first eight in the low halves; 104–107: bits 4 and 5 of the scales, four to a byte; 108–109: d.
 pub(super) fn decode_q3_k(block: &[u8], out: &mut [f32; SUPER]) {
@@ -52,6 +56,8 @@ pub(super) fn decode_q3_k(block: &[u8], out: &mut [f32; SUPER]) {
     });
 }
 
+/// Decodes a super-block of Q4_K.
+///
 /// Bytes 0–15: see [`decode_scales_and_minima`]; 16–143: codes, 64 in 32 bytes.
 pub(super) fn decode_q4_k(block: &[u8], out: &mut [f32; SUPER]) {
     let mut q = [0; SUPER];
@@ -59,6 +65,8 @@ pub(super) fn decode_q4_k(block: &[u8], out: &mut [f32; SUPER]) {
     decode_scales_and_minima(block, &q, out);
 }
 
+/// Decodes a super-block of Q5_K.
+///
 /// Bytes 0–15: see [`decode_scales_and_minima`]; 16–47: bit 4 of the codes; 48–175: bits 0 to 3, 64 values in 32 bytes.
 pub(super) fn decode_q5_k(block: &[u8], out: &mut [f32; SUPER]) {
     let mut q = [0; SUPER];
@@ -67,6 +75,8 @@ pub(super) fn decode_q5_k(block: &[u8], out: &mut [f32; SUPER]) {
     decode_scales_and_minima(block, &q, out);
 }
 
+/// Decodes a super-block of Q6_K.
+///
 /// Bytes 0–127: bits 0 to 3 of the codes, 128 in 64 bytes; 128–191: bits 4 and 5, 128 in 32 bytes; 192–207: scales;
 /// 208–209: d.
 pub(super) fn decode_q6_k(block: &[u8], out: &mut [f32; SUPER]) {
@@ -77,7 +87,8 @@ pub(super) fn decode_q6_k(block: &[u8], out: &mut [f32; SUPER]) {
     decode_sub_blocks::<16>(&q, out, |sub| (d * f32::from(scales[sub] as i8), 32.0, 0.0));
 }
 
-/// The first 16 bytes that Q4_K and Q5_K have in common: d, dmin, and what they multiply.
+/// Decodes the codes `q` of a super-block of Q4_K or Q5_K. Both begin with the same 16 bytes: d, dmin, and the scales and
+/// minima, for which see [`unpack_scales_and_minima`].
 fn decode_scales_and_minima(block: &[u8], q: &[u8; SUPER], out: &mut [f32; SUPER]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     let (scales, minima) = unpack_scales_and_minima(&block[4..16]);
@@ -90,7 +101,7 @@ fn decode_scales_and_minima(block: &[u8], q: &[u8; SUPER], out: &mut [f32; SUPER
     });
 }
 
-/// Eight scales and eight minima of 6 bits in 12 bytes a.
+/// Reads the eight scales and eight minima of 6 bits each from the 12 bytes `a`.
 ///
 /// The first four of each lie in the low 6 bits: scale j in a(j), minimum j in a(4 + j). The low 4 bits of scale 4 + j
 /// and minimum 4 + j share a(8 + j), the scale's in the low nibble; their upper 2 bits are the upper bits of a(j) and
@@ -106,7 +117,8 @@ fn unpack_scales_and_minima(a: &[u8]) -> ([u8; 8], [u8; 8]) {
     (scales, minima)
 }
 
-/// w = step (q − zero) − minimum, with (step, zero, minimum) given for each sub-block.
+/// Decodes sub-blocks of SUB values: w = step (q − zero) − minimum. `parameters` returns (step, zero, minimum) for the number
+/// of a sub-block.
 fn decode_sub_blocks<const SUB: usize>(
     q: &[u8; SUPER],
     out: &mut [f32; SUPER],
@@ -129,7 +141,7 @@ fn decode_sub_blocks<const SUB: usize>(
 // Encoding
 // ---------------------------------------------------------------------------------------------------------------------
 
-// How many steps of the scale the range of a sub-block is tried to span; see `fit_line`.
+// The numbers of steps that are tried for the range of a sub-block's values; see `fit_line`.
 const SPANS_Q2_K: [f32; 6] = [3.0, 2.5, 3.5, 4.0, 4.5, 2.0];
 const SPANS_Q4_K: [f32; 6] = [15.0, 14.3, 13.5, 15.6, 16.3, 17.0];
 const SPANS_Q5_K: [f32; 4] = [31.0, 30.0, 31.7, 32.5];
@@ -157,7 +169,7 @@ pub(super) fn encode_q5_k(x: &[f32; SUPER], weights: &[f32; SUPER], out: &mut [u
     pack::<4, 32>(&lines.q, 0, &mut out[48..]);
 }
 
-// What the value of largest magnitude in a sub-block is tried to stand for; see `fit_scale`.
+// The codes that are tried for the value of largest magnitude in a sub-block; see `fit_scale`.
 const STAND_INS_Q3_K: [f32; 7] = [-4.0, -3.6, -3.2, -4.4, -4.9, 3.0, 3.5];
 const STAND_INS_Q6_K: [f32; 4] = [-32.0, -31.0, -32.6, -30.0];
 
@@ -185,7 +197,7 @@ pub(super) fn encode_q6_k(x: &[f32; SUPER], weights: &[f32; SUPER], out: &mut [u
     out[208..].copy_from_slice(&scaled.d.to_le_bytes());
 }
 
-/// A super-block of COUNT sub-blocks of SUB values d s q, s and q of either sign.
+/// A super-block of COUNT sub-blocks of SUB values, w = d s q, where s and q may be negative.
 pub(super) struct Scaled<const COUNT: usize, const SUB: usize> {
     pub d: f16,
     pub scales: [f32; COUNT],
@@ -193,7 +205,8 @@ pub(super) struct Scaled<const COUNT: usize, const SUB: usize> {
 }
 
 impl<const COUNT: usize, const SUB: usize> Scaled<COUNT, SUB> {
-    /// The squared error of each value counts `weights` times. Scales from `least`, which is negative, to −`least` − 1; the rest as in [`fit_scale`].
+    /// Finds d, scales and codes for the values of a super-block. Scales are from `least`, which is negative, to −`least` − 1;
+    /// the other parameters are those of [`fit_scale`].
     pub(super) fn fit(
         x: &[f32; SUPER],
         weights: &[f32; SUPER],
@@ -203,7 +216,7 @@ impl<const COUNT: usize, const SUB: usize> Scaled<COUNT, SUB> {
     ) -> Self {
         let x = x.as_chunks::<SUB>().0;
         let weights = weights.as_chunks::<SUB>().0;
-        // Without regard to the super-block first.
+        // First each sub-block by itself, with a scale of any value.
         let free: [_; COUNT] = array::from_fn(|sub| {
             fit_scale(&x[sub], &weights[sub], stand_ins, &nearest, |scale| scale)
         });
@@ -226,7 +239,7 @@ impl<const COUNT: usize, const SUB: usize> Scaled<COUNT, SUB> {
                 break;
             }
             codes = parts.map(|p| p.q);
-            // The d of least squared error for these scales and codes.
+            // The d with the least squared error for these scales and codes.
             let (mut aa, mut ax) = (0.0, 0.0);
             for ((x, weights), p) in x.iter().zip(weights).zip(&parts) {
                 let q = times(weights, &p.q);
@@ -248,7 +261,7 @@ impl<const COUNT: usize, const SUB: usize> Scaled<COUNT, SUB> {
     }
 }
 
-/// A super-block of COUNT sub-blocks of SUB values d s q − dmin m.
+/// A super-block of COUNT sub-blocks of SUB values, w = d s q − dmin m.
 struct Lines<const COUNT: usize, const SUB: usize> {
     d: f16,
     dmin: f16,
@@ -258,11 +271,12 @@ struct Lines<const COUNT: usize, const SUB: usize> {
 }
 
 impl<const COUNT: usize, const SUB: usize> Lines<COUNT, SUB> {
-    /// The squared error of each value counts `weights` times. Codes from 0 to `top`, scales and minima from 0 to `most`, `spans` as in [`fit_line`].
+    /// Finds d, dmin, scales, minima and codes for the values of a super-block. Codes are from 0 to `top`, scales and minima
+    /// from 0 to `most`; the other parameters are those of [`fit_line`].
     fn fit(x: &[f32; SUPER], weights: &[f32; SUPER], top: f32, most: f32, spans: &[f32]) -> Self {
         let x = x.as_chunks::<SUB>().0;
         let weights = weights.as_chunks::<SUB>().0;
-        // Without regard to the super-block first, but for the sign of the minimum.
+        // First each sub-block by itself, with a scale and a base of any value; only the sign of the base is fixed.
         let free: [_; COUNT] = array::from_fn(|sub| {
             fit_line(&x[sub], &weights[sub], top, spans, 0.0, |scale, base| {
                 (scale, base)
@@ -290,7 +304,8 @@ impl<const COUNT: usize, const SUB: usize> Lines<COUNT, SUB> {
                 break;
             }
             codes = parts.map(|p| p.q);
-            // The d and dmin of least squared error for these scales, minima and codes: w = d a + dmin b.
+            // The d and dmin with the least squared error for these scales, minima and codes: w = d a + dmin b, where a = s q
+            // and b = −m.
             let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0.0, 0.0, 0.0, 0.0, 0.0);
             for ((x, weights), p) in x.iter().zip(weights).zip(&parts) {
                 let q = times(weights, &p.q);
@@ -324,7 +339,7 @@ impl<const COUNT: usize, const SUB: usize> Lines<COUNT, SUB> {
 }
 
 impl Lines<8, 32> {
-    /// The first 16 bytes of Q4_K and Q5_K; see [`unpack_scales_and_minima`].
+    /// Writes the first 16 bytes of a super-block of Q4_K or Q5_K; see [`unpack_scales_and_minima`].
     fn write_scales_and_minima(&self, out: &mut [u8]) {
         out[..2].copy_from_slice(&self.d.to_le_bytes());
         out[2..4].copy_from_slice(&self.dmin.to_le_bytes());
@@ -338,10 +353,10 @@ impl Lines<8, 32> {
     }
 }
 
-/// How often the halves of a super-block are fitted.
+/// How many times d (and dmin), the half-precision numbers of a super-block, are fitted and the sub-blocks encoded with them.
 const ROUNDS: usize = 2;
 
-/// One sub-block with whole numbers for its scale and minimum.
+/// A sub-block whose scale and minimum are whole numbers, and its weighted squared error.
 #[derive(Clone, Copy)]
 struct Part<const SUB: usize> {
     error: f32,
@@ -351,6 +366,7 @@ struct Part<const SUB: usize> {
 }
 
 impl<const SUB: usize> Part<SUB> {
+    /// A placeholder that any real sub-block is better than.
     const NONE: Self = Self {
         error: f32::INFINITY,
         scale: 0.0,
@@ -358,7 +374,7 @@ impl<const SUB: usize> Part<SUB> {
         q: [0.0; SUB],
     };
 
-    /// Values d · scale · q. Starts from the codes `q`, which need not have been chosen for d.
+    /// Fits values as d · scale · q. The search starts from the codes `q`, which may have been chosen for another d.
     fn with_scale(
         x: &[f32; SUB],
         weights: &[f32; SUB],
@@ -391,7 +407,8 @@ impl<const SUB: usize> Part<SUB> {
         best
     }
 
-    /// Values d · scale · q − dmin · minimum. Starts from the codes `q`, which need not have been chosen for d and dmin.
+    /// Fits values as d · scale · q − dmin · minimum. The search starts from the codes `q`, which may have been chosen for
+    /// another d and dmin.
     fn with_minimum(
         x: &[f32; SUB],
         weights: &[f32; SUB],
@@ -416,7 +433,7 @@ impl<const SUB: usize> Part<SUB> {
                 x1 / n
             };
             let minimum = whole(-base * inverse_of(dmin));
-            // The scale that suits this minimum.
+            // The best scale for this minimum.
             let scale = (qx + dmin * minimum * q1) * inverse_of(q2);
             let scale = whole(scale * inverse_of(d));
             if (scale, minimum) == (best.scale, best.minimum) && best.error.is_finite() {
@@ -437,7 +454,7 @@ impl<const SUB: usize> Part<SUB> {
     }
 }
 
-/// The best super-block so far.
+/// The super-block with the least error so far.
 struct Best<const COUNT: usize, const SUB: usize> {
     error: f32,
     d: f16,
@@ -445,7 +462,7 @@ struct Best<const COUNT: usize, const SUB: usize> {
     parts: [Part<SUB>; COUNT],
 }
 
-/// Takes the parts if they are better than the best so far, and tells whether they are.
+/// Replaces `best` if these parts have a smaller error; returns whether they have.
 fn improve<const COUNT: usize, const SUB: usize>(
     best: &mut Option<Best<COUNT, SUB>>,
     d: f16,
@@ -465,7 +482,7 @@ fn improve<const COUNT: usize, const SUB: usize>(
     true
 }
 
-/// The number farther from zero.
+/// The one of two numbers that is farther from zero; `a` if they are equally far.
 fn farther(a: f32, b: f32) -> f32 {
     if b.abs() > a.abs() { b } else { a }
 }

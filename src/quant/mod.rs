@@ -1,7 +1,7 @@
-//! The block formats of weights as types: sizes, layout, decoding and encoding.
+//! The block formats of weights: their sizes, how they lie in memory, decoding and encoding.
 //!
-//! Layouts are ggml's, so that a GGUF tensor is used as it lies in the file. Everything here is plain scalar code: it is
-//! the definition that the vector kernels are tested against, and what pruning uses to re-encode columns.
+//! The formats are ggml's, so that a GGUF tensor can be used as it lies in the file. Everything here is plain scalar code.
+//! It defines the formats: the vector kernels are tested against it, and pruning encodes changed columns with it.
 
 mod bits;
 mod blocks;
@@ -13,34 +13,36 @@ mod packed;
 pub use blocks::{decode_row, encode_row, encode_row_by_importance};
 pub use packed::{GROUP, decode_packed_row, pack, unpack};
 
-/// Makes [`BlockType`] from its table, so that what there is to know of a type stands in one place.
+/// Makes [`BlockType`] from the table below, so that everything about a type is in one place.
 macro_rules! block_types {
     ($($(#[$doc:meta])* $name:ident = $id:literal, $len:literal in $bytes:literal;)*) => {
         /// The element type of a stored tensor. The discriminants are GGUF's type numbers (`ggml_type`).
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u32)]
-        #[allow(non_camel_case_types)] // the names by which everybody knows them
+        #[allow(non_camel_case_types)] // these are the formats' usual names
         pub enum BlockType {
             $($(#[$doc])* $name = $id,)*
         }
 
         impl BlockType {
+            /// All supported types, plain floats first.
             pub const ALL: [BlockType; [$($id),*].len()] = [$(BlockType::$name),*];
 
+            /// The usual name of this type, for example "Q4_K".
             pub const fn name(self) -> &'static str {
                 match self {
                     $(BlockType::$name => stringify!($name),)*
                 }
             }
 
-            /// Values per block.
+            /// The number of values in a block; 1 for plain floats.
             pub const fn block_len(self) -> usize {
                 match self {
                     $(BlockType::$name => $len,)*
                 }
             }
 
-            /// Bytes per block.
+            /// The size of a block in bytes.
             pub const fn block_bytes(self) -> usize {
                 match self {
                     $(BlockType::$name => $bytes,)*
@@ -50,13 +52,13 @@ macro_rules! block_types {
     };
 }
 
-// Each type: its GGUF number, and how many values a block holds in how many bytes.
+// The supported types: the number in GGUF files, the values in a block, and the bytes of a block.
 block_types! {
     /// IEEE single precision.
     F32 = 0, 1 in 4;
     /// IEEE half precision.
     F16 = 1, 1 in 2;
-    /// The upper half of single precision.
+    /// bfloat16, the upper 16 bits of single precision.
     BF16 = 30, 1 in 2;
     /// 32 values of 8 bits with one scale: w = d q. 34 bytes: d f16, 32 signed bytes.
     Q8_0 = 8, 32 in 34;
@@ -66,7 +68,8 @@ block_types! {
     Q4_1 = 3, 32 in 20;
     /// 32 values of 5 bits with one scale: w = d (q − 16). 22 bytes: d f16, 4 bytes of fifth bits, 16 bytes of nibbles.
     Q5_0 = 6, 32 in 22;
-    /// 32 values of 5 bits with scale and minimum: w = d q + m. 24 bytes: d f16, m f16, fifth bits, nibbles.
+    /// 32 values of 5 bits with scale and minimum: w = d q + m. 24 bytes: d f16, m f16, 4 bytes of fifth bits, 16 bytes of
+    /// nibbles.
     Q5_1 = 7, 32 in 24;
     /// 256 values of 2 bits; every 16 have a 4-bit scale and minimum. 84 bytes.
     Q2_K = 10, 256 in 84;
@@ -85,17 +88,18 @@ block_types! {
 }
 
 impl BlockType {
-    /// The type with this GGUF number, if it is supported.
+    /// The type with this GGUF number; `None` if it is not supported.
     pub fn from_id(id: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.id() == id)
     }
 
-    /// The GGUF number.
+    /// The number of this type in GGUF files.
     pub const fn id(self) -> u32 {
         self as u32
     }
 
-    /// Bytes of a row of `columns` values; `None` if that is not a whole number of blocks or too large.
+    /// The size in bytes of a row of `columns` values; `None` if `columns` is not a whole number of blocks or the size does
+    /// not fit in a `usize`.
     pub const fn checked_row_bytes(self, columns: usize) -> Option<usize> {
         if !columns.is_multiple_of(self.block_len()) {
             return None;
@@ -103,10 +107,10 @@ impl BlockType {
         (columns / self.block_len()).checked_mul(self.block_bytes())
     }
 
-    /// Bytes of a row of `columns` values.
+    /// The size in bytes of a row of `columns` values.
     ///
     /// # Panics
-    /// If `columns` is not a whole number of blocks.
+    /// If `columns` is not a whole number of blocks, or if the size does not fit in a `usize`.
     pub const fn row_bytes(self, columns: usize) -> usize {
         match self.checked_row_bytes(columns) {
             Some(bytes) => bytes,
@@ -114,16 +118,17 @@ impl BlockType {
         }
     }
 
-    /// Whether values are stored one by one, as floating-point numbers.
+    /// Whether values are stored one by one as floating-point numbers (F32, F16, BF16).
     pub const fn is_float(self) -> bool {
         self.block_len() == 1
     }
 
+    /// The names of all supported types, separated by commas, for error messages.
     pub(crate) fn supported_names() -> String {
         Self::ALL.map(Self::name).join(", ")
     }
 
-    /// The names of GGUF types that exist but that we cannot read yet, for error messages.
+    /// The name of a GGUF type that exists but is not supported, for error messages; `None` for any other number.
     pub(crate) fn name_of_unsupported(id: u32) -> Option<&'static str> {
         Some(match id {
             9 => "Q8_1",
@@ -148,12 +153,12 @@ impl BlockType {
     }
 }
 
-/// How a weight matrix lies in memory.
+/// The order in which the bytes of a weight matrix lie in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Layout {
-    /// Row after row, as GGUF stores it.
+    /// One row after the other, as in a GGUF file.
     #[default]
     Native,
-    /// Groups of [`GROUP`] rows interleaved block by block; see [`pack`].
+    /// Groups of [`GROUP`] rows, interleaved block by block; see [`pack`].
     Packed,
 }

@@ -1,19 +1,19 @@
 //! The packed layout: groups of rows interleaved block by block, for the vector units.
 //!
-//! `vendor/flapkern/include/flapkern.h` defines it. A group takes the bytes that its rows took, so packing and unpacking
-//! happen in place; rows that fill no group stay native, behind the groups.
+//! The layout is defined in `vendor/flapkern/include/flapkern.h`. A group takes exactly the bytes that its rows took, so that
+//! packing and unpacking happen in place. The last rows, if they do not fill a group, stay native and lie behind the groups.
 
 use super::{BlockType, decode_row};
 
-/// Rows of a group.
+/// The number of rows in a group.
 pub const GROUP: usize = 16;
 
-/// A run of equal elements in a block: its elements' size in bytes and their number.
+/// A run of equal elements in a block: the size of an element in bytes, and the number of elements.
 type Field = (usize, usize);
 
 impl BlockType {
-    /// What a block consists of, in the order of its bytes: halves of 2 bytes, packed scales of 1 byte, and codes (and the
-    /// bits that belong to them) in words of 4 bytes. A block of plain floats is one value.
+    /// The fields of a block in the order of its bytes: half-precision numbers of 2 bytes, packed scales of 1 byte, and codes
+    /// (with the bits that extend them) in words of 4 bytes. For plain floats a block is one value.
     const fn fields(self) -> &'static [Field] {
         const HALF: usize = 2;
         const BYTE: usize = 1;
@@ -36,7 +36,7 @@ impl BlockType {
     }
 }
 
-/// Native rows of `cols` values to packed groups, in place.
+/// Turns native rows of `cols` values into packed groups, in place.
 ///
 /// # Panics
 /// If `bytes` is not a whole number of rows.
@@ -63,7 +63,8 @@ pub fn pack(block_type: BlockType, cols: usize, bytes: &mut [u8]) {
     }
 }
 
-/// Fills a field of a packed block: element 0 of every row, then element 1, and so on, from rows `row_bytes` apart.
+/// Fills one field of a packed block: element 0 of every row, then element 1 of every row, and so on. `native` starts at the
+/// field in the first row; the rows are `row_bytes` apart.
 fn interleave<const N: usize>(native: &[u8], row_bytes: usize, packed: &mut [u8]) {
     let lines = packed.as_chunks_mut::<N>().0.chunks_exact_mut(GROUP);
     for (element, line) in lines.enumerate() {
@@ -74,10 +75,10 @@ fn interleave<const N: usize>(native: &[u8], row_bytes: usize, packed: &mut [u8]
     }
 }
 
-/// Packed groups back to native rows of `cols` values, in place.
+/// Turns packed groups back into native rows of `cols` values, in place.
 ///
 /// # Panics
-/// As [`pack`].
+/// If `bytes` is not a whole number of rows.
 pub fn unpack(block_type: BlockType, cols: usize, bytes: &mut [u8]) {
     let mut packed = Vec::new();
     for group in groups(block_type, cols, bytes) {
@@ -90,10 +91,10 @@ pub fn unpack(block_type: BlockType, cols: usize, bytes: &mut [u8]) {
     }
 }
 
-/// Decodes row `row` of a packed matrix of `out.len()` columns.
+/// Decodes row `row` of a packed matrix of `out.len()` columns into `out`.
 ///
 /// # Panics
-/// If there is no such row or `bytes` is not a whole number of rows.
+/// If there is no such row, or if `out.len()` is not a whole number of blocks.
 pub fn decode_packed_row(block_type: BlockType, bytes: &[u8], row: usize, out: &mut [f32]) {
     if out.is_empty() {
         return;
@@ -110,10 +111,10 @@ pub fn decode_packed_row(block_type: BlockType, bytes: &[u8], row: usize, out: &
     decode_row(block_type, &native, out);
 }
 
-/// The whole groups of a matrix.
+/// The groups of a matrix, without the rows that fill no group.
 fn groups(block_type: BlockType, cols: usize, bytes: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
     let row_bytes = block_type.row_bytes(cols);
-    // A matrix without columns has no bytes either, and its groups none to walk.
+    // A matrix without columns has no bytes and therefore no groups.
     assert!(
         bytes.len().checked_rem(row_bytes).unwrap_or(bytes.len()) == 0,
         "whole rows"
@@ -121,7 +122,7 @@ fn groups(block_type: BlockType, cols: usize, bytes: &mut [u8]) -> impl Iterator
     bytes.chunks_exact_mut((GROUP * row_bytes).max(1))
 }
 
-/// Collects a native row from a packed group.
+/// Copies row `row` of a packed group into `native`, in the native layout.
 fn take_row(block_type: BlockType, group: &[u8], row: usize, native: &mut [u8]) {
     let bytes = block_type.block_bytes();
     for (packed, native) in group
@@ -142,6 +143,7 @@ fn take_row(block_type: BlockType, group: &[u8], row: usize, native: &mut [u8]) 
     }
 }
 
+/// Copies row `row`'s elements of one packed field into `native`.
 fn take<const N: usize>(packed: &[u8], native: &mut [u8], row: usize) {
     let places = packed.as_chunks::<N>().0.iter().skip(row).step_by(GROUP);
     native
@@ -170,7 +172,7 @@ mod tests {
                 pack(block_type, cols, &mut bytes);
                 assert_eq!(
                     bytes == native,
-                    // One column of plain floats is in order as it is.
+                    // With one column of plain floats, packing changes nothing.
                     rows < GROUP || cols <= 1,
                     "{block_type:?} {rows}x{cols}"
                 );
@@ -195,7 +197,7 @@ mod tests {
                     &mut a,
                 );
                 decode_packed_row(block_type, &packed, row, &mut b);
-                // By their bits, since any bytes are scales here, and some are NaN.
+                // Compared by their bits, because some of the scales in these made-up blocks are NaN.
                 assert!(
                     a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()),
                     "{block_type:?} row {row}"

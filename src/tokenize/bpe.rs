@@ -1,5 +1,5 @@
-//! Byte-level BPE (`tokenizer.ggml.model` = "gpt2"): text is split into words, each byte of a word becomes a character of
-//! the GPT-2 alphabet, and the merges of the file join characters to tokens.
+//! Byte-level BPE (`tokenizer.ggml.model` = "gpt2"). Text is split into words, each byte of a word becomes a character of the
+//! GPT-2 alphabet, and the merges of the file join characters to tokens.
 
 use std::collections::HashSet;
 
@@ -16,6 +16,10 @@ use super::{Family, Kind, TokenizeError, pretokenize};
 const MERGES: &str = "tokenizer.ggml.merges";
 const PRE: &str = "tokenizer.ggml.pre";
 
+/// Builds the encoder and the table of bytes.
+///
+/// # Errors
+/// [`TokenizeError`] if the pre-tokenizer is not supported, or a merge is not two tokens of the vocabulary.
 pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
     let file = vocabulary.file;
     let name = file
@@ -49,7 +53,7 @@ pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
         encoder,
         bytes: TokenBytes::new(vocabulary, |text, token_type, out| {
             match alphabet.bytes(text) {
-                // User-defined tokens are plain text, not spelt in the alphabet.
+                // User-defined tokens are plain text and not written in the alphabet.
                 Some(bytes) if token_type != TokenType::UserDefined => out.extend(bytes),
                 _ => out.extend_from_slice(text.as_bytes()),
             }
@@ -60,7 +64,7 @@ pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
     })
 }
 
-/// One step for each pattern of a rule.
+/// The steps that split text into words, one for each pattern of a rule.
 fn splits(rule: &pretokenize::Rule) -> tokenizers::Result<Vec<PreTokenizerWrapper>> {
     rule.patterns
         .iter()
@@ -71,10 +75,10 @@ fn splits(rule: &pretokenize::Rule) -> tokenizers::Result<Vec<PreTokenizerWrappe
         .collect()
 }
 
-/// The tokens that words can be made of.
+/// The tokens that words can be made of, and their ids.
 ///
-/// A vocabulary need not have all 256 bytes. A byte without a token gets an id behind the last one, which `encode` leaves
-/// out of its result: so, as in llama.cpp, the byte is lost, but its neighbours are not merged across the gap.
+/// A vocabulary may lack some of the 256 bytes. A byte without a token gets an id behind the last token, which `encode` leaves
+/// out of its result. So the byte is lost, as in llama.cpp, but its neighbours are not merged across the gap.
 fn model_vocab(vocabulary: &Vocabulary, alphabet: &Alphabet) -> Vocab {
     let mut vocab: Vocab = vocabulary
         .iter()
@@ -91,7 +95,7 @@ fn model_vocab(vocabulary: &Vocabulary, alphabet: &Alphabet) -> Vocab {
     vocab
 }
 
-/// The merges of the file, best first, each checked to join two tokens to a third.
+/// The merges of the file, best first. Each is checked to join two tokens of the vocabulary to a third.
 fn merges(vocabulary: &Vocabulary) -> Result<Merges, TokenizeError> {
     let file = vocabulary.file;
     let lines: &[String] = file.require(MERGES)?;
@@ -118,7 +122,7 @@ fn merges(vocabulary: &Vocabulary) -> Result<Merges, TokenizeError> {
             };
             from_text &= vocabulary.types[id as usize].comes_from_text();
         }
-        // The first of two equal merges counts; and no merge may make a control token out of text.
+        // Of two equal merges the first counts. A merge that would make a control token out of text is left out.
         if from_text && seen.insert((left, right)) {
             merges.push((left.to_owned(), right.to_owned()));
         }
@@ -128,7 +132,7 @@ fn merges(vocabulary: &Vocabulary) -> Result<Merges, TokenizeError> {
 
 /// The GPT-2 alphabet: a printable character for every byte.
 ///
-/// Bytes that are printable in Latin-1 are their own characters, the others are U+0100 and up in their order.
+/// A byte that is printable in Latin-1 is the same character; the other bytes are U+0100, U+0101 and so on in their order.
 /// Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), the encoder of the released code.
 struct Alphabet {
     characters: [char; 256],
@@ -145,11 +149,12 @@ impl Alphabet {
         Self { characters }
     }
 
-    /// The bytes that `text` spells; `None` if it has a character from outside the alphabet.
+    /// The bytes that `text` stands for; `None` if it has a character that is not in the alphabet.
     fn bytes(&self, text: &str) -> Option<Vec<u8>> {
         text.chars().map(|character| self.byte(character)).collect()
     }
 
+    /// The byte that a character stands for; `None` if it is not in the alphabet.
     fn byte(&self, character: char) -> Option<u8> {
         if let Ok(byte) = u8::try_from(character)
             && self.characters[usize::from(byte)] == character
@@ -200,7 +205,7 @@ mod tests {
             words("tekken", "camelCaseHTTPServer").join("|"),
             "camel|Case|HTTPServer"
         );
-        // A run of blanks leaves its last one to the word behind it, and keeps it at the end of the text.
+        // The last space of a run belongs to the word behind it. At the end of the text it stays in the run.
         assert_eq!(words("gpt-2", "a   b   "), ["a", "  ", " b", "   "]);
     }
 

@@ -1,16 +1,18 @@
-//! User-defined tokens: found in the text as they are written, before anything else looks at it.
+//! User-defined tokens. They are searched for in the text, exactly as they are written, before it is split into words.
 
-/// A stretch of text: to be encoded, or a token already.
+/// A piece of a text that has been cut at user-defined tokens.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fragment<'t> {
+    /// Text that is still to be encoded.
     Text(&'t str),
+    /// The id of a user-defined token.
     Token(u32),
 }
 
-/// The texts of user-defined tokens.
+/// The user-defined tokens of a vocabulary.
 #[derive(Debug)]
 pub(super) struct Literals {
-    /// Longest first.
+    /// Text and id of each token, the longest text first.
     tokens: Vec<(String, u32)>,
 }
 
@@ -21,12 +23,13 @@ impl Literals {
         Self { tokens }
     }
 
+    /// Whether a token is user-defined.
     pub(super) fn contains(&self, id: u32) -> bool {
         self.tokens.iter().any(|(_, literal)| *literal == id)
     }
 
-    /// Cuts `text` at all user-defined tokens in it. Where two overlap the longer one wins, wherever it begins; that is
-    /// llama.cpp's rule.
+    /// The fragments of `text`, cut at all user-defined tokens in it. If two overlap, the longer one wins, even if it begins
+    /// later. This is llama.cpp's rule.
     pub(super) fn cut<'t>(&self, text: &'t str) -> Vec<Fragment<'t>> {
         let mut fragments = vec![Fragment::Text(text)];
         for (literal, id) in &self.tokens {

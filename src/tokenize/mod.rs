@@ -1,16 +1,17 @@
-//! Text to token ids and back, as a GGUF file's `tokenizer.ggml.*` metadata asks for.
+//! Turning text into token ids and back, as the `tokenizer.ggml.*` metadata of a GGUF file describe it.
 //!
-//! [`Tokenizer::from_gguf`] turns the metadata into a [`tokenizers::Tokenizer`] for encoding, and into a table of the bytes
-//! that each token stands for, which decoding reads. The ids are those of llama.cpp for the same file.
+//! [`Tokenizer::from_gguf`] makes two things from the metadata: a [`tokenizers::Tokenizer`] for encoding, and a table of the
+//! bytes that each token stands for, for decoding. The ids are the same as llama.cpp's for the same file.
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `vocab` | reads and checks the vocabulary; the table of bytes |
+//! | `vocab` | the vocabulary, read and checked, and the table of each token's bytes |
 //! | `bpe` | byte-level BPE: alphabet, merges, words |
-//! | `pretokenize` | what a word is, for each name of `tokenizer.ggml.pre` |
-//! | `spm` | SentencePiece BPE: scores to merges, spaces, byte tokens |
-//! | `literal` | user-defined tokens, which are found in the text as they are written |
-//! | `stream` | decoding, a token at a time |
+//! | `pretokenize` | how text is split into words, for each name of `tokenizer.ggml.pre` |
+//! | `spm` | SentencePiece BPE: merges from scores, spaces, byte tokens |
+//! | `literal` | user-defined tokens, which are searched for in the text before it is split |
+//! | `stream` | decoding, one token at a time |
+//! | `error` | the errors |
 //!
 //! Sources: the GGUF specification (`docs/gguf.md` in the ggml repository); Sennrich et al., "Neural Machine Translation of
 //! Rare Words with Subword Units" (ACL 2016); Kudo and Richardson, "SentencePiece" (EMNLP 2018); for defaults of absent keys
@@ -42,24 +43,29 @@ const EOM: &str = "tokenizer.ggml.eom_token_id";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
 
-/// The engine behind the word patterns keeps a stack entry for each character of a run of whitespace, and past a million
-/// it gives up without a word. Such a text is refused well before.
+/// The largest number of whitespace characters in a row that is accepted. The regular-expression engine that splits words
+/// keeps a stack entry for each of them, and fails silently with more than about a million.
 const MAX_BLANK_RUN: usize = 250_000;
 
-/// What the two families of tokenizers build in their own ways.
+/// The parts of a tokenizer that byte-level BPE and SentencePiece build in different ways.
 struct Family {
     kind: Kind,
     encoder: tokenizers::Tokenizer,
     bytes: TokenBytes,
-    /// Whether prompts begin with BOS when the metadata does not say.
+    /// Whether prompts begin with BOS if the metadata do not say.
     adds_bos: bool,
+    /// The BOS token if the metadata do not name one; `None` if there is then none.
     default_bos: Option<u32>,
+    /// The EOS token if the metadata do not name one; `None` if there is then none.
     default_eos: Option<u32>,
 }
 
+/// The kind of a tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    /// Byte-level BPE, as in GPT-2.
     ByteLevel,
+    /// SentencePiece BPE, as in LLaMA; `space_prefix` if encoding puts a space in front of a text.
     SentencePiece { space_prefix: bool },
 }
 
@@ -73,20 +79,22 @@ pub struct Tokenizer {
     eos: Option<u32>,
     adds_bos: bool,
     adds_eos: bool,
+    /// The tokens at which generation stops.
     ends: BTreeSet<u32>,
 }
 
 impl Tokenizer {
-    /// Builds the tokenizer that the metadata of `file` describes. Nothing of the file is kept.
+    /// The tokenizer that the metadata of `file` describe. It keeps no reference to the file.
     ///
     /// `tokenizer.ggml.model` may be "gpt2" (byte-level BPE, with one of the pre-tokenizers in `tokenizer.ggml.pre`) or
-    /// "llama" (SentencePiece BPE). Keys that are absent have llama.cpp's defaults, except that byte-level BPE without
+    /// "llama" (SentencePiece BPE). Keys that are absent have llama.cpp's defaults, with one exception: byte-level BPE without
     /// `tokenizer.ggml.bos_token_id` has no BOS, and without `tokenizer.ggml.eos_token_id` no EOS.
     ///
     /// # Errors
-    /// [`TokenizeError::Model`] and [`TokenizeError::PreTokenizer`] for what is not supported, and
-    /// [`TokenizeError::Metadata`] for a key that is missing, of another type, of another length than the vocabulary,
-    /// holds an id or merge outside the vocabulary, or asks for a BOS or EOS that there is none of.
+    /// [`TokenizeError::Model`] and [`TokenizeError::PreTokenizer`] if the file's tokenizer is not supported.
+    /// [`TokenizeError::Metadata`] if a key is missing, has a value of another type or an array of another length than the
+    /// vocabulary, contains an id or a merge outside the vocabulary, or asks for a BOS or EOS that does not exist.
+    /// [`TokenizeError::Build`] if the `tokenizers` library refuses the result.
     pub fn from_gguf(file: &GgufFile) -> Result<Self, TokenizeError> {
         let build = match file.require(MODEL)? {
             "gpt2" => bpe::build,
@@ -129,24 +137,26 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of plain text: no BOS or EOS is added, and no text becomes a control token, whatever it looks like.
+    /// The ids of plain text. BOS and EOS are not added, and no text becomes a control token, even if it is spelt like one.
     /// User-defined tokens are recognised.
     ///
-    /// Byte-level vocabularies without a token for some byte (SmolLM2 has none for a few control characters) lose it.
+    /// If a byte-level vocabulary has no token for some byte (SmolLM2 has none for a few control characters), that byte is
+    /// lost.
     ///
     /// # Errors
-    /// [`TokenizeError::BlankRun`] for a quarter of a million whitespace characters in a row (byte-level BPE only), and
-    /// [`TokenizeError::NoToken`] for a character that a SentencePiece vocabulary has nothing for.
+    /// [`TokenizeError::BlankRun`] if the text has more than 250,000 whitespace characters in a row (byte-level BPE only),
+    /// [`TokenizeError::NoToken`] if a SentencePiece vocabulary has no token for a character, and
+    /// [`TokenizeError::Encode`] if the `tokenizers` library fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizeError> {
         let mut ids = Vec::new();
         self.encode_to(text, &mut ids)?;
         Ok(ids)
     }
 
-    /// The ids of a prompt: as [`encode`](Self::encode), with BOS in front and EOS behind if the metadata asks for them.
+    /// The ids of a prompt: those of [`encode`](Self::encode), with BOS in front and EOS behind if the metadata ask for them.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode).
+    /// The errors of [`encode`](Self::encode).
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizeError> {
         let mut ids = Vec::new();
         ids.extend(self.bos.filter(|_| self.adds_bos));
@@ -155,11 +165,11 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The text of ids that are a whole text: control tokens are skipped, invalid UTF-8 becomes U+FFFD, and the space that
-    /// `encode` puts in front for some models is dropped. For ids that continue a text, see [`stream`](Self::stream).
+    /// The text of ids that are a whole text. Control tokens are skipped, invalid UTF-8 becomes U+FFFD, and the space that
+    /// `encode` puts in front for some models is dropped. For ids that continue a text, use [`stream`](Self::stream).
     ///
-    /// It undoes `encode`, but for what encoding loses: `▁` and space are the same in a SentencePiece vocabulary, and with
-    /// a space prefix text after a user-defined token comes back with that space in front.
+    /// The result is the text that was encoded, except for what encoding loses: in a SentencePiece vocabulary `▁` and a space
+    /// are the same, and with a space prefix, text behind a user-defined token gets that space in front.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut stream = self.stream().at_text_start();
         let mut text = String::new();
@@ -170,49 +180,51 @@ impl Tokenizer {
         text
     }
 
-    /// The exact bytes that a token stands for, which need not be whole characters. None for control and unknown tokens
+    /// The bytes that a token stands for, which may be parts of characters. The slice is empty for control and unknown tokens
     /// and for ids outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id)
     }
 
-    /// A stream that decodes one id at a time. It keeps a leading space, as it must when the ids continue a prompt; for
-    /// ids that begin a text, ask for [`DecodeStream::at_text_start`].
+    /// A stream that decodes one id at a time. It keeps a leading space, which is right for ids that continue a prompt; for ids
+    /// that begin a text, use [`DecodeStream::at_text_start`].
     pub fn stream(&self) -> DecodeStream<'_> {
         DecodeStream::new(self)
     }
 
-    /// The number of tokens: ids are below it. A model's output can be wider, padded with rows that mean nothing.
+    /// The number of tokens; all ids are smaller. A model's output may be wider, padded with rows that belong to no token.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The token that begins a sequence, if there is one.
+    /// The id of the token that begins a sequence (BOS); `None` if the model has none.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The token that ends a sequence, if there is one.
+    /// The id of the token that ends a sequence (EOS); `None` if the model has none.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
 
-    /// Whether a prompt begins with BOS. It is never true without a BOS.
+    /// Whether prompts begin with BOS; false if the model has none.
     pub fn adds_bos(&self) -> bool {
         self.adds_bos
     }
 
-    /// Whether generation stops at this token: EOS, the end of a turn or of a message
-    /// (`tokenizer.ggml.eot_token_id`, `tokenizer.ggml.eom_token_id`), and tokens whose text is a well-known end marker
-    /// such as `<|im_end|>` or `</s>`.
+    /// Whether generation stops at this token. It does at EOS, at the end of a turn or of a message
+    /// (`tokenizer.ggml.eot_token_id`, `tokenizer.ggml.eom_token_id`), and at tokens whose text is a well-known end marker such
+    /// as `<|im_end|>` or `</s>`.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.ends.contains(&id)
     }
 
+    /// Whether this token is user-defined.
     fn is_literal(&self, id: u32) -> bool {
         self.literals.contains(id)
     }
 
+    /// Appends the ids of plain text to `ids`.
     fn encode_to(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
         if self.kind == Kind::ByteLevel {
             check_blank_runs(text)?;
@@ -230,7 +242,7 @@ impl Tokenizer {
                 .encode_fast(stretch, false)
                 .map_err(TokenizeError::Encode)?;
             for &id in encoding.get_ids() {
-                // Ids behind the last token mark what the vocabulary has nothing for.
+                // An id behind the last token marks text that the vocabulary has no token for.
                 if (id as usize) < self.vocab_size() {
                     ids.push(id);
                 } else if self.kind != Kind::ByteLevel {
@@ -253,7 +265,10 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// Whether a prompt gets the token `id`: what `key` says, or else `default` if there is such a token.
+/// Whether the token `id` is added to prompts: the value of `key`, or `default` without it; false if `id` is `None`.
+///
+/// # Errors
+/// If the value of `key` is true and `id` is `None`.
 fn adds(
     file: &GgufFile,
     key: &str,
@@ -269,6 +284,7 @@ fn adds(
     }
 }
 
+/// Returns an error if a text has more than [`MAX_BLANK_RUN`] whitespace characters in a row.
 fn check_blank_runs(text: &str) -> Result<(), TokenizeError> {
     let mut len = 0;
     let mut longest = 0;

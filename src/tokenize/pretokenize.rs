@@ -1,37 +1,39 @@
 //! How text is split into words before byte-level BPE, for each name that `tokenizer.ggml.pre` can have.
 //!
-//! Every pattern of a rule splits further what the patterns before it have left; what no pattern matches is a word too.
+//! The patterns of a rule are applied one after the other, each to the words that the patterns before it have made. A match
+//! is a word, and so is the text between two matches.
 //!
-//! Sources: the patterns are those of the models' own `tokenizer.json` files; which name means which patterns, and the
-//! switches beside them, follow llama.cpp (`llama-vocab.cpp`).
+//! Sources: the patterns are those of the models' own `tokenizer.json` files. Which name has which patterns and flags
+//! follows llama.cpp (`llama-vocab.cpp`).
 
-/// What one or several names of `tokenizer.ggml.pre` mean.
+/// How text is split for one or several names of `tokenizer.ggml.pre`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rule {
     names: &'static [&'static str],
     pub(super) patterns: &'static [&'static str],
-    /// A word that is a token as it stands is taken whole, without asking the merges.
+    /// Whether a word that is a token is taken as that token, without applying merges.
     pub(super) whole_words: bool,
-    /// Whether prompts begin with BOS when `tokenizer.ggml.add_bos_token` is absent.
+    /// Whether prompts begin with BOS if `tokenizer.ggml.add_bos_token` is absent.
     pub(super) adds_bos: bool,
 }
 
+/// The pattern of GPT-2.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// The case of contractions is spelt out: `(?i:…)` would also fold `ſ` to `s`.
+/// The pattern of LLaMA 3. Both cases of contractions are written out, because `(?i:…)` would also match `ſ` as `s`.
 const LLAMA3: &str = concat!(
     r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]",
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-/// As `LLAMA3`, with every digit a word of its own.
+/// The pattern of Qwen 2: that of LLaMA 3, except that every digit is a word of its own.
 const QWEN2: &str = concat!(
     r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]",
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-/// Words break where lower case turns to upper case. (llama.cpp has a simpler stand-in, whose ids differ where combining
-/// marks or the case of letters beyond ASCII matter.)
+/// The pattern of Mistral's Tekken: words are also split where lower case changes to upper case. (llama.cpp has a simpler
+/// pattern, whose ids differ for combining marks and for upper and lower case beyond ASCII.)
 const TEKKEN: &str = concat!(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
@@ -117,12 +119,12 @@ const RULES: &[Rule] = &[
     },
 ];
 
-/// The rule of a name; `None` if it is not known.
+/// The rule for a name; `None` if the name is not known.
 pub(super) fn rule(name: &str) -> Option<&'static Rule> {
     RULES.iter().find(|rule| rule.names.contains(&name))
 }
 
-/// All names, for an error message.
+/// All known names, separated by commas, for an error message.
 pub(super) fn known_names() -> String {
     let names: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
     names.join(", ")

@@ -1,5 +1,5 @@
-//! SentencePiece BPE (`tokenizer.ggml.model` = "llama"): spaces become `▁`, and neighbours are joined for as long as some
-//! pair of them makes a token, the pair with the best score first. Characters without a token become their bytes.
+//! SentencePiece BPE (`tokenizer.ggml.model` = "llama"). Spaces become `▁`; then neighbours are joined as long as some pair of
+//! them is a token, the pair with the best score first. Characters without a token become byte tokens.
 
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence};
@@ -13,11 +13,15 @@ const SCORES: &str = "tokenizer.ggml.scores";
 const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
 const SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 
-/// What stands for a space in the vocabulary.
+/// The character that stands for a space in the vocabulary.
 const SPACE: &str = "\u{2581}";
-/// A word with the spaces in front of it.
+/// A pattern for a word with the spaces in front of it.
 const WORD: &str = "\u{2581}+[^\u{2581}]*";
 
+/// Builds the encoder and the table of bytes.
+///
+/// # Errors
+/// [`TokenizeError`] if scores are missing or not numbers, or if only some of the byte tokens exist.
 pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
     let file = vocabulary.file;
     let space_prefix = file.get::<bool>(SPACE_PREFIX)?.unwrap_or(true);
@@ -43,7 +47,7 @@ pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
             vocab.insert(vocabulary.texts[id as usize].clone(), id);
             vocabulary.texts[id as usize].clone()
         }
-        // A name that no text can spell, with an id that `encode` takes for a failure.
+        // The empty text, which never occurs as a piece of text, with an id for which `encode` returns an error.
         None => {
             vocab.insert(String::new(), vocabulary.len() as u32);
             String::new()
@@ -86,12 +90,13 @@ pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
     })
 }
 
-/// Every way in which a token is two other tokens, best first.
+/// The merges: every way in which a token can be joined from two other tokens, best first.
 ///
-/// SentencePiece knows scores, `tokenizers` knows merges in an order, so the higher score goes first. Where scores are equal
-/// SentencePiece takes the leftmost pair. Trained vocabularies have equal scores for runs of one character (LLaMA-2 for all
-/// its runs of spaces), which so grow from their left end; the longer token before the shorter, and of one token's splits
-/// the one with the longer left part, do the same. No order of merges does it for any vocabulary one could think of.
+/// SentencePiece has scores, while `tokenizers` wants merges in order, so merges are sorted by score, the highest first. If
+/// scores are equal, SentencePiece joins the leftmost pair. In trained vocabularies this happens for runs of one character
+/// (in LLaMA 2 for all runs of spaces), which therefore grow from the left. The same result is reached by putting the longer
+/// token before the shorter, and of the splits of one token the one with the longer left part first. (For arbitrary
+/// vocabularies no order of merges can reproduce the rule.)
 fn merges(vocabulary: &Vocabulary, scores: &[f32]) -> Merges {
     let is_part = |text: &str| {
         vocabulary
@@ -123,11 +128,11 @@ fn merges(vocabulary: &Vocabulary, scores: &[f32]) -> Merges {
         .collect()
 }
 
-/// Whether no token reaches over the end of a word into the space behind it.
+/// Whether words can be encoded one by one, because no token contains the end of a word and the space behind it.
 ///
-/// Then no merge does so either, and what is merged in one word has no bearing on any other: each word by itself gives the
-/// same tokens as the whole text at once, and words that come again are found in the model's cache. (The space itself must
-/// be a token: a run of unknown characters becomes one unknown token, and no such run may go on over a word's end.)
+/// If there is no such token, no merge crosses the end of a word, and each word by itself gives the same tokens as in the whole
+/// text. Encoding is then faster, because words that occur again are found in the encoder's cache. The space itself must also
+/// be a token: a run of unknown characters becomes one unknown token, and such a run must not continue across a space.
 fn words_are_separate(vocabulary: &Vocabulary) -> bool {
     let mut space_is_token = false;
     for (_, text, token_type) in vocabulary.iter() {
@@ -142,7 +147,8 @@ fn words_are_separate(vocabulary: &Vocabulary) -> bool {
     space_is_token
 }
 
-/// The token for characters without any other: the one that the metadata names, else the first of type "unknown".
+/// The id of the token for characters that have no other: the one that the metadata name, or else the first of type "unknown";
+/// `None` if there is neither.
 fn unknown_id(vocabulary: &Vocabulary) -> Result<Option<u32>, TokenizeError> {
     let first = || {
         let mut ids = vocabulary.iter();
@@ -152,8 +158,10 @@ fn unknown_id(vocabulary: &Vocabulary) -> Result<Option<u32>, TokenizeError> {
     Ok(vocabulary.special_id(UNKNOWN)?.or_else(first))
 }
 
-/// Whether the vocabulary has a token for each byte. It must have all or none: with a part of them a text would come out in
-/// pieces.
+/// Whether the vocabulary has a token for each byte.
+///
+/// # Errors
+/// If it has tokens for only some of the bytes, with which characters would be encoded in part.
 fn has_byte_tokens(vocabulary: &Vocabulary) -> Result<bool, TokenizeError> {
     let count = (0..=255u8)
         .filter(|byte| vocabulary.id(&format!("<0x{byte:02X}>")).is_some())

@@ -1,18 +1,18 @@
-//! Decoding: bytes of tokens to text, at once or one token at a time.
+//! Decoding: from the bytes of tokens to text, one token at a time.
 
 use super::{Kind, Tokenizer};
 
-/// Turns token ids into text as they come; see [`Tokenizer::stream`].
+/// A decoder that turns token ids into text one by one; see [`Tokenizer::stream`].
 ///
-/// A character whose bytes are spread over several tokens is held back until the last of them is there, so that every
-/// piece of text is whole. All pieces together are what [`Tokenizer::decode`] makes of the same ids (of a text's beginning,
-/// if [`at_text_start`](Self::at_text_start) was asked for).
+/// If the bytes of a character are spread over several tokens, the character is held back until the last of them has
+/// arrived, so that every piece of text is valid. With [`at_text_start`](Self::at_text_start) all pieces together are what
+/// [`Tokenizer::decode`] returns for the same ids.
 #[derive(Debug, Clone)]
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// Bytes of a character that is not complete yet.
+    /// The bytes of a character that is not complete yet.
     pending: Vec<u8>,
-    /// Whether the next token with text may begin with a space that is not part of the text.
+    /// Whether a space at the beginning of the next token with text is to be left out.
     drop_space: bool,
 }
 
@@ -25,9 +25,8 @@ impl<'a> DecodeStream<'a> {
         }
     }
 
-    /// Says that the ids are a text from its first token on, and not the continuation of a prompt: the space that
-    /// [`Tokenizer::encode`] puts in front of a text, for models that want one, is then left out. It changes nothing for
-    /// models without such a space.
+    /// The same stream for ids that begin a text instead of continuing a prompt: it leaves out the space that
+    /// [`Tokenizer::encode`] puts in front of a text for some models. For other models it changes nothing.
     ///
     /// Source: SentencePiece's dummy prefix; `tokenizer.ggml.add_space_prefix`.
     #[must_use]
@@ -36,19 +35,20 @@ impl<'a> DecodeStream<'a> {
         self
     }
 
-    /// Takes the next id and returns the text that became complete with it, which may be empty. Control tokens and ids
-    /// outside the vocabulary add nothing; bytes that cannot be UTF-8 become U+FFFD.
+    /// Decodes the next id and returns the text that is complete with it, which may be empty. Control tokens and ids outside
+    /// the vocabulary add nothing; bytes that are not valid UTF-8 become U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
         let mut text = String::new();
         self.push_to(id, &mut text);
         text
     }
 
-    /// Ends the stream: what was held back of an incomplete character, as U+FFFD. Mostly it is empty.
+    /// Ends the stream and returns U+FFFD for a character that is still incomplete; the text is empty if there is none.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }
 
+    /// Decodes the next id as [`push`](Self::push) does and appends the text to `text`.
     pub(super) fn push_to(&mut self, id: u32, text: &mut String) {
         let mut bytes = self.tokenizer.token_bytes(id);
         if bytes.is_empty() {
@@ -71,7 +71,7 @@ impl<'a> DecodeStream<'a> {
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     text.push_str(&String::from_utf8_lossy(valid));
                     match error.error_len() {
-                        // Bytes that no further byte can complete.
+                        // These bytes are invalid, whatever follows them.
                         Some(len) => {
                             text.push(char::REPLACEMENT_CHARACTER);
                             rest = &after[len..];

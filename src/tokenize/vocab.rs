@@ -1,4 +1,4 @@
-//! The vocabulary as the metadata gives it, checked; and the bytes that each token stands for.
+//! The vocabulary, read from the metadata and checked, and the bytes that each token stands for.
 
 use std::collections::HashMap;
 
@@ -8,8 +8,8 @@ use crate::gguf::{FromValue, GgufFile};
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 
-/// Texts that end a model's turn wherever they occur in a vocabulary. Tokens with these texts count as control tokens,
-/// whatever type the file gives them: some converters get it wrong, and a turn that never ends is the price.
+/// Texts of tokens that end a model's turn in any vocabulary. Tokens with these texts are treated as control tokens whatever
+/// type the file gives them, because some converters give a wrong one and the model's turn would then never end.
 pub(super) const END_TEXTS: &[&str] = &[
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -33,6 +33,7 @@ pub(super) enum TokenType {
 }
 
 impl TokenType {
+    /// The type with this number; `None` if there is none.
     fn from_number(number: usize) -> Option<Self> {
         Some(match number {
             1 => Self::Normal,
@@ -46,28 +47,34 @@ impl TokenType {
         })
     }
 
-    /// Whether text can become such a token by itself. Control and unknown tokens never come from text, and byte tokens
-    /// stand for bytes, not for the text that names them.
+    /// Whether text that is spelt like a token of this type becomes that token. Control and unknown tokens never come from text,
+    /// and byte tokens stand for bytes and not for the text `<0x..>`.
     pub(super) fn comes_from_text(self) -> bool {
         matches!(self, Self::Normal | Self::UserDefined | Self::Unused)
     }
 }
 
-/// A vocabulary whose lengths, types and texts have been checked.
+/// The vocabulary of a file, checked: the text and type of each token.
 pub(super) struct Vocabulary<'a> {
+    /// The file that the vocabulary was read from.
     pub(super) file: &'a GgufFile,
     pub(super) texts: &'a [String],
     pub(super) types: Vec<TokenType>,
+    /// The id of each text that is not empty.
     ids: HashMap<&'a str, u32>,
 }
 
 impl<'a> Vocabulary<'a> {
+    /// Reads the vocabulary from the metadata of a file.
+    ///
+    /// # Errors
+    /// [`TokenizeError::Metadata`] if it is missing, empty or too large, or if types are unknown or texts occur twice.
     pub(super) fn read(file: &'a GgufFile) -> Result<Self, TokenizeError> {
         let texts: &[String] = file.require(TOKENS)?;
         if texts.is_empty() {
             return Err(file.metadata_error(TOKENS, "is empty").into());
         }
-        // Room for 256 ids behind the last one, see `bpe`.
+        // `bpe` needs up to 256 ids behind the last token.
         if texts.len() > (u32::MAX - 256) as usize {
             return Err(file
                 .metadata_error(TOKENS, format!("{} tokens are too many", texts.len()))
@@ -97,7 +104,7 @@ impl<'a> Vocabulary<'a> {
             if END_TEXTS.contains(&text.as_str()) {
                 types[id as usize] = TokenType::Control;
             }
-            // An empty text is a hole in the vocabulary: an id that no text leads to.
+            // A token with an empty text is an unused id: no text is encoded as it.
             if text.is_empty() {
                 continue;
             }
@@ -114,16 +121,17 @@ impl<'a> Vocabulary<'a> {
         })
     }
 
+    /// The number of tokens.
     pub(super) fn len(&self) -> usize {
         self.texts.len()
     }
 
-    /// The id of the token with exactly this text, of any type.
+    /// The id of the token with exactly this text, whatever its type; `None` if there is none.
     pub(super) fn id(&self, text: &str) -> Option<u32> {
         self.ids.get(text).copied()
     }
 
-    /// All tokens in the order of their ids.
+    /// Id, text and type of all tokens, in the order of their ids.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &'a str, TokenType)> {
         (0u32..)
             .zip(self.texts)
@@ -131,7 +139,10 @@ impl<'a> Vocabulary<'a> {
             .map(|((id, text), &token_type)| (id, text.as_str(), token_type))
     }
 
-    /// An optional token id, checked to be in the vocabulary.
+    /// The token id that a metadata key gives; `None` if the file does not have the key.
+    ///
+    /// # Errors
+    /// If the id is not in the vocabulary.
     pub(super) fn special_id(&self, key: &str) -> Result<Option<u32>, TokenizeError> {
         let id: Option<u32> = self.file.get(key)?;
         match id {
@@ -143,7 +154,10 @@ impl<'a> Vocabulary<'a> {
         }
     }
 
-    /// An array with one item for each token.
+    /// The array of a metadata key that must have one item for each token.
+    ///
+    /// # Errors
+    /// If the key is missing or the array has another length.
     pub(super) fn per_token<T>(&self, key: &str) -> Result<Vec<T>, TokenizeError>
     where
         Vec<T>: FromValue<'a>,
@@ -154,6 +168,7 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
+/// Returns an error if the array of a key does not have one item for each of `tokens` tokens.
 fn check_len(file: &GgufFile, key: &str, len: usize, tokens: usize) -> Result<(), TokenizeError> {
     if len == tokens {
         return Ok(());
@@ -162,7 +177,7 @@ fn check_len(file: &GgufFile, key: &str, len: usize, tokens: usize) -> Result<()
     Err(file.metadata_error(key, problem).into())
 }
 
-/// The byte that `<0x00>` to `<0xFF>` stands for.
+/// The byte that a text from `<0x00>` to `<0xFF>` stands for; `None` for any other text.
 pub(super) fn named_byte(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     // `from_str_radix` alone would also take a sign.
@@ -172,16 +187,20 @@ pub(super) fn named_byte(text: &str) -> Option<u8> {
     u8::from_str_radix(digits, 16).ok()
 }
 
-/// The bytes of all tokens, one after the other in a single buffer.
+/// The bytes that each token stands for, in a single buffer.
 pub(super) struct TokenBytes {
+    /// The bytes of all tokens, one after the other.
     bytes: Vec<u8>,
-    /// Where the bytes of each token end.
+    /// The end of each token's bytes in `bytes`.
     ends: Vec<usize>,
 }
 
 impl TokenBytes {
-    /// Control and unknown tokens stand for nothing, byte tokens for the byte they name; `write` appends the bytes of all
-    /// others.
+    /// The table for a vocabulary. Control and unknown tokens have no bytes, byte tokens have the byte that they name; for all
+    /// other tokens `write` appends the bytes.
+    ///
+    /// # Errors
+    /// If the text of a byte token does not name a byte.
     pub(super) fn new(
         vocabulary: &Vocabulary,
         write: impl Fn(&str, TokenType, &mut Vec<u8>),
@@ -204,11 +223,12 @@ impl TokenBytes {
         Ok(Self { bytes, ends })
     }
 
+    /// The number of tokens.
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// The bytes of one token; none for an id that is not in the vocabulary.
+    /// The bytes of a token; empty for an id that is not in the vocabulary.
     pub(super) fn get(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else {

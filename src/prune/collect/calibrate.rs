@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::covariance::GramScratch;
-use super::passage::pass_through;
 use super::profile::{FeatureStats, LayerProfile, Profile};
 use crate::kernels::{Activations, Keep, Moments, Runtime, Team};
 use crate::model::{KvCache, Model, Module, ModuleId, Observer, Scratch};
@@ -94,14 +93,7 @@ pub fn calibrate_layers(
         runtime.region(|team| {
             model.embed(team, &batch, &mut scratch)?;
             let modules = ModuleId::all(layers.end);
-            pass_through(
-                model,
-                team,
-                modules,
-                &mut cache,
-                &mut scratch,
-                &mut recorder,
-            );
+            model.run_modules(team, modules, &mut cache, &mut scratch, &mut recorder);
             Ok::<(), PruneError>(())
         })?;
         done += take;

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use crate::kernels::{Activations, MatrixView, Product, Team, matmul};
+use crate::kernels::{Activations, MatrixView, Product, Team, Tokens, matmul};
 use crate::quant::{BlockType, Layout};
 
 /// What is added to the diagonal of a covariance before it is inverted, in shares of the mean variance: λ of the least
@@ -136,7 +136,7 @@ impl Covariance {
         });
         for first in (0..c).step_by(PANEL) {
             let end = (first + PANEL).min(c);
-            let values = panel.begin(end - first, n);
+            let values = panel.begin(Tokens::prefill(end - first), n);
             let source = &transposed[first * n..end * n];
             team.chunks_mut(values, n, |i, row| {
                 for (to, from) in row.iter_mut().zip(&source[i * n..]) {

@@ -16,4 +16,4 @@ pub use groups::Groups;
 pub use profile::{FeatureStats, LayerProfile, Profile};
 
 pub(super) use covariance::RIDGE;
-pub(super) use passage::{Capture, embed_sequences, pass_through};
+pub(super) use passage::{Capture, embed_sequences};

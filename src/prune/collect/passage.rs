@@ -1,9 +1,7 @@
 //! Text on its way through a model, one module after the other.
 
-use std::ops::Range;
-
 use crate::kernels::{Activations, Runtime, Team};
-use crate::model::{KvCache, Model, ModelError, ModuleId, Observer, Scratch};
+use crate::model::{Model, ModelError, Observer, Scratch};
 
 /// The residual streams `[tokens, d]` with which the sequences of a text begin, each of at most `length` tokens, with `bos` in
 /// front where there is one.
@@ -26,22 +24,6 @@ pub fn embed_sequences(
             Ok(scratch.residual().to_vec())
         })
         .collect()
-}
-
-/// Takes the residual stream in `scratch`, that of one sequence from its beginning, through some modules.
-///
-/// # Panics
-/// If the cache was made for a model of another shape or has no room.
-pub fn pass_through(
-    model: &Model,
-    team: &Team,
-    modules: Range<ModuleId>,
-    cache: &mut KvCache,
-    scratch: &mut Scratch,
-    observer: &mut impl Observer,
-) {
-    let blocks = modules.start.index()..modules.end.index();
-    model.blocks(team, blocks, &mut [cache], scratch, observer);
 }
 
 /// Keeps the last input that it sees of a projection that loses columns.

@@ -11,9 +11,7 @@ use crate::kernels::{Activations, Moments, Runtime};
 use crate::model::{KvCache, Model, ModuleId, Scratch, Unobserved};
 use crate::prune::choose::LayerPlan;
 use crate::prune::collect::calibrate::{LEAST_TOKENS, SEQUENCE};
-use crate::prune::collect::{
-    Calibration, Capture, FeatureStats, GramScratch, embed_sequences, pass_through,
-};
+use crate::prune::collect::{Calibration, Capture, FeatureStats, GramScratch, embed_sequences};
 use crate::prune::error::{PruneError, PruneErrorKind};
 use crate::prune::features::{features, others, output_weight};
 #[cfg(doc)]
@@ -133,24 +131,18 @@ impl Streams {
         for sequence in sequences.iter_mut() {
             runtime.region(|team| {
                 scratch.set_residual(&sequence.dense);
-                pass_through(
-                    model,
-                    team,
-                    modules.clone(),
-                    cache,
-                    scratch,
-                    &mut Unobserved,
-                );
+                let one = || modules.clone();
+                model.run_modules(team, one(), cache, scratch, &mut Unobserved);
                 sequence.dense.copy_from_slice(scratch.residual());
                 scratch.set_residual(&sequence.pruned);
                 let mut capture = Capture(&mut sequence.input);
-                pass_through(model, team, modules.clone(), cache, scratch, &mut capture);
+                model.run_modules(team, one(), cache, scratch, &mut capture);
                 sequence.pruned.copy_from_slice(scratch.residual());
                 if whole {
                     return;
                 }
                 let width = weight.cols + d;
-                joint.resize(sequence.input.tokens() * width, 0.0);
+                joint.resize(sequence.input.tokens().count * width, 0.0);
                 team.chunks_mut(&mut joint, width, |t, row| {
                     let (input, drift) = row.split_at_mut(weight.cols);
                     input.copy_from_slice(

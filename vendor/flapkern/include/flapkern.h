@@ -89,6 +89,13 @@ typedef struct fk_rows {
     float *out;
 } fk_rows;
 
+/* In which arithmetic a token is computed. What comes out for a token depends on its phase and on nothing else: neither on
+ * how many tokens are computed together nor on which. */
+typedef enum fk_phase {
+    FK_PHASE_PREFILL = 0, /* tokens of a prompt: weights are decoded once for many tokens */
+    FK_PHASE_DECODE = 1   /* generated tokens: weights are streamed from memory */
+} fk_phase;
+
 /* The forms in which matmul reads activations. */
 typedef enum fk_form {
     FK_FORM_FLOAT = 0, /* as they are */
@@ -105,6 +112,7 @@ typedef enum fk_form {
  * 8 bits: x = scale * q in blocks of FK_BLOCK, block_sum = scale * sum(q). bfloat16: tiles of FK_TILE_TOKENS tokens by
  * FK_TILE_COLS columns, [tiles of tokens, tiles of columns, FK_TILE_TOKENS, FK_TILE_COLS]; what lies beyond X is 0. */
 typedef struct fk_activations {
+    fk_phase phase;
     size_t tokens;
     size_t cols;
     const float *values;     /* [tokens, cols] */
@@ -115,12 +123,17 @@ typedef struct fk_activations {
     const uint16_t *tiles;    /* on a multiple of 64 bytes */
 } fk_activations;
 
-/* The keys and values of one KV head: [positions, head_dim] each, one position after the other, as FK_TYPE_F16, or as
- * FK_TYPE_Q8_0 if head_dim is a multiple of FK_BLOCK. */
+/* Positions of a block of the KV cache. */
+#define FK_KV_BLOCK 64
+
+/* The keys and values of one KV head, as FK_TYPE_F16, or as FK_TYPE_Q8_0 if head_dim is a multiple of FK_BLOCK. They lie in
+ * blocks: position p is row p % FK_KV_BLOCK of block p / FK_KV_BLOCK, whose keys [FK_KV_BLOCK, head_dim] of this head begin
+ * `keys` bytes behind the beginning of the block, and whose values `values` bytes behind it. */
 typedef struct fk_kv_head {
     fk_type type;
-    const uint8_t *keys;
-    const uint8_t *values;
+    const uint8_t *const *blocks; /* where each block begins */
+    size_t keys;
+    size_t values;
     size_t row_bytes;
     size_t head_dim;
 } fk_kv_head;
@@ -131,9 +144,9 @@ typedef struct fk_kernels {
     /* Rows are best split at multiples of this. */
     size_t row_granule;
 
-    /* The form that matmul reads of so many activations for these weights. Besides it reads `values` for the rows of packed
-     * weights that fill no group. */
-    fk_form (*activation_form)(const fk_weights *w, size_t tokens);
+    /* The form that matmul reads of activations in this phase for these weights. Besides it reads `values` for the rows of
+     * packed weights that fill no group. */
+    fk_form (*activation_form)(const fk_weights *w, fk_phase phase);
 
     /* x [n] to 8 bits; n is a multiple of FK_BLOCK. Writes q [n], scales and block_sums [n / FK_BLOCK],
      * code_sums [n / 16]. */
@@ -147,15 +160,15 @@ typedef struct fk_kernels {
     void (*moments)(const float *x, size_t tokens, size_t cols, float *near, float *sums, float *squares);
 
     /* Floats of scratch that matmul needs for this matrix and so many tokens. */
-    size_t (*matmul_scratch)(const fk_weights *w, size_t tokens);
+    size_t (*matmul_scratch)(const fk_weights *w, fk_phase phase, size_t tokens);
 
     /* out[t * out_stride + r] = W[r] . X[t] for rows r in [row_begin, row_end) and all tokens t. For types in blocks cols
      * is a multiple of the block. row_begin of packed weights is a multiple of FK_GROUP. */
     void (*matmul)(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                    size_t out_stride, float *scratch);
 
-    /* As matmul for one token and rows of several matrices that read it in the same forms; packed rows of one type are read
-     * side by side. */
+    /* As matmul for one token in the decode phase and rows of several matrices that read it in the same forms; packed rows of
+     * one type are read side by side. */
     void (*matvec)(const fk_rows *parts, size_t count, const fk_activations *x);
 
     /* Decodes n values (whole blocks) of a row. */
@@ -180,13 +193,13 @@ typedef struct fk_kernels {
     size_t attend_tokens;
 
     /* Floats of scratch that attend needs. */
-    size_t (*attend_scratch)(size_t queries, size_t head_dim, size_t positions);
+    size_t (*attend_scratch)(fk_phase phase, size_t queries, size_t head_dim, size_t positions);
 
     /* Attention of `queries` query vectors q [queries, head_dim] to one KV head; query i sees positions
-     * [0, visible[i]), visible[i] >= 1. scale multiplies the scores. Writes out [queries, head_dim] and, unless it is null,
+     * [0, visible[i]), visible[i] >= 1. In the decode phase the queries are those of one token. scale multiplies the scores. Writes out [queries, head_dim] and, unless it is null,
      * log_sums [queries]: the logarithm of the sum of e^score, by which results for parts of the positions are joined. */
-    void (*attend)(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale, float *out,
-                   float *log_sums, float *scratch);
+    void (*attend)(fk_phase phase, const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
+                   float *out, float *log_sums, float *scratch);
 } fk_kernels;
 
 /* The kernels for an instruction set; NULL if they were not compiled in or the processor lacks it. */

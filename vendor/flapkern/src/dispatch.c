@@ -8,8 +8,8 @@ extern const fk_kernels fk_table_generic;
 extern const fk_kernels fk_table_avx2, fk_table_avx_vnni, fk_table_avx512, fk_table_avx512_vnni, fk_table_avx512_bf16,
     fk_table_amx;
 
-/* A bit of what the processor says of its extensions (leaf 7); for those whose names compilers do not all know. Where they
- * use vector registers, the system's support for AVX or AVX-512 covers them. */
+/* Whether the processor has the extension of a bit of cpuid's leaf 7. For extensions that not every compiler has a name for;
+ * those of them that use vector registers need no other support of the system than AVX or AVX-512 do. */
 enum cpuid_register { EAX, EDX };
 
 static int has_extension(unsigned subleaf, enum cpuid_register which, int bit) {
@@ -26,7 +26,7 @@ static int has_avx512_bf16(void) { return has_extension(1, EAX, 5); }
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* The system keeps room for tiles only for processes that ask: the state component of the tiles' data is 18. */
+/* Linux gives tiles only to processes that ask for them. The number of the tiles' data among the states it keeps is 18. */
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #define XFEATURE_XTILEDATA 18
 
@@ -39,8 +39,8 @@ static int has_amx_bf16(void) { return has_extension(0, EDX, 22) && has_extensio
 #elif defined(__aarch64__)
 extern const fk_kernels fk_table_neon, fk_table_neon_dotprod, fk_table_neon_i8mm;
 
-/* What the processor has besides NEON: an extension that the compiler was told to presume is there, and after that it is
- * for the system to say. Of a system that is not asked here nothing is presumed. */
+/* What the processor has besides NEON: what the compiler was told to presume, and what the system says. A system that is not
+ * asked here counts as one that says no. */
 #if defined(__linux__)
 #include <sys/auxv.h>
 

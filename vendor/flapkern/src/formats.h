@@ -1,4 +1,4 @@
-/* The block formats: sizes, and scalar decoding. Layouts are ggml's (ggml-common.h). */
+/* The formats of weights: their sizes, and decoding in plain C. Layouts are ggml's (ggml-common.h). */
 #ifndef FK_FORMATS_H
 #define FK_FORMATS_H
 
@@ -60,7 +60,7 @@ static inline size_t block_bytes(fk_type type) {
     return 0;
 }
 
-/* The levels of IQ4_NL and IQ4_XS. */
+/* What the 16 codes of IQ4_NL and IQ4_XS stand for. */
 static const int8_t iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 /* Scale and minimum of sub-block s (of 8) of Q4_K and Q5_K: 6 bits each in 12 bytes. */
@@ -86,7 +86,8 @@ static inline int iq4_xs_scale(uint16_t scales_high, const uint8_t *scales_low, 
     return ((scales_low[s / 2] >> (4 * (s % 2)) & 15) | (scales_high >> (2 * s) & 3) << 4) - 32;
 }
 
-/* Decodes one block. Sub-block s of a super-block is columns 32 s to 32 s + 31. */
+/* Decodes one block at p to its 32 or 256 values; not for plain floats. Sub-block s of a super-block is columns 32 s to
+ * 32 s + 31. */
 static inline void decode_block(fk_type type, const uint8_t *p, float *out) {
     switch (type) {
     case FK_TYPE_Q8_0: {

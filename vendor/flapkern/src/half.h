@@ -44,7 +44,7 @@ static inline uint16_t float_to_half(float f) {
 
 static inline float bfloat_to_float(uint16_t b) { return bits_to_float((uint32_t)b << 16); }
 
-/* To nearest even; NaN stays NaN. */
+/* bfloat16 of a float, rounded to nearest even; NaN stays NaN. */
 static inline uint16_t float_to_bfloat(float f) {
     uint32_t bits = float_to_bits(f);
     if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);

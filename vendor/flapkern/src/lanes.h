@@ -1,5 +1,5 @@
-/* A vector of FK_LANES floats, in terms of the compiler's vector extension: one source for every instruction set. The file
- * that includes this defines FK_LANES first, and load_half/store_half after it. */
+/* Vectors of FK_LANES numbers in terms of the compiler's vector extension, so that all instruction sets share one source. The
+ * file that includes this defines FK_LANES before. */
 #ifndef FK_LANES
 #error "define FK_LANES"
 #endif
@@ -8,11 +8,13 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Floats, signed and unsigned integers of 32 bits, as many shorts, as many bytes, and four bytes for each lane. */
 typedef float vf __attribute__((vector_size(FK_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(FK_LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(FK_LANES * 4)));
 typedef uint16_t vs __attribute__((vector_size(FK_LANES * 2)));
 typedef int8_t vb __attribute__((vector_size(FK_LANES)));
+typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -25,7 +27,7 @@ INLINE vf load(const float *p) {
 
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
-/* p, or the next multiple of 64 bytes behind it. */
+/* The first address from p on that is a multiple of 64. */
 INLINE float *aligned(float *p) { return (float *)(((uintptr_t)p + 63) / 64 * 64); }
 
 /* Fewer than FK_LANES values as a vector, the rest 0. */
@@ -35,6 +37,7 @@ INLINE vf load_some(const float *p, size_t n) {
     return load(lane);
 }
 
+/* Stores the first n of FK_LANES values. */
 INLINE void store_some(float *p, vf v, size_t n) {
     float lane[FK_LANES];
     store(lane, v);
@@ -43,14 +46,15 @@ INLINE void store_some(float *p, vf v, size_t n) {
 
 INLINE vf splat(float x) { return x - (vf){0}; }
 
+/* a in the lanes where `mask` is all ones, b where it is 0. */
 INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 INLINE vf vmax(vf a, vf b) { return pick(a > b, a, b); }
 
 INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
-/* Between lanes and smaller numbers in memory. Compilers make poor code of these conversions, so that a file whose
- * instruction set has them defines FK_OWN_WIDTHS and these four. */
+/* Conversions between lanes and smaller numbers in memory. Compilers make poor code of these, so that a file whose instruction
+ * set has instructions for them defines FK_OWN_WIDTHS and all four functions. */
 #ifndef FK_OWN_WIDTHS
 INLINE vi widen_bytes(const uint8_t *p) {
     vb bytes;
@@ -76,7 +80,7 @@ INLINE void narrow_to_bytes(int8_t *p, vi v) {
 }
 #endif
 
-/* Reductions across lanes. A file whose instruction set has better ones defines FK_OWN_REDUCTIONS and these four. */
+/* Sums and maxima over all lanes. A file whose instruction set has better ones defines FK_OWN_REDUCTIONS and all four. */
 #ifndef FK_OWN_REDUCTIONS
 INLINE float sum_lanes(vf v) {
     float lane[FK_LANES];
@@ -100,7 +104,7 @@ INLINE float max_lane(vf v) {
     return lane[0];
 }
 
-/* The greatest of the lanes as integers, as the float with those bits. */
+/* The float whose bits are the greatest of the lanes, compared as integers. */
 INLINE float max_bits(vi v) {
     int32_t lane[FK_LANES];
     memcpy(lane, &v, sizeof lane);
@@ -112,8 +116,8 @@ INLINE float max_bits(vi v) {
 }
 #endif
 
-/* The sum of each of FK_LANES vectors, in their order. A file whose instruction set has better means than adding up vector
- * by vector defines FK_OWN_SUM_EACH. */
+/* A vector of the sums of FK_LANES vectors, in their order. A file whose instruction set can add them up together defines
+ * FK_OWN_SUM_EACH and this function. */
 #ifndef FK_OWN_SUM_EACH
 INLINE vf sum_each(const vf *v) {
     vf sums = {0};
@@ -122,13 +126,14 @@ INLINE vf sum_each(const vf *v) {
 }
 #endif
 
-/* 1.5 * 2^23: a float of |x| < 2^22 plus this has the nearest integer, ties to even, in its low bits. */
+/* 1.5 * 2^23. The sum of this and a float |x| < 2^22 has the integer nearest to x, ties to even, in its low bits. */
 #define ROUNDER 12582912.0f
 
 INLINE vi round_to_int(vf x) { return (vi)(x + ROUNDER) - (vi)splat(ROUNDER); }
 
-/* e^x to about 2 units in the last place; a file whose instruction set scales by powers of two defines FK_OWN_EXP. x = k ln 2 + r, |r| <= ln 2 / 2, a polynomial for e^r. Below -87.3 the
- * result is 0 and above 88.7 it is infinite. NaN stays NaN. */
+/* e^x to about 2 units in the last place: x is k ln 2 + r with |r| <= ln 2 / 2, and e^r a polynomial. The result is 0 below
+ * -87.3 and infinite above 88.7; NaN stays NaN. A file whose instruction set scales by powers of two defines FK_OWN_EXP and
+ * this function. */
 #ifndef FK_OWN_EXP
 INLINE vf vexp(vf x) {
     vf clamped = pick(x < -87.3f, splat(-87.3f), pick(x > 88.7f, splat(88.7f), x));

@@ -1,5 +1,10 @@
-/* AVX2 with and without AVX-VNNI: the including file says which by FK_VNNI, and defines FK_TABLE and FK_NAME. */
+/* What the sets with AVX2 share. The file that includes this defines FK_VNNI (1 if there is AVX-VNNI, else 0), FK_TABLE and
+ * FK_NAME. */
 #include <immintrin.h>
+
+#ifndef FK_VNNI
+#error "define FK_VNNI"
+#endif
 
 #define FK_LANES 8
 #define FK_OWN_REDUCTIONS
@@ -67,7 +72,7 @@ INLINE __m256i unpack_nibbles(const uint8_t *packed) {
     return _mm256_and_si256(both, _mm256_set1_epi8(15));
 }
 
-/* Eight sums of four products each. No pair of products leaves 16 bits: |u * s| * 2 <= 128 * 127 * 2. */
+/* Eight sums of four products each. The sum of a pair of products fits 16 bits: 2 * |u * s| <= 2 * 128 * 127. */
 INLINE vf dot_bytes(__m256i u, __m256i s) {
 #if FK_VNNI
     return (vf)_mm256_cvtepi32_ps(_mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), u, s));
@@ -109,15 +114,14 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
     return sum_lanes(total) + offset;
 }
 
-typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
-
+/* The same four activations in every lane. */
 INLINE __m256i four_of(const int8_t *x) {
     int32_t four;
     memcpy(&four, x, sizeof four);
     return _mm256_set1_epi32(four);
 }
 
-/* See packed.h: every byte takes the byte that has its bit, and tests it. */
+/* As in ops/packed.h: each byte of the result looks up the byte that has its bit, and tests the bit. */
 #define FK_OWN_SPREAD
 INLINE vw spread_fifth_bits(vu bits, int j) {
     const __m256i byte = _mm256_add_epi8(_mm256_broadcastsi128_si256(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c)),
@@ -139,14 +143,14 @@ INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_
     return sum;
 }
 
-/* The codes are shifted to unsigned; the sum was begun with what that adds. */
+/* The codes are 128 too large, and the sum was begun with what makes up for that. */
 INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
     return dot_unsigned(sum, codes, words, 8, x);
 }
 #else
 #define SIGNED_OFFSET 0
 
-/* Sums of two products stay within 16 bits, and so do as many of those as the codes' width allows. */
+/* Sums of two products stay within 16 bits, and of those sums as many are added up as the width of the codes allows. */
 INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_t *x) {
     const int together = bits <= 4 ? 8 : bits == 5 ? 4 : 2;
     UNROLL for (int first = 0; first < words; first += together) {

@@ -1,6 +1,10 @@
-/* AVX-512: the including file says by FK_VNNI, FK_BF16 and FK_AMX what there is besides, and defines FK_TABLE and FK_NAME.
- * Vectors of 64 bytes hold two blocks. */
+/* What the sets with AVX-512 share. The file that includes this defines FK_VNNI (1 if there is VNNI, else 0), FK_BF16 (1 if
+ * there are BF16 and VBMI), FK_AMX (1 if there is AMX), FK_TABLE and FK_NAME. A vector of 64 bytes holds two blocks. */
 #include <immintrin.h>
+
+#ifndef FK_VNNI
+#error "define FK_VNNI"
+#endif
 
 #define FK_LANES 16
 #define FK_OWN_REDUCTIONS
@@ -20,7 +24,7 @@ INLINE float max_lane(vf v) { return _mm512_reduce_max_ps((__m512)v); }
 INLINE int32_t sum_ints(vi v) { return _mm512_reduce_add_epi32((__m512i)v); }
 INLINE float max_bits(vi v) { return bits_to_float((uint32_t)_mm512_reduce_max_epi32((__m512i)v)); }
 
-/* As in lanes.h, but that results below 2^-126 fade out instead of being 0. NaN passes through both limits. */
+/* e^x as in lanes.h, except that results below 2^-126 are subnormal numbers instead of 0. NaN passes through both limits. */
 INLINE vf vexp(vf x) {
     __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-104), _mm512_min_ps(_mm512_set1_ps(89), (__m512)x));
     __m512 n = _mm512_roundscale_ps((__m512)((vf)clamped * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -74,7 +78,7 @@ INLINE vf dot_bytes(__m512i u, __m512i s) {
 
 INLINE __m512i join(__m256i low, __m256i high) { return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
 
-/* a in the lanes of the first block, b in those of the second. */
+/* A vector with a in the lanes of the first block and b in those of the second. */
 INLINE vf pair(float a, float b) {
     return (vf)_mm512_mask_broadcastss_ps(_mm512_set1_ps(a), 0xff00, _mm_set_ss(b));
 }
@@ -88,17 +92,19 @@ INLINE __m512i unpack_nibbles(const uint8_t *first, const uint8_t *second) {
     return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
 }
 
-/* The nibbles of one block and 32 zeros. */
+/* The nibbles of one block as bytes, and 32 zeros. */
 INLINE __m512i unpack_nibbles_once(const uint8_t *packed) {
     __m128i raw = _mm_loadu_si128((const __m128i *)packed);
     __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(raw), _mm_srli_epi16(raw, 4), 1);
     return _mm512_zextsi256_si512(_mm256_and_si256(both, _mm256_set1_epi8(15)));
 }
 
+/* 32 bytes from memory, and 32 zeros. */
 INLINE __m512i load_once(const void *p) { return _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)p)); }
 
-/* Signed weights by signed activations. With VNNI the weights are shifted to unsigned by 128, which the sums undo;
- * without, |w| times (x with the sign of w), whose pairs of products stay within 16 bits. */
+/* Sixteen sums of four products of signed weights and activations. With VNNI 128 is added to the weights, and callers
+ * subtract what this adds; without it the product is that of |w| and of x with the sign of w, so that pairs of products stay
+ * within 16 bits. */
 INLINE vf dot_signed_bytes(__m512i w, __m512i x) {
 #if FK_VNNI
     return dot_bytes(_mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)), x);
@@ -160,8 +166,7 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
     return sum_lanes(total) + offset;
 }
 
-typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
-
+/* The same four activations in every lane. */
 INLINE __m512i four_of(const int8_t *x) {
     int32_t four;
     memcpy(&four, x, sizeof four);
@@ -173,8 +178,8 @@ INLINE vw look_up(const int8_t *table, vw codes) {
     return (vw)_mm512_shuffle_epi8(all, (__m512i)codes);
 }
 
-/* See packed.h. With VBMI every byte takes the eight bits that begin four below its own; otherwise it takes the byte that
- * has its bit, and tests it. */
+/* As in ops/packed.h. With VBMI each byte of the result takes the eight bits that begin four below its own; otherwise it looks
+ * up the byte that has its bit, and tests the bit. */
 #define FK_OWN_SPREAD
 INLINE vw spread_fifth_bits(vu bits, int j) {
 #if FK_BF16
@@ -201,7 +206,7 @@ INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_
     return sum;
 }
 
-/* The codes are shifted to unsigned; the sum was begun with what that adds. */
+/* The codes are 128 too large, and the sum was begun with what makes up for that. */
 INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
     return dot_unsigned(sum, codes, words, 8, x);
 }
@@ -209,7 +214,7 @@ INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
 #define PACKED_TOKENS 8
 #define SIGNED_OFFSET 0
 
-/* Sums of two products stay within 16 bits, and so do as many of those as the codes' width allows. */
+/* Sums of two products stay within 16 bits, and of those sums as many are added up as the width of the codes allows. */
 INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_t *x) {
     const int together = bits <= 4 ? 8 : bits == 5 ? 4 : 2;
     UNROLL for (int first = 0; first < words; first += together) {

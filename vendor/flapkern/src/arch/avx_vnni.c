@@ -1,4 +1,4 @@
-/* The same with the byte dot products of AVX-VNNI: Alder Lake and later without AVX-512. */
+/* AVX2 with the byte dot products of AVX-VNNI: Alder Lake and its successors, which lack AVX-512. */
 #define FK_VNNI 1
 #define FK_TABLE fk_table_avx_vnni
 #define FK_NAME "avx-vnni"

@@ -1,4 +1,4 @@
-/* Plain C and the compiler's four-lane vectors: for every processor, and the yardstick of the other files. */
+/* Plain C with the compiler's vectors of four lanes: it runs on every processor, and the other sets are tested against it. */
 #define FK_LANES 4
 #include "../lanes.h"
 #include "../half.h"
@@ -52,7 +52,6 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
 
 #define PACKED_TOKENS 1
 #define SIGNED_OFFSET 0
-typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
 
 INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_t *x) {
     (void)bits;

@@ -1,13 +1,18 @@
-/* NEON, which every 64-bit ARM processor has. The including file says by FK_DOTPROD and FK_I8MM what the processor has
- * besides, and defines FK_TABLE and FK_NAME. Half precision is only converted from and to: arithmetic in it is an
- * extension of its own. */
+/* What the sets with NEON share; every 64-bit ARM processor has it. The file that includes this defines FK_DOTPROD and
+ * FK_I8MM (1 if there are dot products of bytes, and 8-bit matrix instructions, else 0), FK_TABLE and FK_NAME. Half precision
+ * is converted from and to, and not computed in, since that would take another extension. */
 #include <arm_neon.h>
+
+#if !defined(FK_DOTPROD) || !defined(FK_I8MM)
+#error "define FK_DOTPROD and FK_I8MM"
+#endif
 
 #define FK_LANES 4
 #include "../lanes.h"
 #include "../half.h"
 
-/* Of 32 registers 24 hold sums, 2 a column of weights, and the rest activations. With 6 by 4 compilers spill a sum. */
+/* 24 of the 32 registers hold sums, 2 hold a column of weights, and the rest holds activations. With a tile of 6 by 4
+ * compilers keep one of the sums in memory. */
 #define GEMM_TOKENS 12
 #define GEMM_VECTORS 2
 
@@ -28,7 +33,7 @@ INLINE float half_at(const uint8_t *p) {
     return h;
 }
 
-/* A block of signed weights, 16 and 16, times a block of activations: four sums of eight products each. */
+/* The product of a block of signed weights, in two halves of 16, and a block of activations: four sums of eight products. */
 INLINE vf dot_bytes(int8x16_t w0, int8x16_t w1, const int8_t *x) {
     int8x16_t x0 = vld1q_s8(x), x1 = vld1q_s8(x + 16);
 #if FK_DOTPROD
@@ -41,7 +46,7 @@ INLINE vf dot_bytes(int8x16_t w0, int8x16_t w1, const int8_t *x) {
 #endif
 }
 
-/* 32 nibbles: the low ones of 16 bytes, then the high ones. */
+/* The product of 32 unsigned nibbles and a block of activations, as four sums. The low nibbles of the 16 bytes come first. */
 INLINE vf dot_nibbles(const uint8_t *packed, const int8_t *x) {
     uint8x16_t raw = vld1q_u8(packed);
     int8x16_t low = vreinterpretq_s8_u8(vandq_u8(raw, vdupq_n_u8(15)));
@@ -79,22 +84,21 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
     return sum_lanes(total) + offset;
 }
 
-/* Eight registers hold codes, one more for each token its total. Without dot products so many hold 16-bit sums that eight
- * tokens would not fit. */
+/* Eight registers hold codes, and one for each token holds its total. Without dot products 16-bit sums take so many that
+ * eight tokens would not fit. */
 #if FK_DOTPROD
 #define PACKED_TOKENS 8
 #else
 #define PACKED_TOKENS 4
 #endif
 #define SIGNED_OFFSET 0
-typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
 
 INLINE vw look_up(const int8_t *table, vw codes) {
     return (vw)vqtbl1q_s8(vld1q_s8(table), (uint8x16_t)codes);
 }
 
-/* STEP(j, x, lane) for four vectors of codes from `first` on: lane `lane` of sixteen activations is columns 4j to 4j + 3 of
- * theirs. The instructions want their lanes as constants, so that a loop will not do. */
+/* STEP(j, lane) for four vectors of codes j from FIRST on. Lane `lane` of a vector of sixteen activations has those of the
+ * four columns of vector j. Written out, since the instructions take their lanes as constants. */
 #define FOUR_STEPS(STEP, FIRST) STEP(FIRST, 0) STEP(FIRST + 1, 1) STEP(FIRST + 2, 2) STEP(FIRST + 3, 3)
 
 #if FK_DOTPROD
@@ -125,18 +129,18 @@ INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_
 #undef STEP
     return (vi)sums;
 #else
-    /* Codes of at most six bits are the same signed. */
+    /* Codes of at most six bits are the same numbers when read as signed bytes. */
     return dot_signed(sum, codes, words, x);
 #endif
 }
 #else
-/* Adds four rows' products of columns 4j to 4j + 3, 16 bits each: two rows in `low`, two in `high`. */
+/* Adds the products of four rows with vector J of codes as numbers of 16 bits: two rows to `low`, two to `high`. */
 #define MULTIPLY(J, LANE)                                                              \
     four = vreinterpretq_s8_s32(vdupq_laneq_s32(sixteen, LANE));                       \
     low = vmlal_s8(low, vget_low_s8((int8x16_t)codes[J]), vget_low_s8(four));          \
     high = vmlal_high_s8(high, (int8x16_t)codes[J], four);
 
-/* Four products of codes of at most six bits stay within 16 bits: 4 * 63 * 127 < 2^15. */
+/* Sums of four products stay within 16 bits, since codes have at most six: 4 * 63 * 127 < 2^15. */
 INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_t *x) {
     (void)bits;
     for (int first = 0; first < words; first += 4) {
@@ -149,7 +153,7 @@ INLINE vi dot_unsigned(vi sum, const vw *codes, int words, int bits, const int8_
     return sum;
 }
 
-/* Here two products are as many as 16 bits hold (see dot_bytes). */
+/* Sums of two products are all that 16 bits hold of signed codes (see dot_bytes). */
 INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
     for (int first = 0; first < words; first += 4) {
         int32x4_t sixteen = vreinterpretq_s32_s8(vld1q_s8(x + 4 * first));

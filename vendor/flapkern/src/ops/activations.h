@@ -1,6 +1,6 @@
-/* The forms besides single precision in which products read activations. Included by table.h. */
+/* Activations in 8 bits and in bfloat16, for the products that read these forms. Included by table.h. */
 
-/* ---- activations to 8 bits ---- */
+/* ---- 8 bits ---- */
 
 /* Blocks whose largest value is below this become 0: the inverse of their scale would overflow. */
 #define LEAST_PEAK 1e-36f
@@ -38,7 +38,7 @@ static void quantize(const float *x, size_t n, int8_t *q, float *scales, float *
     }
 }
 
-/* ---- activations to bfloat16 ---- */
+/* ---- bfloat16; ops/tiled.h has another where there are instructions for it ---- */
 
 #if !FK_BF16
 static void fill_tiles(const float *x, size_t tokens, size_t cols, uint16_t *tiles) {

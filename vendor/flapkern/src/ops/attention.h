@@ -1,7 +1,20 @@
 /* Attention: a few queries at once for generation, blocks of them for prompts. Included by table.h. */
 
-/* Positions per tile: two GEMM panels or more. */
-#define ATTEND_TILE 64
+/* Positions per tile, two GEMM panels or more: a tile is a block of the cache. */
+#define ATTEND_TILE FK_KV_BLOCK
+
+/* The keys and the values of the positions of a block. */
+INLINE const uint8_t *block_keys(const fk_kv_head *kv, size_t block) { return kv->blocks[block] + kv->keys; }
+INLINE const uint8_t *block_values(const fk_kv_head *kv, size_t block) { return kv->blocks[block] + kv->values; }
+
+/* The key and the value of a position. */
+INLINE const uint8_t *key_at(const fk_kv_head *kv, size_t position) {
+    return block_keys(kv, position / FK_KV_BLOCK) + position % FK_KV_BLOCK * kv->row_bytes;
+}
+
+INLINE const uint8_t *value_at(const fk_kv_head *kv, size_t position) {
+    return block_values(kv, position / FK_KV_BLOCK) + position % FK_KV_BLOCK * kv->row_bytes;
+}
 
 /* FK_LANES values of a row of the cache from `d` on. Rows of Q8_0 are whole blocks. */
 INLINE vf load_kv(fk_type type, const uint8_t *row, size_t d) {
@@ -19,7 +32,7 @@ INLINE vf load_kv(fk_type type, const uint8_t *row, size_t d) {
 #define ATTEND_TOKENS 16
 #endif
 
-/* From so many queries on, tiles of keys and values are decoded once for all of them. */
+/* From so many queries of one generated token on, tiles of keys and values are decoded once for all of them. */
 #define ATTEND_MIN_TILED 8
 
 /* Queries of generation that share a pass over keys and values, and vectors of values in a pass. */
@@ -29,11 +42,23 @@ INLINE vf load_kv(fk_type type, const uint8_t *row, size_t d) {
 /* Floats of a query's scores: whole vectors. */
 static size_t few_pitch(size_t positions) { return (positions + FK_LANES - 1) / FK_LANES * FK_LANES; }
 
-static size_t attend_scratch(size_t queries, size_t head_dim, size_t positions) {
+/* How queries are attended to: a few at a time, or in blocks, with AMX's tiles or without. In the decode phase this follows from
+ * how many query heads read a KV head, which is the same for every token. */
+static int wants_few(fk_phase phase, size_t queries) {
+    return phase == FK_PHASE_DECODE && queries < ATTEND_MIN_TILED;
+}
+
 #if FK_AMX
-    if (queries >= QUERY_TILE) return tiled_attend_scratch(queries, head_dim);
+static int wants_query_tiles(fk_phase phase, size_t queries) {
+    return phase == FK_PHASE_PREFILL || queries >= QUERY_TILE;
+}
 #endif
-    if (queries < ATTEND_MIN_TILED) return FEW_QUERIES * few_pitch(positions);
+
+static size_t attend_scratch(fk_phase phase, size_t queries, size_t head_dim, size_t positions) {
+#if FK_AMX
+    if (wants_query_tiles(phase, queries)) return tiled_attend_scratch(queries, head_dim);
+#endif
+    if (wants_few(phase, queries)) return FEW_QUERIES * few_pitch(positions);
     size_t padded = (head_dim + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
     return queries * ATTEND_TILE          /* scores */
            + 2 * queries                  /* running maxima and sums */
@@ -75,23 +100,33 @@ INLINE float peak_of(const float *x, size_t n, float start) {
  * Generation streams keys and values from memory: every one is loaded and widened once for up to FEW_QUERIES queries. */
 
 /* The positions of a vector of scores are RUNS runs of neighbours, the first of which are `apart`, since memory gives several
- * sequential streams more than one. */
+ * sequential streams more than one. A run lies in one block, since it begins at a multiple of its length. */
 #define RUNS 4
 #define RUN (FK_LANES / RUNS)
 
 INLINE size_t position_of(size_t first, size_t apart, size_t lane) { return first + lane / RUN * apart + lane % RUN; }
 
-/* part[i][lane] = or, if `more`, += q[i] . key of a lane's position, for some vectors of their values from d on; beyond `last`
- * the last position stands in. */
-INLINE void few_products(fk_type type, int queries, int vectors, const float *q, const fk_kv_head *kv, size_t first,
-                         size_t apart, size_t last, size_t d, int more, vf part[FEW_QUERIES][FK_LANES]) {
+/* rows[lane] = the key of a lane's position; beyond `last` the last position stands in. */
+INLINE void key_rows(const fk_kv_head *kv, size_t first, size_t apart, size_t last, const uint8_t *rows[FK_LANES]) {
+    for (size_t run = 0; run < RUNS; run++) {
+        const size_t begin = first + run * apart;
+        const uint8_t *row = key_at(kv, begin < last ? begin : last - 1);
+        for (size_t i = 0; i < RUN; i++) {
+            rows[run * RUN + i] = row;
+            if (begin + i + 1 < last) row += kv->row_bytes;
+        }
+    }
+}
+
+/* part[i][lane] = or, if `more`, += q[i] . key of a lane's position, for some vectors of their values from d on. */
+INLINE void few_products(fk_type type, int queries, int vectors, const float *q, const fk_kv_head *kv,
+                         const uint8_t *const rows[FK_LANES], size_t d, int more, vf part[FEW_QUERIES][FK_LANES]) {
     vf query[FEW_QUERIES][FEW_VECTORS];
     UNROLL for (int i = 0; i < queries; i++)
         UNROLL for (int v = 0; v < vectors; v++) query[i][v] = load(q + i * kv->head_dim + d + v * FK_LANES);
     for (size_t lane = 0; lane < FK_LANES; lane++) {
-        const size_t at = position_of(first, apart, lane), p = at < last ? at : last - 1;
         vf key[FEW_VECTORS];
-        UNROLL for (int v = 0; v < vectors; v++) key[v] = load_kv(type, kv->keys + p * kv->row_bytes, d + v * FK_LANES);
+        UNROLL for (int v = 0; v < vectors; v++) key[v] = load_kv(type, rows[lane], d + v * FK_LANES);
         UNROLL for (int i = 0; i < queries; i++) {
             vf sum = more ? part[i][lane] : (vf){0};
             UNROLL for (int v = 0; v < vectors; v++) sum += key[v] * query[i][v];
@@ -104,21 +139,21 @@ INLINE void few_products(fk_type type, int queries, int vectors, const float *q,
 INLINE void few_scores_of(fk_type type, int queries, const float *q, const fk_kv_head *kv, size_t first, size_t apart,
                           size_t last, float *scores, size_t pitch) {
     const size_t dim = kv->head_dim;
+    const uint8_t *rows[FK_LANES];
     vf part[FEW_QUERIES][FK_LANES];
+    key_rows(kv, first, apart, last, rows);
     size_t d = 0;
     for (; d + FEW_VECTORS * FK_LANES <= dim; d += FEW_VECTORS * FK_LANES)
-        few_products(type, queries, FEW_VECTORS, q, kv, first, apart, last, d, d > 0, part);
-    for (; d + FK_LANES <= dim; d += FK_LANES) few_products(type, queries, 1, q, kv, first, apart, last, d, d > 0, part);
+        few_products(type, queries, FEW_VECTORS, q, kv, rows, d, d > 0, part);
+    for (; d + FK_LANES <= dim; d += FK_LANES) few_products(type, queries, 1, q, kv, rows, d, d > 0, part);
     if (d < dim)
-        for (size_t lane = 0; lane < FK_LANES; lane++) {
-            const size_t at = position_of(first, apart, lane), p = at < last ? at : last - 1;
+        for (size_t lane = 0; lane < FK_LANES; lane++)
             for (int i = 0; i < queries; i++) {
                 vf sum = d > 0 ? part[i][lane] : (vf){0};
                 for (size_t k = d; k < dim; k++)
-                    sum[0] += q[i * dim + k] * half_to_float(load_u16(kv->keys + p * kv->row_bytes + 2 * k));
+                    sum[0] += q[i * dim + k] * half_to_float(load_u16(rows[lane] + 2 * k));
                 part[i][lane] = sum;
             }
-        }
     UNROLL for (int i = 0; i < queries; i++) {
         float sums[FK_LANES];
         store(sums, sum_each(part[i]));
@@ -134,10 +169,11 @@ INLINE void few_scores(fk_type type, int queries, const float *q, const fk_kv_he
     for (size_t first = 0; first < apart; first += RUN) {
         /* The keys that follow, and the values of these, which are read next, as far as the second cache. */
         for (size_t run = 0; run < RUNS; run++) {
-            const size_t begin = (run * apart + first) * kv->row_bytes;
-            for (size_t at = begin; at < begin + bytes; at += 64) {
-                __builtin_prefetch(kv->keys + at + bytes);
-                __builtin_prefetch(kv->values + at, 0, 2);
+            const size_t position = run * apart + first, following = position + RUN < last ? position + RUN : position;
+            const uint8_t *next_keys = key_at(kv, following), *values = value_at(kv, position);
+            for (size_t at = 0; at < bytes; at += 64) {
+                __builtin_prefetch(next_keys + at);
+                __builtin_prefetch(values + at, 0, 2);
             }
         }
         few_scores_of(type, queries, q, kv, first, apart, last, scores, pitch);
@@ -151,12 +187,15 @@ INLINE void few_outputs(fk_type type, int queries, int vectors, const float *wei
     vf sum[FEW_QUERIES][FEW_VECTORS];
     UNROLL for (int i = 0; i < queries; i++)
         UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = (vf){0};
-    for (size_t p = 0; p < last; p++) {
-        const uint8_t *row = kv->values + p * kv->row_bytes;
-        vf value[FEW_VECTORS];
-        UNROLL for (int v = 0; v < vectors; v++) value[v] = load_kv(type, row, d + v * FK_LANES);
-        UNROLL for (int i = 0; i < queries; i++)
-            UNROLL for (int v = 0; v < vectors; v++) sum[i][v] += weights[i * pitch + p] * value[v];
+    for (size_t begin = 0; begin < last; begin += FK_KV_BLOCK) {
+        const size_t end = last - begin < FK_KV_BLOCK ? last : begin + FK_KV_BLOCK;
+        const uint8_t *row = block_values(kv, begin / FK_KV_BLOCK);
+        for (size_t p = begin; p < end; p++, row += kv->row_bytes) {
+            vf value[FEW_VECTORS];
+            UNROLL for (int v = 0; v < vectors; v++) value[v] = load_kv(type, row, d + v * FK_LANES);
+            UNROLL for (int i = 0; i < queries; i++)
+                UNROLL for (int v = 0; v < vectors; v++) sum[i][v] += weights[i * pitch + p] * value[v];
+        }
     }
     UNROLL for (int i = 0; i < queries; i++)
         UNROLL for (int v = 0; v < vectors; v++) store(out + i * kv->head_dim + d + v * FK_LANES, sum[i][v] * norms[i]);
@@ -185,7 +224,7 @@ INLINE void attend_together(fk_type type, int queries, const float *q, const siz
         for (int i = 0; i < queries; i++) {
             float sum = 0;
             for (size_t p = 0; p < last; p++)
-                sum += scores[i * pitch + p] * half_to_float(load_u16(kv->values + p * kv->row_bytes + 2 * d));
+                sum += scores[i * pitch + p] * half_to_float(load_u16(value_at(kv, p) + 2 * d));
             out[i * dim + d] = sum * norms[i];
         }
 }
@@ -241,15 +280,16 @@ static void attend_tiled(const float *q, size_t queries, const size_t *visible, 
         last = visible[i] > last ? visible[i] : last;
     }
     memset(total, 0, queries * padded * sizeof *total);
-    const fk_weights keys = {kv->type, FK_LAYOUT_NATIVE, kv->keys, kv->row_bytes, last, dim};
 
     for (size_t from = 0; from < last; from += ATTEND_TILE) {
         const size_t positions = last - from < ATTEND_TILE ? last - from : ATTEND_TILE;
+        const uint8_t *values = block_values(kv, from / ATTEND_TILE);
+        const fk_weights keys = {kv->type, FK_LAYOUT_NATIVE, block_keys(kv, from / ATTEND_TILE), kv->row_bytes, positions, dim};
         for (size_t p = 0; p < positions; p += GEMM_ROWS) {
             size_t count = positions - p < GEMM_ROWS ? positions - p : GEMM_ROWS;
             for (size_t k = 0; k < dim; k += GEMM_DEPTH) {
                 size_t depth = dim - k < GEMM_DEPTH ? dim - k : GEMM_DEPTH;
-                decode_panel(&keys, from + p, count, k, depth, key_panel, line);
+                decode_panel(&keys, p, count, k, depth, key_panel, line);
                 gemm_panel(queries, q + k, dim, key_panel, depth, k == 0, count, scores + p, ATTEND_TILE, block);
             }
         }
@@ -272,7 +312,7 @@ static void attend_tiled(const float *q, size_t queries, const size_t *visible, 
             size_t count = dim - d < GEMM_ROWS ? dim - d : GEMM_ROWS;
             for (size_t p = 0; p < positions; p++) {
                 float *column = value_panel + p * GEMM_ROWS;
-                const uint8_t *row = kv->values + (from + p) * kv->row_bytes;
+                const uint8_t *row = values + p * kv->row_bytes;
                 if (kv->type == FK_TYPE_F16) {
                     dequantize(kv->type, row + 2 * d, count, column);
                 } else {
@@ -290,15 +330,15 @@ static void attend_tiled(const float *q, size_t queries, const size_t *visible, 
     }
 }
 
-static void attend(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale, float *out,
-                   float *log_sums, float *scratch) {
+static void attend(fk_phase phase, const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
+                   float *out, float *log_sums, float *scratch) {
 #if FK_AMX
-    if (queries >= QUERY_TILE) {
+    if (wants_query_tiles(phase, queries)) {
         attend_in_tiles(q, queries, visible, kv, scale, out, log_sums, scratch);
         return;
     }
 #endif
-    if (queries < ATTEND_MIN_TILED)
+    if (wants_few(phase, queries))
         attend_few(q, queries, visible, kv, scale, out, log_sums, scratch);
     else
         attend_tiled(q, queries, visible, kv, scale, out, log_sums, scratch);

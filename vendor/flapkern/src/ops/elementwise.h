@@ -1,4 +1,4 @@
-/* What a forward pass does element by element. Included by table.h. */
+/* Normalisation, rotation, activation, addition and rounding of vectors of a forward pass. Included by table.h. */
 
 static void rms_norm(const float *x, const float *weight, size_t n, float eps, float *out) {
     vf squares = {0};
@@ -19,6 +19,7 @@ static void rope(float *x, const float *cosines, const float *sines, size_t pair
     }
 }
 
+/* x / (1 + e^-x) */
 INLINE vf silu(vf x) { return x / (1.0f + vexp(-x)); }
 
 static void silu_mul(const float *gate, const float *up, size_t n, float *out) {

@@ -1,30 +1,28 @@
 /* Weights times activations: which product is whose. Included by table.h. */
 
-/* From here on decoding a panel costs less than decoding every row for every token. */
-#define GEMM_MIN_TOKENS 8
-
 static int is_float(fk_type type) { return block_len(type) == 1; }
 
-/* In other forms than bfloat16 packed codes are used as they are for any number of tokens; packed floats and native rows
- * are decoded for many. */
-static fk_form activation_form(const fk_weights *w, size_t tokens) {
+/* In prefill, weights that are decoded to panels of single precision; packed codes are multiplied as they are. */
+static int wants_panels(const fk_weights *w) { return w->layout == FK_LAYOUT_NATIVE || is_float(w->type); }
+
+static fk_form activation_form(const fk_weights *w, fk_phase phase) {
+    if (phase == FK_PHASE_PREFILL) {
 #if FK_BF16
-    if (wants_tiles(w, tokens)) return FK_FORM_BF16;
+        if (wants_tiles(w)) return FK_FORM_BF16;
 #endif
+        return wants_panels(w) ? FK_FORM_FLOAT : FK_FORM_INT8;
+    }
     if (is_float(w->type)) return FK_FORM_FLOAT;
-    return w->layout == FK_LAYOUT_PACKED || (has_native_dot(w->type) && tokens < GEMM_MIN_TOKENS) ? FK_FORM_INT8
-                                                                                                   : FK_FORM_FLOAT;
+    return w->layout == FK_LAYOUT_PACKED || has_native_dot(w->type) ? FK_FORM_INT8 : FK_FORM_FLOAT;
 }
 
-static int wants_panels(const fk_weights *w, size_t tokens) {
-    return tokens >= GEMM_MIN_TOKENS && (w->layout == FK_LAYOUT_NATIVE || is_float(w->type));
-}
-
-static size_t matmul_scratch(const fk_weights *w, size_t tokens) {
+static size_t matmul_scratch(const fk_weights *w, fk_phase phase, size_t tokens) {
+    if (phase == FK_PHASE_PREFILL) {
 #if FK_BF16
-    if (wants_tiles(w, tokens)) return TILED_SCRATCH;
+        if (wants_tiles(w)) return TILED_SCRATCH;
 #endif
-    if (wants_panels(w, tokens)) return GEMM_SCRATCH;
+        if (wants_panels(w)) return GEMM_SCRATCH;
+    }
     return w->layout == FK_LAYOUT_PACKED && !is_float(w->type) && tokens > PACKED_TOKENS ? DECODED_SCRATCH : 0;
 }
 
@@ -45,36 +43,53 @@ static void matvec(const fk_rows *parts, size_t count, const fk_activations *x) 
     }
 }
 
-static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
-                   size_t out_stride, float *scratch) {
-    if (x->tokens == 1) {
-        const fk_rows rows = {*w, row_begin, row_end, out};
-        matvec(&rows, 1, x);
-        return;
-    }
+/* Tokens of prompts. */
+static void prefill(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+                    size_t out_stride, float *scratch) {
 #if FK_BF16
-    if (wants_tiles(w, x->tokens)) {
+    if (wants_tiles(w)) {
         tiled_matmul(w, row_begin, row_end, x, out, out_stride, scratch);
         return;
     }
 #endif
-    const int panels = wants_panels(w, x->tokens);
-    if (w->layout == FK_LAYOUT_PACKED) {
-        size_t packed_end = w->rows / FK_GROUP * FK_GROUP;
-        size_t end = row_end < packed_end ? row_end : packed_end;
-        if (row_begin < end) {
-            if (panels)
-                gemm(w, row_begin, end, x, out, out_stride, scratch);
-            else if (is_float(w->type))
-                packed_floats(w, row_begin, end, x, out, out_stride);
-            else
-                packed_rows(w, row_begin, end, x, out, out_stride, scratch);
-        }
-        /* The rows that fill no group are native. */
-        row_begin = row_begin > packed_end ? row_begin : packed_end;
-    } else if (panels) {
+    if (w->layout == FK_LAYOUT_NATIVE) {
         gemm(w, row_begin, row_end, x, out, out_stride, scratch);
         return;
     }
-    native_rows(w, row_begin, row_end, x, out, out_stride);
+    const size_t packed_end = w->rows / FK_GROUP * FK_GROUP;
+    const size_t end = row_end < packed_end ? row_end : packed_end;
+    if (row_begin < end) {
+        if (is_float(w->type))
+            gemm(w, row_begin, end, x, out, out_stride, scratch);
+        else
+            packed_rows(w, row_begin, end, x, out, out_stride, scratch);
+    }
+    /* The rows that fill no group are native. */
+    native_rows(w, row_begin > packed_end ? row_begin : packed_end, row_end, x, out, out_stride);
+}
+
+/* Generated tokens of several texts: as matvec computes each of them, but the weights are read once for all. */
+static void decode(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+                   size_t out_stride, float *scratch) {
+    const size_t packed_end = w->layout == FK_LAYOUT_PACKED ? w->rows / FK_GROUP * FK_GROUP : 0;
+    const size_t end = row_end < packed_end ? row_end : packed_end;
+    if (row_begin < end) {
+        if (is_float(w->type))
+            packed_floats(w, row_begin, end, x, out, out_stride);
+        else
+            packed_rows(w, row_begin, end, x, out, out_stride, scratch);
+    }
+    native_rows(w, row_begin > packed_end ? row_begin : packed_end, row_end, x, out, out_stride);
+}
+
+static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+                   size_t out_stride, float *scratch) {
+    if (x->phase == FK_PHASE_PREFILL) {
+        prefill(w, row_begin, row_end, x, out, out_stride, scratch);
+    } else if (x->tokens == 1) {
+        const fk_rows rows = {*w, row_begin, row_end, out};
+        matvec(&rows, 1, x);
+    } else {
+        decode(w, row_begin, row_end, x, out, out_stride, scratch);
+    }
 }

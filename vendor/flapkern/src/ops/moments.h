@@ -1,6 +1,6 @@
-/* Sums of which means and variances follow. Included by table.h. */
+/* Sums over tokens from which the mean and the variance of each column follow. Included by table.h. */
 
-/* The sums over all tokens of some vectors of columns, which stay in registers. */
+/* The sums of up to four vectors of columns over all tokens, which stay in registers. */
 INLINE void moments_of(const float *x, size_t tokens, size_t cols, int vectors, const float *near, float *sums,
                        float *squares) {
     vf sum[4] = {{0}}, square[4] = {{0}};
@@ -17,7 +17,7 @@ INLINE void moments_of(const float *x, size_t tokens, size_t cols, int vectors, 
 }
 
 static void moments(const float *x, size_t tokens, size_t cols, float *near, float *sums, float *squares) {
-    /* From the middle, since the first token of a text often lies far off. */
+    /* The token in the middle, since the first token of a text often lies far from the others. */
     memcpy(near, x + tokens / 2 * cols, cols * sizeof *near);
     size_t c = 0;
     for (; c + 4 * FK_LANES <= cols; c += 4 * FK_LANES)

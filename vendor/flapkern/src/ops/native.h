@@ -1,9 +1,10 @@
-/* Rows as GGUF stores them: decoded, and multiplied one by one. Included by table.h. */
+/* Native rows, which lie as GGUF stores them: decoding, and products of single rows. Included by table.h. */
 
 /* ---- rows of plain floats ---- */
 
 INLINE vf load_bfloat(const uint16_t *p) { return (vf)(widen_shorts(p) << 16); }
 
+/* One plain float of any type. */
 INLINE float load_scalar(fk_type type, const uint8_t *p) {
     float f;
     switch (type) {
@@ -17,6 +18,7 @@ INLINE float load_scalar(fk_type type, const uint8_t *p) {
     }
 }
 
+/* FK_LANES plain floats of any type. */
 INLINE vf load_lanes(fk_type type, const uint8_t *p) {
     switch (type) {
     case FK_TYPE_F16:
@@ -28,7 +30,7 @@ INLINE vf load_lanes(fk_type type, const uint8_t *p) {
     }
 }
 
-/* `type` is a constant wherever this is inlined. */
+/* The product of a row of n plain floats and x. `type` is a constant wherever this is inlined. */
 INLINE float dot_float(fk_type type, const uint8_t *row, const float *x, size_t n) {
     const size_t width = type == FK_TYPE_F32 ? 4 : 2;
     vf a = {0}, b = {0}, c = {0}, d = {0};
@@ -47,6 +49,7 @@ INLINE float dot_float(fk_type type, const uint8_t *row, const float *x, size_t 
 
 /* ---- decoding ---- */
 
+/* Decodes n values of a row, whole blocks. */
 static void dequantize(fk_type type, const uint8_t *src, size_t n, float *out) {
     const size_t len = block_len(type), bytes = block_bytes(type);
     if (len == 1) {
@@ -68,7 +71,7 @@ static int has_native_dot(fk_type type) {
 #undef OR_IS
 }
 
-/* One native row times all tokens, decoded piece by piece. */
+/* The products of native row r and all tokens, for types that are decoded first: a piece at a time, without scratch. */
 static void decoded_row(const fk_weights *w, size_t r, const fk_activations *x, float *out, size_t out_stride) {
     float piece[FK_SUPER];
     for (size_t t = 0; t < x->tokens; t++) out[t * out_stride] = 0;
@@ -80,7 +83,7 @@ static void decoded_row(const fk_weights *w, size_t r, const fk_activations *x, 
     }
 }
 
-/* Rows that lie one behind the other, each by itself. */
+/* Products of native rows [row_begin, row_end) and all tokens, row by row. */
 static void native_rows(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                         size_t out_stride) {
     const size_t blocks = w->cols / FK_BLOCK;

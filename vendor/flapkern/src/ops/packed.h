@@ -1,60 +1,78 @@
-/* Packed rows times 8-bit activations, for one token and for many: a lane is a row, so that scales are vectors, nothing is
- * summed across lanes, and one load of codes serves FK_LANES rows. Every format is seen as blocks of 32 columns: eight
- * vectors of codes, four columns each, with a scale (and minimum) for the block or for each half of it. Included by table.h;
- * `type` is a constant wherever these functions are inlined. */
+/* Products of packed rows of the types in blocks and 8-bit activations, for one token and for many. Included by table.h.
+ *
+ * A lane is a row, so that scales are vectors, nothing is summed across lanes, and one load of codes serves FK_LANES rows.
+ * Every format is read as blocks of 32 columns: eight vectors of codes, four columns each, with a scale (and minimum) for the
+ * block or for each half of it. `type` is a constant wherever functions with that parameter are inlined. */
 
+/* Vectors that hold one value of each row of a group. */
 #define GROUP_VECTORS (FK_GROUP / FK_LANES)
 
-/* Codes, and what turns them into weights: w = scale[half] * (code - code_offset) + minimum[half]. */
+/* 32 columns of FK_LANES rows: weight = scale[half] * (code - code_offset) + minimum[half]. */
 typedef struct packed_block {
     vw codes[8];
     vf scale[2];
     vf minimum[2];
 } packed_block;
 
-/* What the list in formats.h says of a type's codes, in its order. */
-typedef struct code_traits {
-    int bits, offset, scales, minimum;
-} code_traits;
+/* Whether the halves of a block have scales of their own. */
+INLINE int has_half_scales(fk_type type) {
+#define OR_IS(TYPE, VALUES, BYTES, BITS, OFFSET, SCALES, MINIMUM) || (SCALES == 2 && type == FK_TYPE_##TYPE)
+    return 0 FK_BLOCK_TYPES(OR_IS);
+#undef OR_IS
+}
 
-INLINE code_traits traits_of(fk_type type) {
+/* Whether every scale comes with a minimum. */
+INLINE int has_minimum(fk_type type) {
+#define OR_IS(TYPE, VALUES, BYTES, BITS, OFFSET, SCALES, MINIMUM) || (MINIMUM && type == FK_TYPE_##TYPE)
+    return 0 FK_BLOCK_TYPES(OR_IS);
+#undef OR_IS
+}
+
+/* Whether codes are signed bytes; the others are unsigned, of as many bits as code_bits says. */
+INLINE int has_signed_codes(fk_type type) {
+#define OR_IS(TYPE, VALUES, BYTES, BITS, OFFSET, SCALES, MINIMUM) || (BITS == 8 && type == FK_TYPE_##TYPE)
+    return 0 FK_BLOCK_TYPES(OR_IS);
+#undef OR_IS
+}
+
+INLINE int code_bits(fk_type type) {
     switch (type) {
-#define TRAITS(TYPE, VALUES, BYTES, ...) \
-    case FK_TYPE_##TYPE: return (code_traits){__VA_ARGS__};
-        FK_BLOCK_TYPES(TRAITS)
-#undef TRAITS
-    default: return (code_traits){0};
+#define BITS_OF(TYPE, VALUES, BYTES, BITS, ...) \
+    case FK_TYPE_##TYPE: return BITS;
+        FK_BLOCK_TYPES(BITS_OF)
+#undef BITS_OF
+    default: return 0;
     }
 }
 
-/* Whether the halves of a block have scales of their own. */
-INLINE int has_half_scales(fk_type type) { return traits_of(type).scales == 2; }
+/* What is subtracted from a code, in the form in which it is multiplied. */
+INLINE int code_offset(fk_type type) {
+    if (has_signed_codes(type)) return SIGNED_OFFSET;
+    switch (type) {
+#define OFFSET_OF(TYPE, VALUES, BYTES, BITS, OFFSET, ...) \
+    case FK_TYPE_##TYPE: return OFFSET;
+        FK_BLOCK_TYPES(OFFSET_OF)
+#undef OFFSET_OF
+    default: return 0;
+    }
+}
 
-INLINE int has_minimum(fk_type type) { return traits_of(type).minimum; }
-
-/* Whether codes are signed bytes; the others are unsigned, of as many bits as code_bits says. */
-INLINE int has_signed_codes(fk_type type) { return traits_of(type).bits == 8; }
-
-INLINE int code_bits(fk_type type) { return traits_of(type).bits; }
-
-/* What is subtracted from a code as dot_signed or dot_unsigned takes it. */
-INLINE int code_offset(fk_type type) { return has_signed_codes(type) ? SIGNED_OFFSET : traits_of(type).offset; }
-
-/* Vector v of a line: four columns of FK_LANES rows. */
+/* Vector v of a line of 64 bytes: four columns of FK_LANES rows. */
 INLINE vw load_line(const uint8_t *lines, int line, int v) {
     vw w;
     memcpy(&w, lines + 64 * line + 4 * FK_LANES * v, sizeof w);
     return w;
 }
 
+/* Vector v of a field of half-precision numbers, one for each row. */
 INLINE vf load_halves(const uint8_t *field, int v) { return load_half((const uint16_t *)(field + 2 * FK_LANES * v)); }
 
-/* One byte of each of FK_LANES rows. */
+/* Vector v of a field of unsigned bytes, one for each row. */
 INLINE vi load_bytes(const uint8_t *field, int v) { return widen_bytes(field + FK_LANES * v); }
 
 INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
-/* Nibbles of four lines: columns 0 to 15 in the low ones, 16 to 31 in the high ones. */
+/* The nibbles of four lines from `first` on: the low ones are columns 0 to 15, the high ones 16 to 31. */
 INLINE void split_nibbles(const uint8_t *lines, int first, int v, vw codes[8]) {
     UNROLL for (int j = 0; j < 4; j++) {
         vw both = load_line(lines, first + j, v);
@@ -63,18 +81,20 @@ INLINE void split_nibbles(const uint8_t *lines, int first, int v, vw codes[8]) {
     }
 }
 
-/* Bit `bit` of every byte as 16. */
+/* 16 in every byte that has bit `bit` set, else 0. */
 INLINE vw fifth_bit(vw bytes, int bit) { return bit < 4 ? bytes << (4 - bit) & 16 : bytes >> (bit - 4) & 16; }
 
+/* Signed codes in the form in which dot_signed takes them. */
 INLINE vw as_signed(vw codes) { return SIGNED_OFFSET ? codes ^ 0x80 : codes; }
 
-/* Bits 4 j to 4 j + 3 of a 32-bit number per row, as 16 in each of four bytes: the multiplication puts copies of the four
- * at bits 4, 11, 18 and 25, so that bit i of them comes to bit 8 i + 4. */
+/* The fifth bits of columns 4 j to 4 j + 3 as 16 in each of four bytes, from a row's bits 4 j to 4 j + 3. The multiplication
+ * puts copies of the four bits at bits 4, 11, 18 and 25, so that bit i of them comes to bit 8 i + 4. A file whose instruction
+ * set has a faster way defines FK_OWN_SPREAD and this function. */
 #ifndef FK_OWN_SPREAD
 INLINE vw spread_fifth_bits(vu bits, int j) { return (vw)((bits >> (4 * j) & 15) * 0x02040810u & 0x10101010u); }
 #endif
 
-/* Columns 32 s to 32 s + 31 of a format's block; s is 0 for formats of 32. */
+/* Loads columns 32 s to 32 s + 31 of vector v of a packed block at p; s is 0 for types whose blocks have 32. */
 INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_block *b) {
     switch (type) {
     case FK_TYPE_Q8_0:
@@ -178,7 +198,7 @@ INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_bloc
     }
 }
 
-/* A whole super-block; unrolled, so that every shift is by a constant, and compiled once for a type. */
+/* Loads the eight parts of a super-block: one function a type, in which every shift is by a constant. */
 #define SUPER_BLOCK(TYPE, ...)                                                                                         \
     static __attribute__((noinline)) void load_super_##TYPE(const uint8_t *p, int v, packed_block w[8]) {              \
         UNROLL for (int s = 0; s < 8; s++) load_block(FK_TYPE_##TYPE, p, s, v, &w[s]);                                 \
@@ -196,13 +216,13 @@ INLINE void load_super_block(fk_type type, const uint8_t *p, int v, packed_block
     }
 }
 
-/* Adds the products of columns [16 half, 16 half + 16) of a block of codes and of activations, or of all 32. */
+/* sum + the products of `words` vectors of codes with as many times four activations: half a block, or all of it. */
 INLINE vi dot_codes(fk_type type, vi sum, const vw *codes, int words, const int8_t *x) {
     if (has_signed_codes(type)) return dot_signed(sum, codes, words, x);
     return dot_unsigned(sum, codes, words, code_bits(type), x);
 }
 
-/* total[t] += one block of weights times the same block of `tokens` tokens. */
+/* total[t] += one block of weights times block `block` of token t0 + t, for t < `tokens` (a constant). */
 INLINE void multiply_block(fk_type type, int tokens, const packed_block *w, const fk_activations *x, size_t t0,
                            size_t block, vf *total) {
     const size_t blocks = x->cols / FK_BLOCK;
@@ -227,7 +247,7 @@ INLINE void multiply_block(fk_type type, int tokens, const packed_block *w, cons
     }
 }
 
-/* out[t][0 .. FK_LANES) for vector v of one group and `tokens` tokens (a constant) from token t0 on. */
+/* out[t][0 .. FK_LANES) = the products of vector v of one group and token t0 + t, for t < `tokens` (a constant). */
 INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, const fk_activations *x, size_t t0,
                         float *out, size_t out_stride) {
     vf total[PACKED_TOKENS];
@@ -252,14 +272,16 @@ INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, c
 /* The columns whose blocks are decoded together when they serve several tiles of tokens. */
 #define DECODED_COLS 2048
 
-/* A decoded block: its codes and those of its scales and minima that its type has. */
+/* Vectors of a block that is kept decoded: its codes, and the scales and minima that its type has. */
 INLINE size_t decoded_vectors(fk_type type) {
     const int parts = has_half_scales(type) ? 2 : 1;
     return 8 + parts + (has_minimum(type) ? parts : 0);
 }
 
+/* Floats of scratch for the decoded blocks of a group, and room to align them. */
 #define DECODED_SCRATCH (DECODED_COLS / FK_BLOCK * GROUP_VECTORS * 12 * FK_LANES + 16)
 
+/* Keeps a decoded block. */
 INLINE void store_block(fk_type type, const packed_block *w, vf *to) {
     const int parts = has_half_scales(type) ? 2 : 1;
     UNROLL for (int j = 0; j < 8; j++) to[j] = (vf)w->codes[j];
@@ -268,6 +290,7 @@ INLINE void store_block(fk_type type, const packed_block *w, vf *to) {
         UNROLL for (int i = 0; i < parts; i++) to[8 + parts + i] = w->minimum[i];
 }
 
+/* Takes a decoded block back. */
 INLINE void reload_block(fk_type type, const vf *from, packed_block *w) {
     const int parts = has_half_scales(type) ? 2 : 1;
     UNROLL for (int j = 0; j < 8; j++) w->codes[j] = (vw)from[j];
@@ -276,7 +299,7 @@ INLINE void reload_block(fk_type type, const vf *from, packed_block *w) {
         UNROLL for (int i = 0; i < parts; i++) w->minimum[i] = from[8 + parts + i];
 }
 
-/* As packed_tile, for blocks [first, first + blocks), decoded; to what `out` holds unless `first` is 0. */
+/* packed_tile for blocks [first, first + blocks), which are decoded. Adds to what out holds unless `first` is 0. */
 INLINE void decoded_tile(fk_type type, int tokens, const vf *decoded, size_t first, size_t blocks,
                          const fk_activations *x, size_t t0, float *out, size_t out_stride) {
     vf total[PACKED_TOKENS];
@@ -289,7 +312,7 @@ INLINE void decoded_tile(fk_type type, int tokens, const vf *decoded, size_t fir
     UNROLL for (int t = 0; t < tokens; t++) store(out + t * out_stride, total[t]);
 }
 
-/* For more tokens than fit in a tile: every block is decoded once. */
+/* The products of one group and more tokens than fit in a tile: every block is decoded once for all of them. */
 INLINE void decoded_group(fk_type type, const uint8_t *group, const fk_activations *x, float *out, size_t out_stride,
                           float *scratch) {
     vf *decoded = (vf *)aligned(scratch);
@@ -326,6 +349,7 @@ INLINE void decoded_group(fk_type type, const uint8_t *group, const fk_activatio
     }
 }
 
+/* The products of one group and any number of tokens. */
 INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activations *x, float *out, size_t out_stride,
                          float *scratch) {
     if (x->tokens > PACKED_TOKENS) {
@@ -347,20 +371,20 @@ INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activation
     }
 }
 
-/* Groups that one token's product passes through side by side, a block of each in turn, and how many blocks ahead each is
- * fetched: memory gives several sequential streams half as much again as one. Super-blocks are long, so that less will do.
- * As measured; see docs/speed.md. */
+/* The most groups that one token's product passes through side by side, a block of each in turn, and how many blocks ahead
+ * each is fetched. Memory delivers several sequential streams half as fast again as one. Super-blocks are long, so that fewer
+ * streams and one block ahead suffice. docs/speed.md has the measurements. */
 #define STREAMS 6
 #define AHEAD 4
 
 INLINE size_t streams_of(fk_type type) { return block_len(type) == FK_SUPER ? 3 : STREAMS; }
 
-/* Fetches `bytes` (a constant) from p on. */
+/* Asks for `bytes` (a constant) from p on to be brought into the cache. */
 INLINE void fetch(const uint8_t *p, size_t bytes) {
     UNROLL for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
 }
 
-/* out[g][0 .. FK_GROUP) for `count` <= STREAMS groups and one token. */
+/* out[g][0 .. FK_GROUP) = the products of `count` <= STREAMS groups and one token. */
 INLINE void packed_streams(fk_type type, int count, const uint8_t *const *groups, const fk_activations *x,
                            float *const *out) {
     vf total[STREAMS][GROUP_VECTORS] = {0};
@@ -385,29 +409,30 @@ INLINE void packed_streams(fk_type type, int count, const uint8_t *const *groups
 
 typedef void streams_function(int count, const uint8_t *const *groups, const fk_activations *x, float *const *out);
 
-/* At most `most` streams, and more than half as many, that all have as many groups, so that no few are left over; `most` where
- * there is no such number. */
+/* The number of streams for `count` groups: the greatest that divides count, at most `most` and more than half of it, so that
+ * no groups are left over; `most` if there is none. */
 INLINE size_t even_streams(size_t count, size_t most) {
     for (size_t streams = most; 2 * streams > most; streams--)
         if (count % streams == 0) return streams;
     return most;
 }
 
-/* A group of some parts, as if these were one matrix. */
+/* A group of several parts that are walked through as if they were one matrix. */
 typedef struct place {
     const fk_rows *part;
     size_t group;
 } place;
 
+/* Groups of a part; rows that are left over are native. */
 static size_t whole_groups(const fk_rows *part) { return (part->end - part->begin) / FK_GROUP; }
 
-/* Moves `by` groups on; a place behind the last of all must not be looked at. */
+/* The place `by` groups further on. Behind the last group there is a place too, but nothing at it. */
 static place move_on(place p, size_t by, const fk_rows *end) {
     for (p.group += by; p.part < end && p.group >= whole_groups(p.part); p.part++) p.group -= whole_groups(p.part);
     return p;
 }
 
-/* Calls `multiply` for the groups at some places, and moves these on. */
+/* Calls `multiply` for the groups at `count` places, and moves each place on by one. */
 static void multiply_at(streams_function *multiply, place *places, size_t count, const fk_rows *end,
                         const fk_activations *x) {
     const uint8_t *groups[STREAMS];
@@ -422,8 +447,8 @@ static void multiply_at(streams_function *multiply, place *places, size_t count,
     if (count > 0) multiply((int)count, groups, x, out);
 }
 
-/* Calls `multiply` for all groups of parts [parts, end), packed and of one type, some of them at a time that lie as far apart
- * as can be, `most` or fewer. */
+/* Calls `multiply` for all groups of parts [parts, end), which are packed and of one type: for `most` groups at a time or
+ * fewer, which lie as far from one another as they can. */
 static void in_streams(streams_function *multiply, size_t most, const fk_rows *parts, const fk_rows *end,
                        const fk_activations *x) {
     size_t count = 0;
@@ -437,7 +462,7 @@ static void in_streams(streams_function *multiply, size_t most, const fk_rows *p
     multiply_at(multiply, places, rest, end, x);
 }
 
-/* Two functions a type, so that each is compiled by itself: for one token, and for one group and any number of tokens. */
+/* Two functions for each type, with the type as a constant: packed_streams, and packed_group. */
 #define PACKED(TYPE, ...)                                                                                             \
     static __attribute__((noinline)) void streams_##TYPE(int count, const uint8_t *const *groups,                    \
                                                          const fk_activations *x, float *const *out) {               \
@@ -467,7 +492,7 @@ static packed_functions packed_functions_for(fk_type type) {
     }
 }
 
-/* Rows [begin, end), both multiples of FK_GROUP, for several tokens. */
+/* Products of packed rows [begin, end), both multiples of FK_GROUP, and several tokens. */
 static void packed_rows(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                         size_t out_stride, float *scratch) {
     packed_function *multiply = packed_functions_for(w->type).group;

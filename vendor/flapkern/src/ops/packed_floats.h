@@ -8,30 +8,31 @@ INLINE vf load_column(fk_type type, const uint8_t *group, size_t column, int v) 
 /* Columns whose products are summed apart from one another, so that no addition waits for the one before. */
 #define FLOAT_CHAINS 4
 
-/* out[t][0 .. FK_GROUP) for one group and `tokens` tokens (a constant) from x on. */
-INLINE void packed_float_tile(fk_type type, int tokens, const uint8_t *group, const float *x, size_t cols, float *out,
-                              size_t out_stride) {
-    const int chains = tokens == 1 ? FLOAT_CHAINS : 1;
-    vf total[PACKED_TOKENS][GROUP_VECTORS][FLOAT_CHAINS];
+/* Tokens whose sums fit in registers beside one another. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define FLOAT_TOKENS 4
+#else
+#define FLOAT_TOKENS 2
+#endif
+
+/* sums[t] = the products of `tokens` tokens (a constant) with columns [begin, end) of vector v of a group. */
+INLINE void sum_columns(fk_type type, int tokens, const uint8_t *group, int v, const float *x, size_t stride, size_t begin,
+                        size_t end, vf *sums) {
+    vf total[FLOAT_TOKENS][FLOAT_CHAINS];
     UNROLL for (int t = 0; t < tokens; t++)
-        UNROLL for (int v = 0; v < GROUP_VECTORS; v++)
-            UNROLL for (int c = 0; c < chains; c++) total[t][v][c] = (vf){0};
-    size_t k = 0;
-    for (; k + chains <= cols; k += chains)
-        UNROLL for (int c = 0; c < chains; c++)
-            UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
-                vf column = load_column(type, group, k + c, v);
-                UNROLL for (int t = 0; t < tokens; t++) total[t][v][c] += column * x[t * cols + k + c];
-            }
-    for (; k < cols; k++)
-        UNROLL for (int v = 0; v < GROUP_VECTORS; v++)
-            UNROLL for (int t = 0; t < tokens; t++) total[t][v][0] += load_column(type, group, k, v) * x[t * cols + k];
-    UNROLL for (int t = 0; t < tokens; t++)
-        UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
-            vf sum = total[t][v][0];
-            UNROLL for (int c = 1; c < chains; c++) sum += total[t][v][c];
-            store(out + t * out_stride + v * FK_LANES, sum);
+        UNROLL for (int c = 0; c < FLOAT_CHAINS; c++) total[t][c] = (vf){0};
+    size_t k = begin;
+    for (; k + FLOAT_CHAINS <= end; k += FLOAT_CHAINS)
+        UNROLL for (int c = 0; c < FLOAT_CHAINS; c++) {
+            const vf column = load_column(type, group, k + c, v);
+            UNROLL for (int t = 0; t < tokens; t++) total[t][c] += column * x[t * stride + k + c];
         }
+    for (; k < end; k++)
+        UNROLL for (int t = 0; t < tokens; t++) total[t][0] += load_column(type, group, k, v) * x[t * stride + k];
+    UNROLL for (int t = 0; t < tokens; t++) {
+        sums[t] = total[t][0];
+        UNROLL for (int c = 1; c < FLOAT_CHAINS; c++) sums[t] += total[t][c];
+    }
 }
 
 /* Columns of one group before the next one's turn. */
@@ -55,13 +56,15 @@ INLINE void packed_float_streams(fk_type type, int count, const uint8_t *const *
             memcpy(total[g], sum, sizeof sum);
         }
     for (int g = 0; g < count; g++) {
-        float *to = out[g];
-        const size_t rest = x->cols - k;
-        if (rest > 0) packed_float_tile(type, 1, groups[g] + k * column_bytes, x->values + k, rest, to, 0);
+        const size_t whole = k;
         UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
-            vf sum = total[g][v][0];
+            vf sum = total[g][v][0], rest;
             UNROLL for (int c = 1; c < FLOAT_CHAINS; c++) sum += total[g][v][c];
-            store(to + v * FK_LANES, rest > 0 ? load(to + v * FK_LANES) + sum : sum);
+            if (whole < x->cols) {
+                sum_columns(type, 1, groups[g], v, x->values, 0, whole, x->cols, &rest);
+                sum += rest;
+            }
+            store(out[g] + v * FK_LANES, sum);
         }
     }
 }
@@ -74,22 +77,35 @@ INLINE void packed_float_streams(fk_type type, int count, const uint8_t *const *
 FK_FLOAT_TYPES(PACKED)
 #undef PACKED
 
+/* out[t][0 .. FK_GROUP) for one group and `tokens` tokens (a constant) from x on, summed as packed_float_streams sums one. */
+INLINE void packed_float_tile(fk_type type, int tokens, const uint8_t *group, const float *x, size_t cols, float *out,
+                              size_t out_stride) {
+    const size_t whole = cols / FLOAT_STEP * FLOAT_STEP;
+    for (int v = 0; v < GROUP_VECTORS; v++) {
+        vf sums[FLOAT_TOKENS], rest[FLOAT_TOKENS];
+        sum_columns(type, tokens, group, v, x, cols, 0, whole, sums);
+        if (whole < cols) {
+            sum_columns(type, tokens, group, v, x, cols, whole, cols, rest);
+            UNROLL for (int t = 0; t < tokens; t++) sums[t] += rest[t];
+        }
+        UNROLL for (int t = 0; t < tokens; t++) store(out + t * out_stride + v * FK_LANES, sums[t]);
+    }
+}
+
 INLINE void packed_float_rows(fk_type type, const fk_weights *w, size_t begin, size_t end, const fk_activations *x,
                               float *out, size_t out_stride) {
     for (size_t row = begin; row < end; row += FK_GROUP) {
         const uint8_t *group = w->data + row * w->row_bytes;
         size_t t = 0;
-#if PACKED_TOKENS > 1
-        for (; t + PACKED_TOKENS <= x->tokens; t += PACKED_TOKENS)
-            packed_float_tile(type, PACKED_TOKENS, group, x->values + t * x->cols, x->cols, out + t * out_stride + row,
+        for (; t + FLOAT_TOKENS <= x->tokens; t += FLOAT_TOKENS)
+            packed_float_tile(type, FLOAT_TOKENS, group, x->values + t * x->cols, x->cols, out + t * out_stride + row,
                               out_stride);
-#endif
         for (; t < x->tokens; t++)
             packed_float_tile(type, 1, group, x->values + t * x->cols, x->cols, out + t * out_stride + row, out_stride);
     }
 }
 
-/* Rows [begin, end), both multiples of FK_GROUP, for several tokens. */
+/* Rows [begin, end), both multiples of FK_GROUP, for several generated tokens. */
 static void packed_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                           size_t out_stride) {
     switch (w->type) {

@@ -7,9 +7,11 @@
 /* Rows of a panel. */
 #define GEMM_ROWS (GEMM_VECTORS * FK_LANES)
 
+/* The most columns of a panel. */
 #define GEMM_DEPTH 512
 
-/* acc[t][v] += sum over k of x[t * x_stride + k] * panel[k][v]; out is loaded first unless `fresh`. */
+/* out[t][v] (+)= sum over k < depth of x[t * x_stride + k] * panel[k][v] for a number of tokens that is a constant. Adds to
+ * what out holds unless `fresh`. */
 INLINE void gemm_tile(int tokens, const float *x, size_t x_stride, const float *panel, size_t depth, int fresh,
                       float *out, size_t out_stride) {
     vf acc[GEMM_TOKENS][GEMM_VECTORS];
@@ -28,6 +30,7 @@ INLINE void gemm_tile(int tokens, const float *x, size_t x_stride, const float *
         UNROLL for (int v = 0; v < GEMM_VECTORS; v++) store(out + t * out_stride + v * FK_LANES, acc[t][v]);
 }
 
+/* gemm_tile for a number of tokens that is not a constant. */
 static void gemm_tile_any(size_t tokens, const float *x, size_t x_stride, const float *panel, size_t depth, int fresh,
                           float *out, size_t out_stride) {
     switch (tokens) {
@@ -46,8 +49,8 @@ static void gemm_tile_any(size_t tokens, const float *x, size_t x_stride, const 
     }
 }
 
-/* All tokens by one panel; `rows` of its rows are real. Where the panel is wider than the output a block of scratch
- * [GEMM_TOKENS, GEMM_ROWS] stands in for it. */
+/* The products of all tokens and one panel, of which the first `rows` rows exist. If these are not all, sums go through
+ * `block`, scratch [GEMM_TOKENS, GEMM_ROWS], since the output has no room for a whole panel's. */
 static void gemm_panel(size_t tokens, const float *x, size_t x_stride, const float *panel, size_t depth, int fresh,
                        size_t rows, float *out, size_t out_stride, float *block) {
     for (size_t t = 0; t < tokens; t += GEMM_TOKENS) {
@@ -66,7 +69,7 @@ static void gemm_panel(size_t tokens, const float *x, size_t x_stride, const flo
     }
 }
 
-/* Columns [k, k + depth) of rows [row, row + GEMM_ROWS) of packed floats, all in groups, as a panel. */
+/* A panel of columns [k, k + depth) of rows [row, row + GEMM_ROWS) of packed floats, all of which lie in groups. */
 INLINE void panel_of_floats(fk_type type, const fk_weights *w, size_t row, size_t k, size_t depth, float *panel) {
     UNROLL for (int v = 0; v < GEMM_VECTORS; v++) {
         const size_t at = row + v * FK_LANES;
@@ -76,8 +79,8 @@ INLINE void panel_of_floats(fk_type type, const fk_weights *w, size_t row, size_
     }
 }
 
-/* Writes rows [row, row + count) of columns [k, k + depth), decoded, into panel [depth, GEMM_ROWS]; missing rows are 0.
- * Packed rows are plain floats, and fill groups. */
+/* Decodes columns [k, k + depth) of rows [row, row + count) to panel [depth, GEMM_ROWS], in which missing rows become 0.
+ * Packed weights must be plain floats here, and their rows lie in groups. `line` is scratch [depth]. */
 static void decode_panel(const fk_weights *w, size_t row, size_t count, size_t k, size_t depth, float *panel,
                          float *line) {
     if (w->layout == FK_LAYOUT_PACKED && count == GEMM_ROWS) {
@@ -105,8 +108,10 @@ static void decode_panel(const fk_weights *w, size_t row, size_t count, size_t k
         for (size_t i = 0; i < depth; i++) panel[i * GEMM_ROWS + r] = 0;
 }
 
+/* Floats of scratch that gemm needs: a panel, a line and a block. */
 #define GEMM_SCRATCH (GEMM_DEPTH * GEMM_ROWS + GEMM_DEPTH + GEMM_TOKENS * GEMM_ROWS)
 
+/* Products of rows [row_begin, row_end) and all tokens; packed rows are plain floats in groups. */
 static void gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                  size_t out_stride, float *scratch) {
     float *panel = scratch, *line = panel + GEMM_DEPTH * GEMM_ROWS, *block = line + GEMM_DEPTH;

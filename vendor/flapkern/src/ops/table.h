@@ -1,19 +1,7 @@
-/* The kernels that are the same for every instruction set but for the width of a vector. An instruction set's file
- * defines, in this order:
- *
- *   FK_LANES                           floats per vector; then includes lanes.h
- *   GEMM_TOKENS, GEMM_VECTORS          the GEMM tile: tokens by vectors of weight rows
- *   load_half, store_half              FK_LANES half-precision values from and to memory
- *   dot_q8_0, dot_q4_0, dot_q4_1       one native row times one token's quantised activations
- *   vw                                 a vector of 4 FK_LANES bytes
- *   SIGNED_OFFSET                      128 if dot_signed takes codes + 128 as unsigned bytes, 0 if codes as they are
- *   dot_unsigned, dot_signed           for FK_LANES packed rows: adds 4 or 8 vectors of codes times 16 or 32 activations
- *   look_up                            codes of 4 bits to the entries of a table of 16
- *   PACKED_TOKENS                      tokens of a tile of packed rows
- *   FK_TABLE, FK_NAME                  the table's symbol and name
- *
- * and includes this file. */
+/* The table of one instruction set's kernels, from operations whose source is the same for all. An instruction set's file in
+ * arch/ includes this last. */
 #include "flapkern.h"
+#include "../arch/contract.h"
 #include "../formats.h"
 #include "../half.h"
 

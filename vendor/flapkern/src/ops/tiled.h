@@ -1,4 +1,4 @@
-/* GEMM in bfloat16, with AMX or with AVX-512's dot products of pairs. Included by table.h.
+/* Products of many tokens in bfloat16, with AMX or with AVX-512's dot products of pairs. Included by table.h.
  *
  * Both sides come in tiles of 16 by 32 values, 1 KiB: of activations 16 tokens by 32 columns; of weights 32 columns by 16
  * rows, pairs of columns together, [16 pairs, 16 rows, 2] (the layout of TDPBF16PS: Intel's Instruction Set Extensions
@@ -7,25 +7,27 @@
 
 #define TILE_PAIRS (FK_TILE_COLS / 2)
 
-/* Rows and columns that are decoded together: 192 KiB of tiles, for the second cache. All of them are multiplied by 32
- * tokens, two groups of rows at a time, before the next tokens' turn, so that activations come from afar only once. */
+/* Rows and columns that are decoded together: 192 KiB of tiles, which fit the second-level cache. All of them are multiplied
+ * with 32 tokens, two groups of rows at a time, before the next 32, so that activations are read from memory only once. */
 #define TILED_ROWS 128
 #define TILED_DEPTH 768
 
-/* Types that lose nothing that matters in bfloat16. Without AMX 8-bit products are faster for packed codes. */
-static int wants_tiles(const fk_weights *w, size_t tokens) {
+/* Whether tokens of prompts are multiplied in bfloat16: with AMX by all types but F32, which would lose by it; without AMX only
+ * by 16-bit floats, since 8-bit products are faster for packed codes. */
+static int wants_tiles(const fk_weights *w) {
 #if FK_AMX
-    return tokens >= FK_TILE_TOKENS && w->type != FK_TYPE_F32;
+    return w->type != FK_TYPE_F32;
 #else
-    return tokens >= 8 && (w->type == FK_TYPE_F16 || w->type == FK_TYPE_BF16);
+    return w->type == FK_TYPE_F16 || w->type == FK_TYPE_BF16;
 #endif
 }
 
 /* ---- activations ---- */
 
-/* 32 values, the first 16 from `low`, to nearest even. */
+/* 32 values rounded to nearest even, the first 16 from `low`. */
 INLINE __m512i to_bfloats(vf low, vf high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
 
+/* The first n values at p, at most FK_LANES, and zeros. */
 INLINE vf load_masked(const float *p, size_t n) {
     return (vf)_mm512_maskz_loadu_ps(n >= FK_LANES ? 0xffff : (__mmask16)((1u << n) - 1), p);
 }
@@ -50,7 +52,7 @@ static void fill_tiles(const float *x, size_t tokens, size_t cols, uint16_t *til
 
 /* ---- weights ---- */
 
-/* Two columns of 16 rows, the two of a row side by side. */
+/* Two columns of 16 rows in bfloat16, the two values of a row side by side. */
 INLINE __m512i pairs_of(vf even, vf odd) {
     const __m512i together = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                               21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -74,6 +76,7 @@ INLINE void tile_of_block(fk_type type, const packed_block *w, uint16_t *tile) {
     }
 }
 
+/* The tiles of `depth` columns of a packed group. */
 INLINE void tiles_of_group(fk_type type, const uint8_t *group, size_t depth, uint16_t *tiles) {
     for (size_t k = 0; k < depth; group += FK_GROUP * block_bytes(type)) {
         if (block_len(type) == FK_SUPER) {
@@ -90,7 +93,7 @@ INLINE void tiles_of_group(fk_type type, const uint8_t *group, size_t depth, uin
     }
 }
 
-/* One function a type, so that each is compiled by itself. */
+/* One function for each type, with the type as a constant. */
 #define TILES(TYPE, ...)                                                                                    \
     static __attribute__((noinline)) void tiles_##TYPE(const uint8_t *group, size_t depth, uint16_t *tiles) { \
         tiles_of_group(FK_TYPE_##TYPE, group, depth, tiles);                                                \
@@ -98,7 +101,7 @@ INLINE void tiles_of_group(fk_type type, const uint8_t *group, size_t depth, uin
 FK_BLOCK_TYPES(TILES)
 #undef TILES
 
-/* Packed floats; what is missing of the last tile is 0. */
+/* The tiles of `depth` columns of a group of packed floats; what is missing of the last tile is 0. */
 INLINE void tiles_of_floats(fk_type type, const uint8_t *group, size_t depth, uint16_t *tiles) {
     size_t k = 0;
     for (; k + 2 <= depth; k += 2, tiles += 2 * FK_GROUP)
@@ -122,7 +125,7 @@ static void tiles_of_packed(fk_type type, const uint8_t *group, size_t depth, ui
     }
 }
 
-/* Transposes 16 by 16 words of 4 bytes: of rows `from`, `stride` bytes apart, to a tile. */
+/* Transposes 16 by 16 words of 4 bytes from rows at `from`, `stride` bytes apart, to a tile. */
 INLINE void transpose_words(const void *from, size_t stride, uint16_t *tile) {
     __m512i a[16], b[16];
     UNROLL for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512((const char *)from + i * stride);
@@ -148,8 +151,8 @@ INLINE void transpose_words(const void *from, size_t stride, uint16_t *tile) {
     }
 }
 
-/* Native rows [row, row + count) of columns [k, k + depth) to tiles; missing rows are 0. `rows` has room for
- * [FK_GROUP, TILED_DEPTH] values, `line` for TILED_DEPTH. */
+/* The tiles of columns [k, k + depth) of native rows [row, row + count), count <= FK_GROUP; missing rows are 0. `rows` and
+ * `line` are scratch [FK_GROUP, TILED_DEPTH] and [TILED_DEPTH]. */
 static void tiles_of_native(const fk_weights *w, size_t row, size_t count, size_t k, size_t depth, uint16_t *tiles,
                             uint16_t *rows, float *line) {
     const size_t skip = k / block_len(w->type) * block_bytes(w->type);
@@ -169,12 +172,12 @@ static void tiles_of_native(const fk_weights *w, size_t row, size_t count, size_
 
 /* ---- products ---- */
 
-/* out [16 a_count, 16 b_count] += a_count tiles of tokens by b_count tiles of rows, over `steps` steps of 32 columns; out is
- * only written where `fresh`. Tiles of one token block lie one after the other, and so do those of one group. */
+/* out [16 a_count, 16 b_count] (+)= a_count tiles of tokens by b_count tiles of rows, over `steps` steps of 32 columns. Adds to
+ * what out holds unless `fresh`. Tiles of one block of tokens lie one after the other, and so do those of one group. */
 #if FK_AMX
-/* Tiles 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights, all of 16 rows of 64 bytes. The compiler must neither drop
- * the stores to the configuration, of which it takes only 8 bytes to be read (GCC 12), nor move stores to what tiles are
- * loaded from. */
+/* Tile registers 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights, each 16 rows of 64 bytes. Barriers keep the compiler
+ * from moving stores past the instructions that load tiles from there, and from dropping stores to the configuration, of which
+ * GCC 12 believes that only 8 bytes are read. */
 INLINE void compiler_barrier(void) { __asm__ volatile("" : : : "memory"); }
 
 static void begin_tiles(void) {
@@ -210,7 +213,7 @@ INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a
         if (a_count > 1 && b_count > 1) _tile_loadd(3, low + 16, pitch);
     }
     for (size_t s = 0; s < steps; s++, a += FK_TILE, b += FK_TILE) {
-        /* The activations stay in the first cache for several groups of rows; weights come from the second. */
+        /* Activations stay in the first-level cache for several groups of rows; weights come from the second. */
         for (int i = 0; i < b_count; i++) fetch((const uint8_t *)(b + i * b_stride + FK_TILE), FK_TILE * sizeof *b);
         _tile_loadd(4, a, 64);
         _tile_loadd(6, b, 64);
@@ -236,6 +239,7 @@ static void begin_tiles(void) {}
 
 static void end_tiles(void) {}
 
+/* Tokens whose sums stay in registers. */
 #define PAIR_TOKENS 8
 
 INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a_stride, const uint16_t *b,
@@ -265,6 +269,7 @@ INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a
 }
 #endif
 
+/* multiply_tiles for counts that are not constants. */
 static void multiply_any_tiles(int a_count, int b_count, const uint16_t *a, size_t a_stride, const uint16_t *b,
                                size_t b_stride, size_t steps, int fresh, float *out, size_t out_stride) {
     if (a_count > 1 && b_count > 1)
@@ -277,9 +282,10 @@ static void multiply_any_tiles(int a_count, int b_count, const uint16_t *a, size
         multiply_tiles(1, 1, a, a_stride, b, b_stride, steps, fresh, out, out_stride);
 }
 
+/* Rows of scratch for sums at the edge of the output. */
 #define EDGE_ROWS (2 * FK_GROUP)
 
-/* Scratch: the weights' tiles, 2 by 2 sums for edges, the rows and the line of tiles_of_native, and room to align. */
+/* Floats of scratch: the weights' tiles, 2 by 2 tiles of sums for edges, rows and line of tiles_of_native, room to align. */
 #define TILED_SCRATCH \
     (TILED_ROWS * TILED_DEPTH / 2 + EDGE_ROWS * 2 * FK_TILE_TOKENS + FK_GROUP * TILED_DEPTH / 2 + TILED_DEPTH + 16)
 

@@ -17,7 +17,7 @@ static attend_shape shape_of_attention(size_t queries, size_t head_dim) {
                           (head_dim + 15) / 16};
 }
 
-/* ATTEND_TILE positions are so many tiles of 16, and of 32. */
+/* Tiles of 16 positions, and steps of 32 positions, of ATTEND_TILE positions. */
 #define POSITION_TILES (ATTEND_TILE / 16)
 #define POSITION_STEPS (ATTEND_TILE / FK_TILE_COLS)
 
@@ -33,7 +33,7 @@ static size_t tiled_attend_scratch(size_t queries, size_t head_dim) {
            + s.query_tiles * 3 * QUERY_TILE + 16;          /* peaks, sums, visible positions; alignment */
 }
 
-/* Values d to d + 15 of a row of the cache that has `dim` of them, the rest 0; any number of rows beyond is 0 too. */
+/* Values d to d + 15 of a row of the cache that has `dim` values; those beyond are 0. A row that does not exist has dim 0. */
 INLINE vf load_cached(fk_type type, const uint8_t *row, size_t d, size_t dim) {
     if (d >= dim) return (vf){0};
     if (type == FK_TYPE_F16) {
@@ -43,7 +43,7 @@ INLINE vf load_cached(fk_type type, const uint8_t *row, size_t d, size_t dim) {
     return load_kv(type, row, d);
 }
 
-/* Queries [QUERY_TILE, dim] to second factors: [key_steps, 16 pairs of values, QUERY_TILE, 2]. */
+/* Brings queries [count, dim] into tiles of second factors: [key_steps, 16 pairs of values, QUERY_TILE, 2]. */
 static void tile_queries(const float *q, size_t count, size_t dim, size_t steps, uint16_t *tiles, uint16_t *rows) {
     for (size_t s = 0; s < steps; s++, tiles += FK_TILE) {
         const size_t n = dim - s * FK_TILE_COLS;
@@ -59,25 +59,27 @@ static void tile_queries(const float *q, size_t count, size_t dim, size_t steps,
     }
 }
 
-/* Keys of `count` positions from `first` on to first factors: [POSITION_TILES, key_steps, 16 positions, 32 values]. */
-INLINE void tile_keys(fk_type type, const fk_kv_head *kv, size_t first, size_t count, size_t steps, uint16_t *tiles) {
+/* Brings the keys of the first `count` positions of a block into tiles of first factors: [POSITION_TILES, key_steps,
+ * 16 positions, 32 values]. */
+INLINE void tile_keys(fk_type type, const fk_kv_head *kv, size_t block, size_t count, size_t steps, uint16_t *tiles) {
     for (size_t p = 0; p < ATTEND_TILE; p++)
         for (size_t s = 0; s < steps; s++) {
-            const uint8_t *row = kv->keys + (first + p) * kv->row_bytes;
+            const uint8_t *row = block_keys(kv, block) + p * kv->row_bytes;
             const size_t d = s * FK_TILE_COLS, dim = p < count ? kv->head_dim : 0;
             _mm512_store_si512(tiles + (p / 16 * steps + s) * FK_TILE + p % 16 * FK_TILE_COLS,
                                to_bfloats(load_cached(type, row, d, dim), load_cached(type, row, d + 16, dim)));
         }
 }
 
-/* Values of `count` positions from `first` on to first factors: [value_tiles, POSITION_STEPS, 16 values, 32 positions]. */
-INLINE void tile_values(fk_type type, const fk_kv_head *kv, size_t first, size_t count, size_t value_tiles,
+/* Brings the values of the first `count` positions of a block into tiles of first factors: [value_tiles, POSITION_STEPS,
+ * 16 values, 32 positions]. */
+INLINE void tile_values(fk_type type, const fk_kv_head *kv, size_t block, size_t count, size_t value_tiles,
                         uint16_t *tiles, uint16_t *pairs) {
     for (size_t d = 0; d < value_tiles; d++)
         for (size_t s = 0; s < POSITION_STEPS; s++, tiles += FK_TILE) {
             for (size_t pair = 0; pair < TILE_PAIRS; pair++) {
                 const size_t p = s * FK_TILE_COLS + 2 * pair;
-                const uint8_t *row = kv->values + (first + p) * kv->row_bytes;
+                const uint8_t *row = block_values(kv, block) + p * kv->row_bytes;
                 store_pairs(pairs + 32 * pair, load_cached(type, row, 16 * d, p < count ? kv->head_dim : 0),
                             load_cached(type, row + kv->row_bytes, 16 * d, p + 1 < count ? kv->head_dim : 0));
             }
@@ -85,7 +87,7 @@ INLINE void tile_values(fk_type type, const fk_kv_head *kv, size_t first, size_t
         }
 }
 
-/* 2^x to 4e-5 of its size, which is far below a step of bfloat16; 0 below 2^-126. NaN stays NaN. */
+/* 2^x with an error of 4e-5 of its size, which is far below a step of bfloat16; 0 below 2^-126. NaN stays NaN. */
 INLINE vf rough_exp2(vf x) {
     __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-140), (__m512)x);
     __m512 n = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -98,7 +100,7 @@ INLINE vf rough_exp2(vf x) {
     return (vf)_mm512_scalef_ps((__m512)p, n);
 }
 
-/* scores [positions, QUERY_TILE] of the first `tiles` tiles of keys. */
+/* scores [ATTEND_TILE, QUERY_TILE] = the products of the first `tiles` tiles of keys and a tile of queries; the rest is 0. */
 static void tile_scores(const uint16_t *keys, const uint16_t *queries, size_t steps, int tiles, float *scores) {
     compiler_barrier();
     _tile_zero(0);
@@ -129,7 +131,8 @@ static void tile_scores(const uint16_t *keys, const uint16_t *queries, size_t st
     compiler_barrier();
 }
 
-/* total [16 value_tiles, QUERY_TILE] += values times weights, over the first `steps` steps of 32 positions. */
+/* total [16 value_tiles, QUERY_TILE] (+)= values times weights, over the first `steps` steps of 32 positions. Adds to what
+ * total holds unless `fresh`. */
 static void tile_output(const uint16_t *values, const uint16_t *weights, size_t value_tiles, size_t steps, int fresh,
                         float *total) {
     compiler_barrier();
@@ -151,13 +154,14 @@ static void tile_output(const uint16_t *values, const uint16_t *weights, size_t 
     compiler_barrier();
 }
 
-/* Lanes whose query sees position p. */
+/* The lanes whose query sees position p: all of them if `whole`. */
 INLINE __mmask16 sees(vi visible, int p, int whole) {
     return whole ? 0xffff : _mm512_cmpgt_epi32_mask((__m512i)visible, _mm512_set1_epi32(p));
 }
 
-/* One tile of scores into weights for the values: raises the lanes' peaks, adds to their sums, and returns by how much what
- * they summed before shrinks. `visible` counts from the tile's first position; `whole` if every lane sees every position. */
+/* Turns one tile of scores into weights for the values, raises the lanes' peaks and adds to their sums. Returns the factor by
+ * which what they summed before shrinks. `visible` counts from the tile's first position; `whole` says that every lane sees
+ * every position. */
 INLINE vf tile_softmax(const float *scores, int positions, vi visible, int whole, float scale, vf *peaks, vf *sums,
                        uint16_t *weights) {
     const __m512 none = _mm512_set1_ps(-INFINITY);
@@ -173,7 +177,7 @@ INLINE vf tile_softmax(const float *scores, int positions, vi visible, int whole
             e[i] = rough_exp2((vf)_mm512_load_ps(scores + 16 * (p + i)) * scale - offset);
             e[i] = (vf)_mm512_maskz_mov_ps(sees(visible, p + i, whole), (__m512)e[i]);
         }
-        /* What is summed is what the values are weighed by: after rounding. */
+        /* Sums are of the rounded weights, since these are what the values are multiplied with. */
         __m512i two = pairs_of(e[0], e[1]);
         _mm512_store_si512(weights + 16 * p, two);
         sum = (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)two, (__m512bh)ones);
@@ -183,6 +187,7 @@ INLINE vf tile_softmax(const float *scores, int positions, vi visible, int whole
     return shrink;
 }
 
+/* attend for QUERY_TILE queries and more. */
 static void attend_in_tiles(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
                             float *out, float *log_sums, float *scratch) {
     const size_t dim = kv->head_dim;
@@ -213,17 +218,17 @@ static void attend_in_tiles(const float *q, size_t queries, const size_t *visibl
         }
     }
 
-    /* Powers of 2 instead of e. */
+    /* Scores for powers of 2 instead of e. */
     scale *= 1.44269504f;
     begin_tiles();
     for (size_t from = 0; from < last; from += ATTEND_TILE) {
         const size_t positions = last - from < ATTEND_TILE ? last - from : ATTEND_TILE;
         if (kv->type == FK_TYPE_Q8_0) {
-            tile_keys(FK_TYPE_Q8_0, kv, from, positions, steps, keys);
-            tile_values(FK_TYPE_Q8_0, kv, from, positions, value_tiles, values, turning);
+            tile_keys(FK_TYPE_Q8_0, kv, from / ATTEND_TILE, positions, steps, keys);
+            tile_values(FK_TYPE_Q8_0, kv, from / ATTEND_TILE, positions, value_tiles, values, turning);
         } else {
-            tile_keys(FK_TYPE_F16, kv, from, positions, steps, keys);
-            tile_values(FK_TYPE_F16, kv, from, positions, value_tiles, values, turning);
+            tile_keys(FK_TYPE_F16, kv, from / ATTEND_TILE, positions, steps, keys);
+            tile_values(FK_TYPE_F16, kv, from / ATTEND_TILE, positions, value_tiles, values, turning);
         }
         for (size_t tile = 0; tile < shape.query_tiles; tile++) {
             const vi seen = sight[tile] - (int32_t)from;
@@ -235,7 +240,8 @@ static void attend_in_tiles(const float *q, size_t queries, const size_t *visibl
             tile_scores(keys, query_tiles + tile * steps * FK_TILE, steps, tiles, scores);
             const vf shrink = least >= ATTEND_TILE
                                   ? tile_softmax(scores, ATTEND_TILE, seen, 1, scale, peaks + tile, sums + tile, weights)
-                                  : tile_softmax(scores, used * FK_TILE_COLS, seen, 0, scale, peaks + tile, sums + tile, weights);
+                                  : tile_softmax(scores, used * FK_TILE_COLS, seen, 0, scale, peaks + tile, sums + tile,
+                                                 weights);
             if (from > 0 && _mm512_cmpneq_ps_mask((__m512)shrink, _mm512_set1_ps(1)) != 0)
                 for (size_t d = 0; d < 16 * value_tiles; d++) store(so_far + 16 * d, load(so_far + 16 * d) * shrink);
             tile_output(values, weights, value_tiles, used, from == 0, so_far);

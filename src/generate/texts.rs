@@ -1,13 +1,14 @@
 //! Many texts at once, of what the model itself finds likely.
 
-use std::sync::Mutex;
+use std::ops::Range;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::{GenerateError, Sampler, SamplerConfig};
-use crate::kernels::Runtime;
-use crate::model::{KvCache, Model, Scratch, Unobserved};
+use crate::kernels::{KV_BLOCK, Phase, Runtime};
+use crate::model::{Batch, CacheType, KvCache, KvPool, Model, Scratch, Unobserved};
+use crate::progress::{Progress, report};
 
 /// Texts that go through the model together at most: with more, reading the weights no longer counts.
 const AT_ONCE: usize = 64;
@@ -37,7 +38,7 @@ impl Texts<'_> {
     /// `progress` is called with the number of tokens done and their total.
     ///
     /// # Errors
-    /// If a token is not in the model's vocabulary; if a logit is not a number.
+    /// If a token is not in the model's vocabulary; if a logit is not a number; if it was cancelled.
     ///
     /// # Panics
     /// If there is no token to begin with.
@@ -45,64 +46,70 @@ impl Texts<'_> {
         &self,
         model: &Model,
         runtime: &Runtime,
-        progress: &mut (dyn FnMut(usize, usize) + Send),
+        progress: &mut Progress,
     ) -> Result<Vec<Vec<u32>>, GenerateError> {
-        let cache = KvCache::new(model, 1).bytes() * self.tokens;
+        let pool = KvPool::new(model, CacheType::F16)?;
+        let cache = pool.block_bytes() * self.tokens.div_ceil(KV_BLOCK);
         let room = CACHES.max(model.bytes() / 2) / cache.max(1);
         let at_once = room.clamp(1, AT_ONCE);
         let mut texts = Vec::with_capacity(self.count);
         while texts.len() < self.count {
             let first = texts.len();
-            let count = at_once.min(self.count - first);
+            let numbers = first..self.count.min(first + at_once);
             let done = first * self.tokens;
             let total = self.count * self.tokens;
             texts.extend(
-                self.write_some(model, runtime, first, count, &mut |tokens| {
-                    progress(done + tokens, total);
+                self.write_some(model, runtime, &pool, numbers, &mut |tokens, _| {
+                    progress(done + tokens, total)
                 })?,
             );
         }
         Ok(texts)
     }
 
-    /// Texts `first` to `first + count`, in step.
+    /// Some of the texts, by their numbers, in step.
     fn write_some(
         &self,
         model: &Model,
         runtime: &Runtime,
-        first: usize,
-        count: usize,
-        progress: &mut (dyn FnMut(usize) + Send),
+        pool: &KvPool,
+        numbers: Range<usize>,
+        progress: &mut Progress,
     ) -> Result<Vec<Vec<u32>>, GenerateError> {
-        let texts: Vec<Mutex<Text>> = (first..first + count)
-            .map(|i| Mutex::new(Text::new(self, i)))
-            .collect();
-        let mut caches: Vec<KvCache> = (0..count)
-            .map(|_| KvCache::new(model, self.tokens))
-            .collect();
+        let count = numbers.len();
+        let mut texts: Vec<Text> = numbers.map(|i| Text::new(self, i)).collect();
+        let mut caches: Vec<KvCache> = (0..count).map(|_| pool.cache(self.tokens)).collect();
         let mut caches: Vec<&mut KvCache> = caches.iter_mut().collect();
-        let (mut scratch, mut logits) = (Scratch::new(), Vec::new());
-        let lock = |i: usize| texts[i].lock().expect("no thread panicked");
+        let (mut batch, mut scratch, mut logits) = (Batch::new(), Scratch::new(), Vec::new());
         for position in 0..self.tokens.saturating_sub(1) {
-            let batch: Vec<u32> = (0..count).map(|i| lock(i).tokens[position]).collect();
+            batch.clear();
+            for (i, text) in texts.iter().enumerate() {
+                batch.add_generated(i, position, text.tokens[position]);
+            }
             runtime.region(|team| -> Result<(), GenerateError> {
-                model.forward_texts(team, &batch, &mut caches, &mut scratch, &mut Unobserved)?;
-                model.logits(team, 0..count, &mut scratch, &mut logits);
-                team.chunks_mut(&mut logits, model.config.vocabulary, |i, logits| {
+                model.forward(
+                    team,
+                    batch.rows(),
+                    &mut caches,
+                    &mut scratch,
+                    &mut Unobserved,
+                )?;
+                model.logits(team, Phase::Decode, 0..count, &mut scratch, &mut logits);
+                let rows = logits.chunks_exact_mut(model.config.vocabulary);
+                let mut rows: Vec<(&mut Text, &mut [f32])> = texts.iter_mut().zip(rows).collect();
+                team.chunks_mut(&mut rows, 1, |_, row| {
+                    let (text, logits) = &mut row[0];
                     let known = self.vocabulary.min(logits.len());
-                    lock(i).go_on(position, &mut logits[..known]);
+                    text.go_on(position, &mut logits[..known]);
                 });
                 Ok(())
             })?;
-            if (0..count).any(|i| lock(i).failed) {
+            if texts.iter().any(|text| text.failed) {
                 return Err(GenerateError::NotANumber { position });
             }
-            progress((position + 2) * count);
+            report(progress, (position + 2) * count, self.tokens * count)?;
         }
-        Ok(texts
-            .into_iter()
-            .map(|t| t.into_inner().expect("no thread panicked").tokens)
-            .collect())
+        Ok(texts.into_iter().map(|text| text.tokens).collect())
     }
 }
 

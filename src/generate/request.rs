@@ -1,0 +1,64 @@
+//! What is asked of a generation, and what comes of it.
+
+use std::time::Duration;
+
+use super::SamplerConfig;
+
+/// What to generate.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The tokens that come first, behind what the sequence has already.
+    pub prompt: Vec<u32>,
+    pub max_tokens: usize,
+    pub sampler: SamplerConfig,
+    /// Texts that end the answer, and are not part of it.
+    pub stop: Vec<String>,
+    /// Go on after the model says that its text has ended.
+    pub ignore_end: bool,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// It has as many tokens as were asked for.
+    Length,
+    /// The model ended its text.
+    EndOfText,
+    StopString,
+    ContextFull,
+}
+
+/// How long things took. The first generated token comes out of the prompt's last position and counts to the prompt.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timings {
+    /// Tokens of the prompt that went through the model.
+    pub prompt_tokens: usize,
+    pub prompt: Duration,
+    /// Forward passes of one token.
+    pub steps: usize,
+    pub generation: Duration,
+}
+
+impl Timings {
+    /// Tokens per second of the prompt.
+    pub fn prompt_speed(&self) -> f64 {
+        per_second(self.prompt_tokens, self.prompt)
+    }
+
+    /// Tokens per second of generation; `None` if there was no step.
+    pub fn generation_speed(&self) -> Option<f64> {
+        (self.steps > 0).then(|| per_second(self.steps, self.generation))
+    }
+}
+
+fn per_second(count: usize, time: Duration) -> f64 {
+    count as f64 / time.as_secs_f64().max(1e-9)
+}
+
+/// What came out of a request.
+#[derive(Debug, Clone)]
+pub struct Generated {
+    pub tokens: Vec<u32>,
+    pub finish: Finish,
+    pub timings: Timings,
+}
