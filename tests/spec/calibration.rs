@@ -9,7 +9,6 @@ use crate::common::synthetic::{Shape, Synthetic, logits_in_batches, runtime};
 use crate::common::{Random, doubles, relative_error};
 use flapjack::generate::{Sampler, SamplerConfig, Texts};
 use flapjack::gguf::{GgufFile, Value};
-use flapjack::model::{KvCache, Scratch, Unobserved};
 use flapjack::prune::{
     Calibration, Effort, Method, Origin, ProfileError, StoredProfile, calibrate, store,
 };
@@ -463,50 +462,6 @@ fn texts_that_are_of_no_use_are_refused_with_the_reason() {
 }
 
 // ---- own text ----
-
-#[test]
-fn many_texts_at_once_go_through_the_model_as_one_by_one() {
-    for layers in [vec![4, 4], vec![4, 0]] {
-        let synthetic = Synthetic::new(Shape {
-            kv_heads: layers.iter().map(|h| h / 2).collect(),
-            heads: layers,
-            ..Shape::default()
-        });
-        let model = synthetic.load();
-        let texts: Vec<Vec<u32>> = (0..5).map(|i| Random::new(i).tokens(12, 50)).collect();
-        for threads in [1, 3] {
-            let runtime = runtime(threads);
-            let mut caches: Vec<KvCache> = texts.iter().map(|_| KvCache::new(&model, 12)).collect();
-            let mut caches: Vec<&mut KvCache> = caches.iter_mut().collect();
-            let mut scratch = Scratch::new();
-            let mut got = vec![Vec::new(); texts.len()];
-            // Some tokens at a time, and one.
-            for stretch in [0..7, 7..8, 8..12] {
-                let batch: Vec<u32> = texts
-                    .iter()
-                    .flat_map(|t| &t[stretch.clone()])
-                    .copied()
-                    .collect();
-                let mut logits = Vec::new();
-                runtime.region(|team| {
-                    model
-                        .forward_texts(team, &batch, &mut caches, &mut scratch, &mut Unobserved)
-                        .unwrap();
-                    model.logits(team, 0..batch.len(), &mut scratch, &mut logits);
-                });
-                let each = stretch.len() * 50;
-                for (got, logits) in got.iter_mut().zip(logits.chunks_exact(each)) {
-                    got.extend_from_slice(logits);
-                }
-            }
-            for (got, text) in got.iter().zip(&texts) {
-                let alone = logits_in_batches(&model, &runtime, text, &[7, 1, 4]);
-                let error = relative_error(got, &doubles(&alone));
-                assert!(error < 1e-4, "relative error {error}");
-            }
-        }
-    }
-}
 
 #[test]
 fn own_texts_are_the_same_for_any_number_of_threads_and_differ_from_each_other() {

@@ -13,6 +13,7 @@ use flapjack::eval::{PerplexityOptions, perplexity};
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
 use flapjack::kernels::{Isa, Kernels, Pool, Runtime};
 use flapjack::model::{Architecture, CacheType, Export, Model};
+use flapjack::progress::ignore;
 use flapjack::prune::{
     self, LayerPlan, LayerRecord, LayerRestoration, Plan, Record, Restore, calibrate, record,
 };
@@ -353,7 +354,7 @@ fn our_perplexity(model: &Model, runtime: &Runtime, tokenizer: &Tokenizer, text:
         cache_type: CacheType::F16,
     };
     let tokens = tokenizer.encode_prompt(text).unwrap();
-    perplexity(model, runtime, &tokens, None, options, &mut |_, _| {})
+    perplexity(model, runtime, &tokens, None, options, &mut ignore)
         .unwrap()
         .perplexity
 }

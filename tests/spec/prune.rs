@@ -10,6 +10,7 @@ use flapjack::eval::{PerplexityOptions, perplexity};
 use flapjack::gguf::GgufFile;
 use flapjack::kernels::{Moments, Team};
 use flapjack::model::{CacheType, Model};
+use flapjack::progress::ignore;
 use flapjack::prune::{
     self, FeatureStats, HeadUnit, LayerPlan, Module, Plan, Profile, PruneError, Restore, Structure,
     calibrate,
@@ -653,7 +654,7 @@ fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
         cache_type: CacheType::F16,
     };
     let measure = |model: &Model| {
-        perplexity(model, &runtime, &text, None, options, &mut |_, _| {})
+        perplexity(model, &runtime, &text, None, options, &mut ignore)
             .unwrap()
             .perplexity
     };
@@ -703,7 +704,7 @@ fn four_bits_cost_little_beside_the_same_pruning_in_half_precision() {
         };
         let tokens = tokenizer.encode(&text).unwrap();
         let measure = |model: &Model| {
-            let result = perplexity(model, &runtime, &tokens, None, options, &mut |_, _| {});
+            let result = perplexity(model, &runtime, &tokens, None, options, &mut ignore);
             result.unwrap().perplexity
         };
         let dense = measure(&model);
