@@ -204,15 +204,15 @@ fn what_depends_on_the_moment_is_not_kept() {
 fn the_youngest_profiles_and_outcomes_are_kept() {
     let workshop = Workshop::new();
     for i in 0..100 {
-        workshop.write(&format!("cache/{i:03}.profile"), "old");
+        workshop.write(&format!("profiles/{i:03}.profile"), "old");
     }
     for i in 0..6 {
-        let path = workshop.write(&format!("cache/large{i}.profile"), "old");
+        let path = workshop.write(&format!("profiles/large{i}.profile"), "old");
         let file = File::options().write(true).open(path).unwrap();
         file.set_len(40 << 20).unwrap();
     }
     for i in 0..30 {
-        workshop.write(&format!("cache/{i}.outcome"), "old");
+        workshop.write(&format!("profiles/{i}.outcome"), "old");
     }
     workshop.prune(&flap());
     let sizes = |extension| -> Vec<u64> {
@@ -232,7 +232,7 @@ fn the_youngest_profiles_and_outcomes_are_kept() {
 #[test]
 fn a_cache_that_cannot_be_written_is_no_error() {
     let workshop = Workshop::new();
-    workshop.write("cache", "a file where the folder should be");
+    workshop.write("profiles", "a file where the folder should be");
     assert_eq!(
         workshop.prune(&flap()).calibration.profile,
         ProfileFrom::Now

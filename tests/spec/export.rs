@@ -354,7 +354,7 @@ fn our_perplexity(model: &Model, runtime: &Runtime, tokenizer: &Tokenizer, text:
         cache_type: CacheType::F16,
     };
     let tokens = tokenizer.encode_prompt(text).unwrap();
-    perplexity(model, runtime, &tokens, None, options, &mut |_, _| {})
+    perplexity(model, runtime, &tokens, None, options, &mut ignore)
         .unwrap()
         .perplexity
 }

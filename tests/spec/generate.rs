@@ -1,12 +1,13 @@
-//! Sampling, stop conditions and sessions.
+//! Sampling, stop conditions and single answers.
 
 use crate::common::Random;
 use crate::common::synthetic::runtime;
 use flapjack::generate::{
-    Finish, GenerateError, Outcome, Request, Sampler, SamplerConfig, Session, StopStrings,
+    Finish, GenerateError, Generated, Generation, Request, Sampler, SamplerConfig, Sequence,
+    StopStrings,
 };
 use flapjack::gguf::GgufFile;
-use flapjack::model::Model;
+use flapjack::model::{KvCache, Model};
 use flapjack::tokenize::Tokenizer;
 
 // ---- the sampler chain ----
@@ -248,15 +249,17 @@ impl Loaded {
         threads: usize,
         context: usize,
         request: &Request,
-    ) -> Result<(String, Outcome), GenerateError> {
+    ) -> Result<(String, Generated), GenerateError> {
         let runtime = runtime(threads);
         let mut text = String::new();
-        let mut session = Session::new(&self.model, &runtime, context);
-        let outcome = session.generate(request, &self.tokenizer, &mut |piece| {
-            text += piece;
-            Ok(())
-        })?;
-        Ok((text, outcome))
+        let mut sequence = Sequence::new(KvCache::new(&self.model, context));
+        let (model, tokenizer) = (&self.model, &self.tokenizer);
+        let mut generation = Generation::new(model, &runtime, tokenizer, &mut sequence, request)?;
+        for piece in &mut generation {
+            text += &piece?;
+        }
+        let generated = generation.generated().expect("it has ended").clone();
+        Ok((text, generated))
     }
 }
 

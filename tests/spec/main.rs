@@ -1,6 +1,7 @@
 //! What flapjack must do, a module for each of its parts, in one program: each program more would link the library again, and
 //! its tests would wait for those of the one before.
 
+mod batches;
 mod bench;
 mod block_formats;
 mod calibration;
@@ -12,7 +13,7 @@ mod generate;
 mod gguf;
 mod hub;
 mod inspect;
-mod kernels;
+// mod kernels;
 mod memory;
 mod model;
 mod outcome;

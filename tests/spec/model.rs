@@ -6,7 +6,7 @@ use crate::common::synthetic::{
 };
 use crate::common::{Random, doubles, relative_error};
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
-use flapjack::model::{KvCache, Model, ModelError, Scratch, Unobserved};
+use flapjack::model::{Batch, KvCache, Model, ModelError, Scratch, Unobserved};
 use flapjack::quant::BlockType;
 
 /// Half-precision keys and values and single-precision sums against double precision throughout.
@@ -268,8 +268,12 @@ fn unknown_tokens_and_a_full_cache_are_errors_and_change_nothing() {
     let mut cache = KvCache::new(&model, 4);
     let mut scratch = Scratch::new();
     let mut feed = |tokens: &[u32]| {
-        let result = runtime
-            .region(|team| model.forward(team, tokens, &mut cache, &mut scratch, &mut Unobserved));
+        let mut batch = Batch::new();
+        batch.add_prompt(0, cache.len(), tokens, 0..0);
+        let sequences = &mut [&mut cache];
+        let result = runtime.region(|team| {
+            model.forward(team, batch.rows(), sequences, &mut scratch, &mut Unobserved)
+        });
         (result, cache.len())
     };
     assert!(matches!(

@@ -1,10 +1,13 @@
 //! Perplexity, by hand on a small model and against llama.cpp on the real one.
 
+use std::ops::ControlFlow;
+
 use crate::common::Random;
 use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
 use flapjack::eval::{PerplexityError, PerplexityOptions, perplexity};
 use flapjack::gguf::GgufFile;
 use flapjack::model::{CacheType, Model};
+use flapjack::progress::ignore;
 use flapjack::tokenize::Tokenizer;
 
 fn options(context: usize, chunks: Option<usize>, all_positions: bool) -> PerplexityOptions {
@@ -68,7 +71,7 @@ fn the_second_half_of_every_chunk_counts_or_every_position_but_the_first() {
             options(4, Some(1000), false),
         ] {
             let result =
-                perplexity(&model, &runtime(2), &tokens, bos, options, &mut |_, _| {}).unwrap();
+                perplexity(&model, &runtime(2), &tokens, bos, options, &mut ignore).unwrap();
             let (expected, stderr, count) = by_hand(&model, &tokens, bos, options);
             assert!(
                 (result.perplexity / expected - 1.0).abs() < 1e-4,
@@ -99,7 +102,10 @@ fn progress_tells_every_chunk() {
         &tokens,
         None,
         options,
-        &mut |p, total| seen.push((p.chunks, total)),
+        &mut |done, total| {
+            seen.push((done, total));
+            ControlFlow::Continue(())
+        },
     )
     .unwrap();
     assert_eq!(seen, [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]);
@@ -117,7 +123,7 @@ fn too_little_text_and_damaged_weights_are_errors() {
             &tokens,
             None,
             options(context, None, false),
-            &mut |_, _| {},
+            &mut ignore,
         )
     };
     assert!(matches!(
@@ -151,7 +157,7 @@ fn the_default_model_is_within_one_percent_of_llama_cpp() {
     let text = std::fs::read_to_string(text).unwrap();
     let tokens = tokenizer.encode_prompt(&text).unwrap();
     let options = options(512, Some(16), false);
-    let result = perplexity(&model, &runtime, &tokens, None, options, &mut |_, _| {}).unwrap();
+    let result = perplexity(&model, &runtime, &tokens, None, options, &mut ignore).unwrap();
     let difference = result.perplexity / LLAMA_CPP - 1.0;
     assert!(
         difference.abs() < 0.01,

@@ -656,7 +656,7 @@ fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
         cache_type: CacheType::F16,
     };
     let measure = |model: &Model| {
-        perplexity(model, &runtime, &text, None, options, &mut |_, _| {})
+        perplexity(model, &runtime, &text, None, options, &mut ignore)
             .unwrap()
             .perplexity
     };
@@ -706,7 +706,7 @@ fn four_bits_cost_little_beside_the_same_pruning_in_half_precision() {
         };
         let tokens = tokenizer.encode(&text).unwrap();
         let measure = |model: &Model| {
-            let result = perplexity(model, &runtime, &tokens, None, options, &mut |_, _| {});
+            let result = perplexity(model, &runtime, &tokens, None, options, &mut ignore);
             result.unwrap().perplexity
         };
         let dense = measure(&model);

@@ -6,7 +6,7 @@ use crate::common::pruning::{
 use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
 use crate::common::{Random, doubles, relative_error};
 use flapjack::kernels::{Moments, Team};
-use flapjack::model::{KvCache, Model, Observer, Scratch};
+use flapjack::model::{Batch, KvCache, Model, Observer, Scratch};
 use flapjack::progress::ignore;
 use flapjack::prune::{
     self, CurveOptions, Effort, Evidence, FeatureStats, HeadUnit, Method, Metric, Plan, Profile,
@@ -41,9 +41,17 @@ fn down_inputs(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
     let runtime = runtime(1);
     for piece in tokens.chunks(256) {
         let mut cache = KvCache::new(model, piece.len());
+        let mut batch = Batch::new();
+        batch.add_prompt(0, 0, piece, 0..0);
         runtime.region(|team| {
             model
-                .forward(team, piece, &mut cache, &mut Scratch::new(), &mut inputs)
+                .forward(
+                    team,
+                    batch.rows(),
+                    &mut [&mut cache],
+                    &mut Scratch::new(),
+                    &mut inputs,
+                )
                 .unwrap();
         });
     }

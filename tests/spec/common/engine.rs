@@ -3,6 +3,7 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 use flapjack::engine::{
     CalibrationOptions, Engine, EngineError, Event, MethodOptions, OpenOptions, PruneOptions,
@@ -10,6 +11,11 @@ use flapjack::engine::{
 };
 use flapjack::prune::Method;
 use tempfile::TempDir;
+
+use super::program::run_with_input;
+
+/// The name that the program gives the folder for profiles and outcomes.
+pub const CACHE: &str = "profiles";
 
 /// A model whose tokens are bytes, a cache folder, and room for files.
 pub struct Workshop {
@@ -45,7 +51,7 @@ impl Workshop {
     pub fn open_file(&self, path: &Path) -> Engine {
         let options = OpenOptions {
             threads: Some(1),
-            cache: Some(self.path("cache")),
+            cache: Some(self.path(CACHE)),
             ..OpenOptions::default()
         };
         Engine::open(path, options).expect("the model is well formed")
@@ -60,9 +66,23 @@ impl Workshop {
         self.try_prune(options).expect("the model is pruned")
     }
 
+    /// The program on the model, with the cache of this folder.
+    pub fn flapjack(&self, arguments: &[&str]) -> Output {
+        self.flapjack_reading(arguments, b"")
+    }
+
+    /// The same with something on its standard input.
+    pub fn flapjack_reading(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flapjack"));
+        command.args(arguments).arg("-m").arg(&self.model);
+        // Profiles are in a folder inside the one for model files.
+        command.env("FLAPJACK_CACHE", self.folder.path());
+        run_with_input(command, input)
+    }
+
     /// The profiles or outcomes in the cache, by what their names end with.
     pub fn cached(&self, extension: &str) -> Vec<PathBuf> {
-        let files = fs::read_dir(self.path("cache")).into_iter().flatten();
+        let files = fs::read_dir(self.path(CACHE)).into_iter().flatten();
         let mut files: Vec<_> = files
             .map(|file| file.expect("a file").path())
             .filter(|path| path.extension().is_some_and(|e| e == extension))

@@ -1,8 +1,8 @@
 //! Small random models, as GGUF files.
 
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
-use flapjack::kernels::{Isa, Kernels, Pool, Runtime};
-use flapjack::model::{KvCache, Model, Scratch, Unobserved};
+use flapjack::kernels::{Isa, Kernels, Phase, Pool, Runtime};
+use flapjack::model::{KvCache, Model, Row, Scratch, Unobserved};
 use flapjack::quant::{BlockType, decode_row, encode_row};
 
 use super::Random;
@@ -261,31 +261,70 @@ pub fn each_runtime(threads: usize, exact: f64) -> Vec<(Runtime, f64)> {
     runtimes
 }
 
-/// The logits of every token, fed in batches of the given sizes.
+/// The logits of every token, fed in batches of the given sizes: one token as a generated one, several as part of a prompt.
 pub fn logits_in_batches(
     model: &Model,
     runtime: &Runtime,
     tokens: &[u32],
     batches: &[usize],
 ) -> Vec<f32> {
-    assert_eq!(batches.iter().sum::<usize>(), tokens.len());
+    let phase = |size| match size {
+        1 => Phase::Decode,
+        _ => Phase::Prefill,
+    };
+    let pieces: Vec<_> = batches.iter().map(|size| (*size, phase(*size))).collect();
+    logits_in_pieces(model, runtime, tokens, &pieces)
+}
+
+/// The logits of every token, fed in pieces of the given sizes and phases.
+pub fn logits_in_pieces(
+    model: &Model,
+    runtime: &Runtime,
+    tokens: &[u32],
+    pieces: &[(usize, Phase)],
+) -> Vec<f32> {
+    assert_eq!(pieces.iter().map(|p| p.0).sum::<usize>(), tokens.len());
     let mut cache = KvCache::new(model, tokens.len());
-    let mut scratch = Scratch::new();
     let mut all = Vec::new();
-    let mut done = 0;
-    for &size in batches {
-        let mut logits = Vec::new();
-        runtime.region(|team| {
-            let batch = &tokens[done..done + size];
-            model
-                .forward(team, batch, &mut cache, &mut scratch, &mut Unobserved)
-                .expect("the batch fits");
-            model.logits(team, 0..size, &mut scratch, &mut logits);
-        });
-        all.extend_from_slice(&logits);
-        done += size;
+    for &(size, phase) in pieces {
+        let first = cache.len();
+        let rows: Vec<Row> = (first..first + size)
+            .map(|position| Row {
+                token: tokens[position],
+                sequence: 0,
+                position,
+                phase,
+                wants_logits: true,
+            })
+            .collect();
+        all.extend(logits_of_rows(
+            model,
+            runtime,
+            &rows,
+            &mut [&mut cache],
+            phase,
+        ));
     }
     all
+}
+
+/// The logits of those rows of a batch that want them, in their order.
+pub fn logits_of_rows(
+    model: &Model,
+    runtime: &Runtime,
+    rows: &[Row],
+    sequences: &mut [&mut KvCache],
+    phase: Phase,
+) -> Vec<f32> {
+    let (mut scratch, mut logits) = (Scratch::new(), Vec::new());
+    let wanted = rows.iter().filter(|row| row.wants_logits).count();
+    runtime.region(|team| {
+        model
+            .forward(team, rows, sequences, &mut scratch, &mut Unobserved)
+            .expect("the batch fits");
+        model.logits(team, phase, 0..wanted, &mut scratch, &mut logits);
+    });
+    logits
 }
 
 /// The logits of every token, fed all at once.

@@ -142,10 +142,18 @@ INLINE void few_scores_of(fk_type type, int queries, const float *q, const fk_kv
     const uint8_t *rows[FK_LANES];
     vf part[FEW_QUERIES][FK_LANES];
     key_rows(kv, first, apart, last, rows);
+    /* `more` is a constant in every call: compilers fuse a product with the sum that it is added to only if there is one. */
     size_t d = 0;
+    if (FEW_VECTORS * FK_LANES <= dim) {
+        few_products(type, queries, FEW_VECTORS, q, kv, rows, 0, 0, part);
+        d = FEW_VECTORS * FK_LANES;
+    } else if (FK_LANES <= dim) {
+        few_products(type, queries, 1, q, kv, rows, 0, 0, part);
+        d = FK_LANES;
+    }
     for (; d + FEW_VECTORS * FK_LANES <= dim; d += FEW_VECTORS * FK_LANES)
-        few_products(type, queries, FEW_VECTORS, q, kv, rows, d, d > 0, part);
-    for (; d + FK_LANES <= dim; d += FK_LANES) few_products(type, queries, 1, q, kv, rows, d, d > 0, part);
+        few_products(type, queries, FEW_VECTORS, q, kv, rows, d, 1, part);
+    for (; d + FK_LANES <= dim; d += FK_LANES) few_products(type, queries, 1, q, kv, rows, d, 1, part);
     if (d < dim)
         for (size_t lane = 0; lane < FK_LANES; lane++)
             for (int i = 0; i < queries; i++) {
