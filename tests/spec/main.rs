@@ -4,6 +4,7 @@
 mod bench;
 mod block_formats;
 mod calibration;
+mod cancel;
 mod cli;
 mod common;
 mod export;
