@@ -13,6 +13,7 @@ use flapjack::kernels::{
     Team, attention, matmul,
 };
 use flapjack::model::{KvCache, Model, Scratch, Unobserved};
+use flapjack::progress::ignore;
 use flapjack::prune::{Calibration, calibrate};
 use flapjack::quant::{BlockType, Layout, encode_row};
 use half::f16;
@@ -156,7 +157,7 @@ fn forward_passes(c: &mut Criterion) {
                 bos: None,
                 covariance: false,
             };
-            black_box(calibrate(&model, &runtime, text, &mut |_, _| {}).expect("a profile"))
+            black_box(calibrate(&model, &runtime, text, &mut ignore).expect("a profile"))
         });
     });
     group.finish();

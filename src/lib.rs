@@ -26,7 +26,9 @@
 //! row-major `[out_features, in_features]`.
 //!
 //! ```no_run
-//! use flapjack::{generate::*, gguf::GgufFile, kernels::Runtime, model::Model, prune, tokenize::Tokenizer};
+//! use flapjack::{
+//!     generate::*, gguf::GgufFile, kernels::Runtime, model::Model, progress, prune, tokenize::Tokenizer,
+//! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let file = GgufFile::open("model.gguf")?;
@@ -36,8 +38,8 @@
 //!
 //! let text = tokenizer.encode(prune::calibrate::TEXT)?;
 //! let calibration = prune::Calibration { tokens: &text, bos: None, covariance: false };
-//! let profile = prune::calibrate(&model, &runtime, calibration, &mut |_, _| {})?;
-//! prune::flap(&mut model, &runtime, &profile, 0.3, &|_, _| {})?;
+//! let profile = prune::calibrate(&model, &runtime, calibration, &mut progress::ignore)?;
+//! prune::flap(&mut model, &runtime, &profile, 0.3, &mut progress::ignore)?;
 //!
 //! let request = Request {
 //!     prompt: tokenizer.encode_prompt("Once upon a time")?,

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use flapjack::eval::{SpeedRun, SpeedTest, mean_and_deviation, median, read_bandwidth};
 use flapjack::kernels::Runtime;
 use flapjack::model::{Model, Shape};
-use flapjack::prune::{self, Calibration, Effort, Recipe, Restore};
+use flapjack::prune::{self, Calibration, Effort, Evidence, Recipe, Restore};
 use flapjack::quant::BlockType;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
@@ -329,19 +329,11 @@ impl BenchArgs {
                 ..self.method().recipe()
             };
             let bar = progress::bar("calibrating", tokens.len() as u64, "tokens");
-            let profile = prune::calibrate(&model, &runtime, text, &mut |done, _| {
-                bar.set_position(done as u64);
-            })?;
+            let profile = prune::calibrate(&model, &runtime, text, &mut progress::of(&bar))?;
             bar.finish_and_clear();
-            let plan = prune::prune(
-                &mut model,
-                &runtime,
-                &profile,
-                text,
-                recipe,
-                ratio,
-                &|_, _| {},
-            )?;
+            let evidence = Evidence::with_text(&profile, text);
+            let quiet = &mut flapjack::progress::ignore;
+            let plan = prune::prune(&mut model, &runtime, evidence, recipe, ratio, quiet)?;
             prune_ratio = plan.ratio();
         }
         Ok(Subject {

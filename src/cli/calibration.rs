@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,11 @@ use flapjack::gguf::GgufFile;
 use flapjack::hub;
 use flapjack::kernels::Runtime;
 use flapjack::model::{Layer, Model};
+use flapjack::progress::Progress;
 use flapjack::prune::{
-    self, Calibration, CurveOptions, Curves, Effort, Groups, Origin, Outcome, OutcomeKey, Plan,
-    Profile, PruneError, Recipe, Restore, StoredProfile, calibrate, curves, groups, outcome,
-    sequential, store,
+    self, Calibration, Collected, CurveOptions, Curves, Effort, Evidence, Groups, Origin, Outcome,
+    OutcomeKey, Plan, Profile, ProfileError, PruneError, PruneErrorKind, Recipe, Restore,
+    StoredProfile, calibrate, curves, groups, outcome, sequential, store,
 };
 use flapjack::tokenize::Tokenizer;
 
@@ -169,18 +170,22 @@ impl Calibrated {
         runtime: &Runtime,
         recipe: Recipe,
         ratio: f64,
-        progress: &(dyn Fn(usize, usize) + Sync),
+        progress: &mut Progress,
     ) -> Result<Plan, PruneError> {
         let profile = &self.stored.profile;
-        if let Some(groups) = &mut self.groups {
-            return groups::prune(model, runtime, profile, groups, recipe, ratio, progress);
-        }
-        let text = Calibration {
-            tokens: &self.text,
-            bos: self.bos,
-            covariance: true,
+        let mut passes = passes_bar();
+        let evidence = match &mut self.groups {
+            Some(groups) => Evidence::in_groups(profile, groups, &mut passes),
+            None => {
+                let text = Calibration {
+                    tokens: &self.text,
+                    bos: self.bos,
+                    covariance: true,
+                };
+                Evidence::with_text(profile, text)
+            }
         };
-        prune::prune(model, runtime, profile, text, recipe, ratio, progress)
+        prune::prune(model, runtime, evidence, recipe, ratio, progress)
     }
 }
 
@@ -215,19 +220,34 @@ impl Wanted {
         })
     }
 
+    /// Everything that profiles of the same model and text differ by.
+    fn collected(&self) -> Collected {
+        Collected {
+            covariances: match self.covariances {
+                Covariances::None => prune::Covariances::None,
+                Covariances::All => prune::Covariances::All,
+                // However large the groups are, curves and outcomes are the same.
+                Covariances::InGroups(_) => prune::Covariances::InGroups,
+            },
+            judge_tokens: self.judge,
+            curves: self.curves.clone(),
+        }
+    }
+
     /// How a text is shared out.
     fn parts(&self, tokens: usize) -> Result<Parts, PruneError> {
-        let (least, wanted) = match self.curves {
+        let (least, wanted) = match &self.curves {
             Some(options) => (curves::LEAST_TOKENS, options.levels.tokens),
             None => (0, 0),
         };
         let least_judge = self.judge.min(LEAST_JUDGE);
         let needed = calibrate::LEAST_TOKENS + least + least_judge;
         if tokens < needed {
-            return Err(PruneError::TooShort {
+            return Err(PruneErrorKind::TooShort {
                 tokens,
                 least: needed,
-            });
+            }
+            .into());
         }
         let curves = wanted.min(tokens / 4).max(least);
         let judge = self.judge.min(tokens / 4).max(least_judge);
@@ -245,36 +265,6 @@ struct Parts {
     curves: usize,
 }
 
-/// Everything that profiles of the same model and text differ by.
-impl std::fmt::Display for Wanted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("means and variances")?;
-        match self.covariances {
-            Covariances::None => {}
-            Covariances::All => f.write_str(", covariances")?,
-            // Not in the profile, but curves and outcomes are those of covariances, however large the groups.
-            Covariances::InGroups(_) => f.write_str(", covariances in groups of layers")?,
-        }
-        if self.judge > 0 {
-            write!(f, ", {} tokens kept for judging", self.judge)?;
-        }
-        let Some(options) = &self.curves else {
-            return Ok(());
-        };
-        let CurveOptions {
-            metric,
-            heads,
-            restore,
-            levels,
-        } = options;
-        write!(
-            f,
-            ", loss curves on {} tokens by {metric}, heads by {heads}, restoration {restore}, channels at {:?}, heads at {:?}",
-            levels.tokens, levels.mlp_shares, levels.attention_shares
-        )
-    }
-}
-
 /// How covariances are held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Covariances {
@@ -288,7 +278,7 @@ impl Covariances {
     /// As many as there is memory for: `memory` bytes or half of what is free. Where not even those of one layer fit and the
     /// recipe can do without, it does, with a warning.
     fn that_fit(model: &Model, recipe: Recipe, memory: Option<u64>) -> Result<Self> {
-        let layers = model.layers.iter().map(groups::layer_bytes);
+        let layers = model.layers.iter().map(groups::covariance_bytes);
         let (needed, most): (u64, u64) = (layers.clone().sum(), layers.max().unwrap_or(0));
         let (available, which) = match memory {
             Some(bytes) => (Some(bytes), "--memory"),
@@ -331,9 +321,11 @@ pub fn from_file(loaded: &Loaded, path: &Path, recipe: Recipe) -> Result<Calibra
             "--restore sequential reads the calibration text itself, which no profile holds; name the text with --calib instead of --profile, or restore by lsq"
         );
     }
-    let stored = StoredProfile::load(path)?;
+    let stored = StoredProfile::load(path).map_err(with_advice)?;
     let (fingerprint, name) = identity(loaded)?;
-    stored.check_model(path, &fingerprint, &name)?;
+    stored
+        .check_model(path, &fingerprint, &name)
+        .map_err(with_advice)?;
     check_suits(path, &stored.profile, recipe)?;
     Ok(Calibrated {
         hash: StoredProfile::stated_hash(path),
@@ -347,6 +339,24 @@ pub fn from_file(loaded: &Loaded, path: &Path, recipe: Recipe) -> Result<Calibra
         curves_time: None,
         kept: true,
     })
+}
+
+/// What to do about a profile that cannot be used.
+fn with_advice(error: ProfileError) -> anyhow::Error {
+    match error {
+        ProfileError::Io { .. } => error.into(),
+        _ => anyhow!("{error}; `flapjack calibrate` makes one"),
+    }
+}
+
+/// What to do about a text that is too short.
+fn with_text_advice(error: PruneError) -> anyhow::Error {
+    match error.kind {
+        PruneErrorKind::TooShort { .. } => anyhow!(
+            "{error}; name a longer text with --calib or leave it out to use the built-in one"
+        ),
+        _ => error.into(),
+    }
 }
 
 /// Refuses a profile that lacks what the recipe needs.
@@ -438,8 +448,8 @@ impl CalibrationOptions {
         let (tokens, beyond, text) = match source {
             Source::Own(n) => {
                 let n = self.calib_tokens.map_or(n, |limit| n.min(limit));
-                let recipe = format!("own text {OWN_TEXT_VERSION}: {n} tokens");
-                (vec![0; n], Vec::new(), store::hash_recipe(&recipe))
+                let making = store::hash_making(&("own text", OWN_TEXT_VERSION, n));
+                (vec![0; n], Vec::new(), making)
             }
             _ => {
                 let (tokens, beyond) = self.tokens_of(&source, &loaded.tokenizer, method.effort)?;
@@ -459,6 +469,7 @@ impl CalibrationOptions {
         let wanted = Wanted::new(&loaded.model, recipe, effort, judge, self.memory)?;
         let parts = wanted
             .parts(tokens.len())
+            .map_err(with_text_advice)
             .with_context(|| format!("calibrating on {source}"))?;
         let (model, model_name) = identity(loaded)?;
         Ok(Task {
@@ -468,7 +479,7 @@ impl CalibrationOptions {
                 text,
                 source: source.to_string(),
                 tokens: tokens.len(),
-                collected: wanted.to_string(),
+                collected: wanted.collected(),
                 flapjack: env!("CARGO_PKG_VERSION").to_owned(),
             },
             source,
@@ -621,31 +632,33 @@ impl Task {
             &loaded.model,
             &loaded.runtime,
             calibration(seen),
-            &mut |done, _| bar.set_position(done as u64),
+            &mut progress::of(&bar),
         )
+        .map_err(with_text_advice)
         .with_context(|| format!("calibrating on {source}"))?;
         bar.finish_and_clear();
         let time = before + start.elapsed();
 
         let start = Instant::now();
-        if let Some(options) = wanted.curves {
+        if let Some(options) = &wanted.curves {
             let modules = 2 * loaded.model.layers.len() as u64;
             let bar = progress::bar("measuring loss curves", modules, "modules");
             let (model, runtime) = (&loaded.model, &loaded.runtime);
             let text = calibration(held_back);
-            let progress = &mut |done, _| bar.set_position(done as u64);
-            let curves = match &mut groups {
-                Some(groups) => {
-                    groups::measure(model, runtime, &profile, groups, text, options, progress)
-                }
-                None => curves::measure(model, runtime, &profile, text, options, progress),
-            }
-            .with_context(|| format!("measuring loss curves on {source}"))?;
+            let mut passes = passes_bar();
+            let evidence = match &mut groups {
+                Some(groups) => Evidence::in_groups(&profile, groups, &mut passes),
+                None => Evidence::profile(&profile),
+            };
+            let progress = &mut progress::of(&bar);
+            let curves = curves::measure(model, runtime, evidence, text, options, progress)
+                .map_err(with_text_advice)
+                .with_context(|| format!("measuring loss curves on {source}"))?;
             bar.finish_and_clear();
             profile.curves = Some(curves);
         }
         let mut calibrated = Calibrated {
-            curves_time: wanted.curves.map(|_| start.elapsed()),
+            curves_time: wanted.curves.as_ref().map(|_| start.elapsed()),
             stored: StoredProfile { origin, profile },
             hash: None,
             text,
@@ -665,7 +678,7 @@ impl Task {
 
 /// Groups of layers, and what they cost, said before it is paid.
 fn in_groups(model: &Model, ranges: &[Range<usize>], text: Calibration, curves: bool) -> Groups {
-    let bytes = |layers: &[Layer]| layers.iter().map(groups::layer_bytes).sum();
+    let bytes = |layers: &[Layer]| layers.iter().map(groups::covariance_bytes).sum();
     let most = ranges.iter().map(|r| bytes(&model.layers[r.clone()])).max();
     tracing::info!(
         "covariances of {} are collected in {} of at most {}, which takes {:.1} times the {} through the model",
@@ -675,14 +688,20 @@ fn in_groups(model: &Model, ranges: &[Range<usize>], text: Calibration, curves: 
         groups::passes(ranges, curves),
         plural(text.tokens.len(), "token"),
     );
+    Groups::new(ranges.to_vec(), text)
+}
+
+/// A bar for each pass over the text.
+fn passes_bar() -> impl FnMut(usize, usize) -> ControlFlow<()> + Send {
     let mut bar = None;
-    Groups::new(ranges.to_vec(), text, move |done, total| {
+    move |done, total| {
         let new = || progress::bar("covariances", total as u64, "tokens");
         bar.get_or_insert_with(new).set_position(done as u64);
         if done == total {
             bar = None;
         }
-    })
+        ControlFlow::Continue(())
+    }
 }
 
 /// So many tokens that the model writes, in texts that fill a sequence of calibration each.
@@ -724,7 +743,7 @@ fn own_text(loaded: &Loaded, tokens: usize, bos: Option<u32>) -> Result<Vec<u32>
 fn kept_path(origin: &Origin) -> Option<PathBuf> {
     let folder = hub::profiles_dir().ok()?;
     let (model, text) = (origin.model.get(..32)?, origin.text.get(..32)?);
-    let collected = store::hash_recipe(&origin.collected);
+    let collected = origin.collected.hash();
     let collected = collected.get(..16)?;
     let version = store::VERSION;
     Some(folder.join(format!("{model}-{text}-{collected}-v{version}.profile")))

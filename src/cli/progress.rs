@@ -1,5 +1,6 @@
 //! Progress bars: on standard error, and only where that is a terminal.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +18,14 @@ pub fn bar(title: &'static str, total: u64, unit: &str) -> ProgressBar {
     ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
         .with_style(style)
         .with_message(title)
+}
+
+/// Progress that a bar shows, and that never calls anything off.
+pub fn of(bar: &ProgressBar) -> impl FnMut(usize, usize) -> ControlFlow<()> + Send {
+    |done, _| {
+        bar.set_position(done as u64);
+        ControlFlow::Continue(())
+    }
 }
 
 /// The default model, fetched if it is not there yet.

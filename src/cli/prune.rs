@@ -27,7 +27,7 @@ pub struct PruneArgs {
 }
 
 pub fn run(args: PruneArgs) -> Result<()> {
-    let Some(asked) = args.pruning.amount.asked() else {
+    let Some(target) = args.pruning.amount.target() else {
         bail!(
             "say how much to prune, for example with --ratio 0.3, --fit 80MB, --speedup 1.3x or --max-ppl +10%"
         );
@@ -39,7 +39,7 @@ pub fn run(args: PruneArgs) -> Result<()> {
     let widths: Vec<_> = widths.map(|l| (l.heads(), l.channels())).collect();
     let parameters = loaded.model.layer_parameters();
 
-    let job = args.pruning.job(&loaded, asked)?;
+    let job = args.pruning.job(&loaded, target)?;
     let Done {
         pruned,
         note,

@@ -10,9 +10,10 @@ use flapjack::eval::TokenTime;
 use flapjack::gguf::Residency;
 use flapjack::kernels::Runtime;
 use flapjack::model::Model;
+use flapjack::progress::ignore;
 use flapjack::prune::{
-    self, Effort, HeadUnit, Method, Metric, Origin, Outcome, OutcomeKey, Plan, Planner, PruneError,
-    Recipe, Restore, Structure, search,
+    self, Effort, Found, HeadUnit, Method, Metric, Origin, Outcome, OutcomeKey, Plan, Planner,
+    PruneErrorKind, Recipe, Restore, Structure, Target, search,
 };
 use flapjack::quant::BlockType;
 
@@ -60,31 +61,61 @@ pub struct Amount {
     pub max_ppl: Option<f64>,
 }
 
-/// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Asked {
-    Ratio(f64),
-    /// Bytes of all weights.
-    Fit(u64),
-    /// How many times as fast.
-    Speedup(f64),
-    /// By what share the perplexity may rise.
-    MaxPpl(f64),
+/// A target as it was typed.
+pub fn typed(target: Target) -> String {
+    match target {
+        Target::Ratio(ratio) => format!("--prune {ratio}"),
+        Target::Bytes(bytes) => {
+            let whole = |unit: &&(&str, u64)| bytes.is_multiple_of(unit.1);
+            let (name, unit) = UNITS.iter().find(whole).unwrap_or(&("B", 1));
+            format!("--fit {}{name}", bytes / unit)
+        }
+        Target::Speedup(factor) => format!("--speedup {factor}x"),
+        Target::PerplexityRise(rise) => format!("--max-ppl +{}%", percent(rise)),
+    }
 }
 
-impl std::fmt::Display for Asked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Asked::Ratio(ratio) => write!(f, "--prune {ratio}"),
-            Asked::Fit(bytes) => {
-                let whole = |unit: &&(&str, u64)| bytes.is_multiple_of(unit.1);
-                let (name, unit) = UNITS.iter().find(whole).unwrap_or(&("B", 1));
-                write!(f, "--fit {}{name}", bytes / unit)
+/// What was found, in words.
+fn found_words(target: Target, ratio: f64, found: &Found) -> String {
+    let asked = typed(target);
+    match *found {
+        Found::Bytes { before, after } => format!(
+            "{asked}: ratio {ratio:.4} leaves {} of weights of {}",
+            megabytes(after as usize),
+            megabytes(before as usize)
+        ),
+        Found::Speed {
+            bytes_before,
+            bytes_after,
+            before,
+            predicted,
+        } => format!(
+            "{asked}: ratio {ratio:.4} reads {} a token in place of {}; predicted {predicted:.1} tokens/s in place of {before:.1}",
+            megabytes(bytes_after as usize),
+            megabytes(bytes_before as usize),
+        ),
+        Found::Perplexity {
+            tokens,
+            dense,
+            rise,
+            beyond,
+        } => {
+            let what = format!(
+                "{asked}: ratio {ratio:.4} raises the perplexity on {tokens} held-back tokens of the calibration text from {dense:.2} by {:.1} %",
+                rise * 100.0
+            );
+            match beyond {
+                Some(beyond) => format!("{what}; {}", beyond_words(beyond)),
+                None => what,
             }
-            Asked::Speedup(factor) => write!(f, "--speedup {factor}x"),
-            Asked::MaxPpl(rise) => write!(f, "--max-ppl +{}%", percent(*rise)),
         }
     }
+}
+
+/// A ratio that raises the perplexity too far.
+fn beyond_words((ratio, rise): (f64, f64)) -> String {
+    let rise = rise * 100.0;
+    format!("ratio {ratio:.4} would raise it by {rise:.1} %")
 }
 
 /// Without the digits that come of dividing by 100.
@@ -94,12 +125,12 @@ fn percent(share: f64) -> f64 {
 
 impl Amount {
     /// What is asked for, be it nothing.
-    pub fn asked(&self) -> Option<Asked> {
-        let ratio = self.prune.map(Asked::Ratio);
+    pub fn target(&self) -> Option<Target> {
+        let ratio = self.prune.map(Target::Ratio);
         ratio
-            .or(self.fit.map(Asked::Fit))
-            .or(self.speedup.map(Asked::Speedup))
-            .or(self.max_ppl.map(Asked::MaxPpl))
+            .or(self.fit.map(Target::Bytes))
+            .or(self.speedup.map(Target::Speedup))
+            .or(self.max_ppl.map(Target::PerplexityRise))
     }
 }
 
@@ -275,14 +306,14 @@ pub struct Pruned {
     /// It was done before, and the cache folder knew how.
     pub repeated: bool,
     /// What a ratio was looked for by, and what that found.
-    pub found: Option<Found>,
+    pub found: Option<Search>,
     /// Perplexities before and after, where they were measured.
     pub effects: Vec<Effect>,
 }
 
 /// A ratio that was looked for.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct Search {
     /// In words.
     pub what: String,
     pub time: Duration,
@@ -301,7 +332,7 @@ pub struct Done {
 
 /// Pruning that is about to be.
 pub struct Job {
-    asked: Asked,
+    target: Target,
     recipe: Recipe,
     profile: Pending,
     /// Whether outcomes are taken from the cache folder and kept there.
@@ -316,15 +347,15 @@ enum Pending {
 impl PruneOptions {
     /// Everything up to where the work begins; `None` if there is none.
     pub fn prepare(&self, loaded: &Loaded) -> Result<Option<Job>> {
-        let asked = self.amount.asked().filter(|a| *a != Asked::Ratio(0.0));
-        asked.map(|asked| self.job(loaded, asked)).transpose()
+        let target = self.amount.target().filter(|t| *t != Target::Ratio(0.0));
+        target.map(|target| self.job(loaded, target)).transpose()
     }
 
     /// The same where there is something to do for a ratio of 0 too.
-    pub fn job(&self, loaded: &Loaded, asked: Asked) -> Result<Job> {
+    pub fn job(&self, loaded: &Loaded, target: Target) -> Result<Job> {
         let cached = !self.no_profile_cache;
-        let judge = match asked {
-            Asked::MaxPpl(_) => JUDGE_TOKENS,
+        let judge = match target {
+            Target::PerplexityRise(_) => JUDGE_TOKENS,
             _ => 0,
         };
         let (recipe, profile) = match &self.profile {
@@ -340,7 +371,7 @@ impl PruneOptions {
             }
         };
         Ok(Job {
-            asked,
+            target,
             recipe,
             profile,
             cached,
@@ -359,14 +390,14 @@ impl Job {
         let Some(profile) = profile else {
             return Ok(None);
         };
-        let key = outcome_key(self.asked, self.recipe, origin, &profile).filter(|_| self.cached);
+        let key = outcome_key(self.target, self.recipe, origin, &profile).filter(|_| self.cached);
         let Some(outcome) = key.and_then(|key| calibration::find_outcome(&key)) else {
             return Ok(None);
         };
         let before = Snapshot::take(&loaded.model);
-        match outcome.apply(&mut loaded.model, &loaded.runtime) {
+        match outcome.apply(&mut loaded.model, &loaded.runtime, &mut ignore) {
             Ok(()) => {}
-            Err(error @ PruneError::OtherShape(_)) => {
+            Err(error) if matches!(error.kind, PruneErrorKind::OtherShape(_)) => {
                 tracing::warn!("a kept outcome does not fit the model ({error}); pruning anew");
                 return Ok(None);
             }
@@ -381,8 +412,8 @@ impl Job {
                 before,
                 time,
                 repeated: true,
-                found: outcome.found.map(|what| Found {
-                    what,
+                found: outcome.found.map(|found| Search {
+                    what: found_words(self.target, outcome.ratio, &found),
                     time: Duration::ZERO,
                     speedup: None,
                 }),
@@ -409,7 +440,7 @@ impl Job {
             return Ok(done);
         }
         let Job {
-            asked,
+            target,
             recipe,
             cached,
             profile,
@@ -426,7 +457,7 @@ impl Job {
         let hash = hash.unwrap_or_else(|| calibrated.stored.hash());
 
         let start = Instant::now();
-        let target = find(asked, loaded, options, &mut calibrated, recipe)?;
+        let goal = find(target, loaded, options, &mut calibrated, recipe)?;
         let search_time = start.elapsed();
         let probe = match effects {
             true => Probe::new(loaded, &calibrated)?,
@@ -441,25 +472,28 @@ impl Job {
             &loaded.runtime,
             calibrated,
             recipe,
-            target.ratio,
+            goal.ratio,
         )?;
         if let Some(probe) = probe {
             pruned.effects = probe.effects(&loaded.model, &loaded.runtime)?;
         }
-        if let Some(what) = &target.what {
-            let speedup = target.dense_speed.map(|dense| -> Result<f64> {
-                let now = TokenTime::measure(&loaded.model, &loaded.runtime)?;
-                Ok(now.speed() / dense)
-            });
-            pruned.found = Some(Found {
-                what: what.clone(),
+        if let Some(found) = &goal.found {
+            let speedup = match found {
+                Found::Speed { before, .. } => {
+                    let now = TokenTime::measure(&loaded.model, &loaded.runtime)?;
+                    Some(now.speed() / before)
+                }
+                _ => None,
+            };
+            pruned.found = Some(Search {
+                what: found_words(target, goal.ratio, found),
                 time: search_time,
-                speedup: speedup.transpose()?,
+                speedup,
             });
         }
-        if let Some(key) = outcome_key(asked, recipe, &origin, &hash).filter(|_| cached) {
+        if let Some(key) = outcome_key(target, recipe, &origin, &hash).filter(|_| cached) {
             let plan = pruned.plan.clone();
-            let outcome = Outcome::of(&loaded.model, &dense, plan, target.ratio, target.what);
+            let outcome = Outcome::of(&loaded.model, &dense, plan, goal.ratio, goal.found);
             calibration::keep_outcome(&outcome, &key);
         }
         Ok(Done {
@@ -472,22 +506,21 @@ impl Job {
 }
 
 /// What an outcome is known by in the cache folder; `None` where it would not be the same the next time.
-fn outcome_key(asked: Asked, recipe: Recipe, origin: &Origin, profile: &str) -> Option<OutcomeKey> {
+fn outcome_key(
+    target: Target,
+    recipe: Recipe,
+    origin: &Origin,
+    profile: &str,
+) -> Option<OutcomeKey> {
     // What a speed asks for depends on the machine and the moment.
-    if matches!(asked, Asked::Speedup(_)) {
+    if matches!(target, Target::Speedup(_)) {
         return None;
     }
-    let Recipe {
-        metric,
-        structure,
-        heads,
-        restore,
-    } = recipe;
     Some(OutcomeKey {
         model: origin.model.clone(),
         profile: profile.to_owned(),
-        recipe: format!("{metric}, {structure}, heads by {heads}, restoration {restore}"),
-        asked: asked.to_string(),
+        recipe,
+        target,
         flapjack: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }
@@ -495,32 +528,26 @@ fn outcome_key(asked: Asked, recipe: Recipe, origin: &Origin, profile: &str) -> 
 /// Tokens of the calibration text on which `--max-ppl` judges, and of a sequence of them.
 const JUDGE_TOKENS: usize = 2048;
 
-/// A ratio, and what it was found by.
-struct Target {
+/// A ratio, and what it was found by where it was not asked for itself.
+struct Goal {
     ratio: f64,
-    /// In words, where it was not asked for itself.
-    what: Option<String>,
-    /// Tokens per second before, where speed was asked for.
-    dense_speed: Option<f64>,
+    found: Option<Found>,
 }
 
 /// The ratio for what is asked.
 fn find(
-    asked: Asked,
+    target: Target,
     loaded: &Loaded,
     options: &ModelOptions,
     calibrated: &mut Calibrated,
     recipe: Recipe,
-) -> Result<Target> {
+) -> Result<Goal> {
     let Loaded { model, runtime, .. } = loaded;
     let profile = &calibrated.stored.profile;
-    match asked {
-        Asked::Ratio(ratio) => Ok(Target {
-            ratio,
-            what: None,
-            dense_speed: None,
-        }),
-        Asked::Fit(bytes) => {
+    let asked = typed(target);
+    let (ratio, found) = match target {
+        Target::Ratio(ratio) => return Ok(Goal { ratio, found: None }),
+        Target::Bytes(bytes) => {
             let planner = Planner::new(model, runtime, profile, recipe)?;
             let fits = |plan: &Plan| plan.bytes_after(model) as u64 <= bytes;
             let Some((ratio, plan)) = planner.smallest_ratio(fits)? else {
@@ -529,17 +556,13 @@ fn find(
                     megabytes(planner.most()?.bytes_after(model))
                 );
             };
-            Ok(Target {
-                ratio,
-                what: Some(format!(
-                    "{asked}: ratio {ratio:.4} leaves {} of weights of {}",
-                    megabytes(plan.bytes_after(model)),
-                    megabytes(model.bytes())
-                )),
-                dense_speed: None,
-            })
+            let found = Found::Bytes {
+                before: model.bytes() as u64,
+                after: plan.bytes_after(model) as u64,
+            };
+            (ratio, found)
         }
-        Asked::Speedup(factor) => {
+        Target::Speedup(factor) => {
             let planner = Planner::new(model, runtime, profile, recipe)?;
             let dense = TokenTime::measure(model, runtime)?;
             // Of the embedding a token reads one row, unless it is the output head too.
@@ -553,38 +576,31 @@ fn find(
                     100.0 * dense.per_byte * dense.bytes as f64 / dense.seconds
                 );
             };
-            Ok(Target {
-                ratio,
-                what: Some(format!(
-                    "{asked}: ratio {ratio:.4} reads {} a token in place of {}; predicted {:.1} tokens/s in place of {:.1}",
-                    megabytes(plan.bytes_after(model) - unread),
-                    megabytes(dense.bytes),
-                    speed(&plan),
-                    dense.speed()
-                )),
-                dense_speed: Some(dense.speed()),
-            })
+            let found = Found::Speed {
+                bytes_before: dense.bytes as u64,
+                bytes_after: (plan.bytes_after(model) - unread) as u64,
+                before: dense.speed(),
+                predicted: speed(&plan),
+            };
+            (ratio, found)
         }
-        Asked::MaxPpl(limit) => {
-            let (ratio, what) = find_by_perplexity(limit, loaded, options, calibrated, recipe)
-                .with_context(|| format!("looking for the ratio of {asked}"))?;
-            Ok(Target {
-                ratio,
-                what: Some(format!("{asked}: {what}")),
-                dense_speed: None,
-            })
+        Target::PerplexityRise(limit) => {
+            find_by_perplexity(limit, loaded, options, calibrated, recipe)
+                .with_context(|| format!("looking for the ratio of {asked}"))?
         }
-    }
+    };
+    let found = Some(found);
+    Ok(Goal { ratio, found })
 }
 
-/// The ratio whose perplexity on the text kept for judging rises by at most `limit`, and what was found in words.
+/// The ratio whose perplexity on the text kept for judging rises by at most `limit`.
 fn find_by_perplexity(
     limit: f64,
     loaded: &Loaded,
     options: &ModelOptions,
     calibrated: &mut Calibrated,
     recipe: Recipe,
-) -> Result<(f64, String)> {
+) -> Result<(f64, Found)> {
     let (tokens, bos) = (calibrated.judge.clone(), calibrated.bos);
     let judge = |model: &Model| effect::perplexity(model, &loaded.runtime, &tokens, bos);
     let dense = judge(&loaded.model)?;
@@ -592,7 +608,7 @@ fn find_by_perplexity(
     let found = search::largest_ratio(limit, |ratio| -> Result<f64> {
         // Pruning rewrites the map, and the dense model is needed again.
         let mut model = options.load_again(loaded)?;
-        calibrated.prune(&mut model, &loaded.runtime, recipe, ratio, &|_, _| {})?;
+        calibrated.prune(&mut model, &loaded.runtime, recipe, ratio, &mut ignore)?;
         let rise = judge(&model)? / dense - 1.0;
         tracing::info!("ratio {ratio:.4}: perplexity {:+.1} %", rise * 100.0);
         bar.inc(1);
@@ -600,25 +616,19 @@ fn find_by_perplexity(
     })?;
     bar.finish_and_clear();
     let (ratio, rise) = found.within;
-    let beyond = found.beyond.map(|(ratio, rise)| {
-        let rise = rise * 100.0;
-        format!("ratio {ratio:.4} would raise it by {rise:.1} %")
-    });
     if ratio == 0.0 {
         bail!(
             "it is out of reach: of the ratios tried the smallest is too large already ({}); allow more, or calibrate on more text",
-            beyond.unwrap_or_default()
+            found.beyond.map(beyond_words).unwrap_or_default()
         );
     }
-    let tokens = tokens.len();
-    let mut what = format!(
-        "ratio {ratio:.4} raises the perplexity on {tokens} held-back tokens of the calibration text from {dense:.2} by {:.1} %",
-        rise * 100.0
-    );
-    if let Some(beyond) = beyond {
-        what = format!("{what}; {beyond}");
-    }
-    Ok((ratio, what))
+    let found = Found::Perplexity {
+        tokens: tokens.len(),
+        dense,
+        rise,
+        beyond: found.beyond,
+    };
+    Ok((ratio, found))
 }
 
 /// Prunes in place by a ratio. The profile is given back before memory is looked at.
@@ -632,9 +642,7 @@ pub fn prune(
     let before = Snapshot::take(model);
     let start = Instant::now();
     let bar = progress::bar("pruning", model.layers.len() as u64, "layers");
-    let plan = calibrated.prune(model, runtime, recipe, ratio, &|done, _| {
-        bar.set_position(done as u64);
-    })?;
+    let plan = calibrated.prune(model, runtime, recipe, ratio, &mut progress::of(&bar))?;
     bar.finish_and_clear();
     let time = start.elapsed();
     drop(calibrated);
@@ -696,13 +704,13 @@ mod tests {
     #[test]
     fn what_is_asked_reads_as_it_was_typed() {
         assert_eq!(
-            Asked::MaxPpl(parse_rise("+7%").unwrap()).to_string(),
+            typed(Target::PerplexityRise(parse_rise("+7%").unwrap())),
             "--max-ppl +7%"
         );
-        assert_eq!(Asked::Speedup(1.3).to_string(), "--speedup 1.3x");
+        assert_eq!(typed(Target::Speedup(1.3)), "--speedup 1.3x");
         for text in ["80MB", "76MiB", "1GiB", "1500B", "7kB"] {
-            let asked = Asked::Fit(parse_size(text).unwrap());
-            assert_eq!(asked.to_string(), format!("--fit {text}"));
+            let target = Target::Bytes(parse_size(text).unwrap());
+            assert_eq!(typed(target), format!("--fit {text}"));
         }
     }
 }

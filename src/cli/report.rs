@@ -10,7 +10,7 @@ use flapjack::quant::BlockType;
 use super::calibration::{Calibrated, Task};
 use super::effect::Effect;
 use super::options::Loaded;
-use super::pruning::{Found, Pruned, Snapshot};
+use super::pruning::{Pruned, Search, Snapshot};
 
 /// Everything that the report tells.
 pub struct Run {
@@ -189,7 +189,7 @@ pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
         )
     };
     let mut lines = Vec::new();
-    if let Some(Found {
+    if let Some(Search {
         what,
         time,
         speedup,

@@ -1,13 +1,11 @@
 //! How well logits predict tokens, and how far they are from those of another model.
 
-use std::sync::Mutex;
-
 use crate::kernels::Team;
 
 /// The negative log-likelihood, in nats, of every target under its row of logits `[targets.len(), vocabulary]`.
 pub fn negative_log_likelihoods(team: &Team, logits: &[f32], targets: &[u32]) -> Vec<f64> {
     let vocabulary = logits.len().checked_div(targets.len()).unwrap_or(0);
-    per_row(team, targets.len(), |i| {
+    team.map(targets.len(), |i| {
         negative_log_likelihood(&logits[i * vocabulary..][..vocabulary], targets[i])
     })
 }
@@ -45,7 +43,7 @@ impl Predictions {
                 .for_each(|l| *l = ((*l - peak) - sum as f32).exp());
         });
         let new = &self.probabilities[start..];
-        let entropies = per_row(team, new.len() / vocabulary, |i| {
+        let entropies = team.map(new.len() / vocabulary, |i| {
             let p = &new[i * vocabulary..][..vocabulary];
             let l = &logits[i * vocabulary..][..vocabulary];
             let (peak, sum) = log_sum_exp(l);
@@ -57,27 +55,13 @@ impl Predictions {
     /// KL(p ‖ q), in nats, of the positions from `first` on, given q's logits `[n, vocabulary]`.
     pub fn divergences(&self, team: &Team, first: usize, logits: &[f32]) -> Vec<f64> {
         let vocabulary = self.vocabulary;
-        per_row(team, logits.len() / vocabulary, |i| {
+        team.map(logits.len() / vocabulary, |i| {
             let p = &self.probabilities[(first + i) * vocabulary..][..vocabulary];
             let q = &logits[i * vocabulary..][..vocabulary];
             let (peak, sum) = log_sum_exp(q);
             self.negative_entropies[first + i] - (dot_shifted(p, q, peak) - sum)
         })
     }
-}
-
-fn per_row(team: &Team, rows: usize, value: impl Fn(usize) -> f64 + Sync) -> Vec<f64> {
-    let slots: Vec<Mutex<f64>> = (0..rows).map(|_| Mutex::new(f64::NAN)).collect();
-    team.items(rows, |_, i| {
-        let value = value(i);
-        if let Ok(mut slot) = slots[i].lock() {
-            *slot = value;
-        }
-    });
-    slots
-        .into_iter()
-        .map(|slot| slot.into_inner().unwrap_or(f64::NAN))
-        .collect()
 }
 
 /// Values that are summed side by side, so that the compiler takes vector instructions; the sums of a piece are added up in

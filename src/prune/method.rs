@@ -1,7 +1,9 @@
-//! Named methods: a choice for every step.
+//! Named methods: a recipe for each, by how much time there is.
 
+use super::collect::CurveLevels;
 use super::names::named_choices;
-use super::{HeadUnit, Metric, Restore, Structure, sequential};
+use super::recipe::{HeadUnit, Metric, Recipe, Restore, Structure};
+use super::restore::sequential;
 use crate::model::Model;
 
 named_choices! {
@@ -35,15 +37,6 @@ named_choices! {
     }
 }
 
-/// A choice for every step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Recipe {
-    pub metric: Metric,
-    pub structure: Structure,
-    pub heads: HeadUnit,
-    pub restore: Restore,
-}
-
 impl Method {
     pub fn recipe(self, effort: Effort) -> Recipe {
         let (metric, structure, restore) = match (self, effort) {
@@ -61,8 +54,8 @@ impl Method {
         }
     }
 
-    /// The recipe where a text of so many tokens can be read again, and `memory` bytes may be taken: [`Method::Best`] with all
-    /// the time in the world then restores in sequence, if the text is long enough for it to pay off.
+    /// The recipe where a text of `tokens` tokens can be read again, and `memory` bytes may be taken: [`Method::Best`] with
+    /// [`Effort::Best`] then restores in sequence, if the text is long enough for it to pay off.
     pub fn recipe_with_text(
         self,
         effort: Effort,
@@ -86,41 +79,17 @@ impl Method {
     }
 }
 
-impl Recipe {
-    /// Whether a profile must have covariances for it.
-    pub fn wants_covariance(&self) -> bool {
-        self.metric.wants_covariance() || self.restore.wants_covariance()
-    }
-
-    /// Whether a profile must have loss curves for it.
-    pub fn wants_curves(&self) -> bool {
-        self.structure == Structure::Curves
-    }
-}
-
-/// What an effort measures of loss curves.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CurveLevels {
-    /// Tokens of the slice.
-    pub tokens: usize,
-    /// The shares of an MLP's channels and of an attention module's heads that are removed, rising, above 0 and below 1.
-    pub mlp_shares: &'static [f64],
-    pub attention_shares: &'static [f64],
-}
-
 impl Effort {
+    /// What loss curves are measured of.
     pub fn curve_levels(self) -> CurveLevels {
-        match self {
-            Effort::Fast | Effort::Normal => CurveLevels {
-                tokens: 1024,
-                mlp_shares: &[0.5],
-                attention_shares: &[1.0 / 3.0],
-            },
-            Effort::Best => CurveLevels {
-                tokens: 4096,
-                mlp_shares: &[0.25, 0.5, 0.75],
-                attention_shares: &[1.0 / 9.0, 1.0 / 3.0],
-            },
+        let (tokens, mlp, attention): (_, &[f64], &[f64]) = match self {
+            Effort::Fast | Effort::Normal => (1024, &[0.5], &[1.0 / 3.0]),
+            Effort::Best => (4096, &[0.25, 0.5, 0.75], &[1.0 / 9.0, 1.0 / 3.0]),
+        };
+        CurveLevels {
+            tokens,
+            mlp_shares: mlp.to_vec(),
+            attention_shares: attention.to_vec(),
         }
     }
 }

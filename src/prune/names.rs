@@ -1,6 +1,6 @@
-//! Choices that have a name on the command line and in reports.
+//! Choices that have a name, by which options, reports and files know them.
 
-/// Declares an enum whose variants have names: `ALL`, `name`, `Display` and `FromStr`.
+/// Declares an enum whose variants have names: `ALL`, `name`, `Display`, `FromStr`, and serde by the name.
 macro_rules! named_choices {
     ($(#[$meta:meta])* $kind:literal $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$meta])*
@@ -34,6 +34,19 @@ macro_rules! named_choices {
                     let names: Vec<&str> = Self::ALL.iter().map(|c| c.name()).collect();
                     format!(concat!("no ", $kind, " {:?}; there are {}"), text, names.join(", "))
                 })
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.name())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let name = <String as serde::Deserialize>::deserialize(deserializer)?;
+                name.parse().map_err(serde::de::Error::custom)
             }
         }
     };

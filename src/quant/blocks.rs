@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::bits::{pack, unpack};
+use super::bits::{half_at, pack, unpack};
 use super::encode::{
     block_weights, each, finite_half, fit_line, fit_scale, half_scale, inverse_of, low_bits,
     rounded, squared_error, within_reach,
@@ -148,11 +148,6 @@ impl Row<'_> {
             encode(&each(values, within_reach), &weights, out);
         }
     }
-}
-
-/// The half-precision number that is stored at byte `at` of a block.
-pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
 fn decode_q8_0(block: &[u8], out: &mut [f32; BLOCK]) {

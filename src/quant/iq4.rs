@@ -7,8 +7,7 @@
 
 use half::f16;
 
-use super::bits::{pack, unpack};
-use super::blocks::half_at;
+use super::bits::{half_at, pack, unpack};
 use super::encode::{fit_scale, half_scale, low_bits};
 use super::kquants::{SUPER, Scaled};
 

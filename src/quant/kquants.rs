@@ -16,8 +16,7 @@ use std::array;
 
 use half::f16;
 
-use super::bits::{pack, unpack};
-use super::blocks::half_at;
+use super::bits::{half_at, pack, unpack};
 use super::encode::{
     dot, each, fit_line, fit_scale, half_scale, half_scale_of_scales, inverse_of, low_bits,
     nearest_codes, rounded, squared_error, times, total,

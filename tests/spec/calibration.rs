@@ -3,14 +3,15 @@
 use std::fs;
 use std::path::Path;
 
+use crate::common::Random;
 use crate::common::program::{Bench, flapjack_reading, stderr, stdout, succeeded};
 use crate::common::pruning::{curve_options, curves_of, profile_of, text};
-use crate::common::synthetic::{Shape, Synthetic, logits_in_batches, runtime};
-use crate::common::{Random, doubles, relative_error};
+use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::generate::{Sampler, SamplerConfig, Texts};
 use flapjack::gguf::{GgufFile, Value};
 use flapjack::prune::{
-    Calibration, Effort, Method, Origin, ProfileError, StoredProfile, calibrate, store,
+    Calibration, Collected, Covariances, CurveLevels, CurveOptions, Effort, HeadUnit, Method,
+    Metric, Origin, ProfileError, Restore, StoredProfile, calibrate, store,
 };
 
 // ---- profiles as files ----
@@ -30,7 +31,8 @@ fn stored_profile() -> StoredProfile {
     let model = synthetic.load();
     let mut profile = profile_of(&model, calibration);
     let options = curve_options(Method::Best.recipe(Effort::Best));
-    profile.curves = Some(curves_of(&model, &profile, calibration, options));
+    let curves = curves_of(&model, &profile, calibration, options.clone());
+    profile.curves = Some(curves);
     StoredProfile {
         origin: Origin {
             model: GgufFile::open(&synthetic.path).unwrap().fingerprint(),
@@ -38,7 +40,11 @@ fn stored_profile() -> StoredProfile {
             text: store::hash_tokens(&tokens, Some(1)),
             source: "a \"text\"".into(),
             tokens: 300,
-            collected: "everything".into(),
+            collected: Collected {
+                covariances: Covariances::All,
+                judge_tokens: 20,
+                curves: Some(options),
+            },
             flapjack: "0.1.0".into(),
         },
         profile,
@@ -81,9 +87,87 @@ fn a_damaged_profile_is_refused_wherever_the_damage_is() {
     newer[8] = 99;
     let message = load(&newer).unwrap_err().to_string();
     assert!(
-        message.contains("99") && message.contains("flapjack calibrate"),
+        message.contains("format 99") && !message.contains("--"),
         "{message}"
     );
+}
+
+#[test]
+fn what_was_collected_comes_back_from_its_text_and_differs_where_any_field_does() {
+    let options = curve_options(Method::Best.recipe(Effort::Best));
+    let collected = Collected {
+        covariances: Covariances::All,
+        judge_tokens: 20,
+        curves: Some(options.clone()),
+    };
+    let with = |options| Collected {
+        curves: Some(options),
+        ..collected.clone()
+    };
+    let with_levels = |levels| {
+        with(CurveOptions {
+            levels,
+            ..options.clone()
+        })
+    };
+    let levels = &options.levels;
+    let all = [
+        collected.clone(),
+        Collected {
+            covariances: Covariances::None,
+            ..collected.clone()
+        },
+        Collected {
+            covariances: Covariances::InGroups,
+            ..collected.clone()
+        },
+        Collected {
+            judge_tokens: 0,
+            ..collected.clone()
+        },
+        Collected {
+            curves: None,
+            ..collected.clone()
+        },
+        with(CurveOptions {
+            metric: Metric::Obs,
+            ..options.clone()
+        }),
+        with(CurveOptions {
+            heads: HeadUnit::Group,
+            ..options.clone()
+        }),
+        with(CurveOptions {
+            restore: Restore::Bias,
+            ..options.clone()
+        }),
+        with_levels(CurveLevels {
+            tokens: levels.tokens + 1,
+            ..levels.clone()
+        }),
+        with_levels(CurveLevels {
+            mlp_shares: vec![0.25, 0.5],
+            ..levels.clone()
+        }),
+        with_levels(CurveLevels {
+            attention_shares: vec![1.0 / 9.0, 0.33],
+            ..levels.clone()
+        }),
+        // The same numbers, shared out otherwise.
+        with_levels(CurveLevels {
+            mlp_shares: levels.attention_shares.clone(),
+            attention_shares: levels.mlp_shares.clone(),
+            ..levels.clone()
+        }),
+    ];
+    for (i, one) in all.iter().enumerate() {
+        let text = serde_json::to_string(one).unwrap();
+        assert_eq!(serde_json::from_str::<Collected>(&text).unwrap(), *one);
+        for other in &all[i + 1..] {
+            assert_ne!(one, other);
+            assert_ne!(one.hash(), other.hash(), "{one:?} and {other:?}");
+        }
+    }
 }
 
 #[test]
@@ -481,6 +565,7 @@ fn own_texts_are_the_same_for_any_number_of_threads_and_differ_from_each_other()
             .write(&model, &runtime(threads), &mut |done, total| {
                 assert!(done > told && done <= total);
                 told = done;
+                std::ops::ControlFlow::Continue(())
             })
             .unwrap();
         assert_eq!(told, 70 * 20);

@@ -333,7 +333,7 @@ fn a_reader_that_goes_away_is_no_error() {
 #[test]
 fn the_built_in_text_never_repeats_itself() {
     let text = std::fs::read_to_string(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("src/prune/calibration.txt"),
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("src/prune/collect/calibration.txt"),
     )
     .unwrap();
     let mut lines: Vec<&str> = text.lines().filter(|l| l.len() > 40).collect();

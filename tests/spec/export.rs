@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::common::Random;
 use crate::common::pruning::{
-    QUIET, assert_computes_the_same, carry_out, export, profile_of, text_for_biases,
+    assert_computes_the_same, export, profile_of, restore_and_apply, text_for_biases,
 };
 use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::eval::{PerplexityOptions, perplexity};
@@ -25,7 +25,7 @@ fn pruned(synthetic: &Synthetic, plan: &Plan) -> Model {
     let mut model = synthetic.load();
     let tokens = Random::new(99).tokens(700, synthetic.shape.vocabulary);
     let profile = profile_of(&model, text_for_biases(&tokens));
-    carry_out(&mut model, &profile, plan, Restore::Bias);
+    restore_and_apply(&mut model, &profile, plan, Restore::Bias);
     model
 }
 
@@ -269,7 +269,7 @@ fn a_file_records_how_it_was_pruned_from_the_first_model_on() {
     let mut model = Model::load(GgufFile::open(&path).unwrap()).unwrap();
     let second_plan = plan(&[(&[1, 4, 5], 32), (&[0, 2], 96), (&[], 32)]);
     let none = vec![LayerRestoration::default(); 3];
-    prune::apply(&mut model, &runtime(1), &second_plan, &none, QUIET).unwrap();
+    prune::apply(&mut model, &runtime(1), &second_plan, &none, &mut ignore).unwrap();
     let widths = [(9, 64), (3, 96), (0, 32)];
     let forms = Export::new(&model);
     let layers = Record::layers(&second_plan, &widths, forms.layers(), Some(&first));
@@ -337,7 +337,7 @@ fn default_model_pruned(folder: &Path) -> (std::path::PathBuf, Model, Tokenizer)
     let tokens = tokenizer.encode(calibrate::TEXT).unwrap();
     let mut model = Model::load(GgufFile::open(source.path()).unwrap()).unwrap();
     let profile = profile_of(&model, text_for_biases(&tokens[..2048]));
-    prune::flap(&mut model, &runtime(2), &profile, 0.3, QUIET).unwrap();
+    prune::flap(&mut model, &runtime(2), &profile, 0.3, &mut ignore).unwrap();
     let path = folder.join("pruned.gguf");
     export(&model, &source, &path);
     (path, model, tokenizer)
@@ -506,7 +506,7 @@ fn llama_cpp_runs_layers_that_lost_everything() {
             total: 1,
         };
         let mut model = Model::load(GgufFile::open(source.path()).unwrap()).unwrap();
-        carry_out(&mut model, &profile, &plan, Restore::Bias);
+        restore_and_apply(&mut model, &profile, &plan, Restore::Bias);
         let path = folder.path().join("pruned.gguf");
         export(&model, &source, &path);
         let ours = our_perplexity(&model, &exact_runtime(), &tokenizer, &text);

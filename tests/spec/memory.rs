@@ -1,17 +1,17 @@
 //! Covariances in groups of layers: the same plan and the same weights as with all of them at once, in less memory.
 
+use std::ops::ControlFlow;
 use std::process::Output;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::common::Random;
 use crate::common::program::{Bench, stderr, succeeded};
-use crate::common::pruning::{QUIET, assert_same, curve_options, recipe};
+use crate::common::pruning::{assert_same, curve_options, recipe};
 use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::model::Model;
+use flapjack::progress::ignore;
 use flapjack::prune::{
-    self, Calibration, Groups, Metric, Plan, Profile, PruneError, Recipe, Restore, Structure,
-    groups,
+    self, Calibration, Evidence, Groups, Metric, Plan, Profile, PruneError, PruneErrorKind, Recipe,
+    Restore, Structure, groups,
 };
 use flapjack::quant::BlockType;
 
@@ -36,55 +36,53 @@ fn text(tokens: &[u32], covariance: bool) -> Calibration<'_> {
     }
 }
 
-/// Prunes with covariances in groups, or all at once.
+/// Prunes with covariances in groups, or all at once. Also gives how many passes over the text the groups took.
 fn pruned(
     model: &mut Model,
     recipe: Recipe,
-    groups: Option<&mut Groups>,
-) -> Result<(Profile, Plan), PruneError> {
+    mut groups: Option<&mut Groups>,
+) -> Result<(Profile, Plan, usize), PruneError> {
     let runtime = runtime(2);
     let mut random = Random::new(3);
     let [seen, held_back] = [700, 256].map(|n| random.tokens(n, Shape::default().vocabulary));
     let all = text(&seen, groups.is_none());
-    let mut profile = prune::calibrate(model, &runtime, all, &mut |_, _| {})?;
-    let options = curve_options(recipe);
-    let held_back = text(&held_back, true);
-    let quiet = &mut |_, _| {};
-    let ratio = 0.4;
-    let plan = match groups {
-        None => {
-            if recipe.wants_curves() {
-                let curves =
-                    prune::curves::measure(model, &runtime, &profile, held_back, options, quiet)?;
-                profile.curves = Some(curves);
-            }
-            prune::prune(model, &runtime, &profile, all, recipe, ratio, QUIET)?
-        }
-        Some(groups) => {
-            if recipe.wants_curves() {
-                let curves =
-                    groups::measure(model, &runtime, &profile, groups, held_back, options, quiet)?;
-                profile.curves = Some(curves);
-            }
-            groups::prune(model, &runtime, &profile, groups, recipe, ratio, QUIET)?
-        }
+    let mut profile = prune::calibrate(model, &runtime, all, &mut ignore)?;
+    let mut passes = 0;
+    let mut count = |done, total| {
+        assert!(done <= total);
+        passes += usize::from(done == total);
+        ControlFlow::Continue(())
     };
-    Ok((profile, plan))
+    if recipe.wants_curves() {
+        let evidence = match &mut groups {
+            None => Evidence::profile(&profile),
+            Some(groups) => Evidence::in_groups(&profile, groups, &mut count),
+        };
+        let (held_back, options) = (text(&held_back, true), curve_options(recipe));
+        let quiet = &mut ignore;
+        let curves = prune::curves::measure(model, &runtime, evidence, held_back, &options, quiet)?;
+        profile.curves = Some(curves);
+    }
+    let evidence = match groups {
+        None => Evidence::with_text(&profile, all),
+        Some(groups) => Evidence::in_groups(&profile, groups, &mut count),
+    };
+    let plan = prune::prune(model, &runtime, evidence, recipe, 0.4, &mut ignore)?;
+    Ok((profile, plan, passes))
 }
 
-fn groups_of(model: &Model, bytes: u64, passes: &Arc<AtomicUsize>) -> Groups {
+fn groups_of(model: &Model, bytes: u64) -> Groups {
     let seen = Random::new(3).tokens(700, Shape::default().vocabulary);
     let ranges = groups::partition(model, bytes).expect("a layer fits");
-    let passes = Arc::clone(passes);
-    Groups::new(ranges, text(&seen, false), move |done, total| {
-        assert!(done <= total);
-        passes.fetch_add(usize::from(done == total), Ordering::Relaxed);
-    })
+    Groups::new(ranges, text(&seen, false))
 }
 
 /// What the covariances of some layers take.
 fn bytes(model: &Model, layers: std::ops::Range<usize>) -> u64 {
-    model.layers[layers].iter().map(groups::layer_bytes).sum()
+    model.layers[layers]
+        .iter()
+        .map(groups::covariance_bytes)
+        .sum()
 }
 
 #[test]
@@ -122,15 +120,15 @@ fn in_groups_plan_and_weights_are_the_same_to_the_bit() {
         for (structure, restore) in recipes {
             let recipe = recipe(structure, restore);
             let mut at_once = load();
-            let (whole, plan) = pruned(&mut at_once, recipe, None).unwrap();
+            let (whole, plan, _) = pruned(&mut at_once, recipe, None).unwrap();
             assert!(plan.layers.iter().any(|l| l.channels.len() < 128));
             for bytes in [bytes(&synthetic.load(), 1..2), 300_000] {
                 let mut model = load();
-                let passes = Arc::default();
-                let mut groups = groups_of(&model, bytes, &passes);
+                let mut groups = groups_of(&model, bytes);
                 let (ranges, count) = (groups.ranges().to_vec(), groups.ranges().len());
                 assert!(count > 1);
-                let (profile, plan_2) = pruned(&mut model, recipe, Some(&mut groups)).unwrap();
+                let (profile, plan_2, passes) =
+                    pruned(&mut model, recipe, Some(&mut groups)).unwrap();
                 assert!(!profile.has_covariance());
                 assert_eq!(profile.curves, whole.curves, "{recipe:?}");
                 assert_eq!(plan_2, plan, "{recipe:?}");
@@ -142,7 +140,7 @@ fn in_groups_plan_and_weights_are_the_same_to_the_bit() {
                     (true, _) => 2 * count - 1,
                     (false, _) => count,
                 };
-                assert_eq!(passes.load(Ordering::Relaxed), expected, "{recipe:?}");
+                assert_eq!(passes, expected, "{recipe:?}");
                 let whole_passes = groups::passes(&ranges, curves);
                 assert!(whole_passes < (2 * count) as f64 && whole_passes >= 1.0);
             }
@@ -165,9 +163,13 @@ fn a_metric_that_needs_all_covariances_is_refused_and_the_model_stays() {
         metric: Metric::Obs,
         ..recipe(Structure::AlAm, Restore::Lsq)
     };
-    let mut groups = groups_of(&model, 300_000, &Arc::default());
+    let mut groups = groups_of(&model, 300_000);
     let error = pruned(&mut model, recipe, Some(&mut groups)).unwrap_err();
-    assert!(matches!(error, PruneError::NoCovariance), "{error}");
+    assert!(
+        matches!(error.kind, PruneErrorKind::NoCovariance),
+        "{error}"
+    );
+    assert!(error.is_untouched());
     assert_same(&model, &synthetic.load());
 }
 

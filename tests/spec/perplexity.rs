@@ -1,5 +1,7 @@
 //! Perplexity, by hand on a small model and against llama.cpp on the real one.
 
+use std::ops::ControlFlow;
+
 use crate::common::Random;
 use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
 use flapjack::eval::{PerplexityError, PerplexityOptions, perplexity};
@@ -100,10 +102,21 @@ fn progress_tells_every_chunk() {
         &tokens,
         None,
         options,
-        &mut |p, total| seen.push((p.chunks, total)),
+        &mut |done, total| {
+            seen.push((done, total));
+            ControlFlow::Continue(())
+        },
     )
     .unwrap();
     assert_eq!(seen, [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]);
+
+    let mut calls = 0;
+    let cancelled = perplexity(&model, &runtime(1), &tokens, None, options, &mut |_, _| {
+        calls += 1;
+        ControlFlow::Break(())
+    });
+    assert!(matches!(cancelled, Err(PerplexityError::Cancelled(_))));
+    assert_eq!(calls, 1);
 }
 
 #[test]

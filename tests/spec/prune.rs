@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::common::pruning::{QUIET, carry_out, plan_by, profile_of, text, text_for_biases};
+use crate::common::pruning::{plan_by, profile_of, restore_and_apply, text, text_for_biases};
 use crate::common::reference::{Inputs, ReferenceModel};
 use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
 use crate::common::{Random, relative_error};
@@ -12,8 +12,8 @@ use flapjack::kernels::{Moments, Team};
 use flapjack::model::{CacheType, Model};
 use flapjack::progress::ignore;
 use flapjack::prune::{
-    self, FeatureStats, HeadUnit, LayerPlan, Module, Plan, Profile, PruneError, Restore, Structure,
-    calibrate,
+    self, FeatureStats, HeadUnit, LayerPlan, Module, Plan, Profile, PruneErrorKind, Restore,
+    Structure, calibrate,
 };
 use flapjack::quant::BlockType;
 use flapjack::tokenize::Tokenizer;
@@ -323,7 +323,7 @@ fn prune_then_run_equals_mask_and_add_bias_and_run_dense() {
         for ratio in [0.1, 0.3, 0.6, 0.85] {
             let mut model = synthetic.load();
             let profile = random_profile(&model);
-            let plan = prune::flap(&mut model, &runtime(2), &profile, ratio, QUIET).unwrap();
+            let plan = prune::flap(&mut model, &runtime(2), &profile, ratio, &mut ignore).unwrap();
             let error = error_beside_masked(&model, &synthetic.reference, &profile, &plan);
             assert!(error < 2e-3, "ratio {ratio}: relative error {error}");
         }
@@ -340,7 +340,7 @@ fn restoration_brings_the_output_closer_to_the_dense_one() {
     let (expected, _) = synthetic.reference.forward(&tokens[..100]);
     let error_with = |how| {
         let mut model = synthetic.load();
-        prune::carry_out(&mut model, &runtime(1), &profile, &plan, how, QUIET).unwrap();
+        restore_and_apply(&mut model, &profile, &plan, how);
         relative_error(&logits(&model, &runtime(1), &tokens[..100]), &expected)
     };
     let [none, bias, lsq] = [Restore::None, Restore::Bias, Restore::Lsq].map(error_with);
@@ -371,7 +371,7 @@ fn a_layer_may_lose_all_its_heads_or_all_its_channels() {
         removed: 0,
         total: 1,
     };
-    carry_out(&mut model, &profile, &plan, Restore::Bias);
+    restore_and_apply(&mut model, &profile, &plan, Restore::Bias);
     assert_eq!(
         (
             model.layers[0].heads(),
@@ -396,7 +396,7 @@ fn a_pruned_model_can_be_pruned_again() {
     let mut sizes = vec![model.layer_parameters()];
     for _ in 0..3 {
         let profile = random_profile(&model);
-        let plan = prune::flap(&mut model, &runtime(2), &profile, 0.25, QUIET).unwrap();
+        let plan = prune::flap(&mut model, &runtime(2), &profile, 0.25, &mut ignore).unwrap();
         assert_eq!(plan.total, sizes[sizes.len() - 1]);
         assert_eq!(plan.total - plan.removed, model.layer_parameters());
         sizes.push(model.layer_parameters());
@@ -438,7 +438,8 @@ fn every_weight_type_is_pruned_in_whole_blocks_and_keeps_its_type() {
             for packed in [false, true] {
                 let mut model = synthetic.load_packed_if(packed);
                 let profile = random_profile(&model);
-                let plan = prune::flap(&mut model, &runtime(2), &profile, 0.4, QUIET).unwrap();
+                let plan =
+                    prune::flap(&mut model, &runtime(2), &profile, 0.4, &mut ignore).unwrap();
                 for layer in &model.layers {
                     let block = block_type.block_len();
                     assert!(
@@ -491,7 +492,7 @@ fn heads_of_whole_blocks_move_without_being_encoded_anew() {
         total: 1,
     };
     let none = vec![prune::LayerRestoration::default(); 2];
-    prune::apply(&mut model, &runtime(1), &plan, &none, QUIET).unwrap();
+    prune::apply(&mut model, &runtime(1), &plan, &none, &mut ignore).unwrap();
     for (l, kept) in plan.layers.iter().enumerate() {
         let (was, is) = (&dense.layers[l].o.weight, &model.layers[l].o.weight);
         for row in 0..was.rows {
@@ -538,7 +539,7 @@ fn pruning_gives_memory_back_and_never_touches_the_file() {
     let mut model = synthetic.load();
     let profile = random_profile(&model);
     let dense = (model.bytes(), model.map.residency());
-    prune::flap(&mut model, &runtime(2), &profile, 0.5, QUIET).unwrap();
+    prune::flap(&mut model, &runtime(2), &profile, 0.5, &mut ignore).unwrap();
     assert_eq!(
         std::fs::read(&synthetic.path).unwrap(),
         before,
@@ -572,12 +573,13 @@ fn ratios_out_of_range_are_refused_and_zero_removes_nothing() {
     let mut model = synthetic.load();
     let profile = random_profile(&model);
     for ratio in [-0.1, 0.9, 1.0, f64::NAN, f64::INFINITY] {
-        let result = prune::flap(&mut model, &runtime(1), &profile, ratio, QUIET);
-        assert!(matches!(result, Err(PruneError::Ratio(_))), "{ratio}");
+        let result = prune::flap(&mut model, &runtime(1), &profile, ratio, &mut ignore);
+        let kind = result.map_err(|error| error.kind);
+        assert!(matches!(kind, Err(PruneErrorKind::Ratio(_))), "{ratio}");
     }
     let tokens = Random::new(5).tokens(30, synthetic.shape.vocabulary);
     let before = logits(&model, &runtime(1), &tokens);
-    let plan = prune::flap(&mut model, &runtime(1), &profile, 0.0, QUIET).unwrap();
+    let plan = prune::flap(&mut model, &runtime(1), &profile, 0.0, &mut ignore).unwrap();
     assert_eq!(plan.removed, 0);
     assert_eq!(logits(&model, &runtime(1), &tokens), before);
 }
@@ -588,9 +590,13 @@ fn too_little_text_is_refused() {
     for n in [0, 1, calibrate::LEAST_TOKENS - 1] {
         let tokens = vec![1; n];
         let text = text_for_biases(&tokens);
-        let error = prune::calibrate(&model, &runtime(1), text, &mut |_, _| {}).unwrap_err();
-        assert!(matches!(error, PruneError::TooShort { tokens, .. } if tokens == n));
-        assert!(error.to_string().contains("--calib"), "{error}");
+        let error = prune::calibrate(&model, &runtime(1), text, &mut ignore).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("at least 128") && !message.contains("--"),
+            "{message}"
+        );
+        assert!(matches!(error.kind, PruneErrorKind::TooShort { tokens, .. } if tokens == n));
     }
 }
 
@@ -604,7 +610,7 @@ fn a_profile_of_another_shape_is_refused() {
     .load();
     let profile = random_profile(&other);
     let mut model = synthetic.load();
-    let error = prune::flap(&mut model, &runtime(1), &profile, 0.3, QUIET).unwrap_err();
+    let error = prune::flap(&mut model, &runtime(1), &profile, 0.3, &mut ignore).unwrap_err();
     assert!(error.to_string().contains("layer 1"), "{error}");
 }
 
@@ -616,11 +622,11 @@ fn activations_that_are_not_numbers_are_refused_with_their_layer() {
     model.map.bytes_mut()[range][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     let tokens = calibration_tokens(50);
     let text = text_for_biases(&tokens);
-    let error = prune::calibrate(&model, &runtime(1), text, &mut |_, _| {}).unwrap_err();
+    let error = prune::calibrate(&model, &runtime(1), text, &mut ignore).unwrap_err();
     assert!(
         matches!(
-            error,
-            PruneError::NotFinite {
+            error.kind,
+            PruneErrorKind::NotFinite {
                 layer: 1,
                 module: Module::Mlp
             }
@@ -667,7 +673,7 @@ fn the_default_model_reaches_the_ratio_and_stays_a_language_model() {
         tokens.len()
     );
     let profile = profile_of(&model, text_for_biases(&tokens[..4096]));
-    let plan = prune::flap(&mut model, &runtime, &profile, 0.2, QUIET).unwrap();
+    let plan = prune::flap(&mut model, &runtime, &profile, 0.2, &mut ignore).unwrap();
     assert!((plan.ratio() - 0.2).abs() < 0.002, "{}", plan.ratio());
     let pruned = measure(&model);
     // An untrained model would be at the size of the vocabulary, 49152.
@@ -711,7 +717,7 @@ fn four_bits_cost_little_beside_the_same_pruning_in_half_precision() {
         let calibration = tokenizer.encode(calibrate::TEXT).unwrap();
         let profile = profile_of(&model, crate::common::pruning::text(&calibration));
         let plan = plan.get_or_insert_with(|| flap_plan(&model, &profile, 0.3));
-        carry_out(&mut model, &profile, plan, Restore::Lsq);
+        restore_and_apply(&mut model, &profile, plan, Restore::Lsq);
         figures.push((dense, measure(&model)));
     }
     println!("dense and pruned, four bits and half precision: {figures:?}");

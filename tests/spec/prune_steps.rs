@@ -1,15 +1,16 @@
 //! The steps of pruning, each against its definition: metrics, structures, restorations, loss curves, named methods.
 
 use crate::common::pruning::{
-    QUIET, carry_out, curve_options, curves_of, plan_by, profile_of, prune, recipe, text,
+    curve_options, curves_of, plan_by, profile_of, prune, recipe, restore_and_apply, text,
 };
 use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
 use crate::common::{Random, doubles, relative_error};
 use flapjack::kernels::{Moments, Team};
 use flapjack::model::{Batch, KvCache, Model, Observer, Scratch};
+use flapjack::progress::ignore;
 use flapjack::prune::{
-    self, CurveOptions, Effort, FeatureStats, HeadUnit, Method, Metric, Profile, PruneError,
-    Recipe, Restore, Structure,
+    self, CurveOptions, Effort, Evidence, FeatureStats, HeadUnit, Method, Metric, Plan, Profile,
+    PruneErrorKind, Recipe, Restore, Structure,
 };
 
 fn three_layers() -> Synthetic {
@@ -280,10 +281,15 @@ fn auto_falls_back_to_biases_where_text_is_short_or_covariances_are_missing() {
         restored(&without, Restore::Auto).unwrap(),
         restored(&without, Restore::Bias).unwrap()
     );
-    assert!(matches!(
-        restored(&without, Restore::Lsq),
-        Err(PruneError::NoCovariance)
-    ));
+    let error = restored(&without, Restore::Lsq).unwrap_err();
+    assert!(matches!(error.kind, PruneErrorKind::NoCovariance));
+}
+
+/// Carries out a plan by restoring in sequence.
+fn in_sequence(model: &mut Model, profile: &Profile, tokens: &[u32], plan: &Plan) {
+    let (runtime, how) = (runtime(2), Restore::Sequential);
+    let evidence = Evidence::with_text(profile, text(tokens));
+    prune::restore_and_apply(model, &runtime, evidence, plan, how, &mut ignore).unwrap();
 }
 
 #[test]
@@ -297,14 +303,11 @@ fn in_sequence_the_first_pruned_projection_is_fitted_as_alone() {
     let probe = tokens(9, 40);
     let pruned = |sequential: bool| {
         let mut model = synthetic.load();
-        let runtime = runtime(2);
-        if sequential {
-            prune::sequential::carry_out(&mut model, &runtime, text(&text_tokens), &plan, QUIET)
-        } else {
-            prune::carry_out(&mut model, &runtime, &profile, &plan, Restore::Lsq, QUIET)
+        match sequential {
+            true => in_sequence(&mut model, &profile, &text_tokens, &plan),
+            false => restore_and_apply(&mut model, &profile, &plan, Restore::Lsq),
         }
-        .unwrap();
-        logits(&model, &runtime, &probe)
+        logits(&model, &runtime(2), &probe)
     };
     let error = relative_error(&pruned(true), &doubles(&pruned(false)));
     assert!(error < 1e-3, "{error}");
@@ -320,10 +323,9 @@ fn in_sequence_the_output_comes_closer_to_the_dense_one() {
     let (expected, _) = synthetic.reference.forward(&text_tokens[..200]);
     let runtime = runtime(2);
     let mut alone = synthetic.load();
-    prune::carry_out(&mut alone, &runtime, &profile, &plan, Restore::Lsq, QUIET).unwrap();
+    restore_and_apply(&mut alone, &profile, &plan, Restore::Lsq);
     let mut sequential = synthetic.load();
-    let all = text(&text_tokens);
-    prune::sequential::carry_out(&mut sequential, &runtime, all, &plan, QUIET).unwrap();
+    in_sequence(&mut sequential, &profile, &text_tokens, &plan);
     let [alone, sequential] = [alone, sequential]
         .map(|model| relative_error(&logits(&model, &runtime, &text_tokens[..200]), &expected));
     assert!(
@@ -396,7 +398,7 @@ fn curves_tell_what_pruning_one_module_does() {
         kept.sort_unstable();
         plan.layers[l].channels = kept;
         let mut pruned = synthetic.load();
-        carry_out(&mut pruned, &profile, &plan, Restore::Bias);
+        restore_and_apply(&mut pruned, &profile, &plan, Restore::Bias);
         let pruned = logits(&pruned, &runtime(2), &held_back);
         // The last 64 positions count.
         let vocabulary = synthetic.shape.vocabulary;
@@ -480,14 +482,17 @@ fn what_a_recipe_needs_and_the_profile_lacks_is_named_and_the_model_stays() {
     let before = model.layer_parameters();
     let best = Method::Best.recipe(Effort::Normal);
     let error = prune(&mut model, &profile, text(&all), best, 0.2).unwrap_err();
-    assert!(matches!(error, PruneError::NoCurves), "{error}");
+    assert!(matches!(error.kind, PruneErrorKind::NoCurves), "{error}");
     profile.layers[0].mlp.covariance = None;
     let recipe = Recipe {
         restore: Restore::Lsq,
         ..Method::Flap.recipe(Effort::Fast)
     };
     let error = prune(&mut model, &profile, text(&all), recipe, 0.2).unwrap_err();
-    assert!(matches!(error, PruneError::NoCovariance), "{error}");
+    assert!(
+        matches!(error.kind, PruneErrorKind::NoCovariance),
+        "{error}"
+    );
     assert_eq!(model.layer_parameters(), before);
 }
 
@@ -498,7 +503,7 @@ fn weights_that_are_not_numbers_are_refused_with_their_layer() {
     let profile = profile_of(&model, text(&tokens(1, 700)));
     let range = model.layers[2].down.weight.range.clone();
     model.map.bytes_mut()[range][..4].copy_from_slice(&f32::NAN.to_le_bytes());
-    let error = prune::flap(&mut model, &runtime(2), &profile, 0.2, QUIET).unwrap_err();
+    let error = prune::flap(&mut model, &runtime(2), &profile, 0.2, &mut ignore).unwrap_err();
     assert!(error.to_string().contains("layer 2"), "{error}");
 }
 

@@ -10,6 +10,7 @@ use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
 use crate::common::{Random, doubles, relative_error};
 use flapjack::gguf::GgufFile;
 use flapjack::model::Model;
+use flapjack::progress::ignore;
 use flapjack::prune::substitute::{choices, substitutes};
 use flapjack::prune::{Outcome, Plan, Planner, Profile, Recipe, Restore, Structure};
 use flapjack::quant::BlockType;
@@ -163,7 +164,7 @@ fn an_outcome_and_a_file_bring_changed_types_back() {
         let outcome = Outcome::load(&path, &key).unwrap();
         let mut again = synthetic.load();
         again.pack(&runtime(2));
-        outcome.apply(&mut again, &runtime(2)).unwrap();
+        outcome.apply(&mut again, &runtime(2), &mut ignore).unwrap();
         again.unpack(&runtime(2));
         assert_same(&model, &again);
 

@@ -4,16 +4,14 @@ use std::path::Path;
 
 use flapjack::gguf::GgufFile;
 use flapjack::model::{Export, Model};
+use flapjack::progress::ignore;
 use flapjack::prune::{
-    self, Calibration, CurveOptions, Curves, Effort, HeadUnit, Metric, OutcomeKey, Plan, Profile,
-    PruneError, Recipe, Restore, Structure, record,
+    self, Calibration, CurveOptions, Curves, Division, Effort, Evidence, HeadUnit, Metric,
+    OutcomeKey, Plan, Profile, PruneError, Recipe, Restore, Structure, Target, record,
 };
 
 use super::synthetic::{logits, runtime};
 use super::{Random, doubles, relative_error};
-
-/// Progress that nobody looks at.
-pub const QUIET: &(dyn Fn(usize, usize) + Sync) = &|_, _| {};
 
 /// A text of which covariances are taken too.
 pub fn text(tokens: &[u32]) -> Calibration<'_> {
@@ -34,7 +32,7 @@ pub fn text_for_biases(tokens: &[u32]) -> Calibration<'_> {
 
 /// What a model's projections see of a text.
 pub fn profile_of(model: &Model, text: Calibration) -> Profile {
-    prune::calibrate(model, &runtime(2), text, &mut |_, _| {}).expect("a profile")
+    prune::calibrate(model, &runtime(2), text, &mut ignore).expect("a profile")
 }
 
 /// How `--effort best` measures a recipe's loss curves.
@@ -54,8 +52,8 @@ pub fn curves_of(
     held_back: Calibration,
     options: CurveOptions,
 ) -> Curves {
-    let runtime = runtime(2);
-    prune::curves::measure(model, &runtime, profile, held_back, options, &mut |_, _| {})
+    let (runtime, evidence) = (runtime(2), Evidence::profile(profile));
+    prune::curves::measure(model, &runtime, evidence, held_back, &options, &mut ignore)
         .expect("curves")
 }
 
@@ -78,8 +76,13 @@ pub fn plan_by(
     ratio: f64,
 ) -> Plan {
     let scores = prune::score(model, &runtime(2), profile, Metric::Wifv).expect("scores");
-    let curves = profile.curves.as_ref();
-    prune::plan(model, &scores, structure, heads, curves, ratio).expect("a plan")
+    let by = Division {
+        structure,
+        heads,
+        curves: profile.curves.as_ref(),
+        choices: &[],
+    };
+    prune::plan(model, &scores, by, ratio).expect("a plan")
 }
 
 /// Prunes a model as a recipe says.
@@ -90,12 +93,15 @@ pub fn prune(
     recipe: Recipe,
     ratio: f64,
 ) -> Result<Plan, PruneError> {
-    prune::prune(model, &runtime(2), profile, text, recipe, ratio, QUIET)
+    let evidence = Evidence::with_text(profile, text);
+    prune::prune(model, &runtime(2), evidence, recipe, ratio, &mut ignore)
 }
 
-/// Carries out a plan that must be possible.
-pub fn carry_out(model: &mut Model, profile: &Profile, plan: &Plan, restore: Restore) {
-    prune::carry_out(model, &runtime(2), profile, plan, restore, QUIET).expect("a pruned model");
+/// Restores and applies a plan, which must be possible by a profile alone.
+pub fn restore_and_apply(model: &mut Model, profile: &Profile, plan: &Plan, how: Restore) {
+    let evidence = Evidence::profile(profile);
+    prune::restore_and_apply(model, &runtime(2), evidence, plan, how, &mut ignore)
+        .expect("a pruned model");
 }
 
 /// The columns of the two projections of each layer that lose some.
@@ -111,8 +117,8 @@ pub fn outcome_key() -> OutcomeKey {
     OutcomeKey {
         model: "model".into(),
         profile: "profile".into(),
-        recipe: "a recipe".into(),
-        asked: "--prune 0.35".into(),
+        recipe: recipe(Structure::AlAm, Restore::Lsq),
+        target: Target::Ratio(0.35),
         flapjack: "0".into(),
     }
 }
@@ -127,14 +133,18 @@ pub fn export(model: &Model, source: &GgufFile, path: &Path) {
 /// Every weight, every bias and every width, to the bit.
 pub fn assert_same(a: &Model, b: &Model) {
     assert_eq!(a.layers.len(), b.layers.len());
-    for (a_layer, b_layer) in a.layers.iter().zip(&b.layers) {
-        assert_eq!(a_layer.group_sizes, b_layer.group_sizes);
-        for (x, y) in a_layer.linears().into_iter().zip(b_layer.linears()) {
-            assert_eq!(x.weight, y.weight);
-            assert_eq!(x.bias, y.bias, "{}", x.weight.name);
-            let bytes = |model: &Model| model.map.bytes()[x.weight.range.clone()].to_vec();
-            assert!(bytes(a) == bytes(b), "{}", x.weight.name);
-        }
+    (0..a.layers.len()).for_each(|l| assert_same_layer(a, b, l));
+}
+
+/// The same of one layer.
+pub fn assert_same_layer(a: &Model, b: &Model, l: usize) {
+    let (a_layer, b_layer) = (&a.layers[l], &b.layers[l]);
+    assert_eq!(a_layer.group_sizes, b_layer.group_sizes);
+    for (x, y) in a_layer.linears().into_iter().zip(b_layer.linears()) {
+        assert_eq!(x.weight, y.weight);
+        assert_eq!(x.bias, y.bias, "{}", x.weight.name);
+        let bytes = |model: &Model| model.map.bytes()[x.weight.range.clone()].to_vec();
+        assert!(bytes(a) == bytes(b), "{}", x.weight.name);
     }
 }
 

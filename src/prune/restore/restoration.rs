@@ -1,57 +1,24 @@
-//! Making up for what goes. A new way is a variant of [`Restore`] and an arm of [`restore`].
+//! Making up for what goes, projection by projection. A new way is a variant of [`Restore`] and an arm of
+//! [`restore_projection`].
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::Solve;
 use faer::{Accum, Mat, MatRef, Par, Side};
 
-use super::names::named_choices;
-use super::{Covariance, FeatureStats, LayerPlan, LayerProfile, PruneError};
-use crate::model::{Model, Weight};
-
-/// λ of the least squares, in shares of the mean variance of the inputs that stay.
-pub const RIDGE: f64 = 1e-2;
+use crate::model::{Model, ModuleId, Weight};
+use crate::prune::choose::LayerPlan;
+use crate::prune::collect::{Covariance, FeatureStats, LayerProfile, RIDGE};
+use crate::prune::error::{PruneError, PruneErrorKind};
+use crate::prune::features::{features, others, output_weight};
+use crate::prune::recipe::Restore;
 
 /// Least squares want more tokens than inputs; with fewer the ridge would decide.
 const TOKENS_PER_FEATURE: f64 = 1.0;
 
-named_choices! {
-    /// What is changed in a projection W `[out, in]` that keeps the inputs K and loses the inputs R.
-    "restoration" Restore {
-        /// Nothing.
-        None = "none",
-        /// The bias W_R μ_R: what the removed inputs contribute on average (FLAP, section 3.4).
-        Bias = "bias",
-        /// The removed inputs' best linear prediction from those that stay goes into the weights:
-        /// B = (C_KK + λI)⁻¹ C_KR, W_K + W_R Bᵀ, bias W_R (μ_R − Bᵀ μ_K), with the covariance C and the mean μ of the inputs and
-        /// λ = 10⁻² · mean diag(C_KK): ridge regression of the dense projection's output.
-        Lsq = "lsq",
-        /// `lsq` layer by layer, on the inputs that the already pruned layers produce and towards the dense model's residual
-        /// stream ([`sequential`](super::sequential)). Needs the calibration text itself.
-        Sequential = "sequential",
-        /// `lsq` where the covariance is known from at least as many tokens as the projection has inputs, else `bias`.
-        Auto = "auto",
-    }
-}
-
-impl Restore {
-    /// What loss curves restore a module by, with all before it dense: without drift a sequence is least squares.
-    pub fn of_one_module(self) -> Self {
-        match self {
-            Restore::Sequential => Restore::Auto,
-            other => other,
-        }
-    }
-
-    /// Whether a profile should have covariances.
-    pub fn wants_covariance(self) -> bool {
-        matches!(self, Restore::Lsq | Restore::Sequential | Restore::Auto)
-    }
-}
-
 /// What becomes of one projection.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Restoration {
-    /// New weights of the columns that stay, `[out, kept]`; none where they stay as they are.
+    /// New weights of the columns that stay, `[out, kept]`; `None` where they stay as they are.
     pub weights: Option<Vec<f32>>,
     /// Added to the projection's bias, `[out]`; may be empty where nothing is.
     pub bias: Vec<f32>,
@@ -67,11 +34,12 @@ pub struct LayerRestoration {
     pub mlp: Restoration,
 }
 
-/// Makes up for what `kept` removes from layer `l` of the model, which must be as it was when `stats` were taken. Of one
+/// Makes up for what `kept` removes from layer `l` of the model, which must be as it was when `stats` were taken. For one
 /// layer alone, `sequential` is the same as `lsq`.
 ///
 /// # Errors
-/// If `lsq` is asked for and the profile has no covariances.
+/// If `lsq` is asked for and the profile has no covariances, or if the weights that go are not all numbers. The model is only
+/// read.
 ///
 /// # Panics
 /// If plan and profile were not made for this model.
@@ -82,22 +50,28 @@ pub fn restore(
     kept: &LayerPlan,
     how: Restore,
 ) -> Result<LayerRestoration, PruneError> {
-    let layer = &model.layers[l];
     let queries = features(&kept.heads, model.config.head_dim);
-    let one = |weight, stats, kept| restore_projection(model, weight, stats, kept, how);
+    let one = |module: ModuleId, kept| {
+        restore_projection(model, module, stats.of(module.kind()), kept, how)
+    };
     Ok(LayerRestoration {
-        attention: one(&layer.o.weight, &stats.attention, &queries)?,
-        mlp: one(&layer.down.weight, &stats.mlp, &kept.channels)?,
+        attention: one(ModuleId::attention(l), &queries)?,
+        mlp: one(ModuleId::mlp(l), &kept.channels)?,
     })
 }
 
-pub(super) fn restore_projection(
+/// Makes up for what goes of the projection of one module, of which the inputs `kept` stay.
+///
+/// # Errors
+/// If covariances are needed and missing, or the weights that go are not all numbers.
+pub fn restore_projection(
     model: &Model,
-    weight: &Weight,
+    module: ModuleId,
     stats: &FeatureStats,
     kept: &[usize],
     how: Restore,
 ) -> Result<Restoration, PruneError> {
+    let weight = output_weight(model, module);
     if kept.len() == weight.cols {
         return Ok(Restoration::default());
     }
@@ -113,45 +87,75 @@ pub(super) fn restore_projection(
                 .sum();
             sum as f32
         });
-        Restoration {
-            weights: None,
-            bias: bias.collect(),
-            importance: importance(),
+        let bias: Vec<f32> = bias.collect();
+        if bias.iter().any(|v| !v.is_finite()) {
+            return Err(PruneErrorKind::damaged_weights(module).into());
         }
+        Ok(Restoration {
+            weights: None,
+            bias,
+            importance: importance(),
+        })
     };
     match (how, &stats.covariance) {
         (Restore::None, _) => Ok(Restoration {
             importance: importance(),
             ..Restoration::default()
         }),
-        (Restore::Bias, _) | (Restore::Auto, None) => Ok(bias()),
+        (Restore::Bias, _) | (Restore::Auto, None) => bias(),
         (Restore::Auto, _) if (stats.count() as f64) < TOKENS_PER_FEATURE * stats.len() as f64 => {
-            Ok(bias())
+            bias()
         }
         // Where nothing stays there is nothing to predict from.
-        (Restore::Lsq | Restore::Sequential | Restore::Auto, _) if kept.is_empty() => Ok(bias()),
-        (Restore::Lsq | Restore::Sequential, None) => Err(PruneError::NoCovariance),
-        (Restore::Lsq | Restore::Sequential | Restore::Auto, Some(covariance)) => Ok(
-            least_squares(model, weight, stats, covariance, kept, &removed, false)
-                .unwrap_or_else(bias),
-        ),
+        (Restore::Lsq | Restore::Sequential | Restore::Auto, _) if kept.is_empty() => bias(),
+        (Restore::Lsq | Restore::Sequential, None) => Err(PruneErrorKind::NoCovariance.into()),
+        (Restore::Lsq | Restore::Sequential | Restore::Auto, Some(covariance)) => {
+            let inputs = Inputs {
+                stats,
+                covariance,
+                kept,
+                removed: &removed,
+            };
+            least_squares(model, weight, inputs, Drift::None).map_or_else(bias, Ok)
+        }
     }
 }
 
-/// Instead of B only what it does to the weights is computed, ΔWᵀ = (C_KK + λI)⁻¹ (C_KR W_Rᵀ): one right-hand side for every
-/// output. `None` if the covariance is too far from positive definite for the ridge.
-///
-/// With `drift`, statistics go on behind the inputs with a feature for every output, which the regression makes up for too;
-/// see [`sequential`](super::sequential).
+/// What least squares know of the inputs of a projection.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    pub stats: &'a FeatureStats,
+    pub covariance: &'a Covariance,
+    /// The inputs that stay and those that go, by ascending number.
+    pub kept: &'a [usize],
+    pub removed: &'a [usize],
+}
+
+/// Whether the regression also makes up for what the output lacks already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drift {
+    None,
+    /// Behind the inputs, statistics and covariance go on with a feature for every output: how far that is from the dense
+    /// model's. See [`sequential`](super::sequential).
+    BehindInputs,
+}
+
+/// Ridge regression of the dense projection's output on the inputs that stay; `None` if the covariance is too far from positive
+/// definite for the ridge. In place of B only what it does to the weights is computed, ΔWᵀ = (C_KK + λI)⁻¹ (C_KR W_Rᵀ): one
+/// right-hand side for every output.
 pub(super) fn least_squares(
     model: &Model,
     weight: &Weight,
-    stats: &FeatureStats,
-    covariance: &Covariance,
-    kept: &[usize],
-    removed: &[usize],
-    drift: bool,
+    inputs: Inputs,
+    drift: Drift,
 ) -> Option<Restoration> {
+    let Inputs {
+        stats,
+        covariance,
+        kept,
+        removed,
+    } = inputs;
+    let drift = drift == Drift::BehindInputs;
     let (k, d) = (kept.len(), weight.rows);
     let mean_variance = kept.iter().map(|j| covariance.get(*j, *j)).sum::<f64>() / k as f64;
     let mut c_kk = Mat::from_fn(k, k, |i, j| match i < j {
@@ -195,19 +199,4 @@ pub(super) fn least_squares(
         bias,
         importance: kept.iter().map(|j| stats.mean_square(*j) as f32).collect(),
     })
-}
-
-/// The features of some heads.
-pub(super) fn features(heads: &[usize], head_dim: usize) -> Vec<usize> {
-    heads
-        .iter()
-        .flat_map(|h| h * head_dim..(h + 1) * head_dim)
-        .collect()
-}
-
-/// The numbers below `count` that are not in `kept`, which is sorted.
-pub(super) fn others(count: usize, kept: &[usize]) -> Vec<usize> {
-    (0..count)
-        .filter(|unit| kept.binary_search(unit).is_err())
-        .collect()
 }

@@ -10,35 +10,64 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Covariance, Curve, Curves, FeatureStats, LayerProfile, Profile};
+use super::format::{HASH, Hashing, Numbers, checked, hash_of, read_header};
 use crate::files::{self, hexadecimal};
+use crate::prune::collect::{
+    Covariance, CurveOptions, Curves, FeatureStats, LayerProfile, Profile,
+};
 
 const MAGIC: &[u8; 8] = b"FLAPPROF";
 /// Goes up whenever the format does, or what calibration computes: a profile of another version is not used.
-pub const VERSION: u32 = 2;
-const HASH: usize = 32;
+pub const VERSION: u32 = 3;
 
 /// What a profile was made from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Origin {
     /// The model's [fingerprint](crate::gguf::GgufFile::fingerprint).
     pub model: String,
     /// The name of the model's file, for messages.
     pub model_name: String,
-    /// The SHA-256 of the tokens, or of how a text was made that can be made again.
+    /// The SHA-256 of the tokens ([`hash_tokens`]), or of how a text is made that can be made again ([`hash_making`]).
     pub text: String,
     /// Where the text came from, for messages.
     pub source: String,
     /// Tokens of the text. Loss curves, if there are any, were measured on the last of them, and statistics on the others.
     pub tokens: usize,
-    /// What was collected, in words.
-    pub collected: String,
+    /// What was collected of the text.
+    pub collected: Collected,
     /// The version of flapjack.
     pub flapjack: String,
+}
+
+/// What was collected of a text: everything that profiles of the same model and text differ by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Collected {
+    pub covariances: Covariances,
+    /// Tokens at the end of the text that were kept for judging.
+    pub judge_tokens: usize,
+    /// How loss curves were measured; `None` where they were not.
+    pub curves: Option<CurveOptions>,
+}
+
+/// Whether covariances were collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Covariances {
+    /// There are means and variances only.
+    None,
+    /// The profile has all of them.
+    All,
+    /// There were those of a group of layers at a time. The profile has none, but its curves were measured with them.
+    InGroups,
+}
+
+impl Collected {
+    /// The SHA-256 of all fields, in hexadecimal digits.
+    pub fn hash(&self) -> String {
+        hash_of(self)
+    }
 }
 
 /// A profile and where it comes from.
@@ -53,19 +82,17 @@ pub struct StoredProfile {
 pub enum ProfileError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path} is not a profile; `flapjack calibrate -o FILE` makes one")]
+    #[error("{path} is not a profile")]
     NotAProfile { path: PathBuf },
-    #[error(
-        "{path} is a profile of format {found}, and this flapjack reads {VERSION}; make it anew with `flapjack calibrate`"
-    )]
+    #[error("{path} is a profile of format {found}, and this version of flapjack reads {VERSION}")]
     Version { path: PathBuf, found: u32 },
-    #[error("{path} is damaged ({problem}); make it anew with `flapjack calibrate`")]
+    #[error("{path} is damaged ({problem})")]
     Damaged {
         path: PathBuf,
         problem: &'static str,
     },
     #[error(
-        "{path} is a profile of {made_for} (fingerprint {theirs:.12}), and the model is {model} (fingerprint {ours:.12}); make one for it with `flapjack calibrate`"
+        "{path} is a profile of {made_for} (fingerprint {theirs:.12}), and the model is {model} (fingerprint {ours:.12})"
     )]
     OtherModel {
         path: PathBuf,
@@ -79,149 +106,14 @@ pub enum ProfileError {
 #[derive(Serialize, Deserialize)]
 struct Header {
     origin: Origin,
-    /// Of every layer, attention and MLP: features, and tokens seen.
+    /// Features and tokens seen of every layer's attention and MLP.
     layers: Vec<[(usize, u64); 2]>,
+    /// Whether there are covariances.
     covariances: bool,
-    curves: Option<StoredCurves>,
+    curves: Option<Curves>,
 }
 
-/// [`Curves`], with choices by their names.
-#[derive(Serialize, Deserialize)]
-struct StoredCurves {
-    metric: String,
-    heads: String,
-    restore: String,
-    tokens: usize,
-    /// The points of every module, with the bits of the loss, which its digits need not give back exactly.
-    modules: Vec<Vec<(usize, u64)>>,
-}
-
-impl StoredCurves {
-    fn new(curves: &Curves) -> Self {
-        let points = |c: &Curve| -> Vec<(usize, u64)> {
-            c.points
-                .iter()
-                .map(|(n, loss)| (*n, loss.to_bits()))
-                .collect()
-        };
-        Self {
-            metric: curves.metric.to_string(),
-            heads: curves.heads.to_string(),
-            restore: curves.restore.to_string(),
-            tokens: curves.tokens,
-            modules: curves.modules.iter().map(points).collect(),
-        }
-    }
-
-    /// `None` if they have a choice that is not known.
-    fn curves(self) -> Option<Curves> {
-        let points = |points: Vec<(usize, u64)>| Curve {
-            points: points
-                .into_iter()
-                .map(|(n, bits)| (n, f64::from_bits(bits)))
-                .collect(),
-        };
-        Some(Curves {
-            metric: self.metric.parse().ok()?,
-            heads: self.heads.parse().ok()?,
-            restore: self.restore.parse().ok()?,
-            modules: self.modules.into_iter().map(points).collect(),
-            tokens: self.tokens,
-        })
-    }
-}
-
-/// Hashes what it passes on.
-pub(super) struct Hashing<W> {
-    out: W,
-    hasher: Sha256,
-}
-
-impl<W: Write> Hashing<W> {
-    /// Begins a file with its magic bytes, its version, and the length and the bytes of its header.
-    pub(super) fn begin(
-        out: W,
-        magic: &[u8; 8],
-        version: u32,
-        header: &impl Serialize,
-    ) -> io::Result<Self> {
-        let header = serde_json::to_vec(header).expect("strings and numbers");
-        let mut file = Self {
-            out,
-            hasher: Sha256::new(),
-        };
-        file.put(magic)?;
-        file.put(&version.to_le_bytes())?;
-        file.put(&(header.len() as u32).to_le_bytes())?;
-        file.put(&header)?;
-        Ok(file)
-    }
-
-    /// Ends with the hash of everything before, and returns it.
-    pub(super) fn finish(mut self) -> io::Result<[u8; HASH]> {
-        let hash: [u8; HASH] = self.hasher.finalize().into();
-        self.out.write_all(&hash)?;
-        self.out.flush()?;
-        Ok(hash)
-    }
-
-    pub(super) fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.hasher.update(bytes);
-        self.out.write_all(bytes)
-    }
-
-    fn put_doubles(&mut self, values: impl Iterator<Item = f64>) -> io::Result<()> {
-        let bytes: Vec<u8> = values.flat_map(f64::to_le_bytes).collect();
-        self.put(&bytes)
-    }
-
-    pub(super) fn put_floats(&mut self, values: &[f32]) -> io::Result<()> {
-        let mut bytes = vec![0; size_of_val(values)];
-        for (to, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
-            *to = value.to_le_bytes();
-        }
-        self.put(&bytes)
-    }
-}
-
-/// What a file has before the hash at its end, if the hash is of that.
-pub(super) fn checked(bytes: &[u8]) -> Result<&[u8], &'static str> {
-    let (body, hash) = bytes.split_last_chunk::<HASH>().ok_or("it is cut off")?;
-    if Sha256::digest(body).as_slice() != hash {
-        return Err("its checksum is wrong");
-    }
-    Ok(body)
-}
-
-/// The header whose length and bytes a checked file has after its first `start` bytes, and what follows it. It was written by
-/// this very version, but reading must not depend on that.
-pub(super) fn read_header<H: DeserializeOwned>(body: &[u8], start: usize) -> Option<(H, &[u8])> {
-    let (len, rest) = body.get(start..)?.split_first_chunk()?;
-    let (header, data) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
-    Some((serde_json::from_slice(header).ok()?, data))
-}
-
-/// Takes numbers from the front of bytes whose length was checked.
-pub(super) struct Numbers<'a>(pub &'a [u8]);
-
-impl Numbers<'_> {
-    fn doubles(&mut self, count: usize) -> Vec<f64> {
-        let (these, rest) = self.0.split_at(8 * count);
-        self.0 = rest;
-        let numbers = these.as_chunks().0.iter();
-        numbers.map(|n| f64::from_le_bytes(*n)).collect()
-    }
-
-    pub(super) fn floats(&mut self, to: &mut [f32]) {
-        let (these, rest) = self.0.split_at(size_of_val(to));
-        self.0 = rest;
-        for (to, n) in to.iter_mut().zip(these.as_chunks().0) {
-            *to = f32::from_le_bytes(*n);
-        }
-    }
-}
-
-/// Bytes that the statistics of so many features take; `None` if there are not so many numbers.
+/// Bytes that the statistics of so many features take in a file; `None` if that is too many for a number.
 fn stored_bytes(features: usize, covariances: bool) -> Option<usize> {
     let moments = features.checked_mul(16)?;
     if !covariances {
@@ -245,7 +137,7 @@ impl StoredProfile {
                 .map(|l| [&l.attention, &l.mlp].map(|s| (s.len(), s.count())))
                 .collect(),
             covariances,
-            curves: self.profile.curves.as_ref().map(StoredCurves::new),
+            curves: self.profile.curves.clone(),
         };
         let mut out = Hashing::begin(out, MAGIC, VERSION, &header)?;
         for layer in &self.profile.layers {
@@ -256,7 +148,7 @@ impl StoredProfile {
                     continue;
                 };
                 let (shift, sums, rows) = covariance.parts();
-                // There is none before the first token.
+                // Before the first token there is no shift.
                 let mut shift = shift.to_vec();
                 shift.resize(stats.len(), 0.0);
                 out.put_floats(&shift)?;
@@ -313,7 +205,7 @@ impl StoredProfile {
         Some(hexadecimal(&hash))
     }
 
-    /// Reads a file.
+    /// Reads the file of a profile.
     ///
     /// # Errors
     /// [`ProfileError`], if it cannot be read, is no profile, one of another version, or damaged.
@@ -380,7 +272,6 @@ impl StoredProfile {
             LayerProfile { attention, mlp }
         });
         let layers = layers.collect();
-        let curves = curves.map(|c| c.curves().ok_or_else(odd)).transpose()?;
         Ok(Self {
             profile: Profile { layers, curves },
             origin,
@@ -420,7 +311,7 @@ pub fn hash_tokens(tokens: &[u32], bos: Option<u32>) -> String {
     hexadecimal(&hasher.finalize())
 }
 
-/// The SHA-256 of a recipe for a text, in hexadecimal digits.
-pub fn hash_recipe(recipe: &str) -> String {
-    hexadecimal(&Sha256::digest(recipe.as_bytes()))
+/// The SHA-256, in hexadecimal digits, of how a text is made that can be made again.
+pub fn hash_making(how: &impl Serialize) -> String {
+    hash_of(how)
 }

@@ -12,32 +12,34 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::apply::{Columns, apply_columns};
-use super::restore::features;
-use super::store::{Hashing, Numbers, checked, read_header};
-use super::{LayerPlan, Plan, PruneError};
+use super::format::{Hashing, Numbers, checked, hash_of, read_header};
 use crate::files;
 use crate::kernels::Runtime;
 use crate::model::{Linear, Model};
+use crate::progress::Progress;
+use crate::prune::apply::{Columns, EncodedProjection, tallied};
+use crate::prune::choose::{Found, LayerPlan, Plan, Target};
+use crate::prune::error::{PruneError, PruneErrorKind};
+use crate::prune::exact;
+use crate::prune::features::features;
+use crate::prune::recipe::Recipe;
 use crate::quant::{BlockType, Layout, unpack};
 
 const MAGIC: &[u8; 8] = b"FLAPDONE";
 /// Goes up whenever the format does, or what pruning computes: an outcome of another version is not used.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What an outcome follows from. Equal keys have equal outcomes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OutcomeKey {
     /// The model's [fingerprint](crate::gguf::GgufFile::fingerprint).
     pub model: String,
     /// The [hash](super::StoredProfile::hash) of the profile.
     pub profile: String,
-    /// Metric, structure, heads and restoration.
-    pub recipe: String,
+    pub recipe: Recipe,
     /// What was asked for: a ratio, or what one is to be found by.
-    pub asked: String,
+    pub target: Target,
     /// The version of flapjack.
     pub flapjack: String,
 }
@@ -45,31 +47,20 @@ pub struct OutcomeKey {
 impl OutcomeKey {
     /// The SHA-256 of everything that an outcome follows from, in hexadecimal digits.
     pub fn hash(&self) -> String {
-        let json = serde_json::to_vec(self).expect("strings");
-        files::hexadecimal(&Sha256::digest(json))
+        hash_of(self)
     }
 }
 
-/// What pruning has made of a model.
+/// What pruning has made of a model: enough to do the same again to the dense model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// The ratio that was asked for, or found.
     pub ratio: f64,
-    /// What was found, in words, where the ratio was not asked for itself.
-    pub found: Option<String>,
+    /// What the ratio was found by; `None` where it was asked for itself.
+    pub found: Option<Found>,
     pub plan: Plan,
-    /// Attention output and MLP down of every layer.
-    layers: Vec<[Projection; 2]>,
-}
-
-/// A projection `[rows, columns]` that lost columns.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Projection {
-    pub block_type: BlockType,
-    /// In the native layout; empty where nothing was taken and nothing changed.
-    pub bytes: Vec<u8>,
-    /// The whole bias, `[rows]`.
-    pub bias: Option<Vec<f32>>,
+    /// What the attention output and MLP down of every layer have become.
+    layers: Vec<[EncodedProjection; 2]>,
 }
 
 /// Why an outcome's file cannot be used.
@@ -87,14 +78,14 @@ pub enum OutcomeError {
 #[derive(Serialize, Deserialize)]
 struct Header {
     key: OutcomeKey,
-    /// The bits of the ratio, which its digits need not give back exactly.
-    ratio: u64,
-    found: Option<String>,
+    #[serde(with = "exact")]
+    ratio: f64,
+    found: Option<Found>,
     removed: usize,
     total: usize,
-    /// Of every layer.
+    /// What stays of every layer.
     layers: Vec<StoredLayer>,
-    /// Of every layer's two projections.
+    /// The form of every layer's two projections.
     projections: Vec<[StoredProjection; 2]>,
 }
 
@@ -115,7 +106,7 @@ impl StoredLayer {
         }
     }
 
-    /// `None` if a type is not known.
+    /// The plan; `None` if a type is not known.
     fn plan(self) -> Option<LayerPlan> {
         let known = |id: Option<u32>| match id {
             Some(id) => BlockType::from_id(id).map(Some),
@@ -134,7 +125,7 @@ impl StoredLayer {
 struct StoredProjection {
     block_type: u32,
     bytes: usize,
-    /// How many numbers the bias has.
+    /// How many numbers the bias has; `None` where there is none.
     bias: Option<usize>,
 }
 
@@ -148,7 +139,7 @@ impl Outcome {
         dense: &[[usize; 2]],
         plan: Plan,
         ratio: f64,
-        found: Option<String>,
+        found: Option<Found>,
     ) -> Self {
         assert_eq!(plan.layers.len(), model.layers.len(), "layers of the plan");
         let take = |linear: &Linear, columns_before: usize| {
@@ -160,7 +151,7 @@ impl Outcome {
                     unpack(weight.block_type, weight.cols, &mut bytes);
                 }
             }
-            Projection {
+            EncodedProjection {
                 block_type: weight.block_type,
                 bytes,
                 bias: linear.bias.clone(),
@@ -179,21 +170,31 @@ impl Outcome {
 
     /// Prunes a model as it was done before. The model must be as it was then.
     ///
+    /// `progress` counts layers. It is called before the first of them too, where a break leaves the model as it was.
+    ///
     /// # Errors
-    /// [`PruneError::OtherShape`] if the outcome cannot be this model's, which is then unchanged; also if the system does not
-    /// take memory back.
-    pub fn apply(&self, model: &mut Model, runtime: &Runtime) -> Result<(), PruneError> {
+    /// [`PruneErrorKind::OtherShape`] if the outcome cannot be this model's, before anything has changed; if the system does not
+    /// take memory back, or `progress` breaks. The error says which layers are pruned by then.
+    pub fn apply(
+        &self,
+        model: &mut Model,
+        runtime: &Runtime,
+        progress: &mut Progress,
+    ) -> Result<(), PruneError> {
         self.check(model)?;
-        for (l, (kept, [o, down])) in self.plan.layers.iter().zip(&self.layers).enumerate() {
-            let columns = [Columns::Encoded(o), Columns::Encoded(down)];
-            apply_columns(model, runtime, l, kept, columns)?;
-        }
-        Ok(())
+        let layers = self.plan.layers.iter().zip(&self.layers);
+        tallied(self.layers.len(), progress, |tally| {
+            for (l, (kept, projections)) in layers.enumerate() {
+                let columns = projections.each_ref().map(Columns::Encoded);
+                tally.apply_layer(model, runtime, l, kept, columns)?;
+            }
+            Ok(())
+        })
     }
 
-    /// Everything that applying takes for granted.
-    fn check(&self, model: &Model) -> Result<(), PruneError> {
-        let other = |problem: String| Err(PruneError::OtherShape(problem));
+    /// Checks everything that applying takes for granted.
+    fn check(&self, model: &Model) -> Result<(), PruneErrorKind> {
+        let other = |problem: String| Err(PruneErrorKind::OtherShape(problem));
         if self.plan.layers.len() != model.layers.len() {
             return other(format!("it has {} layers", self.plan.layers.len()));
         }
@@ -203,7 +204,7 @@ impl Outcome {
             let rising = |kept: &[usize], count: usize| {
                 kept.is_sorted_by(|a, b| a < b) && kept.last().is_none_or(|last| *last < count)
             };
-            let fits = |linear: &Linear, new: &Projection, columns: usize| {
+            let fits = |linear: &Linear, new: &EncodedProjection, columns: usize| {
                 let weight = &linear.weight;
                 let bytes = new.block_type.checked_row_bytes(columns);
                 let bytes = bytes.and_then(|bytes| bytes.checked_mul(weight.rows));
@@ -246,8 +247,8 @@ impl Outcome {
         let layers = self.plan.layers.iter();
         let header = Header {
             key: key.clone(),
-            ratio: self.ratio.to_bits(),
-            found: self.found.clone(),
+            ratio: self.ratio,
+            found: self.found,
             removed: self.plan.removed,
             total: self.plan.total,
             layers: layers.map(StoredLayer::new).collect(),
@@ -273,7 +274,7 @@ impl Outcome {
         out.finish().map(drop)
     }
 
-    /// Reads a file.
+    /// Reads the file of an outcome with this key.
     ///
     /// # Errors
     /// [`OutcomeError`], if it cannot be read, is no outcome, one of another version or key, or damaged.
@@ -305,7 +306,7 @@ impl Outcome {
             Some(these)
         };
         let mut projection = |stored: &StoredProjection| {
-            Some(Projection {
+            Some(EncodedProjection {
                 block_type: BlockType::from_id(stored.block_type)?,
                 bytes: take(Some(stored.bytes))?.to_vec(),
                 bias: match stored.bias {
@@ -327,7 +328,7 @@ impl Outcome {
         }
         let plans = header.layers.into_iter().map(StoredLayer::plan);
         Ok(Self {
-            ratio: f64::from_bits(header.ratio),
+            ratio: header.ratio,
             found: header.found,
             plan: Plan {
                 layers: plans.collect::<Option<_>>().ok_or(ODD)?,

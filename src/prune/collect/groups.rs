@@ -8,33 +8,33 @@
 
 use std::ops::Range;
 
-use super::calibrate::calibrate_layers;
-use super::{
-    Calibration, Covariance, CurveOptions, Curves, LayerProfile, Plan, Planner, Profile,
-    PruneError, Recipe, Restore, carry_out_layers, curves, sequential,
-};
+use super::calibrate::{Calibration, calibrate_layers};
+use super::covariance::Covariance;
+use super::profile::LayerProfile;
 use crate::kernels::Runtime;
 use crate::model::{Layer, Model};
+use crate::progress::Progress;
+use crate::prune::error::{PruneError, PruneErrorKind};
 
 /// The layers in groups, the text that their covariances are taken from, and those of one group at most.
 pub struct Groups {
     ranges: Vec<Range<usize>>,
+    /// The text.
     tokens: Vec<u32>,
+    /// The token that begins each sequence of the text; `None` where there is none.
     bos: Option<u32>,
+    /// The group that was asked for last; `None` where nothing is collected.
     held: Option<Held>,
-    progress: Progress,
 }
 
+/// The statistics of a group's layers.
 struct Held {
     range: Range<usize>,
     layers: Vec<LayerProfile>,
 }
 
-/// Called during a pass with the number of tokens done and their total.
-type Progress = Box<dyn FnMut(usize, usize) + Send>;
-
 /// Bytes that the covariances of a layer take.
-pub fn layer_bytes(layer: &Layer) -> u64 {
+pub fn covariance_bytes(layer: &Layer) -> u64 {
     (Covariance::bytes(layer.o.weight.cols) + Covariance::bytes(layer.channels())) as u64
 }
 
@@ -44,7 +44,7 @@ pub fn partition(model: &Model, bytes: u64) -> Option<Vec<Range<usize>>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     let mut left = 0;
     for (l, layer) in model.layers.iter().enumerate() {
-        let needed = layer_bytes(layer);
+        let needed = covariance_bytes(layer);
         match ranges.last_mut() {
             Some(range) if needed <= left => range.end = l + 1,
             _ if needed <= bytes => {
@@ -59,21 +59,17 @@ pub fn partition(model: &Model, bytes: u64) -> Option<Vec<Range<usize>>> {
 }
 
 impl Groups {
-    /// Nothing is collected yet. `progress` is called during each pass with the number of tokens done and their total.
-    pub fn new(
-        ranges: Vec<Range<usize>>,
-        text: Calibration,
-        progress: impl FnMut(usize, usize) + Send + 'static,
-    ) -> Self {
+    /// Groups of which nothing is collected yet.
+    pub fn new(ranges: Vec<Range<usize>>, text: Calibration) -> Self {
         Self {
             ranges,
             tokens: text.tokens.to_vec(),
             bos: text.bos,
             held: None,
-            progress: Box::new(progress),
         }
     }
 
+    /// The layers of each group.
     pub fn ranges(&self) -> &[Range<usize>] {
         &self.ranges
     }
@@ -87,12 +83,21 @@ impl Groups {
         }
     }
 
-    /// The statistics of a group's layers, which are dropped where they were held.
-    fn take(
+    /// Drops what is held of a group.
+    pub(in crate::prune) fn clear(&mut self) {
+        self.held = None;
+    }
+
+    /// The statistics of a group's layers, which are no longer held then. `progress` counts tokens.
+    ///
+    /// # Errors
+    /// Those of [`calibrate_layers`].
+    pub(in crate::prune) fn take(
         &mut self,
         model: &Model,
         runtime: &Runtime,
         range: &Range<usize>,
+        progress: &mut Progress,
     ) -> Result<Vec<LayerProfile>, PruneError> {
         match self.held.take() {
             Some(held) if held.range == *range => Ok(held.layers),
@@ -103,23 +108,27 @@ impl Groups {
                     bos: self.bos,
                     covariance: true,
                 };
-                calibrate_layers(model, runtime, text, range.clone(), &mut self.progress)
+                calibrate_layers(model, runtime, text, range.clone(), progress)
             }
         }
     }
 
-    /// The statistics of a layer, whose group is then held.
-    fn layer(
+    /// The statistics of a layer, whose group is then held. `progress` counts tokens.
+    ///
+    /// # Errors
+    /// Those of [`calibrate_layers`]; also if no group has the layer.
+    pub(in crate::prune) fn layer(
         &mut self,
         model: &Model,
         runtime: &Runtime,
         l: usize,
+        progress: &mut Progress,
     ) -> Result<&LayerProfile, PruneError> {
         let range = self.ranges.iter().find(|range| range.contains(&l));
         let range = range
             .cloned()
-            .ok_or_else(|| PruneError::OtherShape(format!("it has no layer {l}")))?;
-        let layers = self.take(model, runtime, &range)?;
+            .ok_or_else(|| PruneErrorKind::OtherShape(format!("it has no layer {l}")))?;
+        let layers = self.take(model, runtime, &range, progress)?;
         let held = self.held.insert(Held { range, layers });
         Ok(&held.layers[l - held.range.start])
     }
@@ -135,8 +144,9 @@ impl std::fmt::Debug for Groups {
     }
 }
 
-/// How many times the text goes through the whole model, in passes of which some end early, for curves (if they are measured)
-/// and for restoration. The last group of the curves is the first to be restored, and is not collected twice.
+/// How many passes over the text through the whole model it takes to collect these groups, for restoration and, if `curves`, for
+/// loss curves too. A pass that ends early counts as the share of the layers that it goes through. The last group of the curves
+/// is the first to be restored, and is not collected twice.
 pub fn passes(ranges: &[Range<usize>], curves: bool) -> f64 {
     let layers = ranges.last().map_or(0, |range| range.end).max(1);
     let once: usize = ranges.iter().map(|range| range.end).sum();
@@ -145,90 +155,4 @@ pub fn passes(ranges: &[Range<usize>], curves: bool) -> f64 {
         false => once,
     };
     all as f64 / layers as f64
-}
-
-/// Where the statistics come from that a layer is restored by.
-pub(super) enum Source<'a> {
-    All(&'a Profile),
-    Groups(&'a mut Groups),
-}
-
-impl Source<'_> {
-    pub fn layer(
-        &mut self,
-        model: &Model,
-        runtime: &Runtime,
-        l: usize,
-    ) -> Result<&LayerProfile, PruneError> {
-        match self {
-            Source::All(profile) => Ok(&profile.layers[l]),
-            Source::Groups(groups) => groups.layer(model, runtime, l),
-        }
-    }
-}
-
-/// [`curves::measure`] with covariances from `groups`.
-///
-/// # Errors
-/// Those of [`curves::measure`].
-pub fn measure(
-    model: &Model,
-    runtime: &Runtime,
-    profile: &Profile,
-    groups: &mut Groups,
-    text: Calibration,
-    options: CurveOptions,
-    progress: &mut (dyn FnMut(usize, usize) + Send),
-) -> Result<Curves, PruneError> {
-    let mut source = Source::Groups(groups);
-    curves::measure_with(
-        model,
-        runtime,
-        profile,
-        &mut source,
-        text,
-        options,
-        progress,
-    )
-}
-
-/// [`prune`](super::prune()) with covariances from `groups`, and the same outcome. [`Restore::Sequential`] holds no more than
-/// one projection's anyway, and takes only the text from there.
-///
-/// # Errors
-/// Those of [`prune`](super::prune()). [`Metric::Obs`](super::Metric::Obs) needs all covariances at once and is refused for
-/// the lack of them. If activations are not numbers, the layers behind them are pruned then.
-pub fn prune(
-    model: &mut Model,
-    runtime: &Runtime,
-    profile: &Profile,
-    groups: &mut Groups,
-    recipe: Recipe,
-    ratio: f64,
-    progress: &(dyn Fn(usize, usize) + Sync),
-) -> Result<Plan, PruneError> {
-    let plan = Planner::new(model, runtime, profile, recipe)?.plan(ratio)?;
-    if recipe.restore == Restore::Sequential {
-        groups.held = None;
-        sequential::carry_out(model, runtime, groups.text(), &plan, progress)?;
-        return Ok(plan);
-    }
-    let layers = plan.layers.len();
-    for range in groups.ranges.clone().into_iter().rev() {
-        let stats = groups.take(model, runtime, &range)?;
-        let behind = layers - range.end;
-        let how = recipe.restore;
-        carry_out_layers(
-            model,
-            runtime,
-            &stats,
-            range.start,
-            &plan,
-            how,
-            &|done, _| {
-                progress(behind + done, layers);
-            },
-        )?;
-    }
-    Ok(plan)
 }

@@ -1,144 +1,35 @@
-//! What stays of a model.
+//! The heads or channels of a module as units that go or stay, in the order in which they go.
 
-use super::LayerScores;
-use super::names::named_choices;
-use crate::model::{Layer, Linear, Model, Weight};
+use super::metric::LayerScores;
+use super::plan::{LayerPlan, Plan};
+use crate::model::{Layer, Model, ModuleId, Weight};
+use crate::prune::recipe::HeadUnit;
 use crate::quant::BlockType;
-
-/// What stays of one layer, by ascending number.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LayerPlan {
-    pub heads: Vec<usize>,
-    pub channels: Vec<usize>,
-    /// The types that the attention output and MLP down change to; `None` where they keep theirs. A new type must not take
-    /// more bytes than the tensor had.
-    pub types: [Option<BlockType>; 2],
-}
-
-impl LayerPlan {
-    /// Query heads that stay in each KV group.
-    pub(super) fn group_sizes(&self, layer: &Layer) -> Vec<usize> {
-        let mut first = 0;
-        layer
-            .group_sizes
-            .iter()
-            .map(|size| {
-                let group = first..first + size;
-                first += size;
-                self.heads.iter().filter(|h| group.contains(h)).count()
-            })
-            .collect()
-    }
-
-    /// Bytes of the layer's weights when the plan is carried out.
-    fn bytes(&self, layer: &Layer, head_dim: usize) -> usize {
-        let groups = self.group_sizes(layer);
-        let kv_heads = groups.iter().filter(|size| **size > 0).count();
-        let (queries, keys) = (self.heads.len() * head_dim, kv_heads * head_dim);
-        let rows = |linear: &Linear, rows: usize| rows * linear.weight.row_bytes();
-        let columns = |linear: &Linear, columns: usize, new: Option<BlockType>| {
-            let block_type = new.unwrap_or(linear.weight.block_type);
-            linear.weight.rows * block_type.row_bytes(columns)
-        };
-        let [o, down] = self.types;
-        rows(&layer.q, queries)
-            + rows(&layer.k, keys)
-            + rows(&layer.v, keys)
-            + columns(&layer.o, queries, o)
-            + rows(&layer.gate, self.channels.len())
-            + rows(&layer.up, self.channels.len())
-            + columns(&layer.down, self.channels.len(), down)
-    }
-}
-
-/// What stays of a model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
-    pub layers: Vec<LayerPlan>,
-    /// Parameters of the layers' attention and MLP weights that go, and all of them.
-    pub removed: usize,
-    pub total: usize,
-}
-
-impl Plan {
-    /// The ratio that the plan reaches.
-    pub fn ratio(&self) -> f64 {
-        self.removed as f64 / self.total.max(1) as f64
-    }
-
-    /// Bytes of all weight matrices that [`Model::bytes`] will tell when the plan is carried out.
-    ///
-    /// # Panics
-    /// If the plan was not made for this model.
-    pub fn bytes_after(&self, model: &Model) -> usize {
-        assert_eq!(self.layers.len(), model.layers.len(), "layers of the plan");
-        let layers = model.layers.iter().zip(&self.layers);
-        let spared: usize = layers
-            .map(|(layer, kept)| layer.bytes() - kept.bytes(layer, model.config.head_dim))
-            .sum();
-        model.bytes() - spared
-    }
-
-    /// Collects what modules keep when the lowest `gone[m]` units of module m go.
-    ///
-    /// # Panics
-    /// If there are not two modules, attention and MLP, for every layer, with a number each.
-    pub(super) fn new(model: &Model, modules: &[Units], gone: &[usize]) -> Self {
-        assert!(modules.len() == 2 * model.layers.len() && gone.len() == modules.len());
-        let mut removed = 0;
-        let layers = modules
-            .chunks_exact(2)
-            .zip(gone.chunks_exact(2))
-            .map(|(pair, gone)| {
-                removed += pair[0].freed(gone[0]) + pair[1].freed(gone[1]);
-                LayerPlan {
-                    heads: pair[0].kept(gone[0]),
-                    channels: pair[1].kept(gone[1]),
-                    types: [pair[0].new_type(gone[0]), pair[1].new_type(gone[1])],
-                }
-            })
-            .collect();
-        Self {
-            layers,
-            removed,
-            total: model.layer_parameters(),
-        }
-    }
-}
-
-named_choices! {
-    /// What goes or stays as one.
-    #[derive(Default)]
-    "unit of heads" HeadUnit {
-        #[default]
-        /// A query head; its KV head goes with the last query head that reads it.
-        Query = "query",
-        /// A KV head with all the query heads that read it, so that groups stay as large as they were.
-        Group = "group",
-    }
-}
 
 /// The units of one module, and what their going frees.
 #[derive(Debug)]
-pub(super) struct Units {
+pub struct Units {
+    /// The score of each unit; those with the lowest go first.
     pub scores: Vec<f64>,
     /// The heads or channels that each unit consists of.
     pub members: Vec<Vec<usize>>,
-    /// Units by rising score.
+    /// The numbers of the units, by rising score.
     pub by_score: Vec<usize>,
-    /// Columns that stay when the lowest n go.
+    /// At place n the columns of the projection that stay when the lowest n units go.
     columns: Vec<usize>,
-    /// How many go when n are asked for, so that what stays fills whole blocks.
+    /// At place n how many units go when n are asked for, so that what stays fills whole blocks.
     rounded: Vec<usize>,
-    /// The projection's type, and the one that it changes to where its own blocks are not whole.
+    /// The projection's type.
     block_type: BlockType,
+    /// The type that the projection changes to where what stays does not fill whole blocks of its own; `None` where it always
+    /// does.
     substitute: Option<BlockType>,
-    /// Parameters freed when the lowest n units go.
+    /// At place n the parameters that are freed when the lowest n units go.
     freed: Vec<usize>,
 }
 
 impl Units {
-    /// Both modules of every layer in turn; a unit's score is the mean over its features of `scores`.
+    /// The units of all modules, at the index of each module; a unit's score is the mean over its features of `scores`.
     pub fn of_model(model: &Model, scores: &[LayerScores], heads: HeadUnit) -> Vec<Units> {
         let head_dim = model.config.head_dim;
         model
@@ -221,7 +112,8 @@ impl Units {
         }
     }
 
-    /// Lets other widths stay than those of whole blocks, which are encoded in `substitute`.
+    /// Lets the widths stay that `may_stay` accepts, in place of those of whole blocks; the others among them are encoded in
+    /// `substitute`.
     pub fn allow(&mut self, may_stay: impl Fn(usize) -> bool, substitute: Option<BlockType>) {
         self.rounded = nearest_whole(&self.columns, may_stay);
         self.substitute = substitute;
@@ -232,7 +124,7 @@ impl Units {
         self.rounded[gone]
     }
 
-    /// The type that the projection changes to then.
+    /// The type that the projection changes to if a threshold takes the lowest `gone` units; `None` where it keeps its own.
     fn new_type(&self, gone: usize) -> Option<BlockType> {
         let columns = self.columns[self.rounded[gone]];
         let whole = columns.is_multiple_of(self.block_type.block_len());
@@ -259,7 +151,7 @@ impl Units {
         self.freed[self.rounded[gone]]
     }
 
-    /// The heads or channels that stay then, in order.
+    /// The heads or channels that stay if a threshold takes the lowest `gone` units, by ascending number.
     pub fn kept(&self, gone: usize) -> Vec<usize> {
         let mut kept: Vec<usize> = self.by_score[self.rounded[gone]..]
             .iter()
@@ -270,7 +162,35 @@ impl Units {
     }
 }
 
-/// For every number n of units that may go, the nearest one that leaves `columns[n]` that may stay; of two, the smaller.
+/// Collects what the modules of a model keep when of each module, at its index, the lowest `gone` units go.
+///
+/// # Panics
+/// If there are not two modules for every layer, with a number each.
+pub fn plan_of(model: &Model, modules: &[Units], gone: &[usize]) -> Plan {
+    assert!(modules.len() == 2 * model.layers.len() && gone.len() == modules.len());
+    let mut removed = 0;
+    let layers = (0..model.layers.len())
+        .map(|l| {
+            let [attention, mlp] = [ModuleId::attention(l), ModuleId::mlp(l)].map(|m| m.index());
+            let (heads, channels) = (&modules[attention], &modules[mlp]);
+            let (heads_gone, channels_gone) = (gone[attention], gone[mlp]);
+            removed += heads.freed(heads_gone) + channels.freed(channels_gone);
+            LayerPlan {
+                heads: heads.kept(heads_gone),
+                channels: channels.kept(channels_gone),
+                types: [heads.new_type(heads_gone), channels.new_type(channels_gone)],
+            }
+        })
+        .collect();
+    Plan {
+        layers,
+        removed,
+        total: model.layer_parameters(),
+    }
+}
+
+/// For every number n of units, the number nearest to it whose removal leaves a width that may stay; of two equally near ones the
+/// smaller. `columns[n]` is the width that the removal of n units leaves.
 fn nearest_whole(columns: &[usize], may_stay: impl Fn(usize) -> bool) -> Vec<usize> {
     let whole: Vec<usize> = (0..columns.len())
         .filter(|n| may_stay(columns[*n]))
@@ -278,7 +198,7 @@ fn nearest_whole(columns: &[usize], may_stay: impl Fn(usize) -> bool) -> Vec<usi
     (0..columns.len())
         .map(|n| {
             let nearest = whole.iter().min_by_key(|w| w.abs_diff(n));
-            // Nothing removed always leaves whole blocks.
+            // Where nothing goes, blocks are always whole.
             nearest.copied().unwrap_or(0)
         })
         .collect()

@@ -1,47 +1,21 @@
-//! Compaction in place: rows and columns that stay move forward inside their tensor's bytes of the map, and the pages
-//! behind them go back to the system.
+//! Compaction of one layer in place: rows and columns that stay move forward inside their tensor's bytes of the map, and the
+//! pages behind them go back to the system.
 
-use std::sync::Mutex;
-
-use super::outcome::Projection;
-use super::restore::features;
-use super::{LayerPlan, LayerRestoration, Plan, PruneError, Restoration};
+use super::projection::EncodedProjection;
 use crate::kernels::{Runtime, Team};
 use crate::model::{Layer, Linear, Model, Weight};
+use crate::prune::choose::LayerPlan;
+use crate::prune::error::{PruneError, PruneErrorKind};
+use crate::prune::features::features;
+use crate::prune::restore::{LayerRestoration, Restoration};
 use crate::quant::{
     BlockType, Layout, decode_row, encode_row, encode_row_by_importance, pack, unpack,
 };
 
-/// Carries out a plan. Tensors keep their types but for those that the plan changes. Rows are moved as they are; columns too where whole blocks stay
-/// together (as they do for heads of a multiple of 32 values) and restoration left their weights alone, and are encoded anew
-/// where not.
-///
-/// `progress` is called with the number of layers done and their total.
-///
-/// # Errors
-/// If the system does not take memory back; the model is whole and the layers so far are pruned then.
-///
-/// # Panics
-/// If plan or restorations were not made for this model.
-pub fn apply(
-    model: &mut Model,
-    runtime: &Runtime,
-    plan: &Plan,
-    restorations: &[LayerRestoration],
-    progress: &(dyn Fn(usize, usize) + Sync),
-) -> Result<(), PruneError> {
-    assert!(plan.layers.len() == model.layers.len() && restorations.len() == plan.layers.len());
-    for (l, (kept, restored)) in plan.layers.iter().zip(restorations).enumerate() {
-        apply_layer(model, runtime, l, kept, restored)?;
-        progress(l + 1, plan.layers.len());
-    }
-    Ok(())
-}
-
 /// Carries out the plan of one layer. Scratch memory is one projection at its new size.
 ///
 /// # Errors
-/// If the system does not take memory back; the model is whole and the layer pruned then.
+/// If the system does not take memory back; the layer is pruned then, as the error says.
 ///
 /// # Panics
 /// If plan or restoration were not made for this layer.
@@ -52,20 +26,33 @@ pub fn apply_layer(
     kept: &LayerPlan,
     restored: &LayerRestoration,
 ) -> Result<(), PruneError> {
-    let columns = [&restored.attention, &restored.mlp].map(Columns::Restored);
-    apply_columns(model, runtime, l, kept, columns)
+    apply_columns(model, runtime, l, kept, Columns::restored(restored)).map_err(|error| {
+        let touched = vec![l];
+        PruneError { touched, ..error }
+    })
 }
 
 /// What becomes of a projection that loses columns.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Columns<'a> {
+pub enum Columns<'a> {
+    /// What stays of it is taken, with what restoration changes.
     Restored(&'a Restoration),
-    /// What it became before.
-    Encoded(&'a Projection),
+    /// It becomes what it has become before.
+    Encoded(&'a EncodedProjection),
 }
 
-/// [`apply_layer`] for either, given for the attention output and for MLP down.
-pub(super) fn apply_columns(
+impl<'a> Columns<'a> {
+    /// Both projections of a layer, restored.
+    pub fn restored(layer: &'a LayerRestoration) -> [Self; 2] {
+        [&layer.attention, &layer.mlp].map(Self::Restored)
+    }
+}
+
+/// Carries out the plan of one layer; `columns` are for the attention output and for MLP down.
+///
+/// # Errors
+/// If the system does not take memory back; the layer is pruned then, which the error leaves to the caller to say.
+pub fn apply_columns(
     model: &mut Model,
     runtime: &Runtime,
     l: usize,
@@ -77,28 +64,22 @@ pub(super) fn apply_columns(
         .linears()
         .map(|linear| linear.weight.clone());
     let old_ranges = weights.each_ref().map(|w| w.range.clone());
-    let pieces: Vec<Mutex<&mut [u8]>> = model
-        .map
-        .disjoint_mut(&old_ranges)
-        .into_iter()
-        .map(Mutex::new)
-        .collect();
+    let mut pieces = model.map.disjoint_mut(&old_ranges);
     runtime.region(|team| {
         let axes = cut.axes();
-        team.items(LINEARS, |_, i| {
+        team.chunks_mut(&mut pieces, 1, |i, piece| {
             if let (Axis::Rows, kept) = axes[i] {
-                let mut bytes = pieces[i].lock().expect("each piece has one user");
-                keep_rows(&weights[i], kept, &mut bytes);
+                keep_rows(&weights[i], kept, piece[0]);
             }
         });
         let places = [ATTENTION_OUTPUT, DOWN].into_iter().zip(kept.types);
         for ((i, new_type), columns) in places.zip(columns) {
-            let mut bytes = pieces[i].lock().expect("each piece has one user");
+            let bytes = &mut *pieces[i];
             match columns {
                 Columns::Restored(restored) => {
                     let block_type = new_type.unwrap_or(weights[i].block_type);
                     let (weight, kept) = (&weights[i], axes[i].1);
-                    keep_columns(team, weight, kept, block_type, restored, &mut bytes);
+                    keep_columns(team, weight, kept, block_type, restored, bytes);
                 }
                 Columns::Encoded(new) => {
                     let bytes = &mut bytes[..new.bytes.len()];
@@ -110,7 +91,6 @@ pub(super) fn apply_columns(
             }
         }
     });
-    drop(pieces);
 
     let layer = &mut model.layers[l];
     let changed = [&mut layer.o, &mut layer.down].into_iter().zip(kept.types);
@@ -136,7 +116,7 @@ pub(super) fn apply_columns(
         model
             .map
             .release(end..before.end)
-            .map_err(PruneError::Release)?;
+            .map_err(PruneErrorKind::Release)?;
     }
     Ok(())
 }
@@ -148,19 +128,21 @@ enum Axis {
     Columns,
 }
 
-/// Projections of a layer, and the places among them of those that lose columns.
+/// How many projections a layer has.
 const LINEARS: usize = 7;
+/// The places of those projections that lose columns.
 const ATTENTION_OUTPUT: usize = 3;
 const DOWN: usize = 6;
 
 /// What stays of a layer, in features of each of its projections.
 struct Cut {
-    /// Query heads left in each KV group that is left.
+    /// How many query heads stay in each KV group that stays.
     group_sizes: Vec<usize>,
-    /// `[heads · head_dim]`
+    /// The rows of q and the columns of o that stay, `[heads · head_dim]`.
     queries: Vec<usize>,
-    /// `[kv_heads · head_dim]`
+    /// The rows of k and v that stay, `[kv_heads · head_dim]`.
     keys: Vec<usize>,
+    /// The rows of gate and up and the columns of down that stay.
     channels: Vec<usize>,
 }
 
@@ -176,7 +158,7 @@ impl Cut {
         }
     }
 
-    /// In the order of [`Layer::linears`].
+    /// What each projection loses entries of, and which stay, in the order of [`Layer::linears`].
     fn axes(&self) -> [(Axis, &[usize]); LINEARS] {
         [
             (Axis::Rows, &self.queries),
@@ -201,7 +183,7 @@ fn keep_rows(weight: &Weight, kept: &[usize], bytes: &mut [u8]) {
     }
     let row_bytes = weight.row_bytes();
     for (to, &from) in kept.iter().enumerate() {
-        // Rows that are where they should be stay clean, and their pages shared with the file.
+        // A row that is where it should be is not written, so that its pages stay shared with the file.
         if from != to {
             bytes.copy_within(from * row_bytes..(from + 1) * row_bytes, to * row_bytes);
         }
@@ -266,7 +248,8 @@ enum ColumnSource<'a> {
 }
 
 impl<'a> ColumnSource<'a> {
-    /// `block_type` is the one before; blocks can move only where it stays.
+    /// The source of the columns `kept` of a matrix in `block_type`, whose blocks can be moved only where it stays of the
+    /// `same_type`.
     fn new(
         block_type: BlockType,
         kept: &'a [usize],
@@ -281,7 +264,7 @@ impl<'a> ColumnSource<'a> {
         }
     }
 
-    /// Encodes a row, of which `old` are the bytes before; `encode` is for values.
+    /// Puts what stays of a row into `out`, given the bytes of the whole row before; `encode` encodes values.
     fn encode(&self, row: usize, old: &[u8], out: &mut [u8], encode: impl Fn(&[f32], &mut [u8])) {
         match self {
             Self::Blocks(block_type, blocks) => {
@@ -302,7 +285,7 @@ impl<'a> ColumnSource<'a> {
     }
 }
 
-/// The blocks that `kept` consists of, if it consists of whole blocks.
+/// The numbers of the blocks that the columns `kept` consist of; `None` if they do not consist of whole blocks.
 fn whole_blocks(kept: &[usize], block_type: BlockType) -> Option<Vec<usize>> {
     let len = block_type.block_len();
     kept.chunks(len)
@@ -316,7 +299,7 @@ fn whole_blocks(kept: &[usize], block_type: BlockType) -> Option<Vec<usize>> {
         .collect()
 }
 
-/// Takes on the shape that the bytes now have.
+/// Gives a projection the shape that its bytes now have.
 fn shrink(linear: &mut Linear, axis: Axis, kept: &[usize]) {
     let weight = &mut linear.weight;
     match axis {
@@ -331,7 +314,7 @@ fn shrink(linear: &mut Linear, axis: Axis, kept: &[usize]) {
     weight.range.end = weight.range.start + weight.rows * weight.row_bytes();
 }
 
-/// Where nothing was removed there is nothing to add, and no bias appears.
+/// Adds to the bias of a projection, which gets one if it has none. Where there is nothing to add, none appears.
 fn add_bias(linear: &mut Linear, addition: &[f32]) {
     if addition.iter().all(|v| *v == 0.0) {
         return;

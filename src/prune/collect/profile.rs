@@ -1,8 +1,10 @@
-//! What calibration leaves behind.
+//! Profiles: the statistics that calibration leaves behind.
 
-use super::{Covariance, Curves, PruneError};
+use super::covariance::Covariance;
+use super::curve::Curves;
 use crate::kernels::{Moments, Team};
-use crate::model::Model;
+use crate::model::{Model, Module};
+use crate::prune::error::{PruneError, PruneErrorKind};
 
 /// Features per piece of work when statistics are split among threads.
 const PIECE: usize = 64;
@@ -12,20 +14,22 @@ const PIECE: usize = 64;
 /// variance.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FeatureStats {
+    /// Tokens seen.
     count: u64,
     features: Vec<Feature>,
-    /// Where least squares need it.
+    /// The covariance of the features; `None` where it was not collected.
     pub covariance: Option<Covariance>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Feature {
     mean: f64,
-    /// Σ (x − mean)²
+    /// The sum of squared deviations, Σ (x − mean)².
     deviation: f64,
 }
 
 impl FeatureStats {
+    /// No tokens yet, and no covariance.
     pub fn new(features: usize) -> Self {
         Self {
             count: 0,
@@ -34,7 +38,7 @@ impl FeatureStats {
         }
     }
 
-    /// The same with an empty covariance.
+    /// No tokens yet, with a covariance to be collected.
     pub fn with_covariance(features: usize) -> Self {
         Self {
             covariance: Some(Covariance::new(features)),
@@ -42,11 +46,12 @@ impl FeatureStats {
         }
     }
 
-    /// Statistics that were taken before: see [`FeatureStats::mean`] and [`FeatureStats::deviation`].
+    /// Statistics that were taken before, without a covariance: the [mean](FeatureStats::mean) and the
+    /// [deviation](FeatureStats::deviation) of every feature.
     ///
     /// # Panics
-    /// If there are not as many of one as of the other.
-    pub(super) fn from_parts(count: u64, means: &[f64], deviations: &[f64]) -> Self {
+    /// If there are not as many means as deviations.
+    pub(in crate::prune) fn from_parts(count: u64, means: &[f64], deviations: &[f64]) -> Self {
         assert_eq!(means.len(), deviations.len());
         let features = means.iter().zip(deviations);
         Self {
@@ -71,7 +76,7 @@ impl FeatureStats {
         let all = before + tokens;
         team.chunks_mut(&mut self.features, PIECE, |piece, moments| {
             let features = piece * PIECE..piece * PIECE + moments.len();
-            // The batch's mean first, and the deviations from it then.
+            // First the batch's mean, then the deviations from it.
             let mut means = [0.0f64; PIECE];
             for part in batch.parts() {
                 for (mean, i) in means.iter_mut().zip(features.clone()) {
@@ -113,16 +118,17 @@ impl FeatureStats {
         self.features.is_empty()
     }
 
+    /// The mean of a feature.
     pub fn mean(&self, feature: usize) -> f64 {
         self.features[feature].mean
     }
 
-    /// Σ (x − mean)²
-    pub(super) fn deviation(&self, feature: usize) -> f64 {
+    /// The sum of squared deviations, Σ (x − mean)².
+    pub(in crate::prune) fn deviation(&self, feature: usize) -> f64 {
         self.features[feature].deviation
     }
 
-    /// Sample variance, with n − 1: FLAP's *fluctuation*. 0 for fewer than two tokens.
+    /// The sample variance of a feature, with n − 1: FLAP's *fluctuation*. 0 for fewer than two tokens.
     pub fn variance(&self, feature: usize) -> f64 {
         match self.count {
             0 | 1 => 0.0,
@@ -130,13 +136,13 @@ impl FeatureStats {
         }
     }
 
-    /// Mean of squares.
+    /// The mean of squares of a feature.
     pub fn mean_square(&self, feature: usize) -> f64 {
         let Feature { mean, deviation } = self.features[feature];
         deviation / self.count.max(1) as f64 + mean * mean
     }
 
-    /// Whether every statistic is a finite number.
+    /// Whether every mean and variance is a finite number.
     pub fn is_finite(&self) -> bool {
         self.features
             .iter()
@@ -144,20 +150,31 @@ impl FeatureStats {
     }
 }
 
-/// The inputs of the two projections of a layer that lose columns.
+/// Statistics of the inputs of the two projections of a layer that lose columns.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerProfile {
-    /// Of the attention output projection: `[heads · head_dim]` features.
+    /// The inputs of the attention output projection: `[heads · head_dim]` features.
     pub attention: FeatureStats,
-    /// Of the MLP down projection: `[channels]` features.
+    /// The inputs of the MLP down projection: `[channels]` features.
     pub mlp: FeatureStats,
 }
 
-/// What calibration leaves behind: statistics for every layer.
+impl LayerProfile {
+    /// The statistics of one of the two modules.
+    pub fn of(&self, module: Module) -> &FeatureStats {
+        match module {
+            Module::Attention => &self.attention,
+            Module::Mlp => &self.mlp,
+        }
+    }
+}
+
+/// What calibration leaves behind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
+    /// The statistics of every layer.
     pub layers: Vec<LayerProfile>,
-    /// Where they were measured.
+    /// What removing a share of each module costs; `None` where that was not measured.
     pub curves: Option<Curves>,
 }
 
@@ -165,23 +182,25 @@ impl Profile {
     /// Checks that the profile has the model's widths.
     ///
     /// # Errors
-    /// [`PruneError::OtherShape`].
+    /// [`PruneErrorKind::OtherShape`].
     pub fn check_shape(&self, model: &Model) -> Result<(), PruneError> {
         if self.layers.len() != model.layers.len() {
-            return Err(PruneError::OtherShape(format!(
+            return Err(PruneErrorKind::OtherShape(format!(
                 "it has {} layers, the model {}",
                 self.layers.len(),
                 model.layers.len()
-            )));
+            ))
+            .into());
         }
         for (l, (stats, layer)) in self.layers.iter().zip(&model.layers).enumerate() {
             let theirs = (stats.attention.len(), stats.mlp.len());
             let ours = (layer.o.weight.cols, layer.channels());
             if theirs != ours {
-                return Err(PruneError::OtherShape(format!(
+                return Err(PruneErrorKind::OtherShape(format!(
                     "layer {l} has {} attention features and {} channels, the model's {} and {}",
                     theirs.0, theirs.1, ours.0, ours.1
-                )));
+                ))
+                .into());
             }
         }
         Ok(())

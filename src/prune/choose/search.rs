@@ -1,19 +1,93 @@
 //! Finding the ratio for what is wanted of the result: a size, a speed, a quality.
 
+use std::hash::{Hash, Hasher};
+
+use serde::{Deserialize, Serialize};
+
+use super::metric::{LayerScores, score};
+use super::plan::{Plan, RATIOS};
+use super::structure::{Division, plan};
 use super::substitute::{self, Choice};
-use super::{LayerScores, Plan, Profile, PruneError, RATIOS, Recipe, score, structure};
 use crate::kernels::Runtime;
 use crate::model::Model;
+use crate::prune::collect::Profile;
+use crate::prune::error::PruneError;
+use crate::prune::exact;
+use crate::prune::recipe::Recipe;
 
-/// Ratios are told apart by so much where plans alone decide.
+/// What a model is pruned to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Target {
+    /// This share of the layers' weights goes.
+    Ratio(#[serde(with = "exact")] f64),
+    /// As little goes as makes all weights fit in so many bytes.
+    Bytes(u64),
+    /// As little goes as should make generation so many times as fast.
+    Speedup(#[serde(with = "exact")] f64),
+    /// As much goes as raises the perplexity of held-back text by at most this share of it.
+    PerplexityRise(#[serde(with = "exact")] f64),
+}
+
+/// No target is NaN: every target is equal to itself.
+impl Eq for Target {}
+
+impl Hash for Target {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        std::mem::discriminant(self).hash(state);
+        match self {
+            Target::Ratio(x) | Target::Speedup(x) | Target::PerplexityRise(x) => {
+                // Both zeros are equal, and so are their hashes.
+                (x + 0.0).to_bits().hash(state);
+            }
+            Target::Bytes(bytes) => bytes.hash(state),
+        }
+    }
+}
+
+/// What was found where a ratio was looked for, by what it was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Found {
+    /// Bytes of all weights.
+    Bytes { before: u64, after: u64 },
+    /// What a token costs in generation.
+    Speed {
+        /// Bytes of weights that a token reads of the dense model.
+        bytes_before: u64,
+        /// Bytes of weights that a token reads of the pruned model.
+        bytes_after: u64,
+        /// Tokens per second of the dense model, as measured.
+        #[serde(with = "exact")]
+        before: f64,
+        /// Tokens per second of the pruned model, as predicted.
+        #[serde(with = "exact")]
+        predicted: f64,
+    },
+    /// How well held-back text is predicted.
+    Perplexity {
+        /// Tokens of that text.
+        tokens: usize,
+        /// The perplexity of the dense model.
+        #[serde(with = "exact")]
+        dense: f64,
+        /// By what share of it the ratio raises it.
+        #[serde(with = "exact")]
+        rise: f64,
+        /// The smallest ratio tried that raises it too far, and by what share; `None` where none did.
+        #[serde(with = "exact::optional_pair")]
+        beyond: Option<(f64, f64)>,
+    },
+}
+
+/// The step between the ratios that [`Planner`] looks for one among.
 const STEP: f64 = 1e-4;
 
-/// Measurements that [`largest_ratio`] makes at most, and how far apart ratios are that it no longer tells apart.
+/// Measurements that [`largest_ratio`] makes at most.
 const MEASUREMENTS: usize = 8;
+/// The distance of two ratios that [`largest_ratio`] no longer tells apart.
 const CLOSE: f64 = 0.01;
-/// The first ratio that it tries.
+/// The ratio that [`largest_ratio`] tries first.
 const FIRST: f64 = 0.25;
-/// A rise that comes so close to the limit, from below, is good enough.
+/// The share of the limit from which on [`largest_ratio`] takes a rise for good enough.
 const CLOSE_SHARE: f64 = 0.9;
 
 /// Makes plans of any ratio from one profile.
@@ -27,6 +101,8 @@ pub struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
+    /// Scores the model's features, and measures what types its projections may change to.
+    ///
     /// # Errors
     /// Those of [`score`].
     pub fn new(
@@ -44,28 +120,24 @@ impl<'a> Planner<'a> {
         })
     }
 
+    /// The plan of a ratio.
+    ///
     /// # Errors
-    /// Those of [`plan()`](super::plan()).
+    /// Those of [`plan()`].
     pub fn plan(&self, ratio: f64) -> Result<Plan, PruneError> {
-        let Recipe {
-            structure, heads, ..
-        } = self.recipe;
-        let curves = self.profile.curves.as_ref();
-        structure::plan_with(
-            self.model,
-            &self.scores,
-            structure,
-            heads,
-            curves,
-            &self.choices,
-            ratio,
-        )
+        let by = Division {
+            structure: self.recipe.structure,
+            heads: self.recipe.heads,
+            curves: self.profile.curves.as_ref(),
+            choices: &self.choices,
+        };
+        plan(self.model, &self.scores, by, ratio)
     }
 
     /// The plan of the largest ratio, below the end of [`RATIOS`].
     ///
     /// # Errors
-    /// Those of [`plan()`](super::plan()).
+    /// Those of [`plan()`].
     pub fn most(&self) -> Result<Plan, PruneError> {
         self.plan(RATIOS.end - STEP)
     }
@@ -74,7 +146,7 @@ impl<'a> Planner<'a> {
     /// smaller with the ratio, which they do but for rounding.
     ///
     /// # Errors
-    /// Those of [`plan()`](super::plan()).
+    /// Those of [`plan()`].
     pub fn smallest_ratio(
         &self,
         small_enough: impl Fn(&Plan) -> bool,
@@ -84,7 +156,7 @@ impl<'a> Planner<'a> {
         if small_enough(&none) {
             return Ok(Some((0.0, none)));
         }
-        // What is too large, and what is not.
+        // The steps of a ratio whose plan is too large, and of one whose plan is small enough.
         let (mut above, mut below) = (0, ((RATIOS.end - STEP) / STEP).round() as usize);
         let mut found = self.plan(ratio(below))?;
         if !small_enough(&found) {
@@ -107,7 +179,7 @@ impl<'a> Planner<'a> {
 pub struct Largest {
     /// The largest ratio measured whose rise is within the limit, and its rise; (0, 0) if there was none.
     pub within: (f64, f64),
-    /// The smallest ratio measured whose rise is beyond it, and its rise, if there was one.
+    /// The smallest ratio measured whose rise is beyond the limit, and its rise; `None` if there was none.
     pub beyond: Option<(f64, f64)>,
 }
 

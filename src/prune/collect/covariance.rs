@@ -5,6 +5,10 @@ use half::bf16;
 use crate::kernels::{Activations, MatrixView, Product, Team, Tokens, matmul};
 use crate::quant::{BlockType, Layout};
 
+/// What is added to the diagonal of a covariance before it is inverted, in shares of the mean variance: λ of the least
+/// squares.
+pub const RIDGE: f64 = 1e-2;
+
 /// Rows of the covariance that are computed together. Only panels at and below the diagonal are, which saves nearly half.
 const PANEL: usize = 256;
 
@@ -16,16 +20,18 @@ const PANEL: usize = 256;
 /// mean square about the shift to its variance, four orders of magnitude below the ridge of the least squares that use it.
 #[derive(Debug, Clone)]
 pub struct Covariance {
+    /// Tokens seen.
     count: u64,
-    /// `[c]`, empty before the first batch.
+    /// The fixed point, `[c]`; empty before the first batch.
     shift: Vec<f32>,
-    /// Σ (x − shift), `[c]`.
+    /// The sums Σ (x − shift), `[c]`.
     sums: Vec<f64>,
-    /// Σ (x − shift)(x − shift)ᵀ, `[c, c]`, lower triangle; above it lies what panels have computed along the way.
+    /// The sums of products Σ (x − shift)(x − shift)ᵀ, `[c, c]`. Only the lower triangle means anything; above it lies what panels
+    /// have computed along the way.
     products: Vec<f32>,
 }
 
-/// What lies above the diagonal means nothing.
+/// Compares what means something: what lies above the diagonal does not.
 impl PartialEq for Covariance {
     fn eq(&self, other: &Self) -> bool {
         let ((shift, sums, rows), (shift_2, sums_2, rows_2)) = (self.parts(), other.parts());
@@ -65,14 +71,14 @@ impl Covariance {
 
     /// What [`Covariance::from_parts`] takes: the shift `[c]`, the sums `[c]`, and the rows of the products up to the
     /// diagonal.
-    pub(super) fn parts(&self) -> (&[f32], &[f64], impl Iterator<Item = &[f32]>) {
+    pub(in crate::prune) fn parts(&self) -> (&[f32], &[f64], impl Iterator<Item = &[f32]>) {
         let c = self.features();
         let rows = (0..c).map(move |i| &self.products[i * c..][..=i]);
         (&self.shift, &self.sums, rows)
     }
 
     /// The covariance that had these [`parts`](Covariance::parts); `row` fills row i of the products up to the diagonal.
-    pub(super) fn from_parts(
+    pub(in crate::prune) fn from_parts(
         count: u64,
         shift: Vec<f32>,
         sums: Vec<f64>,

@@ -3,9 +3,11 @@
 use std::ops::Range;
 
 use super::covariance::GramScratch;
-use super::{FeatureStats, LayerProfile, Module, Profile, PruneError};
+use super::profile::{FeatureStats, LayerProfile, Profile};
 use crate::kernels::{Activations, Keep, Moments, Runtime, Team};
-use crate::model::{KvCache, Model, ModuleId, Observer, Scratch};
+use crate::model::{KvCache, Model, Module, ModuleId, Observer, Scratch};
+use crate::progress::{self, Progress};
+use crate::prune::error::{PruneError, PruneErrorKind};
 
 /// The built-in calibration text: varied prose, exposition, dialogue, lists, tables and code, written for this purpose.
 pub const TEXT: &str = include_str!("calibration.txt");
@@ -16,29 +18,31 @@ pub const SEQUENCE: usize = 512;
 /// Fewer tokens than this say too little about any feature.
 pub const LEAST_TOKENS: usize = 128;
 
-/// How to calibrate.
+/// A text and what is to be collected of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Calibration<'a> {
     /// The text's tokens.
     pub tokens: &'a [u32],
-    /// Put in front of every sequence, where the model wants one.
+    /// The token that is put in front of every sequence; `None` where the model wants none.
     pub bos: Option<u32>,
     /// Whether to collect covariances, which least squares need. A layer's take 4 bytes for every pair of channels and for
     /// every pair of attention features, and about as long as the layer itself.
     pub covariance: bool,
 }
 
-/// Runs the text in sequences of [`SEQUENCE`] tokens (or of the model's context, if that is shorter).
+/// The profile of a text, without loss curves. The text runs in sequences of [`SEQUENCE`] tokens (or of the model's context, if
+/// that is shorter).
 ///
-/// `progress` is called with the number of tokens done and their total.
+/// `progress` counts tokens.
 ///
 /// # Errors
-/// If the text is too short, has tokens that the model does not know, or drives activations out of range.
+/// If the text is too short, has tokens that the model does not know, or drives activations out of range, or `progress`
+/// breaks.
 pub fn calibrate(
     model: &Model,
     runtime: &Runtime,
     calibration: Calibration,
-    progress: &mut (dyn FnMut(usize, usize) + Send),
+    progress: &mut Progress,
 ) -> Result<Profile, PruneError> {
     let layers = 0..model.layers.len();
     Ok(Profile {
@@ -47,7 +51,9 @@ pub fn calibrate(
     })
 }
 
-/// The same for some layers only. The text goes no further than to the last of them.
+/// The statistics of some layers only. The text goes no further than to the last of them.
+///
+/// `progress` counts tokens.
 ///
 /// # Errors
 /// Those of [`calibrate()`].
@@ -59,7 +65,7 @@ pub fn calibrate_layers(
     runtime: &Runtime,
     calibration: Calibration,
     layers: Range<usize>,
-    progress: &mut (dyn FnMut(usize, usize) + Send),
+    progress: &mut Progress,
 ) -> Result<Vec<LayerProfile>, PruneError> {
     let Calibration {
         tokens,
@@ -67,10 +73,11 @@ pub fn calibrate_layers(
         covariance,
     } = calibration;
     if tokens.len() < LEAST_TOKENS {
-        return Err(PruneError::TooShort {
+        return Err(PruneErrorKind::TooShort {
             tokens: tokens.len(),
             least: LEAST_TOKENS,
-        });
+        }
+        .into());
     }
     let sequence = SEQUENCE.min(model.config.context_length);
     let mut recorder = Recorder::new(model, layers.clone(), covariance);
@@ -90,7 +97,7 @@ pub fn calibrate_layers(
             Ok::<(), PruneError>(())
         })?;
         done += take;
-        progress(done, tokens.len());
+        progress::report(progress, done, tokens.len())?;
     }
     for (stats, layer) in recorder.layers.iter().zip(layers) {
         for (module, stats) in [
@@ -98,7 +105,7 @@ pub fn calibrate_layers(
             (Module::Mlp, &stats.mlp),
         ] {
             if !stats.is_finite() {
-                return Err(PruneError::NotFinite { layer, module });
+                return Err(PruneErrorKind::NotFinite { layer, module }.into());
             }
         }
     }
@@ -107,7 +114,7 @@ pub fn calibrate_layers(
 
 /// Adds the inputs that it sees to the statistics of some layers.
 struct Recorder {
-    /// The number of the first.
+    /// The number of the first of these layers.
     first: usize,
     layers: Vec<LayerProfile>,
     covariance: bool,

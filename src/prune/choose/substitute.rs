@@ -15,18 +15,18 @@
 //! q and o) count. It is compared with the two multiples of 256 that have the next more and the next fewer bytes, interpolated.
 //! What the module has as it is bounds both: since weights are compacted in place, a substitute must fit in the tensor's bytes.
 
-use std::sync::Mutex;
-
-use super::plan::Units;
-use super::{FeatureStats, Profile, PruneError};
+use super::units::Units;
 use crate::kernels::Runtime;
-use crate::model::{Linear, Model, Weight};
+use crate::model::{Linear, Model, Module, ModuleId, Weight};
+use crate::prune::collect::{FeatureStats, Profile};
+use crate::prune::error::PruneError;
+use crate::prune::features::output_weight;
 use crate::quant::{BlockType, decode_row, encode_row_by_importance};
 
-/// Rows of a projection that are looked at, or a few more.
+/// Rows of a projection that errors are measured on, or a few more.
 const ROWS: usize = 64;
 
-/// The types that a tensor may change to.
+/// The types that a tensor may change to; empty for a type that it always keeps.
 pub fn substitutes(source: BlockType) -> &'static [BlockType] {
     match source {
         BlockType::Q2_K | BlockType::Q3_K => &[BlockType::Q4_0],
@@ -40,21 +40,25 @@ pub fn substitutes(source: BlockType) -> &'static [BlockType] {
 /// What there is to choose from for one module's projection that loses columns.
 #[derive(Debug, Clone)]
 pub struct Choice {
+    /// The type that the projection has.
     source: BlockType,
-    /// The source type's ε.
+    /// ε of the source type: the error of encoding anew, as a share.
     error: f64,
-    /// Substitutes with theirs.
+    /// Substitutes, each with its ε.
     substitutes: Vec<(BlockType, f64)>,
-    /// Of every input: v_j ‖W_:j‖² and s_j ‖W_:j‖².
+    /// What the removal of every input errs: v_j ‖W_:j‖².
     removed: Vec<f64>,
+    /// What every input weighs where it is encoded anew: s_j ‖W_:j‖².
     kept: Vec<f64>,
-    /// Inputs and outputs of the projection, and bytes that an input takes in the rows of the module's other matrices.
+    /// Inputs of the projection.
     columns: usize,
+    /// Outputs of the projection.
     rows: usize,
+    /// Bytes that an input takes in the rows of the module's other matrices.
     row_bytes: usize,
 }
 
-/// The choices of all modules, where there are any; module 2 l is the attention and 2 l + 1 the MLP of layer l.
+/// The choices of all modules, at the index of each; `None` for a module whose projection keeps its type.
 ///
 /// # Errors
 /// If the profile has other widths than the model.
@@ -64,36 +68,18 @@ pub fn choices(
     profile: &Profile,
 ) -> Result<Vec<Option<Choice>>, PruneError> {
     profile.check_shape(model)?;
-    let slots: Vec<Mutex<Option<Choice>>> = (0..2 * model.layers.len())
-        .map(|_| Mutex::new(None))
-        .collect();
-    runtime.region(|team| {
-        team.items(slots.len(), |_, m| {
-            let (layer, stats) = (&model.layers[m / 2], &profile.layers[m / 2]);
-            let row_bytes = |linears: &[&Linear]| -> usize {
-                linears.iter().map(|l| l.weight.row_bytes()).sum()
-            };
-            let choice = match m % 2 {
-                0 => Choice::new(
-                    model,
-                    &layer.o.weight,
-                    &stats.attention,
-                    row_bytes(&[&layer.q]),
-                ),
-                _ => Choice::new(
-                    model,
-                    &layer.down.weight,
-                    &stats.mlp,
-                    row_bytes(&[&layer.gate, &layer.up]),
-                ),
-            };
-            *slots[m].lock().expect("each module has one user") = choice;
-        });
-    });
-    let choices = slots
-        .into_iter()
-        .map(|slot| slot.into_inner().ok().flatten());
-    Ok(choices.collect())
+    let modules: Vec<ModuleId> = ModuleId::each(ModuleId::all(model.layers.len())).collect();
+    let choice = |module: ModuleId| {
+        let layer = &model.layers[module.layer()];
+        let others: &[&Linear] = match module.kind() {
+            Module::Attention => &[&layer.q],
+            Module::Mlp => &[&layer.gate, &layer.up],
+        };
+        let row_bytes = others.iter().map(|linear| linear.weight.row_bytes()).sum();
+        let stats = profile.layers[module.layer()].of(module.kind());
+        Choice::new(model, output_weight(model, module), stats, row_bytes)
+    };
+    Ok(runtime.region(|team| team.map(modules.len(), |m| choice(modules[m]))))
 }
 
 impl Choice {
@@ -134,7 +120,7 @@ impl Choice {
         Some(Self {
             source: weight.block_type,
             error,
-            // Of no lower quality, here and not only in general.
+            // Only those of no lower quality, here and not only in general.
             substitutes: substitutes.filter(|(_, e)| *e <= error).collect(),
             removed,
             kept,
@@ -151,6 +137,7 @@ impl Choice {
             || substitutes.iter().any(|(s, _)| self.fits(*s, columns))
     }
 
+    /// Whether so many columns can stay in the blocks of a substitute, in the bytes that the tensor has.
     pub(super) fn fits(&self, substitute: BlockType, columns: usize) -> bool {
         let bytes = substitute.checked_row_bytes(columns);
         bytes.is_some_and(|bytes| bytes <= self.source.row_bytes(self.columns))
@@ -192,12 +179,12 @@ impl Choice {
             .map(|(t, _)| t)
     }
 
-    /// Bytes of the module with so many columns in a type.
+    /// Bytes of the module when its projection keeps so many columns in a type.
     fn bytes(&self, block_type: BlockType, columns: usize) -> f64 {
         (self.rows * block_type.row_bytes(columns) + columns * self.row_bytes) as f64
     }
 
-    /// What is left when the lowest n units go, for every n.
+    /// At place n what is left when the lowest n units go.
     fn states(&self, units: &Units, width: usize) -> Vec<State> {
         let mut state = State {
             columns: self.columns,
@@ -219,14 +206,16 @@ impl Choice {
     }
 }
 
+/// A projection of which some units are gone.
 #[derive(Debug, Clone, Copy)]
 struct State {
+    /// Inputs that stay.
     columns: usize,
     removed: f64,
     kept: f64,
 }
 
-/// The error at some bytes, of points (bytes, error) by falling bytes; that of the first where there are more.
+/// The error at so many bytes, between points (bytes, error) by falling bytes; above the first point it is the first's.
 fn interpolated(points: &[(f64, f64)], bytes: f64) -> f64 {
     let next = points.iter().position(|p| p.0 <= bytes);
     match next {
@@ -239,7 +228,7 @@ fn interpolated(points: &[(f64, f64)], bytes: f64) -> f64 {
     }
 }
 
-/// Σ s_j (W_ij − Ŵ_ij)² / Σ s_j W_ij² of the columns `sample` of some rows.
+/// What encoding in a type errs, as a share: Σ s_j (W_ij − Ŵ_ij)² / Σ s_j W_ij² of the columns `sample` of some rows.
 fn encoding_error(
     block_type: BlockType,
     rows: &[Vec<f32>],

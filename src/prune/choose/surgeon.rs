@@ -9,8 +9,7 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::{DenseSolveCore, Solve};
 use faer::{Accum, Mat, Par, Side};
 
-use super::Covariance;
-use super::restore::RIDGE;
+use crate::prune::collect::{Covariance, RIDGE};
 
 /// Units of one input go together in so many steps. Inputs that go in one step do not take each other over, so that more
 /// steps are better; each costs a pass over P.

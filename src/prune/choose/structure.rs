@@ -1,41 +1,43 @@
 //! Structures: among which units scores are compared, and so where the budget goes (FLAP, section 3.3 and table 5). A new
 //! structure is a variant of [`Structure`] and an arm of `Structure::pools`.
 
-use super::names::named_choices;
-use super::plan::Units;
+use super::metric::LayerScores;
+use super::plan::{Plan, RATIOS};
 use super::substitute::Choice;
-use super::{Curves, HeadUnit, LayerScores, Plan, PruneError, RATIOS};
-use crate::model::Model;
+use super::units::{Units, plan_of};
+use crate::model::{Model, ModuleId};
+use crate::prune::collect::Curves;
+use crate::prune::error::{PruneError, PruneErrorKind};
+use crate::prune::features::inputs_per_unit;
+use crate::prune::recipe::{HeadUnit, Structure};
 
-named_choices! {
-    /// What one threshold spans. AL is all layers together, UL each for itself; AM is all modules (attention and MLP)
-    /// together, MM each kind for itself, UM with the same ratio for both.
-    "structure" Structure {
-        /// The same ratio in every module of every layer.
-        UlUm = "ul-um",
-        /// The same ratio in every layer, shared out between its modules by scores.
-        UlMm = "ul-mm",
-        /// The same ratio for all attention and for all MLPs, each shared out among the layers by scores.
-        AlMm = "al-mm",
-        /// Everything by scores.
-        AlAm = "al-am",
-        /// Between modules by measured loss curves ([`curves`](super::curves)), within each by scores.
-        Curves = "curves",
+impl Structure {
+    /// The modules that share a threshold.
+    fn pools(self, layers: usize) -> Vec<Vec<ModuleId>> {
+        let all = || ModuleId::each(ModuleId::all(layers));
+        match self {
+            Structure::UlUm => all().map(|module| vec![module]).collect(),
+            Structure::UlMm => (0..layers)
+                .map(|l| vec![ModuleId::attention(l), ModuleId::mlp(l)])
+                .collect(),
+            Structure::AlMm => [ModuleId::attention, ModuleId::mlp]
+                .map(|kind| (0..layers).map(kind).collect())
+                .into(),
+            Structure::AlAm | Structure::Curves => vec![all().collect()],
+        }
     }
 }
 
-impl Structure {
-    /// The modules that share a threshold; module 2 l is the attention and 2 l + 1 the MLP of layer l.
-    fn pools(self, layers: usize) -> Vec<Vec<usize>> {
-        match self {
-            Structure::UlUm => (0..2 * layers).map(|m| vec![m]).collect(),
-            Structure::UlMm => (0..layers).map(|l| vec![2 * l, 2 * l + 1]).collect(),
-            Structure::AlMm => (0..2)
-                .map(|kind| (0..layers).map(|l| 2 * l + kind).collect())
-                .collect(),
-            Structure::AlAm | Structure::Curves => vec![(0..2 * layers).collect()],
-        }
-    }
+/// What a budget is shared out by.
+#[derive(Debug, Clone, Copy)]
+pub struct Division<'a> {
+    pub structure: Structure,
+    pub heads: HeadUnit,
+    /// What [`Structure::Curves`] goes by; `None` where nothing was measured.
+    pub curves: Option<&'a Curves>,
+    /// At the index of each module the types that its projection may change to, as [`choices`](super::substitute::choices) has
+    /// them; empty where all are to keep theirs.
+    pub choices: &'a [Option<Choice>],
 }
 
 /// Removes units in the order of their scores, lowest first, within each pool of the structure. Every unit weighs as many
@@ -49,35 +51,25 @@ impl Structure {
 /// its features, those of attention squared before, as the authors' program does; a head's score is the mean over its
 /// features.
 ///
+/// Where types may change, widths are first taken in steps of the substitutes' blocks; where the source type turns out to be
+/// better, the module is held to its blocks, and the budget is shared out again.
+///
 /// # Errors
 /// If the ratio is out of [`RATIOS`], or curves are wanted and missing.
 pub fn plan(
     model: &Model,
     scores: &[LayerScores],
-    structure: Structure,
-    heads: HeadUnit,
-    curves: Option<&Curves>,
+    by: Division,
     ratio: f64,
 ) -> Result<Plan, PruneError> {
-    plan_with(model, scores, structure, heads, curves, &[], ratio)
-}
-
-/// [`plan()`] with a choice of types for some modules. Widths are first taken in steps of the substitutes' blocks; where
-/// the source type turns out to be better, the module is held to its blocks, and the budget is shared out again.
-///
-/// # Errors
-/// Those of [`plan()`].
-pub fn plan_with(
-    model: &Model,
-    scores: &[LayerScores],
-    structure: Structure,
-    heads: HeadUnit,
-    curves: Option<&Curves>,
-    choices: &[Option<Choice>],
-    ratio: f64,
-) -> Result<Plan, PruneError> {
+    let Division {
+        structure,
+        heads,
+        curves,
+        choices,
+    } = by;
     if !RATIOS.contains(&ratio) {
-        return Err(PruneError::Ratio(ratio));
+        return Err(PruneErrorKind::Ratio(ratio).into());
     }
     let mut modules = match structure {
         Structure::UlUm => Units::of_model(model, scores, heads),
@@ -94,41 +86,62 @@ pub fn plan_with(
         Structure::Curves => {
             let mut modules = Units::of_model(model, scores, heads);
             let curves = curves.filter(|c| c.modules.len() == modules.len());
-            curves.ok_or(PruneError::NoCurves)?.price(&mut modules);
+            let curves = curves.ok_or(PruneErrorKind::NoCurves)?;
+            price_by_curves(&mut modules, curves);
             modules
         }
     };
-    let free: Vec<(usize, &Choice)> = choices
-        .iter()
-        .enumerate()
-        .filter_map(|(m, choice)| Some((m, choice.as_ref()?)))
+    let modules_by_id = ModuleId::each(ModuleId::all(model.layers.len()));
+    let free: Vec<(ModuleId, &Choice)> = modules_by_id
+        .zip(choices)
+        .filter_map(|(module, choice)| Some((module, choice.as_ref()?)))
         .collect();
     if !free.is_empty() {
-        for (m, choice) in &free {
-            modules[*m].allow(|columns| choice.can_keep(columns), None);
+        for (module, choice) in &free {
+            modules[module.index()].allow(|columns| choice.can_keep(columns), None);
         }
         let gone = share_out(model, structure, &modules, ratio);
-        for (m, choice) in &free {
-            let width = [model.config.head_dim, 1][m % 2];
-            let units = &mut modules[*m];
-            let best = choice.best(units, units.rounded(gone[*m]), width);
+        for (module, choice) in &free {
+            let width = inputs_per_unit(model, module.kind());
+            let units = &mut modules[module.index()];
+            let best = choice.best(units, units.rounded(gone[module.index()]), width);
             let may_stay =
                 |columns| choice.is_whole(columns) || best.is_some_and(|t| choice.fits(t, columns));
             units.allow(may_stay, best);
         }
     }
     let gone = share_out(model, structure, &modules, ratio);
-    Ok(Plan::new(model, &modules, &gone))
+    Ok(plan_of(model, &modules, &gone))
 }
 
-/// How many units of each module go.
+/// Gives every unit as its score the steepness of its module's curve, per parameter, where the unit's turn comes. Taking the
+/// lowest of all then frees parameters at the least rise of the loss, if rises add up.
+fn price_by_curves(modules: &mut [Units], curves: &Curves) {
+    for (units, curve) in modules.iter_mut().zip(&curves.modules) {
+        let steepness = curve.steepness();
+        let mut before = 0;
+        for place in 0..units.len() {
+            let after = units.freed_exactly(place + 1);
+            let unit = units.by_score[place];
+            units.scores[unit] = steepness.at((before + after) as f64 / 2.0);
+            before = after;
+        }
+        // No module is emptied while there is another way.
+        if let Some(last) = units.by_score.last() {
+            units.scores[*last] = f64::INFINITY;
+        }
+    }
+}
+
+/// How many units of each module go, at the index of each module.
 fn share_out(model: &Model, structure: Structure, modules: &[Units], ratio: f64) -> Vec<usize> {
     let mut gone = vec![0; modules.len()];
     let mut left_over = 0.0;
     for pool in structure.pools(model.layers.len()) {
-        let parameters: usize = pool.iter().map(|m| modules[*m].parameters()).sum();
+        let parameters: usize = pool.iter().map(|m| modules[m.index()].parameters()).sum();
         if let [module] = pool[..] {
-            gone[module] = (ratio * modules[module].len() as f64) as usize;
+            let m = module.index();
+            gone[m] = (ratio * modules[m].len() as f64) as usize;
             continue;
         }
         let target = left_over + ratio * parameters as f64;
@@ -140,10 +153,11 @@ fn share_out(model: &Model, structure: Structure, modules: &[Units], ratio: f64)
 
 /// Walks the threshold of a pool up unit by unit, and sets `gone` to where the parameters freed came closest to `target`;
 /// returns those.
-fn take_lowest(modules: &[Units], pool: &[usize], target: f64, gone: &mut [usize]) -> usize {
+fn take_lowest(modules: &[Units], pool: &[ModuleId], target: f64, gone: &mut [usize]) -> usize {
     let mut order: Vec<(f64, usize)> = pool
         .iter()
-        .flat_map(|m| modules[*m].scores.iter().map(move |score| (*score, *m)))
+        .map(|module| module.index())
+        .flat_map(|m| modules[m].scores.iter().map(move |score| (*score, m)))
         .collect();
     order.sort_by(|a, b| a.0.total_cmp(&b.0));
     let distance = |removed: usize| (removed as f64 - target).abs();

@@ -1,0 +1,85 @@
+//! Plans: which heads and channels of a model stay.
+
+use std::ops::Range;
+
+use crate::model::{Layer, Linear, Model};
+use crate::quant::BlockType;
+
+/// The ratios that can be asked for: shares of the layers' weights, counted in parameters.
+pub const RATIOS: Range<f64> = 0.0..0.9;
+
+/// Which query heads and which channels of one layer stay, by ascending number.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LayerPlan {
+    pub heads: Vec<usize>,
+    pub channels: Vec<usize>,
+    /// The types that the attention output and MLP down change to; `None` where they keep theirs. A new type must not take
+    /// more bytes than the tensor had.
+    pub types: [Option<BlockType>; 2],
+}
+
+impl LayerPlan {
+    /// How many query heads stay in each KV group.
+    pub(in crate::prune) fn group_sizes(&self, layer: &Layer) -> Vec<usize> {
+        let mut first = 0;
+        layer
+            .group_sizes
+            .iter()
+            .map(|size| {
+                let group = first..first + size;
+                first += size;
+                self.heads.iter().filter(|h| group.contains(h)).count()
+            })
+            .collect()
+    }
+
+    /// Bytes of the layer's weights once the plan is carried out.
+    fn bytes(&self, layer: &Layer, head_dim: usize) -> usize {
+        let groups = self.group_sizes(layer);
+        let kv_heads = groups.iter().filter(|size| **size > 0).count();
+        let (queries, keys) = (self.heads.len() * head_dim, kv_heads * head_dim);
+        let rows = |linear: &Linear, rows: usize| rows * linear.weight.row_bytes();
+        let columns = |linear: &Linear, columns: usize, new: Option<BlockType>| {
+            let block_type = new.unwrap_or(linear.weight.block_type);
+            linear.weight.rows * block_type.row_bytes(columns)
+        };
+        let [o, down] = self.types;
+        rows(&layer.q, queries)
+            + rows(&layer.k, keys)
+            + rows(&layer.v, keys)
+            + columns(&layer.o, queries, o)
+            + rows(&layer.gate, self.channels.len())
+            + rows(&layer.up, self.channels.len())
+            + columns(&layer.down, self.channels.len(), down)
+    }
+}
+
+/// Which query heads and which channels of a model stay.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    pub layers: Vec<LayerPlan>,
+    /// Parameters of the layers' attention and MLP weights that go.
+    pub removed: usize,
+    /// Parameters of the layers' attention and MLP weights before.
+    pub total: usize,
+}
+
+impl Plan {
+    /// The ratio that the plan reaches, which need not be quite the one that was asked for.
+    pub fn ratio(&self) -> f64 {
+        self.removed as f64 / self.total.max(1) as f64
+    }
+
+    /// Bytes of all weight matrices once the plan is carried out, as [`Model::bytes`] will tell them.
+    ///
+    /// # Panics
+    /// If the plan was not made for this model.
+    pub fn bytes_after(&self, model: &Model) -> usize {
+        assert_eq!(self.layers.len(), model.layers.len(), "layers of the plan");
+        let layers = model.layers.iter().zip(&self.layers);
+        let spared: usize = layers
+            .map(|(layer, kept)| layer.bytes() - kept.bytes(layer, model.config.head_dim))
+            .sum();
+        model.bytes() - spared
+    }
+}

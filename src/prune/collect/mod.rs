@@ -1,0 +1,19 @@
+//! Running text through the dense model: what it leaves behind for the steps that follow.
+
+pub mod calibrate;
+mod covariance;
+mod curve;
+mod evidence;
+pub mod groups;
+mod passage;
+mod profile;
+
+pub use calibrate::{Calibration, calibrate};
+pub use covariance::{Covariance, GramScratch};
+pub use curve::{Curve, CurveLevels, CurveOptions, Curves};
+pub use evidence::{Evidence, Reread};
+pub use groups::Groups;
+pub use profile::{FeatureStats, LayerProfile, Profile};
+
+pub(super) use covariance::RIDGE;
+pub(super) use passage::{Capture, embed_sequences};

@@ -1,0 +1,35 @@
+//! The two projections of a layer that lose columns, MLP down and the attention output, and the numbers of their inputs.
+
+use crate::model::{Model, Module, ModuleId, Weight};
+
+/// The weight `[out, in]` of the projection of a module that loses columns.
+pub fn output_weight(model: &Model, module: ModuleId) -> &Weight {
+    let layer = &model.layers[module.layer()];
+    match module.kind() {
+        Module::Attention => &layer.o.weight,
+        Module::Mlp => &layer.down.weight,
+    }
+}
+
+/// How many inputs of that projection belong to each head or channel.
+pub fn inputs_per_unit(model: &Model, kind: Module) -> usize {
+    match kind {
+        Module::Attention => model.config.head_dim,
+        Module::Mlp => 1,
+    }
+}
+
+/// The inputs of some units that have `width` inputs each.
+pub fn features(units: &[usize], width: usize) -> Vec<usize> {
+    units
+        .iter()
+        .flat_map(|unit| unit * width..(unit + 1) * width)
+        .collect()
+}
+
+/// The numbers below `count` that are not in `kept`, which is sorted.
+pub fn others(count: usize, kept: &[usize]) -> Vec<usize> {
+    (0..count)
+        .filter(|unit| kept.binary_search(unit).is_err())
+        .collect()
+}
