@@ -60,14 +60,14 @@ pub fn measure(
     let mut curves = Vec::with_capacity(units.len());
     slice.predict();
     let all = ModuleId::all(model.layers.len());
-    for (module, units) in ModuleId::each(all).zip(&units) {
+    for (module, module_units) in ModuleId::each(all).zip(&units) {
         let shares = match module.kind() {
             Module::Attention => &options.levels.attention_shares,
             Module::Mlp => &options.levels.mlp_shares,
         };
-        let levels = levels(units, shares);
+        let levels = levels(module_units, shares);
         let stats = evidence.layer(model, runtime, module.layer())?;
-        let kept: Vec<Vec<usize>> = levels.iter().map(|gone| units.kept(*gone)).collect();
+        let kept: Vec<Vec<usize>> = levels.iter().map(|gone| module_units.kept(*gone)).collect();
         let variants = variants(model, runtime, module, stats, &kept, options.restore)?;
         slice.enter(module);
         let mut points = Vec::with_capacity(levels.len());
@@ -76,10 +76,10 @@ pub fn measure(
             if !loss.is_finite() {
                 return Err(PruneErrorKind::not_finite(module).into());
             }
-            points.push((units.freed(gone), loss));
+            points.push((module_units.freed(gone), loss));
         }
         curves.push(Curve { points });
-        progress::report(progress, curves.len(), 2 * model.layers.len())?;
+        progress::report(progress, curves.len(), units.len())?;
     }
     Ok(Curves {
         metric: options.metric,

@@ -8,7 +8,8 @@ use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::generate::{Sampler, SamplerConfig, Texts};
 use flapjack::gguf::GgufFile;
 use flapjack::prune::{
-    Calibration, Collected, Covariances, Effort, Method, Origin, ProfileError, StoredProfile, store,
+    Calibration, Collected, Covariances, CurveLevels, CurveOptions, Effort, HeadUnit, Method,
+    Metric, Origin, ProfileError, Restore, StoredProfile, store,
 };
 
 // ---- profiles as files ----
@@ -83,7 +84,88 @@ fn a_damaged_profile_is_refused_wherever_the_damage_is() {
     let mut newer = bytes.clone();
     newer[8] = 99;
     let message = load(&newer).unwrap_err().to_string();
-    assert!(message.contains("format 99"), "{message}");
+    assert!(
+        message.contains("format 99") && !message.contains("--"),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_was_collected_comes_back_from_its_text_and_differs_where_any_field_does() {
+    let options = curve_options(Method::Best.recipe(Effort::Best));
+    let collected = Collected {
+        covariances: Covariances::All,
+        judge_tokens: 20,
+        curves: Some(options.clone()),
+    };
+    let with = |options| Collected {
+        curves: Some(options),
+        ..collected.clone()
+    };
+    let with_levels = |levels| {
+        with(CurveOptions {
+            levels,
+            ..options.clone()
+        })
+    };
+    let levels = &options.levels;
+    let all = [
+        collected.clone(),
+        Collected {
+            covariances: Covariances::None,
+            ..collected.clone()
+        },
+        Collected {
+            covariances: Covariances::InGroups,
+            ..collected.clone()
+        },
+        Collected {
+            judge_tokens: 0,
+            ..collected.clone()
+        },
+        Collected {
+            curves: None,
+            ..collected.clone()
+        },
+        with(CurveOptions {
+            metric: Metric::Obs,
+            ..options.clone()
+        }),
+        with(CurveOptions {
+            heads: HeadUnit::Group,
+            ..options.clone()
+        }),
+        with(CurveOptions {
+            restore: Restore::Bias,
+            ..options.clone()
+        }),
+        with_levels(CurveLevels {
+            tokens: levels.tokens + 1,
+            ..levels.clone()
+        }),
+        with_levels(CurveLevels {
+            mlp_shares: vec![0.25, 0.5],
+            ..levels.clone()
+        }),
+        with_levels(CurveLevels {
+            attention_shares: vec![1.0 / 9.0, 0.33],
+            ..levels.clone()
+        }),
+        // The same numbers, shared out otherwise.
+        with_levels(CurveLevels {
+            mlp_shares: levels.attention_shares.clone(),
+            attention_shares: levels.mlp_shares.clone(),
+            ..levels.clone()
+        }),
+    ];
+    for (i, one) in all.iter().enumerate() {
+        let text = serde_json::to_string(one).unwrap();
+        assert_eq!(serde_json::from_str::<Collected>(&text).unwrap(), *one);
+        for other in &all[i + 1..] {
+            assert_ne!(one, other);
+            assert_ne!(one.hash(), other.hash(), "{one:?} and {other:?}");
+        }
+    }
 }
 
 #[test]

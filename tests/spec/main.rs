@@ -5,6 +5,7 @@ mod batches;
 mod bench;
 mod block_formats;
 mod calibration;
+mod cancel;
 mod cli;
 mod common;
 mod engine;

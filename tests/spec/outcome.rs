@@ -7,7 +7,10 @@ use crate::common::pruning::{assert_same, columns, outcome_key, profile_of, prun
 use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::model::Model;
 use flapjack::progress::ignore;
-use flapjack::prune::{Found, Outcome, OutcomeError, PruneErrorKind, Restore, Structure, Target};
+use flapjack::prune::{
+    Found, HeadUnit, Metric, Outcome, OutcomeError, OutcomeKey, PruneErrorKind, Recipe, Restore,
+    Structure, Target,
+};
 use flapjack::quant::BlockType;
 
 fn synthetic(block_type: BlockType, seed: u64) -> Synthetic {
@@ -109,9 +112,10 @@ fn an_outcome_that_is_damaged_or_of_something_else_is_refused() {
     refused(&newer, "version");
 
     fs::write(&path, &bytes).unwrap();
-    let mut other = outcome_key();
-    other.target = Target::Ratio(0.36);
-    assert_ne!(other.hash(), outcome_key().hash());
+    let other = OutcomeKey {
+        target: Target::Ratio(0.36),
+        ..outcome_key()
+    };
     assert!(matches!(
         Outcome::load(&path, &other),
         Err(OutcomeError::Unusable { problem, .. }) if problem.contains("something else")
@@ -120,6 +124,102 @@ fn an_outcome_that_is_damaged_or_of_something_else_is_refused() {
         Outcome::load(&folder.path().join("none"), &outcome_key()),
         Err(OutcomeError::Io { .. })
     ));
+}
+
+#[test]
+fn what_a_ratio_was_found_by_is_kept_exactly() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("an.outcome");
+    let mut outcome = outcome_of(&mut synthetic(BlockType::Q8_0, 4).load());
+    let perplexity = |beyond| Found::Perplexity {
+        tokens: 2048,
+        dense: 21.0 / 7.1,
+        rise: 0.1 + 0.2,
+        beyond,
+    };
+    for found in [
+        None,
+        Some(Found::Bytes {
+            before: 1 << 60,
+            after: 3,
+        }),
+        Some(Found::Speed {
+            bytes_before: 100,
+            bytes_after: 50,
+            before: 1.0 / 3.0,
+            predicted: 2.0 / 3.0,
+        }),
+        Some(perplexity(None)),
+        Some(perplexity(Some((0.3, f64::INFINITY)))),
+    ] {
+        outcome.found = found;
+        outcome.save(&path, &outcome_key()).unwrap();
+        let again = Outcome::load(&path, &outcome_key()).unwrap();
+        assert_eq!(again, outcome);
+    }
+}
+
+#[test]
+fn a_key_comes_back_from_its_text_and_differs_where_any_field_does() {
+    let key = outcome_key();
+    let recipe = key.recipe;
+    let with_recipe = |recipe| OutcomeKey {
+        recipe,
+        ..key.clone()
+    };
+    let with_target = |target| OutcomeKey {
+        target,
+        ..key.clone()
+    };
+    let keys = [
+        key.clone(),
+        OutcomeKey {
+            model: "another".into(),
+            ..key.clone()
+        },
+        OutcomeKey {
+            profile: "another".into(),
+            ..key.clone()
+        },
+        OutcomeKey {
+            flapjack: "1".into(),
+            ..key.clone()
+        },
+        with_recipe(Recipe {
+            metric: Metric::Ifv,
+            ..recipe
+        }),
+        with_recipe(Recipe {
+            structure: Structure::AlMm,
+            ..recipe
+        }),
+        with_recipe(Recipe {
+            heads: HeadUnit::Group,
+            ..recipe
+        }),
+        with_recipe(Recipe {
+            restore: Restore::Auto,
+            ..recipe
+        }),
+        // The next number, and the same in other units.
+        with_target(Target::Ratio(f64::from_bits(0.35f64.to_bits() + 1))),
+        with_target(Target::Bytes(1)),
+        with_target(Target::Bytes(2)),
+        with_target(Target::Speedup(0.35)),
+        with_target(Target::PerplexityRise(0.35)),
+    ];
+    for (i, key) in keys.iter().enumerate() {
+        let text = serde_json::to_string(key).unwrap();
+        assert_eq!(serde_json::from_str::<OutcomeKey>(&text).unwrap(), *key);
+        for other in &keys[i + 1..] {
+            assert_ne!(key, other);
+            assert_ne!(key.hash(), other.hash(), "{key:?} and {other:?}");
+        }
+    }
+    let text = serde_json::to_string(&key).unwrap();
+    assert!(text.contains("\"al-am\""), "{text}");
+    let unknown = text.replace("al-am", "al-an");
+    assert!(serde_json::from_str::<OutcomeKey>(&unknown).is_err());
 }
 
 #[test]

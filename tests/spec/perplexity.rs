@@ -109,6 +109,14 @@ fn progress_tells_every_chunk() {
     )
     .unwrap();
     assert_eq!(seen, [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]);
+
+    let mut calls = 0;
+    let cancelled = perplexity(&model, &runtime(1), &tokens, None, options, &mut |_, _| {
+        calls += 1;
+        ControlFlow::Break(())
+    });
+    assert!(matches!(cancelled, Err(PerplexityError::Cancelled(_))));
+    assert_eq!(calls, 1);
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! Compaction in place: rows and columns that stay move forward inside their tensor's bytes of the map, and the pages
-//! behind them go back to the system.
+//! Compaction of one layer in place: rows and columns that stay move forward inside their tensor's bytes of the map, and the
+//! pages behind them go back to the system.
 
-use super::projection::Projection;
+use super::projection::EncodedProjection;
 use crate::kernels::{Runtime, Team};
 use crate::model::{Layer, Linear, Model, Weight};
 use crate::prune::choose::LayerPlan;
@@ -35,10 +35,10 @@ pub fn apply_layer(
 /// What becomes of a projection that loses columns.
 #[derive(Debug, Clone, Copy)]
 pub enum Columns<'a> {
-    /// What stays of it, with what restoration changes.
+    /// What stays of it is taken, with what restoration changes.
     Restored(&'a Restoration),
-    /// What it has become the last time.
-    Encoded(&'a Projection),
+    /// It becomes what it has become before.
+    Encoded(&'a EncodedProjection),
 }
 
 impl<'a> Columns<'a> {
@@ -128,19 +128,21 @@ enum Axis {
     Columns,
 }
 
-/// Projections of a layer, and the places among them of those that lose columns.
+/// How many projections a layer has.
 const LINEARS: usize = 7;
+/// The places of those projections that lose columns.
 const ATTENTION_OUTPUT: usize = 3;
 const DOWN: usize = 6;
 
 /// What stays of a layer, in features of each of its projections.
 struct Cut {
-    /// Query heads left in each KV group that is left.
+    /// How many query heads stay in each KV group that stays.
     group_sizes: Vec<usize>,
-    /// `[heads · head_dim]`
+    /// The rows of q and the columns of o that stay, `[heads · head_dim]`.
     queries: Vec<usize>,
-    /// `[kv_heads · head_dim]`
+    /// The rows of k and v that stay, `[kv_heads · head_dim]`.
     keys: Vec<usize>,
+    /// The rows of gate and up and the columns of down that stay.
     channels: Vec<usize>,
 }
 
@@ -181,7 +183,7 @@ fn keep_rows(weight: &Weight, kept: &[usize], bytes: &mut [u8]) {
     }
     let row_bytes = weight.row_bytes();
     for (to, &from) in kept.iter().enumerate() {
-        // Rows that are where they should be stay clean, and their pages shared with the file.
+        // A row that is where it should be is not written, so that its pages stay shared with the file.
         if from != to {
             bytes.copy_within(from * row_bytes..(from + 1) * row_bytes, to * row_bytes);
         }
@@ -246,7 +248,8 @@ enum ColumnSource<'a> {
 }
 
 impl<'a> ColumnSource<'a> {
-    /// `block_type` is the one before; blocks can move only where it stays.
+    /// The source of the columns `kept` of a matrix in `block_type`, whose blocks can be moved only where it stays of the
+    /// `same_type`.
     fn new(
         block_type: BlockType,
         kept: &'a [usize],
@@ -261,7 +264,7 @@ impl<'a> ColumnSource<'a> {
         }
     }
 
-    /// Encodes a row, of which `old` are the bytes before; `encode` is for values.
+    /// Puts what stays of a row into `out`, given the bytes of the whole row before; `encode` encodes values.
     fn encode(&self, row: usize, old: &[u8], out: &mut [u8], encode: impl Fn(&[f32], &mut [u8])) {
         match self {
             Self::Blocks(block_type, blocks) => {
@@ -282,7 +285,7 @@ impl<'a> ColumnSource<'a> {
     }
 }
 
-/// The blocks that `kept` consists of, if it consists of whole blocks.
+/// The numbers of the blocks that the columns `kept` consist of; `None` if they do not consist of whole blocks.
 fn whole_blocks(kept: &[usize], block_type: BlockType) -> Option<Vec<usize>> {
     let len = block_type.block_len();
     kept.chunks(len)
@@ -296,7 +299,7 @@ fn whole_blocks(kept: &[usize], block_type: BlockType) -> Option<Vec<usize>> {
         .collect()
 }
 
-/// Takes on the shape that the bytes now have.
+/// Gives a projection the shape that its bytes now have.
 fn shrink(linear: &mut Linear, axis: Axis, kept: &[usize]) {
     let weight = &mut linear.weight;
     match axis {
@@ -311,7 +314,7 @@ fn shrink(linear: &mut Linear, axis: Axis, kept: &[usize]) {
     weight.range.end = weight.range.start + weight.rows * weight.row_bytes();
 }
 
-/// Where nothing was removed there is nothing to add, and no bias appears.
+/// Adds to the bias of a projection, which gets one if it has none. Where there is nothing to add, none appears.
 fn add_bias(linear: &mut Linear, addition: &[f32]) {
     if addition.iter().all(|v| *v == 0.0) {
         return;

@@ -34,7 +34,7 @@ pub fn apply(
     assert!(plan.layers.len() == model.layers.len() && restorations.len() == plan.layers.len());
     tallied(plan.layers.len(), progress, |tally| {
         for (l, (kept, restored)) in plan.layers.iter().zip(restorations).enumerate() {
-            tally.prune(model, runtime, l, kept, Columns::restored(restored))?;
+            tally.apply_layer(model, runtime, l, kept, Columns::restored(restored))?;
         }
         Ok(())
     })
@@ -122,7 +122,7 @@ impl Work<'_, '_> {
             });
             let restored: Vec<LayerRestoration> = restored.into_iter().collect::<Result<_, _>>()?;
             for (i, restored) in restored.iter().enumerate() {
-                self.prune(first + i, restored)?;
+                self.apply_layer(first + i, restored)?;
             }
         }
         Ok(())
@@ -133,13 +133,15 @@ impl Work<'_, '_> {
         let mut streams = Streams::new(self.model, self.runtime, evidence.text()?)?;
         for (l, kept) in self.plan.layers.iter().enumerate() {
             let restored = streams.restore_layer(self.model, self.runtime, l, kept)?;
-            self.prune(l, &restored)?;
+            self.apply_layer(l, &restored)?;
         }
         Ok(())
     }
 
-    fn prune(&mut self, l: usize, restored: &LayerRestoration) -> Result<(), PruneError> {
+    /// Prunes one layer more.
+    fn apply_layer(&mut self, l: usize, restored: &LayerRestoration) -> Result<(), PruneError> {
         let (kept, columns) = (&self.plan.layers[l], Columns::restored(restored));
-        self.tally.prune(self.model, self.runtime, l, kept, columns)
+        self.tally
+            .apply_layer(self.model, self.runtime, l, kept, columns)
     }
 }

@@ -9,5 +9,5 @@ pub use compact::apply_layer;
 pub use layers::{apply, restore_and_apply};
 
 pub(super) use compact::Columns;
-pub(super) use projection::Projection;
+pub(super) use projection::EncodedProjection;
 pub(super) use tally::tallied;

@@ -30,7 +30,7 @@ pub fn tallied(
 /// The layers of a model that are pruned already.
 pub struct Tally<'a> {
     touched: Vec<usize>,
-    /// How many will be in the end.
+    /// How many layers will be pruned in the end.
     layers: usize,
     progress: &'a mut Progress<'a>,
 }
@@ -40,7 +40,7 @@ impl Tally<'_> {
     ///
     /// # Errors
     /// If the system does not take memory back (the layer is pruned then), or the progress breaks.
-    pub fn prune(
+    pub fn apply_layer(
         &mut self,
         model: &mut Model,
         runtime: &Runtime,

@@ -1,5 +1,5 @@
 //! Metrics: how much every input feature of the projections that lose columns matters. A new metric is a variant of
-//! [`Metric`] and an arm of `Projection::score`.
+//! [`Metric`] and an arm of `Scored::by`.
 //!
 //! Notation: W `[out, in]` is the projection, ‖W_:j‖² = Σ_i W_ij² the squared norm of its column j, and mean, variance (with
 //! n − 1) and mean square of input feature j come from the profile.
@@ -18,14 +18,14 @@ use crate::prune::recipe::Metric;
 /// Scores of the input features of one layer's two projections that lose columns; higher ones are worth more.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerScores {
-    /// Of the attention output projection, `[heads · head_dim]`.
+    /// Scores for the attention output projection, `[heads · head_dim]`.
     pub attention: Vec<f64>,
-    /// Of the MLP down projection, `[channels]`.
+    /// Scores for the MLP down projection, `[channels]`.
     pub mlp: Vec<f64>,
 }
 
-/// What metrics can look at: one projection that loses columns.
-struct Projection<'a> {
+/// What metrics can look at of one projection that loses columns.
+struct Scored<'a> {
     model: &'a Model,
     module: ModuleId,
     weight: &'a Weight,
@@ -33,9 +33,9 @@ struct Projection<'a> {
     stats: &'a FeatureStats,
 }
 
-impl Projection<'_> {
+impl Scored<'_> {
     /// The score of every input feature by `metric`.
-    fn score(&self, metric: Metric) -> Result<Vec<f64>, PruneErrorKind> {
+    fn by(&self, metric: Metric) -> Result<Vec<f64>, PruneErrorKind> {
         let Self { columns, stats, .. } = self;
         let per_feature = |f: &dyn Fn(usize) -> f64| Ok((0..stats.len()).map(f).collect());
         match metric {
@@ -49,7 +49,7 @@ impl Projection<'_> {
                 let unit = inputs_per_unit(self.model, self.module.kind());
                 let losses = surgeon::losses(&values, self.weight.rows, covariance, unit);
                 // This has never been seen to fail; where it does, fluctuations decide.
-                losses.map_or_else(|| self.score(Metric::Wifv), Ok)
+                losses.map_or_else(|| self.by(Metric::Wifv), Ok)
             }
             Metric::Magnitude => per_feature(&|j| columns.squares[j].sqrt()),
             Metric::Random => {
@@ -61,7 +61,7 @@ impl Projection<'_> {
     }
 }
 
-/// Scores every layer's features by `metric`.
+/// The scores of every layer's features by `metric`.
 ///
 /// # Errors
 /// If the profile has other widths than the model or lacks covariances that the metric needs, or a weight is not a number.
@@ -78,14 +78,14 @@ pub fn score(
         if columns.squares.iter().any(|v| !v.is_finite()) {
             return Err(PruneErrorKind::damaged_weights(module));
         }
-        let projection = Projection {
+        let projection = Scored {
             model,
             module,
             weight,
             columns,
             stats: profile.layers[module.layer()].of(module.kind()),
         };
-        projection.score(metric)
+        projection.by(metric)
     };
     let scores = runtime.region(|team| {
         team.map(model.layers.len(), |l| {
@@ -98,11 +98,11 @@ pub fn score(
     scores.into_iter().collect()
 }
 
-/// Sums over every column of a matrix.
+/// Norms of every column of a matrix.
 struct ColumnNorms {
-    /// Σ_i W_ij²
+    /// The squared norm of each column j, Σ_i W_ij².
     squares: Vec<f64>,
-    /// mean_i |W_ij|
+    /// The mean size of each column's values, mean_i |W_ij|.
     means: Vec<f64>,
 }
 

@@ -1,14 +1,14 @@
-//! What stays of a model.
+//! Plans: which heads and channels of a model stay.
 
 use std::ops::Range;
 
 use crate::model::{Layer, Linear, Model};
 use crate::quant::BlockType;
 
-/// The ratios that can be asked for.
+/// The ratios that can be asked for: shares of the layers' weights, counted in parameters.
 pub const RATIOS: Range<f64> = 0.0..0.9;
 
-/// What stays of one layer, by ascending number.
+/// Which query heads and which channels of one layer stay, by ascending number.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LayerPlan {
     pub heads: Vec<usize>,
@@ -19,7 +19,7 @@ pub struct LayerPlan {
 }
 
 impl LayerPlan {
-    /// Query heads that stay in each KV group.
+    /// How many query heads stay in each KV group.
     pub(in crate::prune) fn group_sizes(&self, layer: &Layer) -> Vec<usize> {
         let mut first = 0;
         layer
@@ -33,7 +33,7 @@ impl LayerPlan {
             .collect()
     }
 
-    /// Bytes of the layer's weights when the plan is carried out.
+    /// Bytes of the layer's weights once the plan is carried out.
     fn bytes(&self, layer: &Layer, head_dim: usize) -> usize {
         let groups = self.group_sizes(layer);
         let kv_heads = groups.iter().filter(|size| **size > 0).count();
@@ -54,22 +54,23 @@ impl LayerPlan {
     }
 }
 
-/// What stays of a model.
+/// Which query heads and which channels of a model stay.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     pub layers: Vec<LayerPlan>,
-    /// Parameters of the layers' attention and MLP weights that go, and all of them.
+    /// Parameters of the layers' attention and MLP weights that go.
     pub removed: usize,
+    /// Parameters of the layers' attention and MLP weights before.
     pub total: usize,
 }
 
 impl Plan {
-    /// The ratio that the plan reaches.
+    /// The ratio that the plan reaches, which need not be quite the one that was asked for.
     pub fn ratio(&self) -> f64 {
         self.removed as f64 / self.total.max(1) as f64
     }
 
-    /// Bytes of all weight matrices that [`Model::bytes`] will tell when the plan is carried out.
+    /// Bytes of all weight matrices once the plan is carried out, as [`Model::bytes`] will tell them.
     ///
     /// # Panics
     /// If the plan was not made for this model.

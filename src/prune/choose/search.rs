@@ -36,7 +36,8 @@ impl Hash for Target {
         std::mem::discriminant(self).hash(state);
         match self {
             Target::Ratio(x) | Target::Speedup(x) | Target::PerplexityRise(x) => {
-                x.to_bits().hash(state);
+                // Both zeros are equal, and so are their hashes.
+                (x + 0.0).to_bits().hash(state);
             }
             Target::Bytes(bytes) => bytes.hash(state),
         }
@@ -50,13 +51,14 @@ pub enum Found {
     Bytes { before: u64, after: u64 },
     /// What a token costs in generation.
     Speed {
-        /// Bytes of weights that a token reads.
+        /// Bytes of weights that a token reads of the dense model.
         bytes_before: u64,
+        /// Bytes of weights that a token reads of the pruned model.
         bytes_after: u64,
-        /// Tokens per second, as measured.
+        /// Tokens per second of the dense model, as measured.
         #[serde(with = "exact")]
         before: f64,
-        /// Tokens per second, as predicted.
+        /// Tokens per second of the pruned model, as predicted.
         #[serde(with = "exact")]
         predicted: f64,
     },
@@ -76,15 +78,16 @@ pub enum Found {
     },
 }
 
-/// Ratios are told apart by so much where plans alone decide.
+/// The step between the ratios that [`Planner`] looks for one among.
 const STEP: f64 = 1e-4;
 
-/// Measurements that [`largest_ratio`] makes at most, and how far apart ratios are that it no longer tells apart.
+/// Measurements that [`largest_ratio`] makes at most.
 const MEASUREMENTS: usize = 8;
+/// The distance of two ratios that [`largest_ratio`] no longer tells apart.
 const CLOSE: f64 = 0.01;
-/// The first ratio that it tries.
+/// The ratio that [`largest_ratio`] tries first.
 const FIRST: f64 = 0.25;
-/// A rise that comes so close to the limit, from below, is good enough.
+/// The share of the limit from which on [`largest_ratio`] takes a rise for good enough.
 const CLOSE_SHARE: f64 = 0.9;
 
 /// Makes plans of any ratio from one profile.
@@ -153,7 +156,7 @@ impl<'a> Planner<'a> {
         if small_enough(&none) {
             return Ok(Some((0.0, none)));
         }
-        // What is too large, and what is not.
+        // The steps of a ratio whose plan is too large, and of one whose plan is small enough.
         let (mut above, mut below) = (0, ((RATIOS.end - STEP) / STEP).round() as usize);
         let mut found = self.plan(ratio(below))?;
         if !small_enough(&found) {
@@ -176,7 +179,7 @@ impl<'a> Planner<'a> {
 pub struct Largest {
     /// The largest ratio measured whose rise is within the limit, and its rise; (0, 0) if there was none.
     pub within: (f64, f64),
-    /// The smallest ratio measured whose rise is beyond it, and its rise, if there was one.
+    /// The smallest ratio measured whose rise is beyond the limit, and its rise; `None` if there was none.
     pub beyond: Option<(f64, f64)>,
 }
 

@@ -23,10 +23,10 @@ use crate::prune::error::PruneError;
 use crate::prune::features::output_weight;
 use crate::quant::{BlockType, decode_row, encode_row_by_importance};
 
-/// Rows of a projection that are looked at, or a few more.
+/// Rows of a projection that errors are measured on, or a few more.
 const ROWS: usize = 64;
 
-/// The types that a tensor may change to.
+/// The types that a tensor may change to; empty for a type that it always keeps.
 pub fn substitutes(source: BlockType) -> &'static [BlockType] {
     match source {
         BlockType::Q2_K | BlockType::Q3_K => &[BlockType::Q4_0],
@@ -40,6 +40,7 @@ pub fn substitutes(source: BlockType) -> &'static [BlockType] {
 /// What there is to choose from for one module's projection that loses columns.
 #[derive(Debug, Clone)]
 pub struct Choice {
+    /// The type that the projection has.
     source: BlockType,
     /// ε of the source type: the error of encoding anew, as a share.
     error: f64,
@@ -136,6 +137,7 @@ impl Choice {
             || substitutes.iter().any(|(s, _)| self.fits(*s, columns))
     }
 
+    /// Whether so many columns can stay in the blocks of a substitute, in the bytes that the tensor has.
     pub(super) fn fits(&self, substitute: BlockType, columns: usize) -> bool {
         let bytes = substitute.checked_row_bytes(columns);
         bytes.is_some_and(|bytes| bytes <= self.source.row_bytes(self.columns))
@@ -177,12 +179,12 @@ impl Choice {
             .map(|(t, _)| t)
     }
 
-    /// Bytes of the module with so many columns in a type.
+    /// Bytes of the module when its projection keeps so many columns in a type.
     fn bytes(&self, block_type: BlockType, columns: usize) -> f64 {
         (self.rows * block_type.row_bytes(columns) + columns * self.row_bytes) as f64
     }
 
-    /// What is left when the lowest n units go, for every n.
+    /// At place n what is left when the lowest n units go.
     fn states(&self, units: &Units, width: usize) -> Vec<State> {
         let mut state = State {
             columns: self.columns,
@@ -213,7 +215,7 @@ struct State {
     kept: f64,
 }
 
-/// The error at some bytes, of points (bytes, error) by falling bytes; that of the first where there are more.
+/// The error at so many bytes, between points (bytes, error) by falling bytes; above the first point it is the first's.
 fn interpolated(points: &[(f64, f64)], bytes: f64) -> f64 {
     let next = points.iter().position(|p| p.0 <= bytes);
     match next {
@@ -226,7 +228,7 @@ fn interpolated(points: &[(f64, f64)], bytes: f64) -> f64 {
     }
 }
 
-/// Σ s_j (W_ij − Ŵ_ij)² / Σ s_j W_ij² of the columns `sample` of some rows.
+/// What encoding in a type errs, as a share: Σ s_j (W_ij − Ŵ_ij)² / Σ s_j W_ij² of the columns `sample` of some rows.
 fn encoding_error(
     block_type: BlockType,
     rows: &[Vec<f32>],

@@ -9,19 +9,22 @@ use crate::quant::BlockType;
 /// The units of one module, and what their going frees.
 #[derive(Debug)]
 pub struct Units {
+    /// The score of each unit; those with the lowest go first.
     pub scores: Vec<f64>,
     /// The heads or channels that each unit consists of.
     pub members: Vec<Vec<usize>>,
-    /// Units by rising score.
+    /// The numbers of the units, by rising score.
     pub by_score: Vec<usize>,
-    /// Columns that stay when the lowest n go.
+    /// At place n the columns of the projection that stay when the lowest n units go.
     columns: Vec<usize>,
-    /// How many go when n are asked for, so that what stays fills whole blocks.
+    /// At place n how many units go when n are asked for, so that what stays fills whole blocks.
     rounded: Vec<usize>,
-    /// The projection's type, and the one that it changes to where its own blocks are not whole.
+    /// The projection's type.
     block_type: BlockType,
+    /// The type that the projection changes to where what stays does not fill whole blocks of its own; `None` where it always
+    /// does.
     substitute: Option<BlockType>,
-    /// Parameters freed when the lowest n units go.
+    /// At place n the parameters that are freed when the lowest n units go.
     freed: Vec<usize>,
 }
 
@@ -109,7 +112,8 @@ impl Units {
         }
     }
 
-    /// Lets other widths stay than those of whole blocks, which are encoded in `substitute`.
+    /// Lets the widths stay that `may_stay` accepts, in place of those of whole blocks; the others among them are encoded in
+    /// `substitute`.
     pub fn allow(&mut self, may_stay: impl Fn(usize) -> bool, substitute: Option<BlockType>) {
         self.rounded = nearest_whole(&self.columns, may_stay);
         self.substitute = substitute;
@@ -120,7 +124,7 @@ impl Units {
         self.rounded[gone]
     }
 
-    /// The type that the projection changes to then.
+    /// The type that the projection changes to if a threshold takes the lowest `gone` units; `None` where it keeps its own.
     fn new_type(&self, gone: usize) -> Option<BlockType> {
         let columns = self.columns[self.rounded[gone]];
         let whole = columns.is_multiple_of(self.block_type.block_len());
@@ -147,7 +151,7 @@ impl Units {
         self.freed[self.rounded[gone]]
     }
 
-    /// The heads or channels that stay then, in order.
+    /// The heads or channels that stay if a threshold takes the lowest `gone` units, by ascending number.
     pub fn kept(&self, gone: usize) -> Vec<usize> {
         let mut kept: Vec<usize> = self.by_score[self.rounded[gone]..]
             .iter()
@@ -185,7 +189,8 @@ pub fn plan_of(model: &Model, modules: &[Units], gone: &[usize]) -> Plan {
     }
 }
 
-/// For every number n of units that may go, the nearest one that leaves `columns[n]` that may stay; of two, the smaller.
+/// For every number n of units, the number nearest to it whose removal leaves a width that may stay; of two equally near ones the
+/// smaller. `columns[n]` is the width that the removal of n units leaves.
 fn nearest_whole(columns: &[usize], may_stay: impl Fn(usize) -> bool) -> Vec<usize> {
     let whole: Vec<usize> = (0..columns.len())
         .filter(|n| may_stay(columns[*n]))
@@ -193,7 +198,7 @@ fn nearest_whole(columns: &[usize], may_stay: impl Fn(usize) -> bool) -> Vec<usi
     (0..columns.len())
         .map(|n| {
             let nearest = whole.iter().min_by_key(|w| w.abs_diff(n));
-            // Nothing removed always leaves whole blocks.
+            // Where nothing goes, blocks are always whole.
             nearest.copied().unwrap_or(0)
         })
         .collect()

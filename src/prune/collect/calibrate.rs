@@ -18,12 +18,12 @@ pub const SEQUENCE: usize = 512;
 /// Fewer tokens than this say too little about any feature.
 pub const LEAST_TOKENS: usize = 128;
 
-/// How to calibrate.
+/// A text and what is to be collected of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Calibration<'a> {
     /// The text's tokens.
     pub tokens: &'a [u32],
-    /// Put in front of every sequence, where the model wants one.
+    /// The token that is put in front of every sequence; `None` where the model wants none.
     pub bos: Option<u32>,
     /// Whether to collect covariances, which least squares need. A layer's take 4 bytes for every pair of channels and for
     /// every pair of attention features, and about as long as the layer itself.
@@ -114,7 +114,7 @@ pub fn calibrate_layers(
 
 /// Adds the inputs that it sees to the statistics of some layers.
 struct Recorder {
-    /// The number of the first.
+    /// The number of the first of these layers.
     first: usize,
     layers: Vec<LayerProfile>,
     covariance: bool,

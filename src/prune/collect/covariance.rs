@@ -20,16 +20,18 @@ const PANEL: usize = 256;
 /// mean square about the shift to its variance, four orders of magnitude below the ridge of the least squares that use it.
 #[derive(Debug, Clone)]
 pub struct Covariance {
+    /// Tokens seen.
     count: u64,
-    /// `[c]`, empty before the first batch.
+    /// The fixed point, `[c]`; empty before the first batch.
     shift: Vec<f32>,
-    /// Σ (x − shift), `[c]`.
+    /// The sums Σ (x − shift), `[c]`.
     sums: Vec<f64>,
-    /// Σ (x − shift)(x − shift)ᵀ, `[c, c]`, lower triangle; above it lies what panels have computed along the way.
+    /// The sums of products Σ (x − shift)(x − shift)ᵀ, `[c, c]`. Only the lower triangle means anything; above it lies what panels
+    /// have computed along the way.
     products: Vec<f32>,
 }
 
-/// What lies above the diagonal means nothing.
+/// Compares what means something: what lies above the diagonal does not.
 impl PartialEq for Covariance {
     fn eq(&self, other: &Self) -> bool {
         let ((shift, sums, rows), (shift_2, sums_2, rows_2)) = (self.parts(), other.parts());

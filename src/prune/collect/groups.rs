@@ -19,8 +19,11 @@ use crate::prune::error::{PruneError, PruneErrorKind};
 /// The layers in groups, the text that their covariances are taken from, and those of one group at most.
 pub struct Groups {
     ranges: Vec<Range<usize>>,
+    /// The text.
     tokens: Vec<u32>,
+    /// The token that begins each sequence of the text; `None` where there is none.
     bos: Option<u32>,
+    /// The group that was asked for last; `None` where nothing is collected.
     held: Option<Held>,
 }
 
@@ -141,8 +144,9 @@ impl std::fmt::Debug for Groups {
     }
 }
 
-/// How many times the text goes through the whole model, in passes of which some end early, for curves (if they are measured)
-/// and for restoration. The last group of the curves is the first to be restored, and is not collected twice.
+/// How many passes over the text through the whole model it takes to collect these groups, for restoration and, if `curves`, for
+/// loss curves too. A pass that ends early counts as the share of the layers that it goes through. The last group of the curves
+/// is the first to be restored, and is not collected twice.
 pub fn passes(ranges: &[Range<usize>], curves: bool) -> f64 {
     let layers = ranges.last().map_or(0, |range| range.end).max(1);
     let once: usize = ranges.iter().map(|range| range.end).sum();

@@ -1,4 +1,4 @@
-//! Text on its way through a model, one module after the other.
+//! Where a text begins on its way through a model, and what is kept of it on the way.
 
 use crate::kernels::{Activations, Runtime, Team};
 use crate::model::{Model, ModelError, Observer, Scratch};

@@ -1,4 +1,4 @@
-//! What calibration leaves behind.
+//! Profiles: the statistics that calibration leaves behind.
 
 use super::covariance::Covariance;
 use super::curve::Curves;
@@ -14,6 +14,7 @@ const PIECE: usize = 64;
 /// variance.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FeatureStats {
+    /// Tokens seen.
     count: u64,
     features: Vec<Feature>,
     /// The covariance of the features; `None` where it was not collected.
@@ -23,7 +24,7 @@ pub struct FeatureStats {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Feature {
     mean: f64,
-    /// Σ (x − mean)²
+    /// The sum of squared deviations, Σ (x − mean)².
     deviation: f64,
 }
 
@@ -45,10 +46,11 @@ impl FeatureStats {
         }
     }
 
-    /// Statistics that were taken before: see [`FeatureStats::mean`] and [`FeatureStats::deviation`].
+    /// Statistics that were taken before, without a covariance: the [mean](FeatureStats::mean) and the
+    /// [deviation](FeatureStats::deviation) of every feature.
     ///
     /// # Panics
-    /// If there are not as many of one as of the other.
+    /// If there are not as many means as deviations.
     pub(in crate::prune) fn from_parts(count: u64, means: &[f64], deviations: &[f64]) -> Self {
         assert_eq!(means.len(), deviations.len());
         let features = means.iter().zip(deviations);
@@ -74,7 +76,7 @@ impl FeatureStats {
         let all = before + tokens;
         team.chunks_mut(&mut self.features, PIECE, |piece, moments| {
             let features = piece * PIECE..piece * PIECE + moments.len();
-            // The batch's mean first, and the deviations from it then.
+            // First the batch's mean, then the deviations from it.
             let mut means = [0.0f64; PIECE];
             for part in batch.parts() {
                 for (mean, i) in means.iter_mut().zip(features.clone()) {
@@ -116,16 +118,17 @@ impl FeatureStats {
         self.features.is_empty()
     }
 
+    /// The mean of a feature.
     pub fn mean(&self, feature: usize) -> f64 {
         self.features[feature].mean
     }
 
-    /// Σ (x − mean)²
+    /// The sum of squared deviations, Σ (x − mean)².
     pub(in crate::prune) fn deviation(&self, feature: usize) -> f64 {
         self.features[feature].deviation
     }
 
-    /// Sample variance, with n − 1: FLAP's *fluctuation*. 0 for fewer than two tokens.
+    /// The sample variance of a feature, with n − 1: FLAP's *fluctuation*. 0 for fewer than two tokens.
     pub fn variance(&self, feature: usize) -> f64 {
         match self.count {
             0 | 1 => 0.0,
@@ -133,7 +136,7 @@ impl FeatureStats {
         }
     }
 
-    /// Mean of squares.
+    /// The mean of squares of a feature.
     pub fn mean_square(&self, feature: usize) -> f64 {
         let Feature { mean, deviation } = self.features[feature];
         deviation / self.count.max(1) as f64 + mean * mean
@@ -147,12 +150,12 @@ impl FeatureStats {
     }
 }
 
-/// The inputs of the two projections of a layer that lose columns.
+/// Statistics of the inputs of the two projections of a layer that lose columns.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerProfile {
-    /// Of the attention output projection: `[heads · head_dim]` features.
+    /// The inputs of the attention output projection: `[heads · head_dim]` features.
     pub attention: FeatureStats,
-    /// Of the MLP down projection: `[channels]` features.
+    /// The inputs of the MLP down projection: `[channels]` features.
     pub mlp: FeatureStats,
 }
 
@@ -166,9 +169,10 @@ impl LayerProfile {
     }
 }
 
-/// What calibration leaves behind: statistics for every layer.
+/// What calibration leaves behind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
+    /// The statistics of every layer.
     pub layers: Vec<LayerProfile>,
     /// What removing a share of each module costs; `None` where that was not measured.
     pub curves: Option<Curves>,

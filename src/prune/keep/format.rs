@@ -12,7 +12,7 @@ use crate::files::hexadecimal;
 /// Bytes of the hash at the end.
 pub const HASH: usize = 32;
 
-/// Hashes what it passes on.
+/// A writer that hashes what it passes on.
 pub struct Hashing<W> {
     out: W,
     hasher: Sha256,
@@ -65,7 +65,10 @@ impl<W: Write> Hashing<W> {
     }
 }
 
-/// What a file has before the hash at its end, if the hash is of that.
+/// The bytes of a file before the hash at its end.
+///
+/// # Errors
+/// What is wrong, in words, if the file is too short or the hash is not that of the bytes.
 pub fn checked(bytes: &[u8]) -> Result<&[u8], &'static str> {
     let (body, hash) = bytes.split_last_chunk::<HASH>().ok_or("it is cut off")?;
     if Sha256::digest(body).as_slice() != hash {
@@ -74,15 +77,15 @@ pub fn checked(bytes: &[u8]) -> Result<&[u8], &'static str> {
     Ok(body)
 }
 
-/// The header whose length and bytes a checked file has after its first `start` bytes, and what follows it. It was written by
-/// this very version, but reading must not depend on that.
+/// The header whose length and bytes a checked file has after its first `start` bytes, and what follows it; `None` if there is no
+/// such header. Files that pass the check were written by this very version, but reading must not depend on that.
 pub fn read_header<H: DeserializeOwned>(body: &[u8], start: usize) -> Option<(H, &[u8])> {
     let (len, rest) = body.get(start..)?.split_first_chunk()?;
     let (header, data) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
     Some((serde_json::from_slice(header).ok()?, data))
 }
 
-/// Takes numbers from the front of bytes whose length was checked.
+/// A reader that takes numbers from the front of bytes whose length was checked.
 pub struct Numbers<'a>(pub &'a [u8]);
 
 impl Numbers<'_> {
@@ -104,6 +107,6 @@ impl Numbers<'_> {
 
 /// The SHA-256, in hexadecimal digits, of data as JSON. Data that differs in any field has another.
 pub fn hash_of(data: &impl Serialize) -> String {
-    let json = serde_json::to_vec(data).expect("data without maps of odd keys");
+    let json = serde_json::to_vec(data).expect("plain data");
     hexadecimal(&Sha256::digest(json))
 }

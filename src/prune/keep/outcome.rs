@@ -18,7 +18,7 @@ use crate::files;
 use crate::kernels::Runtime;
 use crate::model::{Linear, Model};
 use crate::progress::Progress;
-use crate::prune::apply::{Columns, Projection, tallied};
+use crate::prune::apply::{Columns, EncodedProjection, tallied};
 use crate::prune::choose::{Found, LayerPlan, Plan, Target};
 use crate::prune::error::{PruneError, PruneErrorKind};
 use crate::prune::exact;
@@ -38,6 +38,7 @@ pub struct OutcomeKey {
     /// The [hash](super::StoredProfile::hash) of the profile.
     pub profile: String,
     pub recipe: Recipe,
+    /// What was asked for: a ratio, or what one is to be found by.
     pub target: Target,
     /// The version of flapjack.
     pub flapjack: String,
@@ -50,7 +51,7 @@ impl OutcomeKey {
     }
 }
 
-/// What pruning has made of a model.
+/// What pruning has made of a model: enough to do the same again to the dense model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// The ratio that was asked for, or found.
@@ -59,7 +60,7 @@ pub struct Outcome {
     pub found: Option<Found>,
     pub plan: Plan,
     /// What the attention output and MLP down of every layer have become.
-    layers: Vec<[Projection; 2]>,
+    layers: Vec<[EncodedProjection; 2]>,
 }
 
 /// Why an outcome's file cannot be used.
@@ -105,7 +106,7 @@ impl StoredLayer {
         }
     }
 
-    /// `None` if a type is not known.
+    /// The plan; `None` if a type is not known.
     fn plan(self) -> Option<LayerPlan> {
         let known = |id: Option<u32>| match id {
             Some(id) => BlockType::from_id(id).map(Some),
@@ -124,7 +125,7 @@ impl StoredLayer {
 struct StoredProjection {
     block_type: u32,
     bytes: usize,
-    /// How many numbers the bias has.
+    /// How many numbers the bias has; `None` where there is none.
     bias: Option<usize>,
 }
 
@@ -150,7 +151,7 @@ impl Outcome {
                     unpack(weight.block_type, weight.cols, &mut bytes);
                 }
             }
-            Projection {
+            EncodedProjection {
                 block_type: weight.block_type,
                 bytes,
                 bias: linear.bias.clone(),
@@ -185,13 +186,13 @@ impl Outcome {
         tallied(self.layers.len(), progress, |tally| {
             for (l, (kept, projections)) in layers.enumerate() {
                 let columns = projections.each_ref().map(Columns::Encoded);
-                tally.prune(model, runtime, l, kept, columns)?;
+                tally.apply_layer(model, runtime, l, kept, columns)?;
             }
             Ok(())
         })
     }
 
-    /// Everything that applying takes for granted.
+    /// Checks everything that applying takes for granted.
     fn check(&self, model: &Model) -> Result<(), PruneErrorKind> {
         let other = |problem: String| Err(PruneErrorKind::OtherShape(problem));
         if self.plan.layers.len() != model.layers.len() {
@@ -203,7 +204,7 @@ impl Outcome {
             let rising = |kept: &[usize], count: usize| {
                 kept.is_sorted_by(|a, b| a < b) && kept.last().is_none_or(|last| *last < count)
             };
-            let fits = |linear: &Linear, new: &Projection, columns: usize| {
+            let fits = |linear: &Linear, new: &EncodedProjection, columns: usize| {
                 let weight = &linear.weight;
                 let bytes = new.block_type.checked_row_bytes(columns);
                 let bytes = bytes.and_then(|bytes| bytes.checked_mul(weight.rows));
@@ -273,7 +274,7 @@ impl Outcome {
         out.finish().map(drop)
     }
 
-    /// Reads a file.
+    /// Reads the file of an outcome with this key.
     ///
     /// # Errors
     /// [`OutcomeError`], if it cannot be read, is no outcome, one of another version or key, or damaged.
@@ -305,7 +306,7 @@ impl Outcome {
             Some(these)
         };
         let mut projection = |stored: &StoredProjection| {
-            Some(Projection {
+            Some(EncodedProjection {
                 block_type: BlockType::from_id(stored.block_type)?,
                 bytes: take(Some(stored.bytes))?.to_vec(),
                 bias: match stored.bias {

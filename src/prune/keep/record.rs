@@ -1,27 +1,28 @@
-//! What a pruned file tells about how it was pruned.
+//! The record in the metadata of a pruned file of how it was pruned.
 
 use crate::gguf::{GgufError, GgufFile, Value, ValueType};
 use crate::model::LayerForm;
 use crate::prune::choose::Plan;
 
-/// The keys all begin like this.
+/// The beginning of all metadata keys of a record.
 pub const PREFIX: &str = "flapjack.prune.";
 
-/// How a file was pruned, from the model that nothing had been removed from yet.
+/// How a file was pruned, beginning with the model that nothing had been removed from yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// The version of flapjack.
     pub version: String,
+    /// The method, in words.
     pub method: String,
     /// The ratio that was asked for the last time.
     pub asked: f64,
     /// The share of the layers' weights that is gone, in parameters.
     pub ratio: f64,
-    /// The parameters of the layers' weights before.
+    /// The parameters of the layers' weights before anything was removed.
     pub parameters: u64,
     /// The [hash](super::StoredProfile::hash) of the profile.
     pub profile: String,
-    /// The text that it was calibrated on, and its tokens.
+    /// The text that it was calibrated on and how many tokens it has, in words.
     pub calibration: String,
     /// The [fingerprint](GgufFile::fingerprint) of the file that was pruned the last time.
     pub model: String,
@@ -47,8 +48,8 @@ impl LayerRecord {
 }
 
 impl Record {
-    /// What became of the layers by this plan and in this form. If the pruned file was pruned before, `earlier` tells how,
-    /// and the numbers are those of the first model.
+    /// The records of the layers by this plan and in this form. If the pruned file was pruned before, `earlier` tells how, and the
+    /// numbers are those of the first model.
     pub fn layers(
         plan: &Plan,
         widths_before: &[(usize, usize)],
@@ -78,7 +79,7 @@ impl Record {
             .collect()
     }
 
-    /// As metadata.
+    /// The record as metadata.
     pub fn entries(&self) -> Vec<(String, Value)> {
         let numbers = |of: fn(&LayerRecord) -> usize| {
             let items = self.layers.iter().map(|l| Value::U32(of(l) as u32));
@@ -159,12 +160,12 @@ impl Record {
     }
 }
 
-/// Stands for a head of zeros.
+/// The word that stands for a head of zeros.
 const ZEROS: &str = "zeros";
-/// A longer list than this is no list of heads.
+/// The length from which on a list is no list of heads.
 const MOST_HEADS: usize = 1 << 16;
 
-/// Numbers and runs of numbers: "0-2 5 zeros 7".
+/// A list of heads as numbers and runs of numbers: "0-2 5 zeros 7".
 fn write_heads(heads: &[Option<usize>]) -> String {
     let runs = heads.chunk_by(|a, b| a.is_some() && *b == a.map(|a| a + 1));
     let words: Vec<String> = runs

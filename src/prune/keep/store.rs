@@ -36,6 +36,7 @@ pub struct Origin {
     pub source: String,
     /// Tokens of the text. Loss curves, if there are any, were measured on the last of them, and statistics on the others.
     pub tokens: usize,
+    /// What was collected of the text.
     pub collected: Collected,
     /// The version of flapjack.
     pub flapjack: String,
@@ -58,7 +59,7 @@ pub enum Covariances {
     None,
     /// The profile has all of them.
     All,
-    /// They were there for a group of layers at a time. The profile has none, but its curves were measured with them.
+    /// There were those of a group of layers at a time. The profile has none, but its curves were measured with them.
     InGroups,
 }
 
@@ -112,7 +113,7 @@ struct Header {
     curves: Option<Curves>,
 }
 
-/// Bytes that the statistics of so many features take; `None` if there are not so many numbers.
+/// Bytes that the statistics of so many features take in a file; `None` if that is too many for a number.
 fn stored_bytes(features: usize, covariances: bool) -> Option<usize> {
     let moments = features.checked_mul(16)?;
     if !covariances {
@@ -147,7 +148,7 @@ impl StoredProfile {
                     continue;
                 };
                 let (shift, sums, rows) = covariance.parts();
-                // There is none before the first token.
+                // Before the first token there is no shift.
                 let mut shift = shift.to_vec();
                 shift.resize(stats.len(), 0.0);
                 out.put_floats(&shift)?;
@@ -204,7 +205,7 @@ impl StoredProfile {
         Some(hexadecimal(&hash))
     }
 
-    /// Reads a file.
+    /// Reads the file of a profile.
     ///
     /// # Errors
     /// [`ProfileError`], if it cannot be read, is no profile, one of another version, or damaged.

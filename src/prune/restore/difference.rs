@@ -7,13 +7,14 @@ use crate::quant::{BlockType, Layout};
 
 /// A pruned and restored projection as its difference to the dense one.
 pub struct Difference {
-    /// `[out, in]`
+    /// The weights of the pruned projection less those of the dense one, `[out, in]`.
     weights: Vec<f32>,
-    /// `[out]`
+    /// What pruning adds to the bias, `[out]`.
     bias: Vec<f32>,
 }
 
 impl Difference {
+    /// The difference that restoration makes where the inputs `kept` stay, by ascending number.
     pub fn new(model: &Model, weight: &Weight, kept: &[usize], restored: &Restoration) -> Self {
         let mut weights = weight.decode(&model.map);
         for (i, row) in weights.chunks_exact_mut(weight.cols).enumerate() {
@@ -33,8 +34,8 @@ impl Difference {
         Self { weights, bias }
     }
 
-    /// The residual stream `[n, out]` behind the pruned projection, given the one behind the dense projection of the same
-    /// input `[n, in]`.
+    /// Puts the residual stream `[n, out]` behind the pruned projection into `out`, given the one behind the dense projection of the
+    /// same input `[n, in]`.
     pub fn apply(
         &self,
         team: &Team,

@@ -1,7 +1,7 @@
 //! Least squares in sequence: each projection is fitted on the inputs that the already pruned layers before it really produce,
 //! towards the dense model's residual stream, so that it also makes up for what they did.
 //!
-//! With the residual streams r of the dense model and r̂ of the pruned one behind a block whose own projection still is whole,
+//! With the residual streams r of the dense model and r̂ of the pruned one behind a module whose own projection still is whole,
 //! e = r − r̂ is how far the pruned model has drifted. The ridge regression of [`Restore::Lsq`] then has the
 //! target W_R x_R + e in place of W_R x_R: ΔWᵀ = (C_KK + λI)⁻¹ (C_KR W_Rᵀ + C_Ke) and bias W_R μ_R + μ_e − ΔW μ_K.
 
@@ -58,7 +58,7 @@ struct Sequence {
 }
 
 impl Streams {
-    /// The text before the first layer.
+    /// A text before the first layer.
     ///
     /// # Errors
     /// If the text is too short or has unknown tokens.
@@ -131,12 +131,11 @@ impl Streams {
         for sequence in sequences.iter_mut() {
             runtime.region(|team| {
                 scratch.set_residual(&sequence.dense);
-                let one = || modules.clone();
-                model.run_modules(team, one(), cache, scratch, &mut Unobserved);
+                model.run_modules(team, modules.clone(), cache, scratch, &mut Unobserved);
                 sequence.dense.copy_from_slice(scratch.residual());
                 scratch.set_residual(&sequence.pruned);
                 let mut capture = Capture(&mut sequence.input);
-                model.run_modules(team, one(), cache, scratch, &mut capture);
+                model.run_modules(team, modules.clone(), cache, scratch, &mut capture);
                 sequence.pruned.copy_from_slice(scratch.residual());
                 if whole {
                     return;

@@ -133,14 +133,18 @@ pub fn export(model: &Model, source: &GgufFile, path: &Path) {
 /// Every weight, every bias and every width, to the bit.
 pub fn assert_same(a: &Model, b: &Model) {
     assert_eq!(a.layers.len(), b.layers.len());
-    for (a_layer, b_layer) in a.layers.iter().zip(&b.layers) {
-        assert_eq!(a_layer.group_sizes, b_layer.group_sizes);
-        for (x, y) in a_layer.linears().into_iter().zip(b_layer.linears()) {
-            assert_eq!(x.weight, y.weight);
-            assert_eq!(x.bias, y.bias, "{}", x.weight.name);
-            let bytes = |model: &Model| model.map.bytes()[x.weight.range.clone()].to_vec();
-            assert!(bytes(a) == bytes(b), "{}", x.weight.name);
-        }
+    (0..a.layers.len()).for_each(|l| assert_same_layer(a, b, l));
+}
+
+/// The same of one layer.
+pub fn assert_same_layer(a: &Model, b: &Model, l: usize) {
+    let (a_layer, b_layer) = (&a.layers[l], &b.layers[l]);
+    assert_eq!(a_layer.group_sizes, b_layer.group_sizes);
+    for (x, y) in a_layer.linears().into_iter().zip(b_layer.linears()) {
+        assert_eq!(x.weight, y.weight);
+        assert_eq!(x.bias, y.bias, "{}", x.weight.name);
+        let bytes = |model: &Model| model.map.bytes()[x.weight.range.clone()].to_vec();
+        assert!(bytes(a) == bytes(b), "{}", x.weight.name);
     }
 }
 
