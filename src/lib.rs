@@ -1,61 +1,73 @@
 //! flapjack: a memory-mapped CPU runtime for LLaMA-family models that can shrink the model it has just mapped, before it
 //! serves the first token.
 //!
-//! The way data takes, from left to right; a module may use those before it and [`kernels`], never one behind it:
-//!
-//! ```text
-//! file on disk ─► gguf ──► model ──► prune ───► runtime ──► generate ──► the command line
-//!                 map      typed     profile,   kernels,    sampling     eval
-//!                 views    weights   plan,      threads,
-//!                          on the    apply in   KV cache
-//!                          map       place
 //! ```
+//! use std::ops::ControlFlow;
 //!
-//! - [`hub`]: where model files come from.
-//! - [`gguf`]: reading and writing GGUF, and the map itself.
-//! - [`quant`]: the block formats of weights.
-//! - [`kernels`]: the C kernels of `vendor/flapkern` behind a safe face, and the threads.
-//! - [`model`]: configuration, weights as views on the map, one readable forward pass ([`model::Model::forward`]).
-//! - [`prune`]: FLAP and beyond, in steps from plain data to plain data.
-//! - [`tokenize`]: tokenizers from GGUF metadata.
-//! - [`generate`]: sampler chain, stop conditions, sessions.
-//! - [`eval`] measures perplexity and speed.
-//!
-//! Words: a *channel* is one hidden unit of an MLP; a *KV group* is a KV head and the query heads that read it; the
-//! *ratio* of pruning is the share of the layers' attention and MLP weights, in parameters, that is removed. Matrices are
-//! row-major `[out_features, in_features]`.
-//!
-//! ```no_run
-//! use flapjack::{
-//!     generate::*, gguf::GgufFile, kernels::Runtime, model::Model, progress, prune, tokenize::Tokenizer,
-//! };
+//! use flapjack::engine::{Engine, GenerateOptions, OpenOptions, PruneOptions, Target};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let file = GgufFile::open("model.gguf")?;
-//! let tokenizer = Tokenizer::from_gguf(&file)?;
-//! let mut model = Model::load(file)?;
-//! let runtime = Runtime::new(2)?;
-//!
-//! let text = tokenizer.encode(prune::calibrate::TEXT)?;
-//! let calibration = prune::Calibration { tokens: &text, bos: None, covariance: false };
-//! let profile = prune::calibrate(&model, &runtime, calibration, &mut progress::ignore)?;
-//! prune::flap(&mut model, &runtime, &profile, 0.3, &mut progress::ignore)?;
-//!
-//! let request = Request {
-//!     prompt: tokenizer.encode_prompt("Once upon a time")?,
-//!     max_tokens: 64,
-//!     sampler: SamplerConfig::default(),
-//!     stop: Vec::new(),
-//!     ignore_end: false,
-//! };
-//! Session::new(&model, &runtime, 128).generate(&request, &tokenizer, &mut |text| {
-//!     print!("{text}");
-//!     Ok(())
+//! # // A tiny random model stands in for a real one, and nothing is kept in the user's cache folder.
+//! # let folder = tempfile::tempdir()?;
+//! # std::env::set_current_dir(&folder)?;
+//! # unsafe { std::env::set_var("FLAPJACK_CACHE", folder.path()) };
+//! # flapjack::engine::write_synthetic("model.gguf", flapjack::engine::TINY, flapjack::engine::SyntheticType::Q8_0)?;
+//! let mut engine = Engine::open("model.gguf", OpenOptions::default())?;
+//! let options = PruneOptions { target: Target::Ratio(0.3), ..PruneOptions::default() };
+//! let report = engine.prune(&options, &mut |event| {
+//!     eprintln!("{:?}: {} of {}", event.stage, event.done, event.total);
+//!     ControlFlow::Continue(()) // or Break, to cancel
 //! })?;
+//! println!("{:.1} % of the layers' weights are gone", report.removed * 100.0);
+//!
+//! let mut sequence = engine.sequence();
+//! for piece in engine.generate(&mut sequence, "Once upon a time", &GenerateOptions::default())? {
+//!     print!("{}", piece?);
+//! }
+//! engine.export("small.gguf")?;
+//! # assert!((report.removed - 0.3).abs() < 0.1 && !sequence.is_empty());
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`Target::Bytes`](engine::Target::Bytes) in place of a ratio prunes until all weights fit in so many bytes. The second run
+//! finds in the cache folder what the first has left there, and takes no time.
+//!
+//! # The house
+//!
+//! The way data takes, from left to right. A room may use those to its left and [`kernels`], never one to its right:
+//!
+//! ```text
+//!  file on disk ─► gguf ─► model ──► prune ─────► generate · eval ─► engine ─────► the command line
+//!                  maps    typed     collect →    sampling,          the whole     arguments,
+//!                  views   weights   choose →     sequences,         pipeline      words, bars
+//!                          on the    restore →    perplexity,        behind one
+//!                          map       apply        speed              face
+//!                             ▲         ▲              ▲
+//!                             └─────────┴── kernels ───┘
+//! ```
+//!
+//! | room | what lives in it |
+//! | --- | --- |
+//! | [`engine`] | open, prune to a target, sequences, export: the pipeline, its cache, its events, its report as data |
+//! | [`generate`] | sampler chain, stop conditions, sequences |
+//! | [`eval`] | perplexity and speed |
+//! | [`prune`] | FLAP and beyond, in steps from plain data to plain data |
+//! | [`tokenize`] | tokenizers from GGUF metadata |
+//! | [`model`] | configuration, weights as views on the map, the KV cache, one readable forward pass ([`model::Model::forward`]) |
+//! | [`gguf`] | reading and writing GGUF, and the map itself |
+//! | [`quant`] | the block formats of weights |
+//! | [`kernels`] | the C kernels of `vendor/flapkern` behind a safe face, and the threads |
+//! | [`hub`] | where model files come from |
+//! | [`progress`] | how long work below the engine tells how far it is |
+//!
+//! # Words
+//!
+//! A *channel* is one hidden unit of an MLP; a *KV group* is a KV head and the query heads that read it; the
+//! *ratio* of pruning is the share of the layers' attention and MLP weights, in parameters, that is removed. Matrices are
+//! row-major `[out_features, in_features]`.
 
+pub mod engine;
 pub mod eval;
 mod files;
 pub mod generate;

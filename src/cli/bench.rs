@@ -3,22 +3,21 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use flapjack::eval::{SpeedRun, SpeedTest, mean_and_deviation, median, read_bandwidth};
-use flapjack::kernels::Runtime;
-use flapjack::model::{Model, Shape};
-use flapjack::prune::{self, Calibration, Effort, Evidence, Recipe, Restore};
-use flapjack::quant::BlockType;
+use flapjack::engine::{
+    Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions,
+    SyntheticType, Target, TextSource,
+};
+use flapjack::eval::{SpeedTest, mean_and_deviation, median};
+use flapjack::model::Shape;
+use flapjack::prune::{Effort, Restore};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::calibration::CalibrationOptions;
-use super::options::{CacheOptions, ModelOptions};
-use super::progress;
-use super::pruning::{self, MethodOptions, parse_ratio};
+use super::arguments::{CacheArgs, MethodArgs, ModelArgs, parse_ratio};
+use super::{progress, words};
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -29,8 +28,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "SIZE", value_enum)]
     synthetic: Vec<Size>,
     /// The type of random weights
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = SyntheticType::Q4_0, requires = "synthetic")]
-    synthetic_type: SyntheticType,
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = TypeName::Q4_0, requires = "synthetic")]
+    synthetic_type: TypeName,
     /// Time prompts of N tokens (0: none); may be given several times
     #[arg(short = 'p', long, value_name = "N", default_value = "512")]
     n_prompt: Vec<usize>,
@@ -53,12 +52,12 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 1024)]
     calib_tokens: usize,
     #[command(flatten)]
-    method: MethodOptions,
+    method: MethodArgs,
     /// Leave the weights as they lie in the file
     #[arg(long)]
     no_pack: bool,
     #[command(flatten)]
-    cache: CacheOptions,
+    cache: CacheArgs,
     /// Run this llama-bench on the same files in the same run, and tell the ratios
     #[arg(long, value_name = "PATH")]
     vs: Option<PathBuf>,
@@ -90,7 +89,7 @@ enum Size {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[allow(non_camel_case_types)] // as the type is called
-enum SyntheticType {
+enum TypeName {
     #[value(name = "q4_0")]
     Q4_0,
     #[value(name = "q8_0")]
@@ -130,10 +129,7 @@ struct Row {
 
 /// A model in one state, with the bandwidth samples of its bytes.
 struct Subject {
-    path: PathBuf,
-    model: Model,
-    runtime: Runtime,
-    pack_time: Option<Duration>,
+    engine: Engine,
     /// Where a random model lies as a file, for the peer.
     file: Option<NamedTempFile>,
     prune_ratio: f64,
@@ -157,17 +153,16 @@ pub fn run(args: BenchArgs) -> Result<()> {
     );
     for _ in 0..args.repetitions {
         for (s, subject) in subjects.iter_mut().enumerate() {
-            let Subject { model, runtime, .. } = &*subject;
             for (t, test) in tests.iter().enumerate() {
-                samples[s][t].push(SpeedRun::new(model, runtime, *test)?.sample()?);
+                samples[s][t].push(subject.engine.speed(*test)?);
                 if let (Some(peer), 0.0) = (&peer, subject.prune_ratio) {
-                    let path = subject.file.as_ref().map_or(&*subject.path, |f| f.path());
-                    let speed = peer.sample(path, runtime.pool.threads(), *test)?;
-                    peer_samples[s][t].push(speed);
+                    let model = subject.engine.report();
+                    let path = subject.file.as_ref().map_or(&*model.path, |f| f.path());
+                    peer_samples[s][t].push(peer.sample(path, model.threads, *test)?);
                 }
                 bar.inc(1);
             }
-            let bandwidth = read_bandwidth(&model.map, model.bytes(), runtime);
+            let bandwidth = subject.engine.read_bandwidth();
             subject.bandwidth.push(bandwidth);
         }
     }
@@ -246,44 +241,16 @@ impl BenchArgs {
         Ok(subjects)
     }
 
-    fn options(&self, model: Option<PathBuf>) -> ModelOptions {
-        ModelOptions {
+    fn stored(&self, model: Option<PathBuf>, ratio: f64) -> Result<Subject> {
+        let model = ModelArgs {
             model,
             threads: self.threads,
             no_pack: self.no_pack,
-        }
-    }
-
-    /// The method, which may not measure loss curves: they would only cost time, since speed does not depend on which units
-    /// go.
-    fn method(&self) -> MethodOptions {
-        MethodOptions {
-            effort: Effort::Fast,
-            ..self.method.clone()
-        }
-    }
-
-    fn stored(&self, model: Option<PathBuf>, ratio: f64) -> Result<Subject> {
-        let mut loaded = self.options(model).load()?;
-        let mut prune_ratio = 0.0;
-        if ratio > 0.0 {
-            let calibration = CalibrationOptions {
-                calib_tokens: Some(self.calib_tokens),
-                ..CalibrationOptions::default()
-            };
-            let method = self.method();
-            let task = calibration.prepare(&loaded, &method, true, 0)?;
-            let recipe = task.recipe();
-            let calibrated = task.carry_out(&loaded)?;
-            let (model, runtime) = (&mut loaded.model, &loaded.runtime);
-            let pruned = pruning::prune(model, runtime, calibrated, recipe, ratio)?;
-            prune_ratio = pruned.plan.ratio();
-        }
+        };
+        let mut engine = model.open()?;
+        let prune_ratio = self.prune(&mut engine, ratio, self.method(), TextSource::BuiltIn)?;
         Ok(Subject {
-            path: loaded.model.path().to_owned(),
-            model: loaded.model,
-            runtime: loaded.runtime,
-            pack_time: loaded.pack_time,
+            engine,
             file: None,
             prune_ratio,
             bandwidth: Vec::new(),
@@ -291,60 +258,84 @@ impl BenchArgs {
     }
 
     fn synthetic(&self, size: Size, ratio: f64) -> Result<Subject> {
-        let options = self.options(None);
-        let runtime = options.runtime()?;
         let shape = match size {
             Size::OneBillion => Shape::LLAMA_1B,
             Size::SevenBillion => Shape::LLAMA_7B,
         };
-        let block_type = match self.synthetic_type {
-            SyntheticType::Q4_0 => BlockType::Q4_0,
-            SyntheticType::Q8_0 => BlockType::Q8_0,
+        let synthetic_type = match self.synthetic_type {
+            TypeName::Q4_0 => SyntheticType::Q4_0,
+            TypeName::Q8_0 => SyntheticType::Q8_0,
         };
-        let mut model = Model::synthetic(shape, block_type, &runtime)?;
+        let options = OpenOptions {
+            threads: self.threads.map(usize::from),
+            pack: Pack::Never,
+            ..OpenOptions::default()
+        };
+        let mut engine = Engine::synthetic(shape, synthetic_type, options)?;
         // Before packing, which rearranges the bytes.
         let file = (self.vs.is_some() && ratio == 0.0)
             .then(|| -> io::Result<NamedTempFile> {
                 let mut file = tempfile::Builder::new().suffix(".gguf").tempfile()?;
-                file.write_all(model.map.bytes())?;
+                engine.write_image(&mut file)?;
                 Ok(file)
             })
             .transpose()
             .context("the random model cannot be written to a file for the peer")?;
-        let pack_time = options.pack(&mut model, &runtime);
-        let mut prune_ratio = 0.0;
-        if ratio > 0.0 {
-            let vocabulary = model.config.vocabulary as u32;
-            let tokens: Vec<u32> = (0..self.calib_tokens as u32)
-                .map(|i| i.wrapping_mul(7919) % vocabulary)
-                .collect();
-            let text = Calibration {
-                tokens: &tokens,
-                bos: None,
-                covariance: false,
-            };
-            // Nothing is to be restored of random weights.
-            let recipe = Recipe {
-                restore: Restore::Bias,
-                ..self.method().recipe()
-            };
-            let bar = progress::bar("calibrating", tokens.len() as u64, "tokens");
-            let profile = prune::calibrate(&model, &runtime, text, &mut progress::of(&bar))?;
-            bar.finish_and_clear();
-            let evidence = Evidence::with_text(&profile, text);
-            let quiet = &mut flapjack::progress::ignore;
-            let plan = prune::prune(&mut model, &runtime, evidence, recipe, ratio, quiet)?;
-            prune_ratio = plan.ratio();
+        if !self.no_pack {
+            engine.pack();
         }
+        let vocabulary = shape.vocabulary as u32;
+        let tokens = 0..self.calib_tokens as u32;
+        let tokens = tokens.map(|i| i.wrapping_mul(7919) % vocabulary).collect();
+        let method = MethodOptions {
+            // Nothing is to be restored of random weights.
+            restore: Some(Restore::Bias),
+            ..self.method()
+        };
+        let prune_ratio = self.prune(&mut engine, ratio, method, TextSource::Tokens(tokens))?;
         Ok(Subject {
-            path: model.path().to_owned(),
-            model,
-            runtime,
-            pack_time,
+            engine,
             file,
             prune_ratio,
             bandwidth: Vec::new(),
         })
+    }
+
+    /// The method, which may not measure loss curves: they would only cost time, since speed does not depend on which units
+    /// go.
+    fn method(&self) -> MethodOptions {
+        MethodOptions {
+            effort: Effort::Fast,
+            ..self.method.options()
+        }
+    }
+
+    /// Prunes by a ratio, if it is above 0; the share of the layers' weights that is gone.
+    fn prune(
+        &self,
+        engine: &mut Engine,
+        ratio: f64,
+        method: MethodOptions,
+        source: TextSource,
+    ) -> Result<f64> {
+        if ratio == 0.0 {
+            return Ok(0.0);
+        }
+        let options = PruneOptions {
+            target: Target::Ratio(ratio),
+            method,
+            calibration: CalibrationOptions {
+                source,
+                tokens: Some(self.calib_tokens),
+                ..CalibrationOptions::default()
+            },
+            cache: Cache::Profiles,
+            ..PruneOptions::default()
+        };
+        let prepared = engine.prepare(&options)?;
+        words::log(prepared.notices());
+        let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
+        Ok(pruned.removed)
     }
 }
 
@@ -352,11 +343,12 @@ impl Row {
     fn new(subject: &Subject, test: SpeedTest, samples: &[f64], peer: &[f64]) -> Self {
         let (avg_ts, stddev_ts) = mean_and_deviation(samples);
         let median_ts = median(samples);
-        let bytes_per_token = subject.model.bytes_per_token();
+        let model = subject.engine.report();
+        let bytes_per_token = subject.engine.model().bytes_per_token();
         let peer_ts = (!peer.is_empty()).then(|| median(peer));
         Self {
-            model_filename: subject.path.display().to_string(),
-            n_threads: subject.runtime.pool.threads(),
+            model_filename: model.path.display().to_string(),
+            n_threads: model.threads,
             n_prompt: test.prompt,
             n_gen: test.generate,
             n_depth: test.depth,
@@ -365,14 +357,14 @@ impl Row {
             samples_ts: samples.to_vec(),
             median_ts,
             prune_ratio: subject.prune_ratio,
-            isa: subject.runtime.kernels.isa().name(),
+            isa: model.isa,
             bytes_per_token,
             bandwidth_share: (test.generate > 0)
                 .then(|| median_ts * bytes_per_token as f64 / median(&subject.bandwidth)),
-            pack_rate: subject
+            pack_rate: model
                 .pack_time
                 .filter(|_| subject.prune_ratio == 0.0)
-                .map(|time| subject.model.bytes() as f64 / time.as_secs_f64()),
+                .map(|time| model.bytes as f64 / time.as_secs_f64()),
             peer_ts,
             ratio_to_peer: peer_ts.map(|peer| median_ts / peer),
         }

@@ -5,33 +5,35 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::calibration::CalibrationOptions;
-use super::options::{ModelOptions, check_target};
-use super::pruning::MethodOptions;
-use super::report::{CalibrationNote, mebibytes};
+use super::arguments::{CalibrationArgs, MethodArgs, ModelArgs, check_writable};
+use super::progress;
+use super::report::calibration_lines;
+use super::words::{self, mebibytes};
 
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
     #[command(flatten)]
-    model: ModelOptions,
+    model: ModelArgs,
     /// Write the profile to this file
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
-    calibration: CalibrationOptions,
+    calibration: CalibrationArgs,
     #[command(flatten)]
-    method: MethodOptions,
+    method: MethodArgs,
     /// Print no report
     #[arg(short, long)]
     quiet: bool,
 }
 
 pub fn run(args: CalibrateArgs) -> Result<()> {
-    check_target(&args.output)?;
-    let loaded = args.model.load()?;
-    let calibrated = args.calibration.calibrate(&loaded, &args.method, false)?;
-    calibrated.stored.save(&args.output)?;
-    if calibrated.groups.is_some() {
+    check_writable(&args.output)?;
+    let engine = args.model.open()?;
+    let (method, calibration) = (args.method.options(), args.calibration.options());
+    let (profile, report) = engine.calibrate(&method, &calibration, &mut progress::bars())?;
+    words::log(&report.notices);
+    profile.save(&args.output)?;
+    if report.groups.is_some() {
         tracing::warn!(
             "the profile has no covariances, for they do not fit in memory all at once; pruning by it restores by biases. Without --profile, pruning collects them in groups of layers"
         );
@@ -42,9 +44,9 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
             "{}: {}, SHA-256 {}",
             args.output.display(),
             mebibytes(size),
-            calibrated.stored.hash()
+            report.hash
         );
-        for line in CalibrationNote::new(&calibrated).lines() {
+        for line in calibration_lines(&report) {
             eprintln!("{line}");
         }
     }

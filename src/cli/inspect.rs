@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::progress;
-use super::report::mebibytes;
+use super::words::mebibytes;
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {

@@ -1,19 +1,17 @@
-//! One file per subcommand, and what they share.
+//! One file per subcommand, and what they share: `arguments` and the engine's options that they stand for, `words`, `progress`
+//! bars, and the lines of a `report`.
 
+mod arguments;
 mod bench;
 mod calibrate;
-mod calibration;
-mod effect;
 mod info;
 mod inspect;
-mod memory;
-mod options;
 mod perplexity;
 mod progress;
 mod prune;
-mod pruning;
 mod report;
 mod run;
+mod words;
 
 use std::io;
 use std::process::ExitCode;
@@ -66,7 +64,7 @@ pub fn main() -> ExitCode {
         // The reader of our output has had enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", describe(&error));
+            eprintln!("error: {}", words::describe(&error));
             ExitCode::FAILURE
         }
     }
@@ -90,22 +88,6 @@ fn start_logging(verbose: u8) {
         .with_target(false)
         .without_time()
         .init();
-}
-
-/// The error and its causes on one line; a cause that a message already tells is not told again.
-fn describe(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |mut text, cause| {
-        let cause = cause.to_string();
-        if text.is_empty() {
-            cause
-        } else {
-            if !text.contains(&cause) {
-                text.push_str(": ");
-                text.push_str(&cause);
-            }
-            text
-        }
-    })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

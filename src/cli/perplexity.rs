@@ -6,17 +6,17 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use flapjack::eval::{self, PerplexityOptions};
+use flapjack::eval::PerplexityOptions;
 use serde::Serialize;
 
-use super::options::{CacheOptions, ModelOptions, read_text};
-use super::progress;
-use super::pruning::PruneOptions;
+use super::arguments::{CacheArgs, ModelArgs, PruningArgs, read_text};
+use super::report::found_words;
+use super::{progress, words};
 
 #[derive(Debug, Args)]
 pub struct PerplexityArgs {
     #[command(flatten)]
-    model: ModelOptions,
+    model: ModelArgs,
     /// The text to score
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
@@ -30,9 +30,9 @@ pub struct PerplexityArgs {
     #[arg(long)]
     all_positions: bool,
     #[command(flatten)]
-    cache: CacheOptions,
+    cache: CacheArgs,
     #[command(flatten)]
-    pruning: PruneOptions,
+    pruning: PruningArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -56,21 +56,21 @@ struct Output {
 
 pub fn run(args: PerplexityArgs) -> Result<()> {
     let text = read_text(&args.file)?;
-    let mut loaded = args.model.load()?;
+    let mut engine = args.model.open()?;
     let mut prune_ratio = 0.0;
-    if let Some(job) = args.pruning.prepare(&loaded)? {
-        let pruned = job.carry_out(&mut loaded, &args.model, false)?.pruned;
-        prune_ratio = pruned.plan.ratio();
-        if let Some(found) = pruned.found {
-            eprintln!("{}", found.what);
+    if let Some(options) = args.pruning.options_if_any(false) {
+        let prepared = engine.prepare(&options)?;
+        words::log(prepared.notices());
+        let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
+        prune_ratio = pruned.removed;
+        if let Some(search) = &pruned.search {
+            eprintln!(
+                "{}",
+                found_words(pruned.target, pruned.ratio, &search.found)
+            );
         }
     }
 
-    let tokens = loaded.tokenizer.encode_prompt(&text)?;
-    let bos = loaded
-        .tokenizer
-        .bos()
-        .filter(|_| loaded.tokenizer.adds_bos());
     let options = PerplexityOptions {
         context: args.ctx,
         chunks: args.chunks.map(|n| n as usize),
@@ -78,23 +78,10 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         cache_type: args.cache.cache_type(),
     };
     let start = Instant::now();
-    let bar = progress::bar("scoring", 0, "chunks");
-    let result = eval::perplexity(
-        &loaded.model,
-        &loaded.runtime,
-        &tokens,
-        bos,
-        options,
-        &mut |done, chunks| {
-            bar.set_length(chunks as u64);
-            bar.set_position(done as u64);
-            std::ops::ControlFlow::Continue(())
-        },
-    )?;
-    bar.finish_and_clear();
-
+    let result = engine.perplexity(&text, options, &mut progress::bars())?;
+    let model = engine.report();
     let output = Output {
-        model: loaded.model.path().display().to_string(),
+        model: model.path.display().to_string(),
         file: args.file.display().to_string(),
         perplexity: result.perplexity,
         stderr: result.stderr,
@@ -102,7 +89,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         chunks: result.chunks,
         context: args.ctx,
         all_positions: args.all_positions,
-        isa: loaded.runtime.kernels.isa().name(),
+        isa: model.isa,
         prune_ratio,
         seconds: start.elapsed().as_secs_f64(),
     };

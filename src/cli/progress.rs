@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
+use flapjack::engine::{Event, Stage};
 use flapjack::hub;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -20,11 +21,36 @@ pub fn bar(title: &'static str, total: u64, unit: &str) -> ProgressBar {
         .with_message(title)
 }
 
-/// Progress that a bar shows, and that never calls anything off.
-pub fn of(bar: &ProgressBar) -> impl FnMut(usize, usize) -> ControlFlow<()> + Send {
-    |done, _| {
-        bar.set_position(done as u64);
+/// Draws a bar for each stage of what the engine does, one after the other.
+pub fn bars() -> impl FnMut(Event) -> ControlFlow<()> + Send {
+    let mut drawn: Option<(Stage, ProgressBar)> = None;
+    move |Event { stage, done, total }| {
+        if !drawn.as_ref().is_some_and(|(other, _)| *other == stage) {
+            let (title, unit) = title(stage);
+            drawn = Some((stage, bar(title, total, unit)));
+        }
+        if let Some((_, bar)) = &drawn {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+        if done == total {
+            drawn = None;
+        }
         ControlFlow::Continue(())
+    }
+}
+
+/// What is done in a stage, and what is counted.
+fn title(stage: Stage) -> (&'static str, &'static str) {
+    match stage {
+        Stage::Writing => ("writing", "tokens"),
+        Stage::Calibrating => ("calibrating", "tokens"),
+        Stage::Covariances => ("covariances", "tokens"),
+        Stage::Curves => ("measuring loss curves", "modules"),
+        Stage::Searching => ("looking for the ratio", "models"),
+        Stage::Pruning => ("pruning", "layers"),
+        Stage::Effects => ("measuring", "chunks"),
+        Stage::Scoring => ("scoring", "chunks"),
     }
 }
 

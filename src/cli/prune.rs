@@ -2,115 +2,71 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use flapjack::gguf::GgufFile;
-use flapjack::model::{Export, LayerForm};
-use flapjack::prune::{Record, record};
+use flapjack::engine::ExportReport;
 
-use super::options::{ModelOptions, check_target};
-use super::pruning::{Done, PruneOptions};
-use super::report::{self, mebibytes, plural};
+use super::arguments::{ModelArgs, PruningArgs, check_writable};
+use super::progress;
+use super::report::{calibration_lines, pruned_lines};
+use super::words::{self, mebibytes, plural};
 
 #[derive(Debug, Args)]
 pub struct PruneArgs {
     #[command(flatten)]
-    model: ModelOptions,
+    model: ModelArgs,
     /// Write the pruned model to this file
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
-    pruning: PruneOptions,
+    pruning: PruningArgs,
     /// Print no report
     #[arg(short, long)]
     quiet: bool,
 }
 
 pub fn run(args: PruneArgs) -> Result<()> {
-    let Some(target) = args.pruning.amount.target() else {
+    let Some(options) = args.pruning.options(!args.quiet) else {
         bail!(
             "say how much to prune, for example with --ratio 0.3, --fit 80MB, --speedup 1.3x or --max-ppl +10%"
         );
     };
-    check_target(&args.output)?;
-    let mut loaded = args.model.load()?;
-    let path = loaded.model.path().to_owned();
-    let widths = loaded.model.layers.iter();
-    let widths: Vec<_> = widths.map(|l| (l.heads(), l.channels())).collect();
-    let parameters = loaded.model.layer_parameters();
-
-    let job = args.pruning.job(&loaded, target)?;
-    let Done {
-        pruned,
-        note,
-        origin,
-        profile,
-    } = job.carry_out(&mut loaded, &args.model, !args.quiet)?;
-    loaded.model.unpack(&loaded.runtime);
-
-    // Another map of the same file: what was not pruned is taken from it as it is.
-    let source = GgufFile::open(&path)?;
-    if source.fingerprint() != origin.model {
-        bail!(
-            "{} has changed since pruning began; try again",
-            path.display()
-        );
-    }
-    let earlier = Record::from_gguf(&source)?;
-    let export = Export::new(&loaded.model);
-    let parameters = earlier.as_ref().map_or(parameters as u64, |r| r.parameters);
-    let record = Record {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        method: args.pruning.method.description(pruned.recipe),
-        asked: pruned.ratio,
-        ratio: 1.0 - loaded.model.layer_parameters() as f64 / parameters.max(1) as f64,
-        parameters,
-        profile,
-        calibration: format!("{} of {}", plural(origin.tokens, "token"), origin.source),
-        model: origin.model.clone(),
-        layers: Record::layers(&pruned.plan, &widths, export.layers(), earlier.as_ref()),
-    };
-    let writer = export.writer(&source, record::PREFIX, record.entries())?;
-    writer
-        .save(&args.output)
-        .with_context(|| format!("writing {}", args.output.display()))?;
-
+    check_writable(&args.output)?;
+    let mut engine = args.model.open()?;
+    let source = engine.report().path;
+    let prepared = engine.prepare(&options)?;
+    words::log(prepared.notices());
+    let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
+    let export = engine.export(&args.output)?;
     if args.quiet {
         return Ok(());
     }
-    let size = |path| std::fs::metadata(path).map_or(0, |m| m.len());
     eprintln!(
         "{}: {}, architecture {}; {} was {}",
         args.output.display(),
-        mebibytes(size(&args.output)),
-        export.architecture().name(),
-        path.display(),
-        mebibytes(size(&path)),
+        mebibytes(export.bytes),
+        export.architecture,
+        source.display(),
+        mebibytes(export.source_bytes),
     );
-    for line in note.lines() {
-        eprintln!("{line}");
-    }
-    for line in report::pruned_lines(&pruned) {
-        eprintln!("{line}");
-    }
-    for line in form_lines(&export) {
+    let mut lines = calibration_lines(&pruned.calibration);
+    lines.extend(pruned_lines(&pruned));
+    lines.extend(form_line(&export));
+    for line in lines {
         eprintln!("{line}");
     }
     Ok(())
 }
 
 /// What the file has that the model has not, because a file cannot tell it otherwise.
-fn form_lines(export: &Export) -> Vec<String> {
-    let sum = |of: fn(&LayerForm) -> usize| -> usize { export.layers().iter().map(of).sum() };
-    let (heads, kv_heads) = (sum(|f| f.added_heads()), sum(|f| f.repeated_kv_heads()));
-    let mut lines = Vec::new();
-    if heads + kv_heads > 0 {
-        lines.push(format!(
+fn form_line(export: &ExportReport) -> Option<String> {
+    let (heads, kv_heads) = (export.added_heads, export.repeated_kv_heads);
+    (heads + kv_heads > 0).then(|| {
+        format!(
             "  form       {} of zeros added and {} repeated (+{}), because in a file all KV heads of a layer have equally many query heads",
             plural(heads, "query head"),
             plural(kv_heads, "KV head"),
-            mebibytes(export.added_bytes() as u64),
-        ));
-    }
-    lines
+            mebibytes(export.added_bytes as u64),
+        )
+    })
 }

@@ -1,157 +1,97 @@
-//! What `run` says at the end, on standard error.
+//! What was done, in lines for standard error.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
+use flapjack::engine::{
+    CalibrationReport, Effect, EffectText, Engine, Found, LayerSnapshot, ModelReport, ProfileFrom,
+    PruneReport, Target,
+};
 use flapjack::generate::{Generated, Timings};
-use flapjack::prune::StoredProfile;
-use flapjack::quant::BlockType;
 
-use super::calibration::{Calibrated, Task};
-use super::effect::Effect;
-use super::options::Loaded;
-use super::pruning::{Pruned, Search, Snapshot};
+use super::words::{mebibytes, megabytes, millions, plural, seconds, target_words};
 
-/// Everything that the report tells.
+/// Everything that `run` says at the end.
 pub struct Run {
-    title: String,
-    map_time: Duration,
-    pack_time: Option<Duration>,
-    pub calibrated: Option<CalibrationNote>,
+    /// The model as it was opened.
+    model: ModelReport,
     /// The dense model's speed on the same prompt, where the model was pruned.
     pub dense: Option<Timings>,
-    pub pruned: Option<Pruned>,
+    pub pruned: Option<PruneReport>,
 }
 
 /// What calibration took.
-pub struct CalibrationNote {
-    source: String,
-    tokens: usize,
-    time: Duration,
-    profile: ProfileFrom,
-    /// Tokens of loss curves, and the time they took, if they were measured now.
-    curves: Option<(usize, Duration)>,
-    /// Groups of layers that covariances were collected in, where not all of them fit in memory.
-    groups: Option<usize>,
-}
-
-#[derive(PartialEq)]
-enum ProfileFrom {
-    Now,
-    Kept,
-    /// There is one, and it was not needed.
-    Unread,
-}
-
-impl CalibrationNote {
-    pub fn new(calibrated: &Calibrated) -> Self {
-        let StoredProfile { origin, profile } = &calibrated.stored;
-        let held_back = profile.curves.as_ref().map_or(0, |curves| curves.tokens);
-        Self {
-            source: origin.source.clone(),
-            tokens: origin
-                .tokens
-                .saturating_sub(held_back + calibrated.judge.len()),
-            time: calibrated.time,
-            profile: match calibrated.kept {
-                true => ProfileFrom::Kept,
-                false => ProfileFrom::Now,
-            },
-            curves: calibrated.curves_time.map(|time| (held_back, time)),
-            groups: calibrated.groups.as_ref().map(|g| g.ranges().len()),
-        }
-    }
-
-    pub fn unread(task: &Task) -> Self {
-        Self {
-            source: task.origin().source.clone(),
-            tokens: task.seen(),
-            time: task.time(),
-            profile: ProfileFrom::Unread,
-            curves: None,
-            groups: None,
-        }
-    }
-}
-
-impl CalibrationNote {
-    pub fn lines(&self) -> Vec<String> {
-        let how = match self.profile {
-            ProfileFrom::Kept => "from a profile".to_owned(),
-            ProfileFrom::Unread => "not again".to_owned(),
-            ProfileFrom::Now => format!(
-                "{:.0} tokens/s",
-                self.tokens as f64 / self.time.as_secs_f64().max(1e-9)
-            ),
-        };
-        let mut lines = vec![format!(
-            "  calibrate  {}  {} tokens of {}, {how}",
-            seconds(self.time),
-            self.tokens,
-            self.source
-        )];
-        lines.extend(self.curves.map(|(tokens, time)| {
-            format!(
-                "  curves     {}  what each module is worth, on {tokens} tokens held back",
-                seconds(time)
-            )
-        }));
-        lines.extend(self.groups.map(|groups| {
-            format!(
-                "  memory     covariances in {} of layers, not all at once",
-                plural(groups, "group")
-            )
-        }));
-        lines
-    }
+pub fn calibration_lines(report: &CalibrationReport) -> Vec<String> {
+    let how = match report.profile {
+        ProfileFrom::File => "from a profile".to_owned(),
+        ProfileFrom::Unread => "not again".to_owned(),
+        ProfileFrom::Now => format!(
+            "{:.0} tokens/s",
+            report.tokens as f64 / report.time.as_secs_f64().max(1e-9)
+        ),
+    };
+    let mut lines = vec![format!(
+        "  calibrate  {}  {} tokens of {}, {how}",
+        seconds(report.time),
+        report.tokens,
+        report.source
+    )];
+    lines.extend(report.curves.map(|curves| {
+        format!(
+            "  curves     {}  what each module is worth, on {} tokens held back",
+            seconds(curves.time),
+            curves.tokens
+        )
+    }));
+    lines.extend(report.groups.map(|groups| {
+        format!(
+            "  memory     covariances in {} of layers, not all at once",
+            plural(groups, "group")
+        )
+    }));
+    lines
 }
 
 impl Run {
-    pub fn new(loaded: &Loaded) -> Self {
-        let name = loaded.model.path().file_name().unwrap_or_default();
+    pub fn new(engine: &Engine) -> Self {
         Self {
-            title: format!(
-                "{}: {} layers, {} parameters, {}; {} with {}",
-                name.to_string_lossy(),
-                loaded.model.layers.len(),
-                millions(loaded.model.parameters()),
-                mebibytes(loaded.model.bytes() as u64),
-                loaded.runtime.kernels.isa().name(),
-                plural(loaded.runtime.pool.threads(), "thread"),
-            ),
-            map_time: loaded.load_time,
-            pack_time: loaded.pack_time,
-            calibrated: None,
+            model: engine.report(),
             dense: None,
             pruned: None,
         }
     }
 
-    pub fn print(&self, outcome: &Generated) {
-        eprint!("\n{}", self.text(outcome));
+    pub fn print(&self, generated: &Generated) {
+        eprint!("\n{}", self.text(generated));
     }
 
-    fn text(&self, outcome: &Generated) -> String {
-        let mut lines = vec![self.title.clone()];
-        lines.push(format!("  map        {}", seconds(self.map_time)));
-        if let Some(time) = self.pack_time {
+    fn text(&self, generated: &Generated) -> String {
+        let ModelReport { path, .. } = &self.model;
+        let mut lines = vec![format!(
+            "{}: {} layers, {} parameters, {}; {} with {}",
+            path.file_name().unwrap_or_default().to_string_lossy(),
+            self.model.layers,
+            millions(self.model.parameters),
+            mebibytes(self.model.bytes as u64),
+            self.model.isa,
+            plural(self.model.threads, "thread"),
+        )];
+        lines.push(format!("  map        {}", seconds(self.model.load_time)));
+        if let Some(time) = self.model.pack_time {
             lines.push(format!("  pack       {}", seconds(time)));
         }
-        if let Some(note) = &self.calibrated {
-            lines.extend(note.lines());
-        }
         if let Some(pruned) = &self.pruned {
+            lines.extend(calibration_lines(&pruned.calibration));
             lines.extend(pruned_lines(pruned));
         }
-        lines.extend(self.speed_lines(outcome));
+        lines.extend(self.speed_lines(generated));
         lines.into_iter().fold(String::new(), |mut text, line| {
             let _ = writeln!(text, "{line}");
             text
         })
     }
 
-    fn speed_lines(&self, outcome: &Generated) -> Vec<String> {
-        let timings = &outcome.timings;
+    fn speed_lines(&self, generated: &Generated) -> Vec<String> {
+        let timings = &generated.timings;
         let dense = self.dense.as_ref();
         let mut lines = vec![speed_line(
             "prompt",
@@ -161,7 +101,7 @@ impl Run {
         )];
         lines.push(speed_line(
             "generate",
-            &plural(outcome.tokens.len(), "token"),
+            &plural(generated.tokens.len(), "token"),
             timings.generation_speed(),
             dense.and_then(Timings::generation_speed),
         ));
@@ -170,42 +110,20 @@ impl Run {
 }
 
 /// Ratio, widths, sizes and memory, before and after.
-pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
-    let Pruned {
-        ratio,
+pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
+    let PruneReport {
         recipe,
-        plan,
         before,
         after,
-        time,
-        repeated,
-        found,
-        effects,
-    } = pruned;
-    let change = |name: &str, was: String, is: String, part: f64| {
-        format!(
-            "  {name:<10} {was} -> {is}  ({:+.1} %)",
-            (part - 1.0) * 100.0
-        )
-    };
-    let mut lines = Vec::new();
-    if let Some(Search {
-        what,
-        time,
-        speedup,
-    }) = found
-    {
-        lines.push(format!("  find       {}  {what}", seconds(*time)));
-        lines.extend(
-            speedup.map(|factor| format!("  reached    {factor:.2} times the speed, measured")),
-        );
-    }
+        ..
+    } = report;
+    let mut lines = search_lines(report);
     lines.push(format!(
         "  prune      {}  asked {:.1} %, removed {:.1} % of the layers' weights{}",
-        seconds(*time),
-        ratio * 100.0,
-        plan.ratio() * 100.0,
-        match repeated {
+        seconds(report.time),
+        report.ratio * 100.0,
+        report.removed * 100.0,
+        match report.repeated {
             true => ", as in an earlier run (from the cache)",
             false => "",
         }
@@ -214,55 +132,60 @@ pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
         "  by         {}, {}, heads by {}, restoration {}",
         recipe.metric, recipe.structure, recipe.heads, recipe.restore
     ));
-    for (name, column) in [("heads", 0), ("KV heads", 1), ("channels", 2)] {
-        lines.push(kept_line(
+    let layers = || before.layers.iter().zip(&after.layers);
+    let widths: [(&str, fn(&LayerSnapshot) -> usize); 3] = [
+        ("heads", |layer| layer.heads),
+        ("KV heads", |layer| layer.kv_heads),
+        ("channels", |layer| layer.channels),
+    ];
+    for (name, width) in widths {
+        let kept = layers().map(|(was, is)| (width(was), width(is)));
+        lines.push(kept_line(name, kept));
+    }
+    let types: [(&str, fn(&LayerSnapshot) -> &'static str); 2] = [
+        ("attention output", |layer| layer.output_type),
+        ("MLP down", |layer| layer.down_type),
+    ];
+    for (name, of) in types {
+        lines.extend(types_line(
             name,
-            before.widths.iter().map(|w| w[column]),
-            after.widths.iter().map(|w| w[column]),
+            layers().map(|(was, is)| (of(was), of(is))),
         ));
     }
-    for (name, place) in [("attention output", 0), ("MLP down", 1)] {
-        let of = |snapshot: &Snapshot| snapshot.types.iter().map(|t| t[place]).collect();
-        lines.extend(types_line(name, of(before), of(after)));
-    }
-    lines.push(change(
+    lines.push(change_line(
         "parameters",
         millions(before.parameters),
         millions(after.parameters),
         after.parameters as f64 / before.parameters as f64,
     ));
-    lines.push(change(
+    lines.push(change_line(
         "weights",
         mebibytes(before.bytes as u64),
         mebibytes(after.bytes as u64),
         after.bytes as f64 / before.bytes as f64,
     ));
-    lines.extend(effects.iter().map(|effect| {
-        let Effect {
-            text,
-            tokens,
-            before,
-            after,
-        } = effect;
-        let line = change(
-            "perplexity",
-            format!("{before:.2}"),
-            format!("{after:.2}"),
-            after / before,
-        );
-        format!("{line}  on {} of {text}", plural(*tokens, "token"))
-    }));
-    if let (Some(was), Some(is)) = (before.map, after.map) {
+    lines.extend(
+        report
+            .effects
+            .iter()
+            .map(|effect| effect_line(report, effect)),
+    );
+    if let (Some(resident), Some(private), Some(resident_after), Some(private_after)) = (
+        before.map_resident,
+        before.map_private,
+        after.map_resident,
+        after.map_private,
+    ) {
         lines.push(format!(
             "  map        resident {} -> {}, of it private {} -> {}",
-            mebibytes(was.resident),
-            mebibytes(is.resident),
-            mebibytes(was.private),
-            mebibytes(is.private)
+            mebibytes(resident),
+            mebibytes(resident_after),
+            mebibytes(private),
+            mebibytes(private_after)
         ));
     }
-    if let (Some(was), Some(is)) = (before.process, after.process) {
-        lines.push(change(
+    if let (Some(was), Some(is)) = (before.process_resident, after.process_resident) {
+        lines.push(change_line(
             "process",
             format!("resident {}", mebibytes(was)),
             mebibytes(is),
@@ -272,14 +195,81 @@ pub fn pruned_lines(pruned: &Pruned) -> Vec<String> {
     lines
 }
 
+fn change_line(name: &str, was: String, is: String, part: f64) -> String {
+    format!(
+        "  {name:<10} {was} -> {is}  ({:+.1} %)",
+        (part - 1.0) * 100.0
+    )
+}
+
+fn search_lines(report: &PruneReport) -> Vec<String> {
+    let Some(search) = &report.search else {
+        return Vec::new();
+    };
+    let words = found_words(report.target, report.ratio, &search.found);
+    let mut lines = vec![format!("  find       {}  {words}", seconds(search.time))];
+    lines.extend(
+        search
+            .speedup
+            .map(|factor| format!("  reached    {factor:.2} times the speed, measured")),
+    );
+    lines
+}
+
+/// What a target came to.
+pub fn found_words(target: Target, ratio: f64, found: &Found) -> String {
+    let what = match *found {
+        Found::Bytes { before, after } => format!(
+            "leaves {} of weights of {}",
+            megabytes(after as usize),
+            megabytes(before as usize)
+        ),
+        Found::Speed {
+            bytes_before,
+            bytes_after,
+            before,
+            predicted,
+        } => format!(
+            "reads {} a token in place of {}; predicted {predicted:.1} tokens/s in place of {before:.1}",
+            megabytes(bytes_after as usize),
+            megabytes(bytes_before as usize)
+        ),
+        Found::Perplexity {
+            tokens,
+            dense,
+            rise,
+            beyond,
+        } => {
+            let beyond = beyond.map_or(String::new(), |(ratio, rise)| {
+                let rise = rise * 100.0;
+                format!("; ratio {ratio:.4} would raise it by {rise:.1} %")
+            });
+            format!(
+                "raises the perplexity on {tokens} held-back tokens of the calibration text from {dense:.2} by {:.1} %{beyond}",
+                rise * 100.0
+            )
+        }
+    };
+    format!("{}: ratio {ratio:.4} {what}", target_words(target))
+}
+
+fn effect_line(report: &PruneReport, effect: &Effect) -> String {
+    let text = match effect.text {
+        EffectText::Unseen => format!("{}, not seen by statistics", report.calibration.source),
+        EffectText::BuiltIn => "the built-in text".to_owned(),
+    };
+    let line = change_line(
+        "perplexity",
+        format!("{:.2}", effect.before),
+        format!("{:.2}", effect.after),
+        effect.after / effect.before,
+    );
+    format!("{line}  on {} of {text}", plural(effect.tokens, "token"))
+}
+
 /// Layer by layer what is left of what, in runs of equal numbers: "9 of 9 ×3, 7, 8 ×2".
-fn kept_line(
-    name: &str,
-    before: impl Iterator<Item = usize>,
-    after: impl Iterator<Item = usize>,
-) -> String {
-    let before: Vec<usize> = before.collect();
-    let after: Vec<usize> = after.collect();
+fn kept_line(name: &str, layers: impl Iterator<Item = (usize, usize)>) -> String {
+    let (before, after): (Vec<usize>, Vec<usize>) = layers.unzip();
     let (was, is): (usize, usize) = (before.iter().sum(), after.iter().sum());
     let runs: Vec<String> = after
         .chunk_by(|a, b| a == b)
@@ -292,9 +282,9 @@ fn kept_line(
 }
 
 /// In how many layers a tensor has changed from which type to which, if it has in any.
-fn types_line(name: &str, before: Vec<BlockType>, after: Vec<BlockType>) -> Option<String> {
-    let mut changes: Vec<((BlockType, BlockType), usize)> = Vec::new();
-    for change in before.into_iter().zip(after).filter(|(was, is)| was != is) {
+fn types_line<'a>(name: &str, layers: impl Iterator<Item = (&'a str, &'a str)>) -> Option<String> {
+    let mut changes: Vec<((&str, &str), usize)> = Vec::new();
+    for change in layers.filter(|(was, is)| was != is) {
         match changes.iter_mut().find(|(other, _)| *other == change) {
             Some((_, count)) => *count += 1,
             None => changes.push((change, 1)),
@@ -302,7 +292,7 @@ fn types_line(name: &str, before: Vec<BlockType>, after: Vec<BlockType>) -> Opti
     }
     let changes: Vec<String> = changes
         .into_iter()
-        .map(|((was, is), count)| format!("{} -> {} ×{count}", was.name(), is.name()))
+        .map(|((was, is), count)| format!("{was} -> {is} ×{count}"))
         .collect();
     (!changes.is_empty()).then(|| format!("  types      {name} {}", changes.join(", ")))
 }
@@ -326,44 +316,26 @@ fn speed_line(name: &str, amount: &str, speed: Option<f64>, dense: Option<f64>) 
     line
 }
 
-pub fn plural(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
-}
-
-pub fn seconds(time: Duration) -> String {
-    format!("{:.2} s", time.as_secs_f64())
-}
-
-fn millions(count: usize) -> String {
-    format!("{:.1} M", count as f64 / 1e6)
-}
-
-pub fn megabytes(bytes: usize) -> String {
-    format!("{:.2} MB", bytes as f64 / 1e6)
-}
-
-pub fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn kept_widths_are_told_in_runs() {
-        let line = kept_line("heads", [9, 9, 9, 9].into_iter(), [9, 9, 7, 8].into_iter());
+        let line = kept_line("heads", [(9, 9), (9, 9), (9, 7), (9, 8)].into_iter());
         assert_eq!(line, "  heads      33 of 36, by layer: 9×2 7 8");
     }
 
     #[test]
     fn changes_of_type_are_counted() {
-        use BlockType::{Q4_1, Q4_K, Q6_K, Q8_0};
-        assert_eq!(types_line("MLP down", vec![Q4_K; 3], vec![Q4_K; 3]), None);
-        let line = types_line(
-            "MLP down",
-            vec![Q6_K, Q4_K, Q4_K, Q6_K, Q4_K],
-            vec![Q8_0, Q4_1, Q4_K, Q6_K, Q4_1],
+        let line = |was: &[&'static str], is: &[&'static str]| {
+            let layers = was.iter().copied().zip(is.iter().copied());
+            types_line("MLP down", layers)
+        };
+        assert_eq!(line(&["Q4_K"; 3], &["Q4_K"; 3]), None);
+        let line = line(
+            &["Q6_K", "Q4_K", "Q4_K", "Q6_K", "Q4_K"],
+            &["Q8_0", "Q4_1", "Q4_K", "Q6_K", "Q4_1"],
         );
         let expected = "  types      MLP down Q6_K -> Q8_0 ×1, Q4_K -> Q4_1 ×2";
         assert_eq!(line.as_deref(), Some(expected));

@@ -1,18 +1,15 @@
 //! `flapjack run`
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use flapjack::generate::{
-    Finish, Generated, Generation, Request, SamplerConfig, Sequence, Timings,
-};
-use flapjack::model::KvCache;
+use flapjack::engine::{Engine, GenerateOptions, SequenceOptions};
+use flapjack::generate::{Finish, SamplerConfig, Timings};
 
-use super::options::{CacheOptions, Loaded, ModelOptions, read_standard_input, read_text};
-use super::pruning::PruneOptions;
-use super::report;
+use super::arguments::{CacheArgs, ModelArgs, PruningArgs, read_text};
+use super::{progress, report, words};
 
 /// The dense model's speed is measured over at most so many tokens.
 const BASELINE_TOKENS: usize = 64;
@@ -20,7 +17,7 @@ const BASELINE_TOKENS: usize = 64;
 #[derive(Debug, Args)]
 pub struct RunArgs {
     #[command(flatten)]
-    model: ModelOptions,
+    model: ModelArgs,
     /// The prompt
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
@@ -34,7 +31,7 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "N")]
     ctx: Option<usize>,
     #[command(flatten)]
-    cache: CacheOptions,
+    cache: CacheArgs,
     #[command(flatten)]
     sampling: SamplingOptions,
     /// Stop where this text appears; may be given several times
@@ -44,7 +41,7 @@ pub struct RunArgs {
     #[arg(long)]
     ignore_eos: bool,
     #[command(flatten)]
-    pruning: PruneOptions,
+    pruning: PruningArgs,
     /// Do not measure the dense model's speed before pruning
     #[arg(long)]
     no_baseline: bool,
@@ -113,66 +110,54 @@ impl SamplingOptions {
 
 pub fn run(args: RunArgs) -> Result<()> {
     let prompt = args.prompt_text()?;
-    let mut loaded = args.model.load()?;
-    let request = Request {
-        prompt: args.prompt_tokens(&loaded, &prompt)?,
-        max_tokens: args.n,
-        sampler: args.sampling.config(),
-        stop: args.stop.clone(),
-        ignore_end: args.ignore_eos,
-    };
-    let context = args.context(&loaded, request.prompt.len());
+    let mut engine = args.model.open()?;
+    let prompt = engine.prompt(&prompt)?;
+    let options = args.generate_options();
+    let place = args.sequence_options(&engine, prompt.len());
 
-    let mut report = report::Run::new(&loaded);
-    if let Some(job) = args.pruning.prepare(&loaded)? {
+    let mut report = report::Run::new(&engine);
+    if let Some(pruning) = args
+        .pruning
+        .options_if_any(!args.quiet && !args.no_baseline)
+    {
+        let prepared = engine.prepare(&pruning)?;
+        words::log(prepared.notices());
         if !args.no_baseline {
-            report.dense = Some(dense_baseline(
-                &loaded,
-                &request,
-                args.cache(&loaded, context)?,
-            )?);
+            report.dense = Some(dense_speed(&engine, &prompt, &options, place)?);
         }
-        let done = job.carry_out(&mut loaded, &args.model, !args.quiet && !args.no_baseline)?;
-        report.pruned = Some(done.pruned);
-        report.calibrated = Some(done.note);
+        report.pruned = Some(engine.prune_prepared(prepared, &mut progress::bars())?);
     }
 
-    let cache = args.cache(&loaded, context)?;
+    let mut sequence = engine.sequence_with(place)?;
+    let mut generation = engine.generate_behind(&mut sequence, prompt, &options)?;
     let mut out = io::stdout().lock();
-    let outcome = generate(&loaded, &request, cache, &mut |text| {
-        out.write_all(text.as_bytes())?;
-        out.flush()
-    })?;
+    for piece in &mut generation {
+        out.write_all(piece?.as_bytes())?;
+        out.flush()?;
+    }
     writeln!(out)?;
     drop(out);
 
-    if outcome.finish == Finish::ContextFull {
+    let generated = generation.generated().expect("there are no more pieces");
+    if let (Finish::ContextFull, Some(context)) = (generated.finish, place.context) {
         tracing::warn!(
             "stopped because the context of {context} tokens is full; --ctx makes room for more"
         );
     }
     if !args.quiet {
-        report.print(&outcome);
+        report.print(generated);
     }
     Ok(())
 }
 
 impl RunArgs {
-    fn cache(&self, loaded: &Loaded, context: usize) -> Result<KvCache> {
-        Ok(KvCache::with_type(
-            &loaded.model,
-            context,
-            self.cache.cache_type(),
-        )?)
-    }
-
     fn prompt_text(&self) -> Result<String> {
         if let Some(prompt) = &self.prompt {
             return Ok(prompt.clone());
         }
         let mut text = match &self.file {
             Some(path) => read_text(path)?,
-            None if self.pruning.calibration.0.reads_standard_input() => bail!(
+            None if self.pruning.reads_standard_input() => bail!(
                 "standard input cannot be both the prompt and the calibration text; give the prompt with -p TEXT or -f FILE"
             ),
             None => read_standard_input()?,
@@ -186,61 +171,61 @@ impl RunArgs {
         Ok(text)
     }
 
-    fn prompt_tokens(&self, loaded: &Loaded, prompt: &str) -> Result<Vec<u32>> {
-        let tokens = loaded.tokenizer.encode_prompt(prompt)?;
-        if !tokens.is_empty() {
-            return Ok(tokens);
-        }
-        // From nothing a text begins with the token that begins texts.
-        match loaded.tokenizer.bos().or(loaded.tokenizer.eos()) {
-            Some(token) => Ok(vec![token]),
-            None => bail!("the prompt is empty, and this model has no token to begin a text with"),
+    fn generate_options(&self) -> GenerateOptions {
+        GenerateOptions {
+            max_tokens: self.n,
+            sampler: self.sampling.config(),
+            stop: self.stop.clone(),
+            ignore_end: self.ignore_eos,
         }
     }
 
-    fn context(&self, loaded: &Loaded, prompt: usize) -> usize {
-        let trained = loaded.model.config.context_length;
-        match self.ctx {
-            Some(context) => {
-                if context > trained {
-                    tracing::warn!(
-                        "the model was trained for {trained} positions; what comes after them may be nonsense"
-                    );
-                }
-                context
-            }
-            None => prompt.saturating_add(self.n).min(trained.max(prompt)),
+    fn sequence_options(&self, engine: &Engine, prompt: usize) -> SequenceOptions {
+        let trained = engine.model().config.context_length;
+        let needed = prompt.saturating_add(self.n).min(trained.max(prompt));
+        if self.ctx.is_some_and(|context| context > trained) {
+            tracing::warn!(
+                "the model was trained for {trained} positions; what comes after them may be nonsense"
+            );
+        }
+        SequenceOptions {
+            context: Some(self.ctx.unwrap_or(needed)),
+            cache_type: self.cache.cache_type(),
         }
     }
+}
+
+/// Reads standard input to its end, unless it is a terminal.
+fn read_standard_input() -> Result<String> {
+    let mut input = io::stdin();
+    if input.is_terminal() {
+        bail!("there is no prompt; give one with -p TEXT, -f FILE or on standard input");
+    }
+    let mut text = String::new();
+    input
+        .read_to_string(&mut text)
+        .context("cannot read the prompt from standard input")?;
+    Ok(text)
 }
 
 /// The speed of the model as it is, on the same prompt; the text is thrown away.
-fn dense_baseline(loaded: &Loaded, request: &Request, cache: KvCache) -> Result<Timings> {
-    let request = Request {
-        max_tokens: request.max_tokens.min(BASELINE_TOKENS),
+fn dense_speed(
+    engine: &Engine,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    place: SequenceOptions,
+) -> Result<Timings> {
+    let options = GenerateOptions {
+        max_tokens: options.max_tokens.min(BASELINE_TOKENS),
         stop: Vec::new(),
         ignore_end: true,
-        ..request.clone()
+        ..options.clone()
     };
-    Ok(generate(loaded, &request, cache, &mut |_| Ok(()))?.timings)
-}
-
-fn generate(
-    loaded: &Loaded,
-    request: &Request,
-    cache: KvCache,
-    on_text: &mut dyn FnMut(&str) -> io::Result<()>,
-) -> Result<Generated> {
-    let mut sequence = Sequence::new(cache);
-    let Loaded {
-        model,
-        runtime,
-        tokenizer,
-        ..
-    } = loaded;
-    let mut generation = Generation::new(model, runtime, tokenizer, &mut sequence, request)?;
+    let mut sequence = engine.sequence_with(place)?;
+    let mut generation = engine.generate_behind(&mut sequence, prompt.to_vec(), &options)?;
     for piece in &mut generation {
-        on_text(&piece?)?;
+        piece?;
     }
-    Ok(generation.generated().expect("it has ended").clone())
+    let generated = generation.generated().expect("there are no more pieces");
+    Ok(generated.timings)
 }

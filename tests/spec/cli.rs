@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::common::engine::Workshop;
 use crate::common::program::{
-    fail, flapjack, flapjack_reading, flapjack_with, stderr, stdout, succeed,
+    Bench, fail, flapjack, flapjack_reading, flapjack_with, stderr, stdout, succeed, succeeded,
 };
 use crate::common::synthetic::{Shape, Synthetic};
 
@@ -289,6 +290,234 @@ fn bad_arguments_say_what_is_wrong() {
             assert!(message.contains(word), "{arguments:?}: {word} in {message}");
         }
     }
+}
+
+#[test]
+fn one_way_of_asking_excludes_the_others() {
+    for (arguments, words) in [
+        (
+            vec!["--fit", "80MB", "--prune", "0.3"],
+            "cannot be used with",
+        ),
+        (
+            vec!["--speedup", "1.2x", "--max-ppl", "+10%"],
+            "cannot be used with",
+        ),
+        (vec!["--fit", "80"], "unit"),
+        (vec!["--speedup", "0.9x"], "above 1"),
+        (vec!["--max-ppl", "10"], "per cent"),
+        (
+            vec!["--max-ppl", "+5%", "--profile", "x"],
+            "cannot be used with",
+        ),
+        (vec!["--profile", "x"], "--prune"),
+        (vec!["--prune", "0.2", "--memory", "150"], "with a unit"),
+        (
+            vec!["--prune", "0.2", "--memory", "1GB", "--profile", "x"],
+            "cannot be used with",
+        ),
+        (vec!["--prune", "0.2", "--calib", ""], "--calib"),
+        (
+            vec!["--prune", "0.2", "--calib", "self:many"],
+            "./self:many",
+        ),
+    ] {
+        let message = fail(&[&["run", "-p", "x"], &arguments[..]].concat());
+        assert!(message.contains(words), "{arguments:?}: {message}");
+    }
+    let message = fail(&["prune", "-o", "never.gguf"]);
+    assert!(
+        message.contains("--ratio") && message.contains("--fit"),
+        "{message}"
+    );
+}
+
+/// What the library refuses in its own terms, the program tells with what to do next.
+#[test]
+fn what_cannot_be_done_is_told_with_what_to_do_instead() {
+    let workshop = Workshop::new();
+    let path = |name: &str| workshop.path(name).to_str().unwrap().to_owned();
+    let profile = path("plain.profile");
+    let lines = workshop.write("other.jsonl", "{\"body\": \"text\"}");
+    let lines = lines.to_str().unwrap();
+    let make = ["calibrate", "--method", "flap", "--calib-tokens", "256"];
+    succeeded(&workshop.flapjack(&[&make[..], &["-o", &profile]].concat()));
+    let nowhere = path("nowhere/out.profile");
+    let by_file = format!("--prune 0.2 --profile {profile}");
+    let flap = format!("{by_file} --method flap");
+    let text = "--prune 0.2 --calib-tokens 512";
+    let fast = format!("{text} --effort fast --restore lsq");
+    for (arguments, words) in [
+        (
+            by_file,
+            vec!["no loss curves", "calibrate --structure curves"],
+        ),
+        (
+            format!("{flap} --restore lsq"),
+            vec!["no covariances", "calibrate --restore lsq"],
+        ),
+        (
+            format!("{flap} --metric obs"),
+            vec!["no covariances", "calibrate --metric obs"],
+        ),
+        (
+            format!("{flap} --restore sequential"),
+            vec!["the calibration text itself", "--calib"],
+        ),
+        (
+            format!("{text} --calib {lines}"),
+            vec!["\"body\"", "--calib-field"],
+        ),
+        (
+            "--prune 0.2 --calib-tokens 100".to_owned(),
+            vec!["100 tokens", "192", "--calib"],
+        ),
+        (
+            format!("{fast} --memory 1kB"),
+            vec!["one layer", "--memory", "--restore bias"],
+        ),
+        (
+            format!("{fast} --metric obs --memory 200kB"),
+            vec!["all layers at once", "--metric", "--memory"],
+        ),
+        (
+            "--fit 1kB --calib-tokens 512".to_owned(),
+            vec!["out of reach", "the weights take", "ask for at least that"],
+        ),
+        (
+            "--speedup 50x --calib-tokens 512".to_owned(),
+            vec!["out of reach", "times as fast"],
+        ),
+    ] {
+        let arguments = format!("run -p x --no-baseline {arguments}");
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let output = workshop.flapjack(&arguments);
+        let message = stderr(&output);
+        let failed = !output.status.success() && stdout(&output).is_empty();
+        assert!(failed, "{arguments:?}: {message}");
+        for word in words {
+            assert!(message.contains(word), "{arguments:?}: {word} in {message}");
+        }
+    }
+    // Both cannot come from standard input, and a profile needs a place.
+    for (arguments, words) in [
+        (
+            vec!["run", "--prune", "0.2", "--calib", "-"],
+            "both the prompt",
+        ),
+        (vec!["calibrate", "-o", &nowhere], "nowhere"),
+    ] {
+        let output = workshop.flapjack(&arguments);
+        assert!(
+            !output.status.success() && stderr(&output).contains(words),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+/// What a user may want to ask for differently is a warning or, with -v, told.
+#[test]
+fn what_was_done_without_is_no_secret() {
+    let workshop = Workshop::new();
+    let said = |arguments: &str| {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        succeeded(&workshop.flapjack(&arguments)).1
+    };
+    let prune = "run -p x -n 1 --no-baseline --prune 0.2 --calib-tokens 512 --effort fast";
+    let report = said(&format!("{prune} --memory 1kB"));
+    assert!(report.contains("restoring by biases"), "{report}");
+    let report = said(&format!("{prune} --restore lsq --memory 300kB -v"));
+    assert!(report.contains("2 groups of layers"), "{report}");
+    let path = workshop.path("a.profile");
+    let path = path.to_str().unwrap();
+    let calibrate = "calibrate --effort fast --restore lsq --calib-tokens 512 --memory 300kB -o";
+    let report = said(&format!("{calibrate} {path}"));
+    assert!(
+        report.contains("the profile has no covariances"),
+        "{report}"
+    );
+    let report = said(&format!(
+        "run -p x -n 1 --no-baseline --prune 0.2 --effort fast --profile {path}"
+    ));
+    assert!(report.contains("biases have to make up"), "{report}");
+    let report = said("run -p x -n 1 --no-baseline --prune 0.2 --effort fast -v");
+    assert!(report.contains("--calib-tokens takes more"), "{report}");
+}
+
+#[test]
+fn a_calibration_text_may_come_from_standard_input() {
+    let workshop = Workshop::new();
+    let text = "It was the best of days. It was the worst of nights.\n".repeat(20);
+    let path = workshop.path("piped.profile");
+    let path = path.to_str().unwrap();
+    let arguments = ["calibrate", "--method", "flap", "--calib", "-", "-o", path];
+    let output = workshop.flapjack_reading(&arguments, text.as_bytes());
+    let (_, report) = succeeded(&output);
+    let expected = format!("{} tokens of standard input", text.len());
+    assert!(report.contains(&expected), "{report}");
+    let output = workshop.flapjack_reading(&[&arguments[..], &["-q"]].concat(), text.as_bytes());
+    assert_eq!(succeeded(&output).1, "", "quiet");
+}
+
+#[test]
+fn a_perplexity_that_is_kept_to_is_told() {
+    let workshop = Workshop::new();
+    let text = workshop.write("text.txt", "The sun rises in the east. ".repeat(20));
+    let arguments = format!(
+        "perplexity -f {} -c 64 --chunks 1 --max-ppl +50% --calib-tokens 1024 --method flap",
+        text.display()
+    );
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let (line, said) = succeeded(&workshop.flapjack(&arguments));
+    assert!(line.starts_with("perplexity "), "{line}");
+    assert!(
+        said.contains("--max-ppl +50%: ratio 0.") && said.contains("256 held-back tokens"),
+        "{said}"
+    );
+}
+
+/// In life: whoever shrinks the default model to a size, for text of their own, sees that it fits and what it does to such
+/// text and to other text; and the second start says the same at once.
+#[test]
+fn the_default_model_fits_where_it_is_asked_to_and_starts_again_at_once() {
+    let bench = Bench::new();
+    let own = bench.write("own.txt", flapjack::prune::calibrate::TEXT.to_uppercase());
+    let arguments = format!(
+        "run -m {} -p The -n 8 --temp 0 --fit 80MB --calib {own} --calib-tokens 768",
+        bench.model
+    );
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let (text, report) = succeeded(&bench.flapjack(&arguments));
+    assert!(report.contains("--fit 80MB: ratio 0."), "{report}");
+    let numbers = |line: &str| -> Vec<f64> {
+        let words = line.split_whitespace();
+        words.filter_map(|word| word.parse().ok()).collect()
+    };
+    let lines = |name: &str| -> Vec<Vec<f64>> {
+        let lines = report.lines().filter(|line| line.starts_with(name));
+        lines.map(numbers).collect()
+    };
+    // Just below 80 MB, in the report's unit.
+    let weights = &lines("  weights")[0];
+    assert!((75.0..=76.3).contains(&weights[1]), "{report}");
+    // Calibrated on capitals, the model loses less of them than of other text.
+    let effects = lines("  perplexity");
+    assert_eq!(effects.len(), 2, "{report}");
+    let rise = |effect: &[f64]| effect[1] / effect[0];
+    assert!(
+        1.0 < rise(&effects[0]) && rise(&effects[0]) < rise(&effects[1]),
+        "{report}"
+    );
+    assert!(report.contains("  curves "), "{report}");
+
+    let (again, report) = succeeded(&bench.flapjack(&arguments));
+    assert!(
+        report.contains("from the cache") && !report.contains("  curves "),
+        "{report}"
+    );
+    assert_eq!(again, text);
+    assert_eq!(report.matches("by layer").count(), 3, "{report}");
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! Covariances in groups of layers: the same plan and the same weights as with all of them at once, in less memory.
 
 use std::ops::ControlFlow;
-use std::process::Output;
 
 use crate::common::Random;
-use crate::common::program::{Bench, stderr, succeeded};
 use crate::common::pruning::{assert_same, curve_options, recipe};
 use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::model::Model;
@@ -171,96 +169,4 @@ fn a_metric_that_needs_all_covariances_is_refused_and_the_model_stays() {
     );
     assert!(error.is_untouched());
     assert_same(&model, &synthetic.load());
-}
-
-// ---- on the command line ----
-
-/// The program on the default model, pruning after little calibration.
-fn start(bench: &Bench, arguments: &[&str]) -> Output {
-    let more = ["-v", "-m", &bench.model];
-    let calibration = ["--calib-tokens", "256", "--effort", "fast"];
-    bench.flapjack(&[arguments, &more, &calibration].concat())
-}
-
-/// What a run pruned by 0.2 writes and what it reports.
-fn run(bench: &Bench, more: &[&str]) -> (String, String) {
-    let run = "run -p The -n 8 --temp 0 --no-baseline --prune 0.2";
-    let run: Vec<&str> = run.split(' ').collect();
-    succeeded(&start(bench, &[&run[..], more].concat()))
-}
-
-#[test]
-fn a_run_within_little_memory_says_the_same_and_is_kept() {
-    let bench = Bench::new();
-    let (text, report) = run(&bench, &["--restore", "lsq", "--memory", "150MB"]);
-    assert!(report.contains("3 groups"), "{report}");
-    assert!(report.contains("covariances of 308.0 MiB"), "{report}");
-    let (again, report) = run(&bench, &["--restore", "lsq", "--memory", "150MB"]);
-    assert!(report.contains("from the cache"), "{report}");
-    assert_eq!(again, text);
-    // How many groups there are changes nothing.
-    let (again, report) = run(&bench, &["--restore", "lsq", "--memory", "200MB"]);
-    assert!(report.contains("from the cache"), "{report}");
-    assert_eq!(again, text);
-    // All at once has a profile of its own, and the same outcome.
-    let (at_once, report) = run(&bench, &["--restore", "lsq", "--memory", "2GB"]);
-    assert!(!report.contains("groups"), "{report}");
-    assert!(!report.contains("from the cache"), "{report}");
-    assert_eq!(at_once, text);
-    assert_eq!(bench.cached("profile").len(), 2);
-    // By biases the outcome is another, though the profile has no covariances either.
-    let (_, report) = run(&bench, &["--restore", "bias", "--memory", "150MB"]);
-    assert!(!report.contains("from the cache"), "{report}");
-    assert_eq!(bench.cached("profile").len(), 3);
-}
-
-#[test]
-fn memory_for_less_than_a_layer_means_biases_or_an_error() {
-    let bench = Bench::new();
-    let (_, report) = run(&bench, &["--memory", "1MB"]);
-    assert!(report.contains("restoring by biases"), "{report}");
-    let refused = |arguments: &[&str], words: &[&str]| {
-        let output = start(
-            &bench,
-            &[&["run", "-p", "The", "--prune", "0.2"], arguments].concat(),
-        );
-        assert!(!output.status.success(), "{arguments:?}");
-        for word in words {
-            assert!(stderr(&output).contains(word), "{}", stderr(&output));
-        }
-    };
-    refused(
-        &["--memory", "1MB", "--restore", "lsq"],
-        &["--memory", "--restore bias", "one layer"],
-    );
-    refused(
-        &["--memory", "150MB", "--metric", "obs"],
-        &["all layers at once", "--metric"],
-    );
-    refused(&["--memory", "150"], &["with a unit"]);
-    refused(
-        &["--memory", "150MB", "--profile", "some.profile"],
-        &["--profile"],
-    );
-}
-
-#[test]
-fn a_profile_file_without_covariances_is_no_secret() {
-    let bench = Bench::new();
-    let path = &bench.path("a.profile");
-    let output = start(
-        &bench,
-        &[
-            "calibrate",
-            "-o",
-            path,
-            "--restore",
-            "lsq",
-            "--memory",
-            "150MB",
-        ],
-    );
-    let (_, report) = succeeded(&output);
-    assert!(report.contains("has no covariances"), "{report}");
-    assert!(std::fs::metadata(path).unwrap().len() < 2_000_000);
 }

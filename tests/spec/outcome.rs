@@ -1,10 +1,8 @@
 //! Outcomes of pruning that are kept: the same model again, without calibrating, choosing and fitting.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use crate::common::Random;
-use crate::common::program::{Bench, succeeded};
 use crate::common::pruning::{assert_same, columns, outcome_key, profile_of, prune, recipe, text};
 use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::model::Model;
@@ -250,97 +248,4 @@ fn an_outcome_of_a_model_of_another_shape_leaves_the_model_alone() {
         assert!(error.is_untouched());
         assert_same(&model, &other.load());
     }
-}
-
-// ---- on the command line ----
-
-fn only(bench: &Bench, extension: &str) -> PathBuf {
-    let files = bench.cached(extension);
-    assert_eq!(files.len(), 1, "{files:?}");
-    files[0].clone()
-}
-
-/// What a pruned run writes and what it reports.
-fn run(bench: &Bench, more: &[&str]) -> (String, String) {
-    let run = "run -p The -n 8 --temp 0 --no-baseline";
-    let run: Vec<&str> = run.split(' ').collect();
-    start(bench, &[&run[..], more].concat())
-}
-
-/// Standard output and error of the program, pruning after little calibration.
-fn start(bench: &Bench, arguments: &[&str]) -> (String, String) {
-    let more = ["-m", &bench.model, "--method", "flap"];
-    let calibration = ["--calib-tokens", "256"];
-    succeeded(&bench.flapjack(&[arguments, &more, &calibration].concat()))
-}
-
-fn repeated(report: &str) -> bool {
-    report.contains("from the cache")
-}
-
-#[test]
-fn the_second_start_needs_no_profile_and_says_the_same() {
-    let bench = Bench::new();
-    let (text, report) = run(&bench, &["--prune", "0.2"]);
-    assert!(!repeated(&report), "{report}");
-    // Of the profile nothing is read but what it says that it is.
-    let profile = only(&bench, "profile");
-    let mut bytes = fs::read(&profile).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle..middle + 1000].fill(7);
-    fs::write(&profile, bytes).unwrap();
-    let (again, report) = run(&bench, &["--prune", "0.2"]);
-    assert!(repeated(&report) && !report.contains("damaged"), "{report}");
-    assert_eq!(again, text);
-    let widths = |report: &str| report.matches("by layer").count();
-    assert_eq!(widths(&report), 3, "{report}");
-
-    // Another ratio needs the profile, and so makes it anew.
-    let (_, report) = run(&bench, &["--prune", "0.3"]);
-    assert!(!repeated(&report) && report.contains("damaged"), "{report}");
-    // One that is damaged itself is made anew as well.
-    for file in bench.cached("outcome") {
-        damage(&file);
-    }
-    let (again, report) = run(&bench, &["--prune", "0.2"]);
-    assert!(
-        !repeated(&report) && report.contains("checksum"),
-        "{report}"
-    );
-    assert_eq!(again, text);
-    // Whoever wants none gets none.
-    let (again, report) = run(&bench, &["--prune", "0.2", "--no-profile-cache"]);
-    assert!(!repeated(&report), "{report}");
-    assert_eq!(again, text);
-}
-
-fn damage(file: &Path) {
-    let mut bytes = fs::read(file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(file, bytes).unwrap();
-}
-
-#[test]
-fn a_file_is_the_same_whether_its_model_was_pruned_now_or_before() {
-    let bench = Bench::new();
-    let write = |name: &str| {
-        let path = bench.path(name);
-        let (_, report) = start(&bench, &["prune", "-o", &path, "--fit", "85MB"]);
-        (fs::read(&path).unwrap(), repeated(&report))
-    };
-    let (now, before) = (write("a.gguf"), write("b.gguf"));
-    assert!(!now.1 && before.1);
-    assert!(now.0 == before.0);
-}
-
-#[test]
-fn the_cache_keeps_the_youngest_outcomes() {
-    let bench = Bench::new();
-    for i in 0..30 {
-        bench.write(&format!("cache/profiles/{i}.outcome"), "old");
-    }
-    run(&bench, &["--prune", "0.2"]);
-    assert_eq!(bench.cached("outcome").len(), 16);
-    assert!(repeated(&run(&bench, &["--prune", "0.2"]).1));
 }

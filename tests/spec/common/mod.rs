@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod blocks;
+pub mod engine;
 pub mod program;
 pub mod pruning;
 pub mod reference;

@@ -26,17 +26,24 @@ pub fn flapjack_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output
 /// As [`flapjack`], with something on its standard input.
 pub fn flapjack_reading(arguments: &[&str], input: &[u8]) -> Output {
     super::default_model();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_flapjack"))
-        .args(arguments)
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flapjack"));
+    command.args(arguments);
+    run_with_input(command, input)
+}
+
+/// Runs a program to its end.
+pub fn run_with_input(mut command: Command, input: &[u8]) -> Output {
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("flapjack starts");
+        .expect("the program starts");
     let mut pipe = child.stdin.take().expect("it is piped");
-    pipe.write_all(input).expect("flapjack reads");
+    // One that fails early reads nothing.
+    let _ = pipe.write_all(input);
     drop(pipe);
-    child.wait_with_output().expect("flapjack ends")
+    child.wait_with_output().expect("the program ends")
 }
 
 pub fn stdout(output: &Output) -> String {

@@ -1,0 +1,180 @@
+//! The words of the command line: quantities, targets as they are typed, notices, and errors with what to do next.
+
+use std::error::Error;
+use std::time::Duration;
+
+use flapjack::engine::{EngineError, Notice, OutOfReach, Target, TextError, Unsuited};
+use flapjack::eval::PerplexityError;
+use flapjack::generate::GenerateError;
+use flapjack::prune::{ProfileError, PruneErrorKind};
+
+// ---- quantities ----
+
+/// Units of sizes, and their bytes, from the largest to the smallest.
+pub const UNITS: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("KiB", 1 << 10),
+    ("kB", 1000),
+    ("B", 1),
+];
+
+pub fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+pub fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
+}
+
+pub fn millions(count: usize) -> String {
+    format!("{:.1} M", count as f64 / 1e6)
+}
+
+pub fn megabytes(bytes: usize) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
+}
+
+pub fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// A target as it is asked for.
+pub fn target_words(target: Target) -> String {
+    match target {
+        Target::Ratio(ratio) => format!("--prune {ratio}"),
+        Target::Bytes(bytes) => {
+            let whole = |unit: &&(&str, u64)| bytes.is_multiple_of(unit.1);
+            let (name, unit) = UNITS.iter().find(whole).unwrap_or(&("B", 1));
+            format!("--fit {}{name}", bytes / unit)
+        }
+        Target::Speedup(factor) => format!("--speedup {factor}x"),
+        Target::PerplexityRise(rise) => format!("--max-ppl +{}%", percent(rise)),
+    }
+}
+
+/// Without the digits that come of dividing by 100.
+fn percent(share: f64) -> f64 {
+    (share * 1e8).round() / 1e6
+}
+
+// ---- notices ----
+
+/// Logs what may be worth knowing, or asking for differently.
+pub fn log(notices: &[Notice]) {
+    for notice in notices {
+        match notice {
+            Notice::FirstTokens { source, tokens } => tracing::info!(
+                "calibrating on the first {tokens} tokens of {source}; --calib-tokens takes more"
+            ),
+            Notice::InSequence { bytes } => tracing::info!(
+                "restoring in sequence: about three more passes over the text, whose streams take {}",
+                mebibytes(*bytes)
+            ),
+            Notice::BiasesForMemory(shortage) => {
+                let which = match shortage.set {
+                    true => "--memory",
+                    false => "half of the free memory",
+                };
+                tracing::warn!(
+                    "least squares need the covariances of one layer at least, {}, and that is more than {which} ({}); restoring by biases",
+                    mebibytes(shortage.needed),
+                    mebibytes(shortage.allowed)
+                );
+            }
+            Notice::BiasesForProfile { profile } => tracing::warn!(
+                "{} has no covariances, so that biases have to make up for what goes; `flapjack calibrate --restore lsq` makes one that has",
+                profile.display()
+            ),
+        }
+    }
+}
+
+// ---- errors ----
+
+/// The error and its causes on one line, and what to do next. A cause that a message already tells is not told again.
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let words = cause.to_string();
+        if text.is_empty() {
+            text = words;
+        } else if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+    }
+    let advice = error.chain().find_map(advice).unwrap_or_default();
+    text + &advice
+}
+
+/// What to do about an error, in the command line's own terms; `None` where its message is all there is to say.
+fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
+    let engine = cause.downcast_ref::<EngineError>();
+    if let Some(error) = engine.or(cause.downcast_ref::<Box<EngineError>>().map(|e| &**e)) {
+        return engine_advice(error);
+    }
+    cause
+        .downcast_ref::<GenerateError>()
+        .and_then(generate_advice)
+}
+
+fn engine_advice(error: &EngineError) -> Option<String> {
+    let words = match error {
+        EngineError::Prune(error) if matches!(error.kind, PruneErrorKind::TooShort { .. }) => {
+            "; name a longer text with --calib or leave it out to use the built-in one"
+        }
+        EngineError::Text(TextError::NoField { others, .. }) if !others.is_empty() => {
+            ", choose one with --calib-field"
+        }
+        EngineError::MetricMemory { .. } => "; choose another --metric, or raise --memory",
+        EngineError::LayerMemory { .. } => "; raise --memory, or do without by --restore bias",
+        EngineError::Perplexity(PerplexityError::TooShort { .. }) => {
+            "; name a longer text or a smaller context with -c"
+        }
+        EngineError::Profile(ProfileError::Io { .. }) => return None,
+        EngineError::Profile(_) => "; `flapjack calibrate` makes one",
+        EngineError::OutOfReach(OutOfReach::Bytes { .. }) => {
+            "; ask for at least that, or take a smaller model or file type"
+        }
+        EngineError::OutOfReach(OutOfReach::Perplexity { .. }) => {
+            "; allow more, or calibrate on more text"
+        }
+        EngineError::Unsuited(unsuited) => return Some(unsuited_advice(unsuited)),
+        EngineError::Generate(error) => return generate_advice(error),
+        _ => return None,
+    };
+    Some(words.to_owned())
+}
+
+fn unsuited_advice(unsuited: &Unsuited) -> String {
+    match unsuited {
+        Unsuited::Sequential => {
+            "; name the text with --calib instead of --profile, or take --restore lsq".to_owned()
+        }
+        Unsuited::NoCurves { .. } => {
+            "; make one that has with `flapjack calibrate --structure curves`, or prune with --effort fast or another --structure"
+                .to_owned()
+        }
+        Unsuited::OtherCurves { theirs, ours, .. } => format!(
+            "; prune with --metric {} --heads {} --restore {}, or make another profile with `flapjack calibrate --structure curves --metric {} --heads {} --restore {}`",
+            theirs.metric, theirs.heads, theirs.restore, ours.metric, ours.heads, ours.restore
+        ),
+        Unsuited::MetricNeedsCovariances { metric, .. } => {
+            format!("; make one that has with `flapjack calibrate --metric {metric}`")
+        }
+        Unsuited::RestoreNeedsCovariances { restore, .. } => format!(
+            "; make one that has with `flapjack calibrate --restore {restore}`, or prune with --restore bias"
+        ),
+    }
+}
+
+fn generate_advice(error: &GenerateError) -> Option<String> {
+    let words = match error {
+        GenerateError::EmptyPrompt => "; give some text with -p, -f or on standard input",
+        GenerateError::PromptTooLong { .. } => "; shorten the prompt or raise --ctx",
+        _ => return None,
+    };
+    Some(words.to_owned())
+}

@@ -1,0 +1,233 @@
+//! Why the engine could not do what it was asked.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::report::Shortage;
+use super::text::TextError;
+use crate::eval::PerplexityError;
+use crate::generate::GenerateError;
+use crate::gguf::GgufError;
+use crate::kernels::RuntimeError;
+use crate::model::ModelError;
+use crate::progress::Cancelled;
+use crate::prune::{HeadUnit, Metric, ProfileError, PruneError, Restore};
+use crate::tokenize::TokenizeError;
+
+/// Why the engine could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Tokenize(#[from] TokenizeError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Generate(GenerateError),
+    #[error(transparent)]
+    Perplexity(PerplexityError),
+    #[error(transparent)]
+    Text(#[from] TextError),
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// What pruning met. Its `touched` names the layers that are pruned already, where there are any; the model must be opened
+    /// anew then.
+    #[error(transparent)]
+    Prune(PruneError),
+    /// A profile lacks what the method needs.
+    #[error(transparent)]
+    Unsuited(#[from] Unsuited),
+    #[error(transparent)]
+    OutOfReach(#[from] OutOfReach),
+    #[error("{doing}")]
+    While {
+        doing: Doing,
+        source: Box<EngineError>,
+    },
+
+    /// The events were answered with a break; the model is as it was.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    #[error(
+        "{}: the tokenizer has {tokens} tokens and the embedding only {embeddings}; the file is damaged",
+        path.display()
+    )]
+    Vocabulary {
+        path: PathBuf,
+        tokens: usize,
+        embeddings: usize,
+    },
+    #[error("the model has no tokenizer, and so neither reads nor writes text")]
+    NoTokenizer,
+    #[error("the model was made in memory, and there is no file of it")]
+    NoFile,
+    #[error("the prompt is empty, and this model has no token to begin a text with")]
+    NothingToBegin,
+    #[error("the model has been pruned already; open its file again to prune it in another way")]
+    AlreadyPruned,
+    /// A metric looks at all covariances at once, and they do not fit.
+    #[error(
+        "the metric {metric} looks at the covariances of all layers at once, {}, and that is more than {}",
+        mebibytes(shortage.needed), allowed(shortage)
+    )]
+    MetricMemory { metric: Metric, shortage: Shortage },
+    /// Not even the covariances of one layer fit, and the restoration needs them.
+    #[error(
+        "least squares need the covariances of one layer at least, {}, and that is more than {}",
+        mebibytes(shortage.needed), allowed(shortage)
+    )]
+    LayerMemory { shortage: Shortage },
+    #[error("{} has changed since pruning began; try again", path.display())]
+    FileChanged { path: PathBuf },
+    #[error("the model cannot be written to {}: {source}", path.display())]
+    Image { path: PathBuf, source: io::Error },
+}
+
+impl EngineError {
+    /// The error with what was being done when it came up.
+    pub(super) fn at(doing: Doing) -> impl FnOnce(EngineError) -> EngineError {
+        // Whoever cancels knows what was being done.
+        move |source| match source {
+            EngineError::Cancelled(cancelled) => cancelled.into(),
+            source => EngineError::While {
+                doing,
+                source: Box::new(source),
+            },
+        }
+    }
+}
+
+impl From<PruneError> for EngineError {
+    /// Where pruning was cancelled and has changed nothing, there is nothing else to say.
+    fn from(error: PruneError) -> Self {
+        match error.is_cancelled() && error.is_untouched() {
+            true => Cancelled.into(),
+            false => EngineError::Prune(error),
+        }
+    }
+}
+
+impl From<GenerateError> for EngineError {
+    fn from(error: GenerateError) -> Self {
+        match error {
+            GenerateError::Cancelled(cancelled) => cancelled.into(),
+            error => EngineError::Generate(error),
+        }
+    }
+}
+
+impl From<PerplexityError> for EngineError {
+    fn from(error: PerplexityError) -> Self {
+        match error {
+            PerplexityError::Cancelled(cancelled) => cancelled.into(),
+            error => EngineError::Perplexity(error),
+        }
+    }
+}
+
+/// What was being done when an error came up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Doing {
+    #[error("writing the calibration text")]
+    OwnText,
+    #[error("calibrating on {text}")]
+    Calibrating { text: String },
+    #[error("measuring loss curves on {text}")]
+    Curves { text: String },
+    #[error("looking for the ratio")]
+    Searching,
+    #[error("measuring the dense model on {text}")]
+    EffectBefore { text: String },
+    #[error("measuring the pruned model on {text}")]
+    EffectAfter { text: String },
+    #[error("writing {}", path.display())]
+    Export { path: PathBuf },
+}
+
+/// What a profile lacks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsuited {
+    /// Restoring in sequence reads the text itself.
+    #[error("restoring in sequence reads the calibration text itself, which no profile holds")]
+    Sequential,
+    #[error("{} has no loss curves", profile.display())]
+    NoCurves { profile: PathBuf },
+    /// Curves belong to a metric, a unit of heads and a restoration.
+    #[error(
+        "the loss curves of {} were measured by the metric {}, heads by {}, with restoration {}, and not by {}, {} and {}",
+        profile.display(), theirs.metric, theirs.heads, theirs.restore, ours.metric, ours.heads, ours.restore
+    )]
+    OtherCurves {
+        profile: PathBuf,
+        theirs: CurvesBy,
+        ours: CurvesBy,
+    },
+    #[error("{} has no covariances, which the metric {metric} needs", profile.display())]
+    MetricNeedsCovariances { profile: PathBuf, metric: Metric },
+    #[error("{} has no covariances, which restoration {restore} needs", profile.display())]
+    RestoreNeedsCovariances { profile: PathBuf, restore: Restore },
+}
+
+/// What loss curves are measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CurvesBy {
+    pub metric: Metric,
+    pub heads: HeadUnit,
+    pub restore: Restore,
+}
+
+/// A target that no ratio reaches.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum OutOfReach {
+    #[error(
+        "weights of {} are out of reach: at the highest ratio the weights take {}",
+        megabytes(*bytes), megabytes(*least as u64)
+    )]
+    Bytes { bytes: u64, least: usize },
+    #[error(
+        "{factor} times the speed is out of reach: at the highest ratio generation should be {most:.2} times as fast, for only so much of its time is the weights' ({:.0} %) and not all of them are pruned",
+        100.0 * share
+    )]
+    Speed {
+        factor: f64,
+        /// How many times as fast generation should be at the highest ratio.
+        most: f64,
+        /// The share of a token's time that its products with weights take.
+        share: f64,
+    },
+    #[error(
+        "a rise of at most {:.1} % is out of reach: of the ratios tried the smallest is too large already{}",
+        limit * 100.0, too_large(*smallest)
+    )]
+    Perplexity {
+        limit: f64,
+        /// The smallest ratio that was tried, and the share by which it would raise the perplexity.
+        smallest: Option<(f64, f64)>,
+    },
+}
+
+fn too_large(smallest: Option<(f64, f64)>) -> String {
+    smallest.map_or(String::new(), |(ratio, rise)| {
+        let rise = rise * 100.0;
+        format!(" (ratio {ratio:.4} would raise the perplexity by {rise:.1} %)")
+    })
+}
+
+fn allowed(shortage: &Shortage) -> String {
+    let allowed = mebibytes(shortage.allowed);
+    match shortage.set {
+        true => format!("the {allowed} that may be taken"),
+        false => format!("half of the free memory ({allowed})"),
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
+}

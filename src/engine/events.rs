@@ -1,0 +1,83 @@
+//! How everything long tells how far it is, and how it is cancelled.
+
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+
+use serde::Serialize;
+
+/// How far long work has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Event {
+    pub stage: Stage,
+    /// Units that are done; [`Stage`] says of what.
+    pub done: u64,
+    /// Units in all; 0 where nobody knows beforehand.
+    pub total: u64,
+}
+
+/// What is being done, and what its events count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The model writes the text that it is calibrated on; tokens.
+    Writing,
+    /// Text goes through the model and leaves a profile; tokens.
+    Calibrating,
+    /// Text goes through the model for the covariances of some of its layers; tokens.
+    Covariances,
+    /// Loss curves are measured; modules.
+    Curves,
+    /// Models pruned by one ratio after another are tried; models.
+    Searching,
+    /// The model is pruned; layers.
+    Pruning,
+    /// The effect of pruning is measured; chunks of text.
+    Effects,
+    /// A text is scored; chunks of it.
+    Scoring,
+}
+
+/// Called with every [`Event`] of long work. The answer continues, or cancels: the work then ends with
+/// [`EngineError::Cancelled`](super::EngineError::Cancelled), or an [`EngineError::Prune`](super::EngineError::Prune) that names
+/// the layers that are pruned already.
+pub type Events<'a> = dyn FnMut(Event) -> ControlFlow<()> + Send + 'a;
+
+/// [`Events`] that nobody looks at and that cancel nothing.
+pub fn ignore(_: Event) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Events that several stages tell at the same time.
+pub(super) struct Shared<'a, 'b>(Mutex<&'a mut Events<'b>>);
+
+impl<'a, 'b> Shared<'a, 'b> {
+    pub fn new(events: &'a mut Events<'b>) -> Self {
+        Self(Mutex::new(events))
+    }
+
+    pub fn tell(&self, stage: Stage, done: usize, total: usize) -> ControlFlow<()> {
+        let mut events = self.0.lock().expect("no thread panicked");
+        stage.progress(*events)(done, total)
+    }
+
+    /// See [`Stage::progress`].
+    pub fn progress(&self, stage: Stage) -> impl FnMut(usize, usize) -> ControlFlow<()> + Send {
+        move |done, total| self.tell(stage, done, total)
+    }
+}
+
+impl Stage {
+    /// The events of this stage, as the functions below the engine tell them: how much is done, and how much there is.
+    pub(super) fn progress<'a>(
+        self,
+        events: &'a mut Events<'_>,
+    ) -> impl FnMut(usize, usize) -> ControlFlow<()> + Send + 'a {
+        move |done, total| {
+            events(Event {
+                stage: self,
+                done: done as u64,
+                total: total as u64,
+            })
+        }
+    }
+}

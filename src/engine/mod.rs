@@ -1,0 +1,514 @@
+//! The whole of flapjack behind one face: open a model, prune it, let it write, measure it, write it to a file.
+//!
+//! [`Engine`] owns a model with its tokenizer and its threads. What it is asked for is plain data ([`PruneOptions`] and others),
+//! and so is what it reports ([`PruneReport`]). Everything long tells [`Events`] how far it is, and can be cancelled by them.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `prune` | pruning from options to report, in order: begin to read here |
+//! | `profile` | what pruning needs of a profile; where the profile comes from |
+//! | `text` | where calibration text comes from |
+//! | `target` | the ratio for a size, a speed, a perplexity |
+//! | `effect` | perplexities before and after |
+//! | `cache` | profiles and outcomes of earlier runs |
+//! | `options`, `events`, `report`, `error` | what goes in and what comes out |
+//! | `machine` | what the machine has |
+//! | `synthetic` | small random models, for examples and tests |
+
+mod cache;
+mod effect;
+mod error;
+mod events;
+mod machine;
+mod options;
+mod profile;
+mod prune;
+mod report;
+mod synthetic;
+mod target;
+mod text;
+
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+pub use crate::progress::Cancelled;
+pub use crate::prune::{Found, Target};
+pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
+pub use events::{Event, Events, Stage, ignore};
+pub use machine::{InstructionSet, Machine, machine};
+pub use options::{
+    Cache, CalibrationOptions, GenerateOptions, MethodOptions, OpenOptions, Pack, PruneOptions,
+    SequenceOptions,
+};
+pub use prune::Prepared;
+pub use report::{
+    CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot, ModelReport,
+    Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
+};
+pub use synthetic::{SyntheticType, TINY, write_synthetic};
+pub use text::{TextError, TextReader, TextSource};
+
+use cache::CacheFolder;
+
+use crate::eval::{self, Perplexity, PerplexityOptions, SpeedRun, SpeedTest};
+use crate::generate::{Generation, Request, Sequence};
+use crate::gguf::GgufFile;
+use crate::kernels::Runtime;
+use crate::model::{Export, KvCache, LayerForm, Model, ModelError, Shape};
+use crate::prune::{Record, record};
+use crate::tokenize::Tokenizer;
+
+/// A model that is ready to run, with all that running and pruning it takes.
+pub struct Engine {
+    model: Model,
+    /// `None` for a model that was made in memory.
+    tokenizer: Option<Tokenizer>,
+    runtime: Runtime,
+    options: OpenOptions,
+    cache: CacheFolder,
+    /// Whether the model is that of a file, which can be opened again.
+    has_file: bool,
+    load_time: Duration,
+    pack_time: Option<Duration>,
+    /// Whether some or all of the layers have been pruned.
+    touched: bool,
+    /// What pruning did, when it is done.
+    pruned: Option<Box<PruneReport>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("model", &self.model.path())
+            .field("options", &self.options)
+            .field("touched", &self.touched)
+            .finish_non_exhaustive()
+    }
+}
+
+// ---- opening ----
+
+impl Engine {
+    /// Maps a GGUF file and makes it ready to run.
+    ///
+    /// # Errors
+    /// If the file is no model that we run, its tokenizer is none that we know, or there are no threads to compute with.
+    pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self, EngineError> {
+        let path = path.as_ref();
+        let runtime = runtime(&options)?;
+        let start = Instant::now();
+        let file = GgufFile::open(path)?;
+        let tokenizer = Tokenizer::from_gguf(&file)?;
+        let model = Model::load(file)?;
+        if tokenizer.vocab_size() > model.config.vocabulary {
+            return Err(EngineError::Vocabulary {
+                path: path.to_owned(),
+                tokens: tokenizer.vocab_size(),
+                embeddings: model.config.vocabulary,
+            });
+        }
+        let load_time = start.elapsed();
+        let mut engine = Self {
+            load_time,
+            tokenizer: Some(tokenizer),
+            has_file: true,
+            ..Self::of(model, runtime, options)
+        };
+        engine.pack_as_opened();
+        Ok(engine)
+    }
+
+    /// A model of this shape with random weights, in memory: for measuring speed at sizes that nobody wants to download. It
+    /// has no tokenizer, so that it is calibrated on [`TextSource::Tokens`] only.
+    ///
+    /// # Errors
+    /// If the memory or the threads are not to be had.
+    ///
+    /// # Panics
+    /// If the widths are not whole blocks of the type.
+    pub fn synthetic(
+        shape: Shape,
+        synthetic_type: SyntheticType,
+        options: OpenOptions,
+    ) -> Result<Self, EngineError> {
+        let runtime = runtime(&options)?;
+        let start = Instant::now();
+        let model = Model::synthetic(shape, synthetic_type.block_type(), &runtime)?;
+        let load_time = start.elapsed();
+        let mut engine = Self {
+            load_time,
+            ..Self::of(model, runtime, options)
+        };
+        engine.pack_as_opened();
+        Ok(engine)
+    }
+
+    fn of(model: Model, runtime: Runtime, options: OpenOptions) -> Self {
+        Self {
+            cache: CacheFolder::new(options.cache.clone()),
+            model,
+            tokenizer: None,
+            runtime,
+            options,
+            has_file: false,
+            load_time: Duration::ZERO,
+            pack_time: None,
+            touched: false,
+            pruned: None,
+        }
+    }
+
+    fn pack_as_opened(&mut self) {
+        if self.options.pack == Pack::Auto {
+            self.pack();
+        }
+    }
+
+    /// Rearranges the weights in place, where the machine computes faster for it and has the memory. Opening does this unless
+    /// it is told not to.
+    pub fn pack(&mut self) {
+        let start = Instant::now();
+        if should_pack(&self.model, &self.runtime) {
+            self.model.pack(&self.runtime);
+            self.pack_time = Some(start.elapsed());
+        }
+    }
+
+    /// The same model once more, as it was when it was opened, from a map of its own.
+    fn load_again(&self) -> Result<Model, EngineError> {
+        self.must_have_file()?;
+        let mut model = Model::load(GgufFile::open(self.model.path())?)?;
+        if self.options.pack == Pack::Auto && should_pack(&model, &self.runtime) {
+            model.pack(&self.runtime);
+        }
+        Ok(model)
+    }
+}
+
+fn runtime(options: &OpenOptions) -> Result<Runtime, EngineError> {
+    let threads = options.threads.unwrap_or_else(machine::processors);
+    Ok(Runtime::new(threads)?)
+}
+
+/// Packed weights are private memory, which must fit beside what else is running.
+fn should_pack(model: &Model, runtime: &Runtime) -> bool {
+    if !runtime.kernels.prefers_packed() {
+        return false;
+    }
+    let needed = model.bytes() as u64 / 4 * 5;
+    match machine::available() {
+        Some(available) if available < needed => {
+            tracing::warn!(
+                "weights stay as they lie in the file, which is slower: packing them takes {} MiB and {} MiB are free",
+                needed >> 20,
+                available >> 20
+            );
+            false
+        }
+        _ => true,
+    }
+}
+
+// ---- looking ----
+
+impl Engine {
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// The tokenizer of the model's file.
+    ///
+    /// # Errors
+    /// [`EngineError::NoTokenizer`] for a model that was made in memory.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
+        self.tokenizer.as_ref().ok_or(EngineError::NoTokenizer)
+    }
+
+    /// What was opened, as it is now.
+    pub fn report(&self) -> ModelReport {
+        ModelReport {
+            path: self.model.path().to_owned(),
+            layers: self.model.layers.len(),
+            parameters: self.model.parameters(),
+            bytes: self.model.bytes(),
+            isa: self.runtime.kernels.isa().name(),
+            threads: self.runtime.pool.threads(),
+            load_time: self.load_time,
+            pack_time: self.pack_time,
+        }
+    }
+
+    /// What pruning did; `None` before it is done.
+    pub fn pruned(&self) -> Option<&PruneReport> {
+        self.pruned.as_deref()
+    }
+
+    /// The token that stands in front of every sequence, where the model wants one.
+    fn bos(&self) -> Option<u32> {
+        let tokenizer = self.tokenizer.as_ref()?;
+        tokenizer.bos().filter(|_| tokenizer.adds_bos())
+    }
+
+    /// The fingerprint and the name of the model's file, which is mapped anew: packing has rearranged the other map. A model
+    /// that was made in memory has no fingerprint.
+    fn identity(&self) -> Result<(String, String), EngineError> {
+        let path = self.model.path();
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let fingerprint = match self.has_file {
+            true => GgufFile::open(path)?.fingerprint(),
+            false => String::new(),
+        };
+        Ok((fingerprint, name.to_string_lossy().into_owned()))
+    }
+
+    /// What of a cache makes sense for this model: one without a file cannot be known again.
+    fn usable_cache(&self, cache: Cache) -> Cache {
+        match self.has_file {
+            true => cache,
+            false => Cache::Nothing,
+        }
+    }
+
+    fn must_be_dense(&self) -> Result<(), EngineError> {
+        match self.touched {
+            true => Err(EngineError::AlreadyPruned),
+            false => Ok(()),
+        }
+    }
+
+    fn must_have_file(&self) -> Result<(), EngineError> {
+        match self.has_file {
+            true => Ok(()),
+            false => Err(EngineError::NoFile),
+        }
+    }
+}
+
+// ---- generating ----
+
+impl Engine {
+    /// An empty sequence, of as many positions as the model was trained for. It belongs to the model as it is now: one from
+    /// before pruning cannot be used after.
+    pub fn sequence(&self) -> Sequence {
+        let context = self.model.config.context_length;
+        Sequence::new(KvCache::new(&self.model, context))
+    }
+
+    /// An empty sequence.
+    ///
+    /// # Errors
+    /// If the model's keys and values cannot be stored as the options say.
+    pub fn sequence_with(&self, options: SequenceOptions) -> Result<Sequence, EngineError> {
+        let trained = self.model.config.context_length;
+        let context = options.context.unwrap_or(trained);
+        let cache = KvCache::with_type(&self.model, context, options.cache_type)?;
+        Ok(Sequence::new(cache))
+    }
+
+    /// The tokens of a prompt. An empty one has the token that begins texts.
+    ///
+    /// # Errors
+    /// If the text cannot be encoded, or is empty and no token begins texts.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        let tokenizer = self.tokenizer()?;
+        let tokens = tokenizer.encode_prompt(text)?;
+        if !tokens.is_empty() {
+            return Ok(tokens);
+        }
+        let first = tokenizer.bos().or(tokenizer.eos());
+        Ok(vec![first.ok_or(EngineError::NothingToBegin)?])
+    }
+
+    /// Lets the model go on behind a prompt, and behind what the sequence has already. The pieces of text are complete
+    /// characters, and never a stop text or the beginning of one.
+    ///
+    /// # Errors
+    /// If the prompt cannot be encoded or does not fit in the sequence.
+    pub fn generate<'a>(
+        &'a self,
+        sequence: &'a mut Sequence,
+        prompt: &str,
+        options: &GenerateOptions,
+    ) -> Result<Generation<'a>, EngineError> {
+        let tokens = match sequence.is_empty() {
+            true => self.prompt(prompt)?,
+            false => self.tokenizer()?.encode(prompt)?,
+        };
+        self.generate_behind(sequence, tokens, options)
+    }
+
+    /// [`Engine::generate`] behind tokens.
+    ///
+    /// # Errors
+    /// If there are none, or they do not fit in the sequence.
+    pub fn generate_behind<'a>(
+        &'a self,
+        sequence: &'a mut Sequence,
+        prompt: Vec<u32>,
+        options: &GenerateOptions,
+    ) -> Result<Generation<'a>, EngineError> {
+        let tokenizer = self.tokenizer()?;
+        let request = Request {
+            prompt,
+            max_tokens: options.max_tokens,
+            sampler: options.sampler.clone(),
+            stop: options.stop.clone(),
+            ignore_end: options.ignore_end,
+        };
+        Ok(Generation::new(
+            &self.model,
+            &self.runtime,
+            tokenizer,
+            sequence,
+            &request,
+        )?)
+    }
+}
+
+// ---- measuring ----
+
+impl Engine {
+    /// How well the model predicts a text.
+    ///
+    /// # Errors
+    /// If the text is shorter than a chunk, the model's output is not a number, or `events` cancels.
+    pub fn perplexity(
+        &self,
+        text: &str,
+        options: PerplexityOptions,
+        events: &mut Events,
+    ) -> Result<Perplexity, EngineError> {
+        let tokens = self.tokenizer()?.encode_prompt(text)?;
+        let progress = &mut Stage::Scoring.progress(events);
+        let (model, runtime) = (&self.model, &self.runtime);
+        Ok(eval::perplexity(
+            model,
+            runtime,
+            &tokens,
+            self.bos(),
+            options,
+            progress,
+        )?)
+    }
+
+    /// Tokens per second in one run of a test, behind a run to warm up.
+    ///
+    /// # Errors
+    /// Those of a forward pass.
+    pub fn speed(&self, test: SpeedTest) -> Result<f64, ModelError> {
+        SpeedRun::new(&self.model, &self.runtime, test)?.sample()
+    }
+
+    /// Bytes per second at which all threads together read the weights, doing next to nothing with them.
+    pub fn read_bandwidth(&self) -> f64 {
+        let Self { model, runtime, .. } = self;
+        eval::read_bandwidth(&model.map, model.bytes(), runtime)
+    }
+}
+
+// ---- writing ----
+
+impl Engine {
+    /// Writes the model to a GGUF file that llama.cpp runs too, with the record of how it was pruned.
+    ///
+    /// # Errors
+    /// If the model was made in memory, its file has changed since, or the system cannot write.
+    pub fn export(&mut self, path: impl AsRef<Path>) -> Result<ExportReport, EngineError> {
+        self.must_have_file()?;
+        // A file holds weights as they are not packed.
+        self.model.unpack(&self.runtime);
+        let written = self.write_file(path.as_ref());
+        if self.pack_time.is_some() {
+            self.model.pack(&self.runtime);
+        }
+        written
+    }
+
+    fn write_file(&self, path: &Path) -> Result<ExportReport, EngineError> {
+        // Another map of the same file: what was not pruned is taken from it as it is.
+        let source = GgufFile::open(self.model.path())?;
+        let export = Export::new(&self.model);
+        let entries = self
+            .record(&source, &export)?
+            .map(|record| record.entries());
+        let writer = export.writer(&source, record::PREFIX, entries.unwrap_or_default())?;
+        writer.save(path).map_err(|error| {
+            EngineError::at(Doing::Export {
+                path: path.to_owned(),
+            })(error.into())
+        })?;
+        let size = |path| std::fs::metadata(path).map_or(0, |file| file.len());
+        let sum = |of: fn(&LayerForm) -> usize| export.layers().iter().map(of).sum();
+        Ok(ExportReport {
+            bytes: size(path),
+            source_bytes: size(self.model.path()),
+            architecture: export.architecture().name(),
+            added_heads: sum(LayerForm::added_heads),
+            repeated_kv_heads: sum(LayerForm::repeated_kv_heads),
+            added_bytes: export.added_bytes(),
+        })
+    }
+
+    /// How the model was pruned, now and before; `None` if it never was.
+    fn record(&self, source: &GgufFile, export: &Export) -> Result<Option<Record>, EngineError> {
+        let earlier = Record::from_gguf(source)?;
+        let Some(report) = &self.pruned else {
+            return Ok(earlier);
+        };
+        let calibration = &report.calibration;
+        if source.fingerprint() != calibration.model {
+            return Err(EngineError::FileChanged {
+                path: source.path().to_owned(),
+            });
+        }
+        let before = &report.before;
+        let parameters = match &earlier {
+            Some(record) => record.parameters,
+            None => before.layer_parameters as u64,
+        };
+        let widths = before.layers.iter();
+        let widths: Vec<_> = widths.map(|layer| (layer.heads, layer.channels)).collect();
+        let tokens = calibration.all_tokens;
+        Ok(Some(Record {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            method: method_in_words(report),
+            asked: report.ratio,
+            ratio: 1.0 - self.model.layer_parameters() as f64 / parameters.max(1) as f64,
+            parameters,
+            profile: calibration.hash.clone(),
+            calibration: match tokens {
+                1 => format!("1 token of {}", calibration.source),
+                _ => format!("{tokens} tokens of {}", calibration.source),
+            },
+            model: calibration.model.clone(),
+            layers: Record::layers(&report.plan, &widths, export.layers(), earlier.as_ref()),
+        }))
+    }
+
+    /// Writes the file that a model in memory is the image of. Its weights must not be packed or pruned.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    ///
+    /// # Panics
+    /// If the weights are packed or pruned.
+    pub fn write_image(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let as_made = self.pack_time.is_none() && !self.touched;
+        assert!(as_made, "an image has weights as they were made");
+        out.write_all(self.model.map.bytes())
+    }
+}
+
+/// The method, and the choices that it came to.
+fn method_in_words(report: &PruneReport) -> String {
+    let PruneReport { method, recipe, .. } = report;
+    format!(
+        "{method} ({}, {}, heads by {}, restoration {})",
+        recipe.metric, recipe.structure, recipe.heads, recipe.restore
+    )
+}

@@ -1,0 +1,170 @@
+//! What can be chosen: plain data with defaults.
+
+use std::path::PathBuf;
+
+use super::text::TextSource;
+use crate::generate::SamplerConfig;
+use crate::model::{CacheType, Model};
+use crate::prune::{Effort, HeadUnit, Method, Metric, Recipe, Restore, Structure, Target};
+
+/// How to open a model.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Threads to compute with; `None` for one for each processor.
+    pub threads: Option<usize>,
+    pub pack: Pack,
+    /// The folder in which profiles and outcomes are kept; `None` for the user's
+    /// ([`hub::profiles_dir`](crate::hub::profiles_dir)).
+    pub cache: Option<PathBuf>,
+}
+
+/// Whether weights are rearranged in place for the vector units, which makes their pages the process's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pack {
+    /// Where the machine computes faster for it and has the memory.
+    #[default]
+    Auto,
+    /// The pages stay shared with the file, and can be evicted.
+    Never,
+}
+
+/// How to prune.
+#[derive(Debug, Clone)]
+pub struct PruneOptions {
+    /// What to reach; by default a ratio of 0.3.
+    pub target: Target,
+    pub method: MethodOptions,
+    pub calibration: CalibrationOptions,
+    /// A profile to prune by; `None` to find or collect one. The method must not need more than it has.
+    pub profile: Option<PathBuf>,
+    pub cache: Cache,
+    /// Measure the perplexity before and after: on text of the source that the profile was not taken from, and on the built-in
+    /// text. Nothing is measured where the source is the built-in text, or too short.
+    pub effects: bool,
+}
+
+impl Default for PruneOptions {
+    fn default() -> Self {
+        Self {
+            target: Target::Ratio(0.3),
+            method: MethodOptions::default(),
+            calibration: CalibrationOptions::default(),
+            profile: None,
+            cache: Cache::default(),
+            effects: false,
+        }
+    }
+}
+
+/// What is taken from the cache folder and kept there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cache {
+    /// Profiles, and outcomes of pruning.
+    #[default]
+    All,
+    /// Profiles alone.
+    Profiles,
+    Nothing,
+}
+
+impl Cache {
+    pub(super) fn has_profiles(self) -> bool {
+        self != Cache::Nothing
+    }
+
+    pub(super) fn has_outcomes(self) -> bool {
+        self == Cache::All
+    }
+}
+
+/// A named method, and choices that differ from it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MethodOptions {
+    pub method: Method,
+    /// What makes a head or channel worth keeping; `None` for the method's choice, as below.
+    pub metric: Option<Metric>,
+    /// Which units compete with each other for the budget.
+    pub structure: Option<Structure>,
+    /// Whether query heads go one by one or in whole KV groups.
+    pub heads: HeadUnit,
+    /// How what goes is made up for.
+    pub restore: Option<Restore>,
+    pub effort: Effort,
+}
+
+impl From<Method> for MethodOptions {
+    fn from(method: Method) -> Self {
+        Self {
+            method,
+            ..Self::default()
+        }
+    }
+}
+
+impl MethodOptions {
+    /// The choice for every step, where there is a profile and no text.
+    pub(super) fn recipe(&self) -> Recipe {
+        self.change(self.method.recipe(self.effort))
+    }
+
+    /// The choice for every step where a text of so many tokens can be read again, in at most so many bytes.
+    pub(super) fn recipe_with_text(&self, model: &Model, tokens: usize, memory: u64) -> Recipe {
+        let (method, effort) = (self.method, self.effort);
+        self.change(method.recipe_with_text(effort, model, tokens, memory))
+    }
+
+    /// Puts the choices that were made in the place of the method's.
+    fn change(&self, named: Recipe) -> Recipe {
+        Recipe {
+            metric: self.metric.unwrap_or(named.metric),
+            structure: self.structure.unwrap_or(named.structure),
+            heads: self.heads,
+            restore: self.restore.unwrap_or(named.restore),
+        }
+    }
+}
+
+/// What to calibrate on, and in how much memory.
+#[derive(Debug, Clone, Default)]
+pub struct CalibrationOptions {
+    pub source: TextSource,
+    /// The field of JSON lines that holds the text; `None` for "text", and for files that are not known to be JSON lines.
+    pub field: Option<String>,
+    /// Tokens to use at most; `None` for what the effort asks for.
+    pub tokens: Option<usize>,
+    /// Bytes that the covariances of least squares may take; where those of all layers take more, they are collected in groups
+    /// of layers, in more passes over the text. `None` for half of the free memory.
+    pub memory: Option<u64>,
+}
+
+/// A sequence to be.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SequenceOptions {
+    /// Positions that it may have; `None` for as many as the model was trained for.
+    pub context: Option<usize>,
+    /// How keys and values are stored.
+    pub cache_type: CacheType,
+}
+
+/// What to generate behind a prompt.
+#[derive(Debug, Clone)]
+pub struct GenerateOptions {
+    /// Tokens to generate at most.
+    pub max_tokens: usize,
+    pub sampler: SamplerConfig,
+    /// Texts at which generation stops; they are not shown.
+    pub stop: Vec<String>,
+    /// Go on after the model says that its text has ended.
+    pub ignore_end: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            max_tokens: 128,
+            sampler: SamplerConfig::default(),
+            stop: Vec::new(),
+            ignore_end: false,
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! What was done, as data. The words are for whoever shows it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use super::machine;
+use crate::model::Model;
+use crate::prune::{Found, Method, Plan, Recipe, Target};
+
+/// A model that was opened.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelReport {
+    pub path: PathBuf,
+    pub layers: usize,
+    pub parameters: usize,
+    /// Bytes of all weights.
+    pub bytes: usize,
+    /// The instruction set that it is computed with.
+    pub isa: &'static str,
+    pub threads: usize,
+    /// What mapping and checking took, without fetching the file.
+    #[serde(serialize_with = "seconds")]
+    pub load_time: Duration,
+    /// What packing the weights took; `None` if they were not packed.
+    #[serde(serialize_with = "maybe_seconds")]
+    pub pack_time: Option<Duration>,
+}
+
+/// What pruning did.
+#[derive(Debug, Clone, Serialize)]
+pub struct PruneReport {
+    #[serde(serialize_with = "plain_target")]
+    pub target: Target,
+    /// The ratio that the target came to.
+    pub ratio: f64,
+    /// The share of the layers' weights that is gone, which units of several weights bring near the ratio.
+    pub removed: f64,
+    pub method: Method,
+    pub recipe: Recipe,
+    /// What stays of each layer.
+    #[serde(skip)]
+    pub plan: Plan,
+    pub calibration: CalibrationReport,
+    /// How the ratio was found; `None` where it was the target.
+    pub search: Option<SearchReport>,
+    /// Perplexities before and after, where they were measured.
+    pub effects: Vec<Effect>,
+    pub before: Snapshot,
+    pub after: Snapshot,
+    /// What pruning alone took.
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
+    /// Whether the outcome of an earlier run was taken from the cache folder.
+    pub repeated: bool,
+}
+
+/// A profile, and what it took to get it.
+#[derive(Debug, Clone, Serialize)]
+pub struct CalibrationReport {
+    /// The name of the text that the profile was taken from.
+    pub source: String,
+    /// Tokens that statistics were taken from.
+    pub tokens: usize,
+    /// All tokens of the text: also those of loss curves, and those that were kept for judging.
+    pub all_tokens: usize,
+    pub profile: ProfileFrom,
+    /// The profile's [hash](crate::prune::StoredProfile::hash).
+    pub hash: String,
+    /// The [fingerprint](crate::gguf::GgufFile::fingerprint) of the model's file.
+    pub model: String,
+    /// What reading the text and taking the statistics took.
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
+    /// Tokens of loss curves, and the time that they took; `None` where none were measured now.
+    pub curves: Option<CurvesReport>,
+    /// Groups of layers in which covariances were collected; `None` where they were held all at once, or there are none.
+    pub groups: Option<usize>,
+    pub notices: Vec<Notice>,
+}
+
+/// Loss curves that were measured.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct CurvesReport {
+    pub tokens: usize,
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
+}
+
+/// Where a profile comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProfileFrom {
+    /// It was collected now.
+    Now,
+    /// It was read from a file: one that was named, or one in the cache folder.
+    File,
+    /// It is in the cache folder, and was not needed.
+    Unread,
+}
+
+/// A search for the ratio.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SearchReport {
+    #[serde(serialize_with = "plain_found")]
+    pub found: Found,
+    /// What the search took; zero where its result was in the cache folder.
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
+    /// How many times as fast generation has become; `None` where the target was not a speed.
+    pub speedup: Option<f64>,
+}
+
+/// The perplexity on one text.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Effect {
+    pub text: EffectText,
+    pub tokens: usize,
+    pub before: f64,
+    pub after: f64,
+}
+
+/// What the effect of pruning is measured on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EffectText {
+    /// Text of the calibration's source that statistics were not taken from.
+    Unseen,
+    BuiltIn,
+}
+
+/// Sizes of a model, and memory of this process, at one moment.
+#[derive(Debug, Clone, Serialize)]
+pub struct Snapshot {
+    pub parameters: usize,
+    /// Parameters of the layers' attention and MLP weights, of which ratios are shares.
+    pub layer_parameters: usize,
+    /// Bytes of all weights.
+    pub bytes: usize,
+    /// Bytes of the map that are in memory; `None` where the system does not tell.
+    pub map_resident: Option<u64>,
+    /// Bytes of the map that were written to, and so belong to this process alone.
+    pub map_private: Option<u64>,
+    /// Bytes of this process that are in memory.
+    pub process_resident: Option<u64>,
+    pub layers: Vec<LayerSnapshot>,
+}
+
+/// One layer at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LayerSnapshot {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub channels: usize,
+    /// The type of the attention output's weights.
+    pub output_type: &'static str,
+    /// The type of the MLP down weights.
+    pub down_type: &'static str,
+}
+
+impl Snapshot {
+    pub(super) fn take(model: &Model) -> Self {
+        let map = model.map.residency();
+        let layers = model.layers.iter().map(|layer| LayerSnapshot {
+            heads: layer.heads(),
+            kv_heads: layer.kv_heads(),
+            channels: layer.channels(),
+            output_type: layer.o.weight.block_type.name(),
+            down_type: layer.down.weight.block_type.name(),
+        });
+        Self {
+            parameters: model.parameters(),
+            layer_parameters: model.layer_parameters(),
+            bytes: model.bytes(),
+            map_resident: map.map(|m| m.resident),
+            map_private: map.map(|m| m.private),
+            process_resident: machine::resident(),
+            layers: layers.collect(),
+        }
+    }
+}
+
+/// A model that was written to a file.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExportReport {
+    /// Bytes of the file, and of the one that the model was loaded from.
+    pub bytes: u64,
+    pub source_bytes: u64,
+    /// The architecture that the file states.
+    pub architecture: &'static str,
+    /// Query heads of zeros that were added, and KV heads that were repeated, because in a file all KV heads of a layer have
+    /// equally many query heads.
+    pub added_heads: usize,
+    pub repeated_kv_heads: usize,
+    /// Bytes of weights that the file has more than the model.
+    pub added_bytes: usize,
+}
+
+/// Something that whoever asked for pruning may want to know, or to ask for differently.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    /// There may be more text: only so many tokens of it are used, as the effort has it.
+    FirstTokens { source: String, tokens: usize },
+    /// Restoring in sequence takes about three more passes over the text, and so many bytes for its streams.
+    InSequence { bytes: u64 },
+    /// There is not even memory for the covariances of one layer, so that biases make up for what goes.
+    BiasesForMemory(Shortage),
+    /// The profile has no covariances, so that biases make up for what goes.
+    BiasesForProfile { profile: PathBuf },
+}
+
+/// Memory that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Shortage {
+    /// Bytes that are needed.
+    pub needed: u64,
+    /// Bytes that may be taken.
+    pub allowed: u64,
+    /// Whether these were set; else they are half of the free memory.
+    pub set: bool,
+}
+
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
+fn maybe_seconds<S: Serializer>(time: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.as_secs_f64()).serialize(s)
+}
+
+/// A target in plain numbers; where it is kept, its numbers are bits.
+fn plain_target<S: Serializer>(target: &Target, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Plain {
+        Ratio(f64),
+        Bytes(u64),
+        Speedup(f64),
+        PerplexityRise(f64),
+    }
+    let plain = match *target {
+        Target::Ratio(ratio) => Plain::Ratio(ratio),
+        Target::Bytes(bytes) => Plain::Bytes(bytes),
+        Target::Speedup(factor) => Plain::Speedup(factor),
+        Target::PerplexityRise(rise) => Plain::PerplexityRise(rise),
+    };
+    plain.serialize(serializer)
+}
+
+/// What was found, in plain numbers.
+fn plain_found<S: Serializer>(found: &Found, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Plain {
+        Bytes {
+            before: u64,
+            after: u64,
+        },
+        Speed {
+            bytes_before: u64,
+            bytes_after: u64,
+            before: f64,
+            predicted: f64,
+        },
+        Perplexity {
+            tokens: usize,
+            dense: f64,
+            rise: f64,
+            beyond: Option<(f64, f64)>,
+        },
+    }
+    let plain = match *found {
+        Found::Bytes { before, after } => Plain::Bytes { before, after },
+        Found::Speed {
+            bytes_before,
+            bytes_after,
+            before,
+            predicted,
+        } => Plain::Speed {
+            bytes_before,
+            bytes_after,
+            before,
+            predicted,
+        },
+        Found::Perplexity {
+            tokens,
+            dense,
+            rise,
+            beyond,
+        } => Plain::Perplexity {
+            tokens,
+            dense,
+            rise,
+            beyond,
+        },
+    };
+    plain.serialize(serializer)
+}

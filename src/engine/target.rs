@@ -1,0 +1,126 @@
+//! The ratio that reaches a target: a size, a speed, a perplexity.
+
+use super::Engine;
+use super::effect;
+use super::error::{Doing, EngineError, OutOfReach};
+use super::events::{Events, Shared, Stage};
+use super::profile::Calibrated;
+use crate::eval::TokenTime;
+use crate::model::Model;
+use crate::prune::{Found, Plan, Planner, Recipe, Target, search};
+
+/// The ratio for a target, and what it was chosen for, where the target is not a ratio itself.
+pub(super) fn find_ratio(
+    engine: &Engine,
+    target: Target,
+    recipe: Recipe,
+    calibrated: &mut Calibrated,
+    events: &mut Events,
+) -> Result<(f64, Option<Found>), EngineError> {
+    let (ratio, found) = match target {
+        Target::Ratio(ratio) => return Ok((ratio, None)),
+        Target::Bytes(bytes) => for_size(engine, bytes, recipe, calibrated)?,
+        Target::Speedup(factor) => for_speed(engine, factor, recipe, calibrated)?,
+        Target::PerplexityRise(limit) => for_perplexity(engine, limit, recipe, calibrated, events)
+            .map_err(EngineError::at(Doing::Searching))?,
+    };
+    Ok((ratio, Some(found)))
+}
+
+/// The smallest ratio at which all weights fit in so many bytes.
+fn for_size(
+    engine: &Engine,
+    bytes: u64,
+    recipe: Recipe,
+    calibrated: &Calibrated,
+) -> Result<(f64, Found), EngineError> {
+    let Engine { model, runtime, .. } = engine;
+    let planner = Planner::new(model, runtime, &calibrated.stored.profile, recipe)?;
+    let fits = |plan: &Plan| plan.bytes_after(model) as u64 <= bytes;
+    let Some((ratio, plan)) = planner.smallest_ratio(fits)? else {
+        let least = planner.most()?.bytes_after(model);
+        return Err(OutOfReach::Bytes { bytes, least }.into());
+    };
+    let found = Found::Bytes {
+        before: model.bytes() as u64,
+        after: plan.bytes_after(model) as u64,
+    };
+    Ok((ratio, found))
+}
+
+/// The smallest ratio at which generation should be so many times as fast.
+fn for_speed(
+    engine: &Engine,
+    factor: f64,
+    recipe: Recipe,
+    calibrated: &Calibrated,
+) -> Result<(f64, Found), EngineError> {
+    let Engine { model, runtime, .. } = engine;
+    let planner = Planner::new(model, runtime, &calibrated.stored.profile, recipe)?;
+    let dense = TokenTime::measure(model, runtime)?;
+    // Of the embedding a token reads one row, unless it is the output head too.
+    let unread = model.bytes() - model.bytes_per_token();
+    let speed = |plan: &Plan| dense.speed_at(plan.bytes_after(model) - unread);
+    let fast_enough = |plan: &Plan| speed(plan) >= factor * dense.speed();
+    let Some((ratio, plan)) = planner.smallest_ratio(fast_enough)? else {
+        return Err(OutOfReach::Speed {
+            factor,
+            most: speed(&planner.most()?) / dense.speed(),
+            share: dense.per_byte * dense.bytes as f64 / dense.seconds,
+        }
+        .into());
+    };
+    let found = Found::Speed {
+        bytes_before: dense.bytes as u64,
+        bytes_after: (plan.bytes_after(model) - unread) as u64,
+        before: dense.speed(),
+        predicted: speed(&plan),
+    };
+    Ok((ratio, found))
+}
+
+/// The largest ratio whose perplexity on the text kept for judging rises by at most `limit`. Models pruned by one ratio after
+/// another are measured, each loaded anew: pruning rewrites the map, and the dense model is needed again.
+fn for_perplexity(
+    engine: &Engine,
+    limit: f64,
+    recipe: Recipe,
+    calibrated: &mut Calibrated,
+    events: &mut Events,
+) -> Result<(f64, Found), EngineError> {
+    let runtime = &engine.runtime;
+    let (tokens, bos) = (calibrated.judge.clone(), calibrated.bos);
+    let events = Shared::new(events);
+    let mut tried = 0;
+    let judge = |model: &Model, tried| {
+        let progress = &mut |_, _| events.tell(Stage::Searching, tried, 0);
+        effect::perplexity(model, runtime, &tokens, bos, progress)
+    };
+    let dense = judge(&engine.model, tried)?;
+    let search = search::largest_ratio(limit, |ratio| -> Result<f64, EngineError> {
+        let mut model = engine.load_again()?;
+        let layers = &mut |_, _| events.tell(Stage::Searching, tried, 0);
+        let passes = &mut events.progress(Stage::Covariances);
+        calibrated.prune(&mut model, runtime, recipe, ratio, layers, passes)?;
+        let rise = judge(&model, tried)? / dense - 1.0;
+        tracing::info!("ratio {ratio:.4}: perplexity {:+.1} %", rise * 100.0);
+        tried += 1;
+        Ok(rise)
+    })?;
+    match search.within {
+        (0.0, _) => Err(OutOfReach::Perplexity {
+            limit,
+            smallest: search.beyond,
+        }
+        .into()),
+        (ratio, rise) => {
+            let found = Found::Perplexity {
+                tokens: tokens.len(),
+                dense,
+                rise,
+                beyond: search.beyond,
+            };
+            Ok((ratio, found))
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! Where calibration text comes from: the built-in text, files and folders, JSON lines, readers, the model itself.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::prune::calibrate;
+use crate::tokenize::{TokenizeError, Tokenizer};
+
+/// Bytes that no token of a usual vocabulary has on average in running text.
+const BYTES_PER_TOKEN: usize = 16;
+/// The field of JSON lines that holds the text, unless another one is named.
+const DEFAULT_FIELD: &str = "text";
+
+/// Where calibration text comes from.
+#[derive(Debug, Clone, Default)]
+pub enum TextSource {
+    #[default]
+    BuiltIn,
+    /// A text file, a file of JSON lines (`.jsonl`, `.ndjson`), or a folder of such files and of folders.
+    Path(PathBuf),
+    /// See [`TextSource::reader`].
+    Reader(TextReader),
+    /// So many tokens that the model writes itself.
+    Own(usize),
+    /// Tokens of the model's vocabulary.
+    Tokens(Arc<[u32]>),
+}
+
+/// A text that is read from what a function opens.
+#[derive(Clone)]
+pub struct TextReader {
+    name: String,
+    open: Arc<Open>,
+}
+
+type Open = dyn Fn() -> io::Result<Box<dyn BufRead>> + Send + Sync;
+
+impl fmt::Debug for TextReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TextReader").field(&self.name).finish()
+    }
+}
+
+/// The name of the source, for messages, reports and the record of a pruned file.
+impl fmt::Display for TextSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TextSource::BuiltIn => f.write_str("the built-in text"),
+            TextSource::Path(path) => path.display().fmt(f),
+            TextSource::Reader(reader) => f.write_str(&reader.name),
+            TextSource::Own(_) => f.write_str("the model's own text"),
+            TextSource::Tokens(_) => f.write_str("given tokens"),
+        }
+    }
+}
+
+/// Why a text cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    #[error("cannot read {name}")]
+    Read { name: String, source: io::Error },
+    #[error("cannot read the folder {}", folder.display())]
+    Folder { folder: PathBuf, source: io::Error },
+    #[error("{} has no text files in it", folder.display())]
+    NoTextFiles { folder: PathBuf },
+    #[error("{name} is not UTF-8 text: the byte at offset {offset} is out of place")]
+    NotUtf8 { name: String, offset: usize },
+    #[error("{name}, line {line} is not JSON")]
+    NotJson {
+        name: String,
+        line: usize,
+        source: serde_json::Error,
+    },
+    #[error(
+        "{name}, line {line} has no field of text {field:?}{}",
+        others_have(others)
+    )]
+    NoField {
+        name: String,
+        line: usize,
+        field: String,
+        /// The fields of text that the line has.
+        others: Vec<String>,
+    },
+    #[error("the model has no tokenizer, and so no text that it could be calibrated on")]
+    NoTokenizer,
+    #[error(transparent)]
+    Tokenize(#[from] TokenizeError),
+}
+
+fn others_have(others: &[String]) -> String {
+    match others {
+        [] => ", nor any other".to_owned(),
+        _ => format!("; it has {others:?}"),
+    }
+}
+
+impl TextSource {
+    /// A text that is read from what `open` returns; `name` is what messages and reports call it.
+    pub fn reader(
+        name: impl Into<String>,
+        open: impl Fn() -> io::Result<Box<dyn BufRead>> + Send + Sync + 'static,
+    ) -> Self {
+        TextSource::Reader(TextReader {
+            name: name.into(),
+            open: Arc::new(open),
+        })
+    }
+
+    /// The first `limit` tokens, or all if there are fewer. `field` is that of JSON lines; where there is one, every file is
+    /// taken for JSON lines. Of own text there are none before the model has written it.
+    pub(super) fn first_tokens(
+        &self,
+        tokenizer: Option<&Tokenizer>,
+        field: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<u32>, TextError> {
+        if let TextSource::Tokens(tokens) = self {
+            return Ok(tokens[..limit.min(tokens.len())].to_vec());
+        }
+        let tokenizer = tokenizer.ok_or(TextError::NoTokenizer)?;
+        let mut text = Text {
+            text: String::new(),
+            limit: limit.saturating_mul(BYTES_PER_TOKEN),
+            field,
+        };
+        match self {
+            TextSource::BuiltIn => text.append(calibrate::TEXT),
+            TextSource::Path(path) if path.is_dir() => text.add_folder(path)?,
+            TextSource::Path(path) => text.add_file(path)?,
+            TextSource::Reader(TextReader { name, open }) => {
+                let reader = open().map_err(|source| cannot_read(name, source))?;
+                text.add(name, reader, false)?;
+            }
+            TextSource::Own(_) | TextSource::Tokens(_) => {}
+        }
+        Ok(first_tokens(tokenizer, &text.text, limit)?)
+    }
+}
+
+/// The first `limit` tokens of a text, without tokenising all of a long one.
+pub(super) fn first_tokens(
+    tokenizer: &Tokenizer,
+    text: &str,
+    limit: usize,
+) -> Result<Vec<u32>, TokenizeError> {
+    let mut end = limit.saturating_mul(BYTES_PER_TOKEN).min(text.len());
+    while !text.is_char_boundary(end) {
+        end += 1;
+    }
+    let mut tokens = tokenizer.encode(&text[..end])?;
+    tokens.truncate(limit);
+    Ok(tokens)
+}
+
+fn cannot_read(name: &str, source: io::Error) -> TextError {
+    TextError::Read {
+        name: name.to_owned(),
+        source,
+    }
+}
+
+/// A text that grows until it has `limit` bytes.
+struct Text<'a> {
+    text: String,
+    limit: usize,
+    field: Option<&'a str>,
+}
+
+impl Text<'_> {
+    fn is_full(&self) -> bool {
+        self.text.len() >= self.limit
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<(), TextError> {
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|source| cannot_read(&name, source))?;
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
+        let lines = matches!(extension, "jsonl" | "ndjson");
+        self.add(&name, BufReader::with_capacity(1 << 20, file), lines)
+    }
+
+    /// Adds all text files of a folder and of the folders in it, in the order of their paths. Hidden ones, and those that are
+    /// not text, are passed over.
+    fn add_folder(&mut self, folder: &Path) -> Result<(), TextError> {
+        let mut files = Vec::new();
+        list_files(folder, &mut files)?;
+        files.sort();
+        let mut texts = 0;
+        for file in files {
+            if self.is_full() {
+                break;
+            }
+            if !looks_like_text(&file)? {
+                tracing::warn!("{} is passed over: it is not text", file.display());
+                continue;
+            }
+            self.add_file(&file)?;
+            texts += 1;
+        }
+        match texts {
+            0 => Err(TextError::NoTextFiles {
+                folder: folder.to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn add(
+        &mut self,
+        name: &str,
+        mut reader: impl BufRead,
+        json_lines: bool,
+    ) -> Result<(), TextError> {
+        if json_lines || self.field.is_some() {
+            return self.add_json_lines(name, reader);
+        }
+        let room = self.limit.saturating_sub(self.text.len());
+        let mut bytes = Vec::new();
+        reader
+            .by_ref()
+            .take(room as u64)
+            .read_to_end(&mut bytes)
+            .map_err(|source| cannot_read(name, source))?;
+        let text = match str::from_utf8(&bytes) {
+            Ok(text) => text,
+            // The limit may have cut a character in two.
+            Err(error) if error.error_len().is_none() && bytes.len() == room => {
+                str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default()
+            }
+            Err(error) => {
+                return Err(TextError::NotUtf8 {
+                    name: name.to_owned(),
+                    offset: error.valid_up_to(),
+                });
+            }
+        };
+        self.append(text);
+        Ok(())
+    }
+
+    fn add_json_lines(&mut self, name: &str, reader: impl BufRead) -> Result<(), TextError> {
+        let field = self.field.unwrap_or(DEFAULT_FIELD);
+        for (line, content) in (1..).zip(reader.lines()) {
+            if self.is_full() {
+                break;
+            }
+            let content =
+                content.map_err(|source| cannot_read(&format!("{name}, line {line}"), source))?;
+            if content.trim().is_empty() {
+                continue;
+            }
+            let value: serde_json::Value =
+                serde_json::from_str(&content).map_err(|source| TextError::NotJson {
+                    name: name.to_owned(),
+                    line,
+                    source,
+                })?;
+            let text = value.get(field).and_then(|v| v.as_str());
+            let text = text.ok_or_else(|| TextError::NoField {
+                name: name.to_owned(),
+                line,
+                field: field.to_owned(),
+                others: fields_of_text(&value),
+            })?;
+            self.append(text);
+        }
+        Ok(())
+    }
+
+    /// Adds a text behind an empty line.
+    fn append(&mut self, text: &str) {
+        if !self.text.is_empty() && !text.is_empty() {
+            self.text.push_str("\n\n");
+        }
+        self.text.push_str(text);
+    }
+}
+
+fn fields_of_text(value: &serde_json::Value) -> Vec<String> {
+    let fields = value.as_object().into_iter().flatten();
+    fields
+        .filter(|(_, value)| value.is_string())
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+fn list_files(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), TextError> {
+    let cannot = |source| TextError::Folder {
+        folder: folder.to_owned(),
+        source,
+    };
+    for entry in fs::read_dir(folder).map_err(cannot)? {
+        let entry = entry.map_err(cannot)?;
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        // A link to a folder is not followed: it may lead back.
+        let kind = entry.file_type().map_err(cannot)?;
+        if kind.is_dir() {
+            list_files(&entry.path(), files)?;
+        } else if entry.path().is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Whether the beginning of a file is UTF-8 without zero bytes.
+fn looks_like_text(path: &Path) -> Result<bool, TextError> {
+    const BEGINNING: u64 = 8192;
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(BEGINNING).read_to_end(&mut bytes))
+        .map_err(|source| cannot_read(&path.display().to_string(), source))?;
+    Ok(!bytes.contains(&0)
+        && match str::from_utf8(&bytes) {
+            Ok(_) => true,
+            Err(error) => error.error_len().is_none() && bytes.len() as u64 == BEGINNING,
+        })
+}
