@@ -1,18 +1,18 @@
-//! Kernels by instruction set and weight type, on shapes near the default model's: weights times one token and times a
-//! prompt, attention, and a forward pass.
+//! Kernels by instruction set and weight type, on shapes near the default model's: weights times generated tokens and times a
+//! prompt, attention, a forward pass of a prompt, and a step of several sequences.
 //!
-//! `cargo bench` runs all, `cargo bench -- matmul/avx2` some. Throughput is in bytes of weights for single tokens, which
-//! memory bounds, and in multiplications for prompts, which the multipliers bound.
+//! `cargo bench` runs all, `cargo bench -- matmul/avx2` some. Throughput is in bytes of weights for generated tokens,
+//! which memory bounds, and in multiplications for prompts, which the multipliers bound.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flapjack::gguf::GgufFile;
 use flapjack::kernels::{
-    Activations, AttentionShape, CachePlane, Isa, Kernels, MatrixView, Pool, Product, Runtime,
-    Team, attention, matmul,
+    Activations, AttentionShape, Isa, KV_BLOCK, Keep, Kernels, KvBlocks, KvLayout, MatrixView,
+    Phase, Pool, Product, Runtime, Span, Team, Tokens, attention, matmul,
 };
-use flapjack::model::{KvCache, Model, Scratch, Unobserved};
+use flapjack::model::{Batch, KvCache, Model, Scratch, Unobserved};
 use flapjack::progress::ignore;
 use flapjack::prune::{Calibration, calibrate};
 use flapjack::quant::{BlockType, Layout, encode_row};
@@ -51,15 +51,22 @@ fn matmuls(c: &mut Criterion) {
         for block_type in BlockType::ALL {
             let bytes = matrix(block_type);
             let weights = MatrixView::new(block_type, Layout::Native, ROWS, COLS, &bytes);
-            for tokens in [1, 4, 16, 128] {
-                group.throughput(match tokens {
-                    1 => Throughput::Bytes(bytes.len() as u64),
-                    _ => Throughput::Elements((tokens * ROWS * COLS) as u64),
+            for (name, tokens) in [
+                ("generated", Tokens::decode(1)),
+                ("generated", Tokens::decode(4)),
+                ("prompt", Tokens::prefill(16)),
+                ("prompt", Tokens::prefill(128)),
+            ] {
+                let count = tokens.count;
+                group.throughput(match tokens.phase {
+                    Phase::Decode => Throughput::Bytes(bytes.len() as u64),
+                    Phase::Prefill => Throughput::Elements((count * ROWS * COLS) as u64),
                 });
-                let input = values(tokens * COLS);
+                let input = values(count * COLS);
                 let mut activations = Activations::default();
-                let mut out = vec![0.0; tokens * ROWS];
-                group.bench_function(BenchmarkId::new(block_type.name(), tokens), |b| {
+                let mut out = vec![0.0; count * ROWS];
+                let id = BenchmarkId::new(format!("{}/{name}", block_type.name()), count);
+                group.bench_function(id, |b| {
                     b.iter(|| {
                         activations.begin(tokens, COLS).copy_from_slice(&input);
                         let product = Product {
@@ -82,26 +89,39 @@ fn attentions(c: &mut Criterion) {
     for kernels in Isa::available().filter_map(Kernels::for_isa) {
         let team = Team::solo(kernels);
         let mut group = c.benchmark_group(format!("attention/{}", kernels.isa().name()));
-        for (tokens, depth) in [(1, 128), (1, 4096), (512, 0)] {
-            let capacity = depth + tokens;
+        for (phase, tokens, depth) in [
+            (Phase::Decode, 1, 128),
+            (Phase::Decode, 1, 4096),
+            (Phase::Prefill, 512, 0),
+        ] {
             let q = values(tokens * 9 * HEAD_DIM);
-            let cache: Vec<f16> = values(3 * capacity * HEAD_DIM)
+            let plane = 3 * KV_BLOCK * BlockType::F16.row_bytes(HEAD_DIM);
+            let blocks = (depth + tokens).div_ceil(KV_BLOCK);
+            let cache: Vec<u8> = values(blocks * plane)
                 .into_iter()
-                .map(f16::from_f32)
+                .flat_map(|v| f16::from_f32(v).to_le_bytes())
                 .collect();
-            let mut out = vec![0.0; q.len()];
+            let spans = [Span {
+                blocks: &KvBlocks::new(cache.chunks_exact(2 * plane)),
+                tokens: 0..tokens,
+                first_position: depth,
+            }];
             let shape = AttentionShape {
                 head_dim: HEAD_DIM,
                 group_sizes: &GROUPS,
-                capacity,
-                first_position: depth,
-                tokens,
+                layout: KvLayout {
+                    block_type: BlockType::F16,
+                    keys: 0,
+                    values: plane,
+                },
+                spans: &spans,
+                phase,
             };
+            let mut out = Activations::default();
             group.bench_function(BenchmarkId::new(tokens.to_string(), depth), |b| {
                 b.iter(|| {
-                    let plane = CachePlane::Half(&cache);
-                    attention(&team, shape, &q, plane, plane, &mut out);
-                    black_box(&out);
+                    attention(&team, shape, &q, &mut out, &[], Keep::Values);
+                    black_box(out.values());
                 });
             });
         }
@@ -129,7 +149,8 @@ fn forward_passes(c: &mut Criterion) {
     let mut group = c.benchmark_group("forward");
     group.sample_size(10);
     for tokens in [1usize, 8, 512] {
-        let batch = vec![100u32; tokens];
+        let mut batch = Batch::new();
+        batch.add_prompt(0, 0, &vec![100; tokens], tokens - 1..tokens);
         let mut cache = KvCache::new(&model, tokens);
         let mut scratch = Scratch::new();
         let mut logits = Vec::new();
@@ -138,10 +159,56 @@ fn forward_passes(c: &mut Criterion) {
             b.iter(|| {
                 cache.truncate(0);
                 runtime.region(|team| {
+                    let sequences = &mut [&mut cache];
                     model
-                        .forward(team, &batch, &mut cache, &mut scratch, &mut Unobserved)
+                        .forward(team, batch.rows(), sequences, &mut scratch, &mut Unobserved)
                         .expect("the batch fits");
-                    model.logits(team, tokens - 1..tokens, &mut scratch, &mut logits);
+                    model.logits(team, Phase::Decode, 0..1, &mut scratch, &mut logits);
+                });
+                black_box(&logits);
+            });
+        });
+    }
+    // A step of several sequences, each of which has a token behind a prompt.
+    for sequences in [1usize, 2, 4, 8] {
+        const PROMPT: usize = 128;
+        let mut caches: Vec<KvCache> = (0..sequences)
+            .map(|_| KvCache::new(&model, PROMPT + 1))
+            .collect();
+        let mut caches: Vec<&mut KvCache> = caches.iter_mut().collect();
+        let mut scratch = Scratch::new();
+        let mut logits = Vec::new();
+        let (mut prompts, mut step) = (Batch::new(), Batch::new());
+        for sequence in 0..sequences {
+            prompts.add_prompt(sequence, 0, &[100; PROMPT], 0..0);
+            step.add_generated(sequence, PROMPT, 100);
+        }
+        runtime.region(|team| {
+            model
+                .forward(
+                    team,
+                    prompts.rows(),
+                    &mut caches,
+                    &mut scratch,
+                    &mut Unobserved,
+                )
+                .expect("the prompts fit");
+        });
+        group.throughput(Throughput::Elements(sequences as u64));
+        group.bench_function(BenchmarkId::new("step", sequences), |b| {
+            b.iter(|| {
+                caches.iter_mut().for_each(|cache| cache.truncate(PROMPT));
+                runtime.region(|team| {
+                    model
+                        .forward(
+                            team,
+                            step.rows(),
+                            &mut caches,
+                            &mut scratch,
+                            &mut Unobserved,
+                        )
+                        .expect("the step fits");
+                    model.logits(team, Phase::Decode, 0..sequences, &mut scratch, &mut logits);
                 });
                 black_box(&logits);
             });

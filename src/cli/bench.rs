@@ -39,6 +39,10 @@ pub struct BenchArgs {
     /// Tokens that are in the cache before; may be given several times
     #[arg(short = 'd', long, value_name = "N", default_value = "0")]
     n_depth: Vec<usize>,
+    /// Time generating for N texts side by side, whose tokens are counted together; may be given several times, or several numbers
+    /// with commas between
+    #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    parallel: Vec<u16>,
     /// Repetitions; every test runs once in each, so that noise hits all alike
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     repetitions: u32,
@@ -104,6 +108,8 @@ struct Row {
     n_prompt: usize,
     n_gen: usize,
     n_depth: usize,
+    /// Texts side by side.
+    n_parallel: usize,
     avg_ts: f64,
     stddev_ts: f64,
     samples_ts: Vec<f64>,
@@ -155,7 +161,8 @@ pub fn run(args: BenchArgs) -> Result<()> {
         for (s, subject) in subjects.iter_mut().enumerate() {
             for (t, test) in tests.iter().enumerate() {
                 samples[s][t].push(subject.engine.speed(*test)?);
-                if let (Some(peer), 0.0) = (&peer, subject.prune_ratio) {
+                // The peer's program has no texts side by side.
+                if let (Some(peer), 0.0, 1) = (&peer, subject.prune_ratio, test.parallel) {
                     let model = subject.engine.report();
                     let path = subject.file.as_ref().map_or(&*model.path, |f| f.path());
                     peer_samples[s][t].push(peer.sample(path, model.threads, *test)?);
@@ -202,11 +209,15 @@ impl BenchArgs {
                 parallel: 1,
                 cache_type: self.cache.cache_type(),
             });
-            let generations = self.n_gen.iter().map(|&generate| SpeedTest {
+            let counts = self.n_gen.iter().flat_map(|&generate| {
+                let parallel = self.parallel.iter();
+                parallel.map(move |&parallel| (generate, usize::from(parallel)))
+            });
+            let generations = counts.map(|(generate, parallel)| SpeedTest {
                 prompt: 0,
                 generate,
                 depth,
-                parallel: 1,
+                parallel,
                 cache_type: self.cache.cache_type(),
             });
             tests.extend(
@@ -352,6 +363,7 @@ impl Row {
             n_prompt: test.prompt,
             n_gen: test.generate,
             n_depth: test.depth,
+            n_parallel: test.parallel,
             avg_ts,
             stddev_ts,
             samples_ts: samples.to_vec(),
@@ -359,8 +371,10 @@ impl Row {
             prune_ratio: subject.prune_ratio,
             isa: model.isa,
             bytes_per_token,
-            bandwidth_share: (test.generate > 0)
-                .then(|| median_ts * bytes_per_token as f64 / median(&subject.bandwidth)),
+            bandwidth_share: (test.generate > 0).then(|| {
+                let passes = median_ts / test.parallel as f64;
+                passes * bytes_per_token as f64 / median(&subject.bandwidth)
+            }),
             pack_rate: model
                 .pack_time
                 .filter(|_| subject.prune_ratio == 0.0)
@@ -370,11 +384,15 @@ impl Row {
         }
     }
 
-    /// As llama-bench names its tests: pp512, tg128, tg128 @ d4096.
+    /// As llama-bench names its tests: pp512, tg128, tg128 @ d4096; tg128 x8 for eight texts side by side.
     fn test_name(&self) -> String {
         let name = match self.n_gen {
             0 => format!("pp{}", self.n_prompt),
             n => format!("tg{n}"),
+        };
+        let name = match self.n_parallel {
+            1 => name,
+            n => format!("{name} x{n}"),
         };
         match self.n_depth {
             0 => name,
@@ -437,13 +455,13 @@ fn print_markdown(out: &mut impl Write, rows: &[Row], with_peer: bool) -> io::Re
 fn print_csv(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
     writeln!(
         out,
-        "model_filename,isa,n_threads,prune_ratio,n_prompt,n_gen,n_depth,median_ts,avg_ts,stddev_ts,bytes_per_token,bandwidth_share,peer_ts,ratio_to_peer"
+        "model_filename,isa,n_threads,prune_ratio,n_prompt,n_gen,n_depth,n_parallel,median_ts,avg_ts,stddev_ts,bytes_per_token,bandwidth_share,peer_ts,ratio_to_peer"
     )?;
     let optional = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
     for row in rows {
         writeln!(
             out,
-            "\"{}\",{},{},{},{},{},{},{},{},{},{},{},{},{}",
+            "\"{}\",{},{},{},{},{},{},{},{},{},{},{},{},{},{}",
             row.model_filename.replace('"', "\"\""),
             row.isa,
             row.n_threads,
@@ -451,6 +469,7 @@ fn print_csv(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
             row.n_prompt,
             row.n_gen,
             row.n_depth,
+            row.n_parallel,
             row.median_ts,
             row.avg_ts,
             row.stddev_ts,

@@ -52,10 +52,12 @@ pub use text::{TextError, TextReader, TextSource};
 use cache::CacheFolder;
 
 use crate::eval::{self, Perplexity, PerplexityOptions, SpeedRun, SpeedTest};
-use crate::generate::{Generation, Request, Sequence};
+use crate::generate::{Generation, Request, Scheduler, Sequence};
 use crate::gguf::GgufFile;
+#[cfg(doc)]
+use crate::kernels::KV_BLOCK;
 use crate::kernels::Runtime;
-use crate::model::{Export, KvCache, LayerForm, Model, ModelError, Shape};
+use crate::model::{CacheType, Export, KvCache, KvPool, LayerForm, Model, ModelError, Shape};
 use crate::prune::{Record, record};
 use crate::tokenize::Tokenizer;
 
@@ -367,6 +369,24 @@ impl Engine {
             sequence,
             &request,
         )?)
+    }
+}
+
+impl Engine {
+    /// Answers to many requests side by side, each with a context of its own; see [`Scheduler`]. Together they hold at most so
+    /// many blocks of [`KV_BLOCK`] positions; `None` for as many as it takes.
+    ///
+    /// # Errors
+    /// If the model's keys and values cannot be stored in this type, or the model has no tokenizer.
+    pub fn scheduler(
+        &self,
+        cache_type: CacheType,
+        blocks: Option<usize>,
+    ) -> Result<Scheduler<'_>, EngineError> {
+        let limit = blocks.unwrap_or(usize::MAX);
+        let pool = KvPool::with_limit(&self.model, cache_type, limit)?;
+        let (model, runtime) = (&self.model, &self.runtime);
+        Ok(Scheduler::new(model, runtime, self.tokenizer()?, pool))
     }
 }
 

@@ -105,9 +105,13 @@ pub fn attention(
         count: shape.spans.last().map_or(0, |span| span.tokens.end),
         phase: shape.phase,
     };
-    // A sink takes whole tiles of heads, and in prefill whole tiles of tokens, which several sequences would share.
+    // A sink takes whole tiles of heads, in prefill whole tiles of tokens, which several sequences would share, and moments of
+    // several tokens at a time, which those that are generated do not come in.
     let whole_tiles = shape.head_dim.is_multiple_of(TILE_COLS)
-        && (shape.phase == Phase::Decode || shape.spans.len() == 1);
+        && match shape.phase {
+            Phase::Prefill => shape.spans.len() == 1,
+            Phase::Decode => keep != Keep::Moments,
+        };
     if whole_tiles {
         let sink = out.sink(
             job.kernels,

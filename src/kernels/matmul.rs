@@ -4,90 +4,9 @@ use std::ops::Range;
 
 use super::team::SharedSlice;
 use super::{
-    Activations, Keep, Kernels, Precision, TILE_COLS, Team, call, sys, type_of, with_scratch,
+    Activations, Keep, Kernels, MatrixView, Precision, TILE_COLS, Team, call, sys, with_scratch,
 };
-use crate::quant::{BlockType, GROUP, Layout};
-
-/// A stored weight matrix W `[rows, cols]`, row-major: a view on bytes that lie elsewhere.
-#[derive(Debug, Clone, Copy)]
-pub struct MatrixView<'a> {
-    block_type: BlockType,
-    layout: Layout,
-    rows: usize,
-    cols: usize,
-    data: &'a [u8],
-}
-
-impl<'a> MatrixView<'a> {
-    /// # Panics
-    /// If `data` is not exactly the bytes of such a matrix.
-    pub fn new(
-        block_type: BlockType,
-        layout: Layout,
-        rows: usize,
-        cols: usize,
-        data: &'a [u8],
-    ) -> Self {
-        assert_eq!(
-            data.len(),
-            rows * block_type.row_bytes(cols),
-            "a matrix of {rows} x {cols} {}",
-            block_type.name()
-        );
-        Self {
-            block_type,
-            layout,
-            rows,
-            cols,
-            data,
-        }
-    }
-
-    pub fn block_type(&self) -> BlockType {
-        self.block_type
-    }
-
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    fn row_bytes(&self) -> usize {
-        self.block_type.row_bytes(self.cols)
-    }
-
-    /// Some of its rows. Of packed rows they must begin at a group, and end at one or with the matrix.
-    fn rows_in(self, rows: Range<usize>) -> Self {
-        let size = self.row_bytes();
-        Self {
-            rows: rows.len(),
-            data: &self.data[rows.start * size..rows.end * size],
-            ..self
-        }
-    }
-
-    /// Whether it is packed and all of its rows are in groups.
-    pub(super) fn is_packed_whole(&self) -> bool {
-        self.layout == Layout::Packed && self.rows.is_multiple_of(GROUP)
-    }
-
-    pub(super) fn to_sys(self) -> sys::fk_weights {
-        sys::fk_weights {
-            type_: type_of(self.block_type),
-            layout: match self.layout {
-                Layout::Native => sys::fk_layout::FK_LAYOUT_NATIVE,
-                Layout::Packed => sys::fk_layout::FK_LAYOUT_PACKED,
-            },
-            data: self.data.as_ptr(),
-            row_bytes: self.row_bytes(),
-            rows: self.rows,
-            cols: self.cols,
-        }
-    }
-}
+use crate::quant::GROUP;
 
 /// Rows that a thread takes at a time when there are many tokens; the more, the less often the activations pass through its
 /// caches.
@@ -131,7 +50,7 @@ pub fn matmul_then(
         // A layer that lost all of its heads or channels: the sum over nothing.
         for (j, product) in products.iter_mut().enumerate() {
             product.out.fill(0.0);
-            let rows = product.weights.rows;
+            let rows = product.weights.rows();
             for (t, row) in product.out.chunks_exact_mut(rows.max(1)).enumerate() {
                 then(j, t, 0..rows, row);
             }
@@ -139,10 +58,10 @@ pub fn matmul_then(
         return;
     }
     for product in products.iter() {
-        assert_eq!(product.weights.cols, x.cols(), "columns of a matrix");
+        assert_eq!(product.weights.cols(), x.cols(), "columns of a matrix");
         assert_eq!(
             product.out.len(),
-            tokens * product.weights.rows,
+            tokens * product.weights.rows(),
             "room for a product"
         );
     }
@@ -155,7 +74,7 @@ pub fn matmul_then(
         .iter_mut()
         .map(|p| Job {
             weights: p.weights,
-            stride: p.weights.rows,
+            stride: p.weights.rows(),
             out: SharedSlice::new(p.out),
         })
         .collect();
@@ -190,7 +109,7 @@ pub fn matmul_then(
             hand_over(j, row..end);
         });
     } else {
-        let total: usize = jobs.iter().map(|job| job.weights.data.len()).sum();
+        let total: usize = jobs.iter().map(|job| job.weights.bytes()).sum();
         let threads = team.threads();
         team.each(|worker| {
             let share = total * worker / threads..total * (worker + 1) / threads;
@@ -200,7 +119,7 @@ pub fn matmul_then(
                 .map(|job| {
                     let begin = job.row_at(share.start, base);
                     let end = job.row_at(share.end, base);
-                    base += job.weights.data.len();
+                    base += job.weights.bytes();
                     job.part(begin, end)
                 })
                 .collect();
@@ -226,7 +145,7 @@ pub fn matmul_add(
     out: &mut [f32],
 ) {
     let kernels = team.kernels();
-    let all = weights.rows;
+    let all = weights.rows();
     assert_eq!(out.len(), x.tokens().count * all, "room for a product");
     assert!(bias.is_none_or(|b| b.len() == all), "a bias for every row");
     let out = SharedSlice::new(out);
@@ -258,11 +177,11 @@ pub fn matmul_silu(
     keep: Keep,
 ) {
     let kernels = team.kernels();
-    assert_eq!(gate.0.rows, up.0.rows, "channels of gate and up");
+    assert_eq!(gate.0.rows(), up.0.rows(), "channels of gate and up");
     let sink = out.sink(
         kernels,
         x.tokens(),
-        gate.0.rows,
+        gate.0.rows(),
         readers,
         keep,
         Precision::Normal,
@@ -293,12 +212,15 @@ fn by_panels(
 ) {
     let kernels = team.kernels();
     let one = x.tokens().is_one_generated();
-    let (tokens, rows) = (x.tokens().count, weights[0].rows);
+    let (tokens, rows) = (x.tokens().count, weights[0].rows());
     if tokens == 0 || rows == 0 {
         return;
     }
     for w in weights {
-        assert!(w.cols == x.cols() && w.rows == rows, "shape of a matrix");
+        assert!(
+            w.cols() == x.cols() && w.rows() == rows,
+            "shape of a matrix"
+        );
     }
     let activations = match x.cols() {
         0 => None,
@@ -421,8 +343,8 @@ impl Job<'_, '_> {
     /// The row where byte `position` of all matrices in a sequence falls, if this one begins at byte `base`; rounded to a
     /// group, and 0 or `rows` outside.
     fn row_at(&self, position: usize, base: usize) -> usize {
-        let rows = self.weights.rows;
-        let size = self.weights.data.len();
+        let rows = self.weights.rows();
+        let size = self.weights.bytes();
         if position <= base || rows == 0 || size == 0 {
             return if position > base { rows } else { 0 };
         }

@@ -6,6 +6,7 @@
 mod activations;
 mod attention;
 mod matmul;
+mod matrix;
 mod moments;
 mod sys;
 mod team;
@@ -15,7 +16,8 @@ use std::sync::OnceLock;
 
 pub use activations::{Activations, Keep, Precision};
 pub use attention::{AttentionShape, KV_BLOCK, KvBlocks, KvLayout, Span, attention};
-pub use matmul::{MatrixView, Product, matmul, matmul_add, matmul_silu, matmul_then};
+pub use matmul::{Product, matmul, matmul_add, matmul_silu, matmul_then};
+pub use matrix::MatrixView;
 pub use moments::{Moments, MomentsPart};
 pub use team::{Pool, Team};
 

@@ -1,7 +1,6 @@
 //! Packing weights in place, for speed, and unpacking them.
 
 use std::ops::Range;
-use std::sync::Mutex;
 
 use super::{Layer, Model, Weight};
 use crate::kernels::Runtime;
@@ -42,19 +41,13 @@ impl Model {
             }
         }
         let bytes = ranges.iter().map(Range::len).sum();
-        let pieces: Vec<Mutex<&mut [u8]>> = self
-            .map
-            .disjoint_mut(&ranges)
-            .into_iter()
-            .map(Mutex::new)
-            .collect();
+        let mut pieces = self.map.disjoint_mut(&ranges);
         runtime.region(|team| {
-            team.items(pieces.len(), |_, i| {
+            team.chunks_mut(&mut pieces, 1, |i, piece| {
                 let (block_type, cols) = shapes[i];
-                let mut piece = pieces[i].lock().expect("each piece has one user");
                 match layout {
-                    Layout::Packed => pack(block_type, cols, &mut piece),
-                    Layout::Native => unpack(block_type, cols, &mut piece),
+                    Layout::Packed => pack(block_type, cols, piece[0]),
+                    Layout::Native => unpack(block_type, cols, piece[0]),
                 }
             });
         });

@@ -1,7 +1,6 @@
 //! Models of common shapes with random weights, to measure speed at sizes that nobody wants to download.
 
 use std::path::Path;
-use std::sync::Mutex;
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -98,13 +97,11 @@ impl Model {
                 scales.push(scale.to_le_bytes());
             }
         }
-        let pieces = self.map.disjoint_mut(&ranges).into_iter();
-        let pieces: Vec<Mutex<&mut [u8]>> = pieces.map(Mutex::new).collect();
+        let mut pieces = self.map.disjoint_mut(&ranges);
         runtime.region(|team| {
-            team.items(pieces.len(), |_, i| {
-                let mut piece = pieces[i].lock().expect("each piece has one user");
-                ChaCha8Rng::seed_from_u64(i as u64).fill_bytes(&mut piece);
-                for block in piece.chunks_exact_mut(block) {
+            team.chunks_mut(&mut pieces, 1, |i, piece| {
+                ChaCha8Rng::seed_from_u64(i as u64).fill_bytes(piece[0]);
+                for block in piece[0].chunks_exact_mut(block) {
                     block[..2].copy_from_slice(&scales[i]);
                 }
             });

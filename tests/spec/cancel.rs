@@ -15,7 +15,7 @@ use flapjack::prune::{
     Profile, PruneError, PruneErrorKind, Restore, Structure, curves,
 };
 
-/// Four layers, pruned by as many threads as make batches of two and two, or of three and one.
+/// A model of four layers.
 fn four_layers() -> Synthetic {
     Synthetic::new(Shape {
         heads: vec![4; 4],

@@ -2,9 +2,9 @@
 
 use crate::common::{Random, doubles};
 use flapjack::kernels::{
-    ACTIVATION_BLOCK, Activations, AttentionShape, CachePlane, Isa, Keep, Kernels, MatrixView,
-    Moments, Pool, Precision, Product, Team, attention, attention_for, matmul, matmul_add,
-    matmul_silu,
+    ACTIVATION_BLOCK, Activations, AttentionShape, Isa, KV_BLOCK, Keep, Kernels, KvBlocks,
+    KvLayout, MatrixView, Moments, Phase, Pool, Precision, Product, Span, Team, Tokens, attention,
+    matmul, matmul_add, matmul_silu, matmul_then,
 };
 use flapjack::quant::{BlockType, GROUP, Layout, decode_row, encode_row, pack};
 use half::{bf16, f16};
@@ -124,16 +124,24 @@ fn layouts(block_type: BlockType, cols: usize, native: &[u8]) -> Vec<(Layout, Ve
     vec![(Layout::Native, native.to_vec()), (Layout::Packed, packed)]
 }
 
+const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
+
+fn tokens_of(phase: Phase, count: usize) -> Tokens {
+    Tokens { count, phase }
+}
+
 /// Rows of so many values as the input of a matrix.
-fn activations(x: &[f32], cols: usize) -> Activations {
+fn activations(x: &[f32], cols: usize, phase: Phase) -> Activations {
     let mut activations = Activations::default();
-    activations.begin(x.len() / cols, cols).copy_from_slice(x);
+    activations
+        .begin(tokens_of(phase, x.len() / cols), cols)
+        .copy_from_slice(x);
     activations
 }
 
 /// W X for one matrix, `[tokens, rows]`.
 fn product_of(team: &Team, weights: MatrixView, x: &mut Activations) -> Vec<f32> {
-    let mut out = vec![f32::NAN; x.tokens() * weights.rows()];
+    let mut out = vec![f32::NAN; x.tokens().count * weights.rows()];
     let product = Product {
         weights,
         out: &mut out,
@@ -143,8 +151,8 @@ fn product_of(team: &Team, weights: MatrixView, x: &mut Activations) -> Vec<f32>
 }
 
 /// W X for one matrix on one thread, `[tokens, rows]`.
-fn product(kernels: Kernels, weights: MatrixView, x: &[f32]) -> Vec<f32> {
-    let mut x = activations(x, weights.cols());
+fn product(kernels: Kernels, weights: MatrixView, x: &[f32], phase: Phase) -> Vec<f32> {
+    let mut x = activations(x, weights.cols(), phase);
     product_of(&Team::solo(kernels), weights, &mut x)
 }
 
@@ -169,9 +177,13 @@ fn products_of_every_type_width_and_batch() {
                 ] {
                     let (bytes, decoded) = random_matrix(&mut random, block_type, rows, cols);
                     let x = random.normals(tokens * cols, 1.0);
-                    for (layout, bytes) in layouts(block_type, cols, &bytes) {
-                        let weights = MatrixView::new(block_type, layout, rows, cols, &bytes);
-                        let out = product(kernels, weights, &x);
+                    let layouts = layouts(block_type, cols, &bytes);
+                    for (phase, (layout, bytes)) in PHASES
+                        .into_iter()
+                        .flat_map(|phase| layouts.iter().map(move |layout| (phase, layout)))
+                    {
+                        let weights = MatrixView::new(block_type, *layout, rows, cols, bytes);
+                        let out = product(kernels, weights, &x, phase);
                         for t in 0..tokens {
                             let exact = doubles(&x[t * cols..][..cols]);
                             let rounded = (!block_type.is_float())
@@ -184,12 +196,12 @@ fn products_of_every_type_width_and_batch() {
                                     let (expected, size) = naive_product(row, x);
                                     (got - expected).abs() <= 4e-6 * size + 1e-12
                                 };
-                                // A batch may use any form of the activations; all are exact products of what they use.
+                                // A phase may use any form of the activations; all are exact products of what they use.
                                 assert!(
                                     fits(&exact)
                                         || rounded.as_deref().is_some_and(fits)
                                         || fits_in_bf16(row, &half, got),
-                                    "{kernels:?} {block_type:?} {layout:?} {rows}x{cols}, token {t} of {tokens}, row {r}: {got}"
+                                    "{kernels:?} {block_type:?} {layout:?} {phase:?} {rows}x{cols}, {t} of {tokens}, row {r}: {got}"
                                 );
                             }
                         }
@@ -204,7 +216,10 @@ fn products_of_every_type_width_and_batch() {
 fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
     let mut random = Random::new(2);
     for kernels in every_isa() {
-        for tokens in [1, 3, 20] {
+        for (phase, tokens) in PHASES
+            .into_iter()
+            .flat_map(|phase| [1, 3, 20].map(|tokens| (phase, tokens)))
+        {
             let cols = 96;
             let shapes = [
                 (70, BlockType::Q4_1),
@@ -227,7 +242,7 @@ fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
                     .iter()
                     .map(|(r, _)| vec![f32::NAN; r * tokens])
                     .collect();
-                let mut input = activations(&x, cols);
+                let mut input = activations(&x, cols, phase);
                 let mut products: Vec<Product> = shapes
                     .iter()
                     .zip(&packed)
@@ -252,7 +267,7 @@ fn several_products_of_one_input_on_several_threads_equal_one_by_one() {
                 assert_eq!(
                     pool.region(kernels, |team| run(team, true)),
                     expected,
-                    "{kernels:?} {threads} threads"
+                    "{kernels:?} {phase:?} {threads} threads"
                 );
             }
         }
@@ -284,7 +299,11 @@ fn extreme_scales_and_denormals() {
                 decode_row(block_type, &bytes, &mut decoded);
                 for size in [1e-40f32, 1e-20, 1.0, 1e20] {
                     let x: Vec<f32> = (0..cols).map(|i| size * ((i as f32) - 40.5)).collect();
-                    for tokens in [1, 12] {
+                    for (phase, tokens) in [
+                        (Phase::Decode, 1),
+                        (Phase::Prefill, 1),
+                        (Phase::Prefill, 12),
+                    ] {
                         let many: Vec<f32> = (0..tokens).flat_map(|_| x.clone()).collect();
                         let rows: Vec<u8> = (0..GROUP).flat_map(|_| bytes.clone()).collect();
                         let out: Vec<f32> = layouts(block_type, cols, &rows)
@@ -294,6 +313,7 @@ fn extreme_scales_and_denormals() {
                                     kernels,
                                     MatrixView::new(block_type, *layout, GROUP, cols, bytes),
                                     &many,
+                                    phase,
                                 )
                             })
                             .collect();
@@ -305,7 +325,7 @@ fn extreme_scales_and_denormals() {
                             let error = (f64::from(got) - expected).abs();
                             assert!(
                                 error <= allowed + 1e-38,
-                                "{kernels:?} {block_type:?} scale {scale:#06x}, x {size:e}, {tokens} tokens: {got} for {expected}"
+                                "{kernels:?} {block_type:?} {scale:#06x}, x {size:e}, {phase:?}, {tokens}: {got} for {expected}"
                             );
                         }
                     }
@@ -321,7 +341,12 @@ fn what_is_not_finite_does_not_come_out_finite() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for block_type in BlockType::ALL {
                 let (bytes, _) = random_matrix(&mut Random::new(3), block_type, 20, 256);
-                for tokens in [1, 9] {
+                for (phase, tokens) in [
+                    (Phase::Decode, 1),
+                    (Phase::Decode, 9),
+                    (Phase::Prefill, 1),
+                    (Phase::Prefill, 9),
+                ] {
                     let mut x = vec![0.5f32; tokens * 256];
                     x[37] = bad;
                     for (layout, bytes) in layouts(block_type, 256, &bytes) {
@@ -329,10 +354,11 @@ fn what_is_not_finite_does_not_come_out_finite() {
                             kernels,
                             MatrixView::new(block_type, layout, 20, 256, &bytes),
                             &x,
+                            phase,
                         );
                         assert!(
                             out[..20].iter().all(|v| !v.is_finite()),
-                            "{kernels:?} {block_type:?} {layout:?} {bad}: {:?}",
+                            "{kernels:?} {block_type:?} {layout:?} {phase:?} {bad}: {:?}",
                             &out[..20]
                         );
                     }
@@ -492,21 +518,28 @@ fn a_product_added_to_what_is_there_is_the_product_added() {
     for kernels in every_isa() {
         for block_type in FORMS {
             let cols = block_type.block_len().max(96);
-            for (rows, tokens) in [(5, 1), (200, 1), (33, 3), (300, 16), (577, 35)] {
+            for (phase, rows, tokens) in [
+                (Phase::Decode, 5, 1),
+                (Phase::Decode, 200, 1),
+                (Phase::Decode, 70, 6),
+                (Phase::Prefill, 33, 3),
+                (Phase::Prefill, 300, 16),
+                (Phase::Prefill, 577, 35),
+            ] {
                 let (bytes, _) = random_matrix(&mut random, block_type, rows, cols);
                 let x = random.normals(tokens * cols, 1.0);
                 let before = random.normals(tokens * rows, 1.0);
                 let bias = random.normals(rows, 1.0);
                 for (layout, bytes) in layouts(block_type, cols, &bytes) {
                     let weights = MatrixView::new(block_type, layout, rows, cols, &bytes);
-                    let products = product(kernels, weights, &x);
+                    let products = product(kernels, weights, &x, phase);
                     for (pool, bias) in pools.iter().zip([None, Some(&bias[..])]) {
                         let mut expected = before.clone();
                         for (i, e) in expected.iter_mut().enumerate() {
                             *e += products[i];
                             *e += bias.map_or(0.0, |b| b[i % rows]);
                         }
-                        let mut input = activations(&x, cols);
+                        let mut input = activations(&x, cols, phase);
                         let mut out = before.clone();
                         pool.region(kernels, |team| {
                             matmul_add(team, &mut input, weights, bias, &mut out);
@@ -524,7 +557,7 @@ fn a_product_over_nothing_adds_the_bias_alone() {
     for kernels in every_isa() {
         let weights = MatrixView::new(BlockType::Q4_0, Layout::Native, 40, 0, &[]);
         let mut input = Activations::default();
-        input.begin(2, 0);
+        input.begin(Tokens::prefill(2), 0);
         let mut out = vec![1.0; 80];
         let bias = vec![0.5; 40];
         matmul_add(
@@ -548,7 +581,13 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
         for (block_type, next_type) in FORMS.into_iter().zip(FORMS.into_iter().cycle().skip(3)) {
             let cols = block_type.block_len().max(64);
             let odd = if next_type.is_float() { 45 } else { 0 };
-            for (channels, tokens) in [(256 + odd, 1), (512 + odd, 3), (256 + odd, 35), (768, 16)] {
+            for (phase, channels, tokens) in [
+                (Phase::Decode, 256 + odd, 1),
+                (Phase::Decode, 256 + odd, 5),
+                (Phase::Prefill, 512 + odd, 3),
+                (Phase::Prefill, 256 + odd, 35),
+                (Phase::Prefill, 768, 16),
+            ] {
                 let (gate, _) = random_matrix(&mut random, block_type, channels, cols);
                 let (up, _) = random_matrix(&mut random, block_type, channels, cols);
                 let (next, _) = random_matrix(&mut random, next_type, 40, channels);
@@ -559,18 +598,18 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                 for ((layout, gate), (_, up)) in gates.iter().zip(layouts(block_type, cols, &up)) {
                     let view = |bytes| MatrixView::new(block_type, *layout, channels, cols, bytes);
                     let (gate, up) = (view(gate), view(&up));
-                    let mut expected = product(kernels, gate, &x);
+                    let mut expected = product(kernels, gate, &x, phase);
                     for (i, value) in expected.iter_mut().enumerate() {
                         *value += bias[i % channels];
                     }
                     // Row by row: where the vectors end decides the last bits.
-                    let ups = product(kernels, up, &x);
+                    let ups = product(kernels, up, &x, phase);
                     for (row, up) in expected.chunks_mut(channels).zip(ups.chunks(channels)) {
                         kernels.silu_mul(row, up);
                     }
                     let keeps = [Keep::Nothing, Keep::Moments, Keep::Values];
                     for (pool, keep) in pools.iter().cycle().zip(keeps) {
-                        let mut input = activations(&x, cols);
+                        let mut input = activations(&x, cols, phase);
                         let mut hidden = Activations::default();
                         let out = pool.region(kernels, |team| {
                             let gate = (gate, Some(&bias[..]));
@@ -586,8 +625,9 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                             );
                             product_of(team, next, &mut hidden)
                         });
-                        let place =
-                            format!("{kernels:?} {block_type:?} {layout:?} {channels} {tokens}");
+                        let place = format!(
+                            "{kernels:?} {block_type:?} {layout:?} {phase:?} {channels} {tokens}"
+                        );
                         assert_eq!(out.len(), tokens * 40, "{place}");
                         assert_eq!(hidden.moments().is_some(), keep == Keep::Moments);
                         if let Some(moments) = hidden.moments() {
@@ -600,10 +640,10 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                                 let error = (found - expected).abs();
                                 assert!(error <= 4e-7 * expected.abs() + 1e-35, "{place}");
                             }
-                            let again = product(kernels, next, hidden.values());
+                            let again = product(kernels, next, hidden.values(), phase);
                             assert_eq!(out, again, "{place}");
                         } else {
-                            let whole = product(kernels, next, &expected);
+                            let whole = product(kernels, next, &expected, phase);
                             let scale = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
                             for (found, expected) in out.iter().zip(&whole) {
                                 let error = (found - expected).abs();
@@ -627,12 +667,16 @@ fn activations_written_for_a_matrix_are_those_that_it_would_make_itself() {
     for kernels in every_isa() {
         for block_type in FORMS {
             let cols = block_type.block_len().max(96);
-            for tokens in [1, 5, 16, 37] {
+            for (phase, count) in PHASES
+                .into_iter()
+                .flat_map(|phase| [1, 5, 16, 37].map(|count| (phase, count)))
+            {
+                let tokens = tokens_of(phase, count);
                 let (bytes, _) = random_matrix(&mut random, block_type, 40, cols);
-                let x = random.normals(tokens * cols, 1.0);
+                let x = random.normals(count * cols, 1.0);
                 for (layout, bytes) in layouts(block_type, cols, &bytes) {
                     let weights = MatrixView::new(block_type, layout, 40, cols, &bytes);
-                    let expected = product(kernels, weights, &x);
+                    let expected = product(kernels, weights, &x, phase);
                     let mut input = Activations::default();
                     let out = pool.region(kernels, |team| {
                         input.produce(
@@ -649,7 +693,7 @@ fn activations_written_for_a_matrix_are_those_that_it_would_make_itself() {
                     });
                     assert_eq!(
                         out, expected,
-                        "{kernels:?} {block_type:?} {layout:?} {tokens}"
+                        "{kernels:?} {block_type:?} {layout:?} {tokens:?}"
                     );
                 }
             }
@@ -664,7 +708,14 @@ fn a_second_plane_of_8_bits_comes_close_to_plain_values() {
     for kernels in every_isa() {
         for block_type in FORMS {
             let cols = block_type.block_len().max(96);
-            for (rows, tokens) in [(48, 1), (48, 2), (160, 5), (32, 16), (40, 37)] {
+            for (phase, rows, tokens) in [
+                (Phase::Decode, 48, 1),
+                (Phase::Decode, 48, 3),
+                (Phase::Prefill, 48, 1),
+                (Phase::Prefill, 160, 5),
+                (Phase::Prefill, 32, 16),
+                (Phase::Prefill, 40, 37),
+            ] {
                 let (bytes, decoded) = random_matrix(&mut random, block_type, rows, cols);
                 // Outliers, beside which 8 bits leave little of the rest.
                 let mut x = random.normals(tokens * cols, 1.0);
@@ -675,6 +726,7 @@ fn a_second_plane_of_8_bits_comes_close_to_plain_values() {
                         let mut input = Activations::default();
                         pool.region(kernels, |team| {
                             let readers = [weights];
+                            let tokens = tokens_of(phase, tokens);
                             input.produce(team, tokens, cols, &readers, precision, |t, row| {
                                 row.copy_from_slice(&x[t * cols..][..cols]);
                             });
@@ -693,18 +745,16 @@ fn a_second_plane_of_8_bits_comes_close_to_plain_values() {
                     };
                     let [normal, high] =
                         [Precision::Normal, Precision::High].map(|p| of(p, &pools[0]));
-                    let place = format!("{kernels:?} {block_type:?} {layout:?} {rows} {tokens}");
+                    let place =
+                        format!("{kernels:?} {block_type:?} {layout:?} {phase:?} {rows} {tokens}");
                     assert_eq!(high, of(Precision::High, &pools[1]), "{place}");
-                    // Where 8 bits are what is read, and a group holds every row, for several tokens.
+                    // Where 8 bits are what is read, and a group holds every row, for tokens of prompts.
                     let in_8_bits = error(&normal) > 20.0 * error(&high);
                     let quantized = layout == Layout::Packed
                         && !block_type.is_float()
-                        && (tokens < 16 || kernels.isa() != Isa::Amx);
-                    assert_eq!(
-                        in_8_bits,
-                        quantized && tokens > 1 && rows % GROUP == 0,
-                        "{place}"
-                    );
+                        && phase == Phase::Prefill
+                        && kernels.isa() != Isa::Amx;
+                    assert_eq!(in_8_bits, quantized && rows % GROUP == 0, "{place}");
                     if !in_8_bits {
                         assert_eq!(normal, high, "{place}");
                     }
@@ -723,39 +773,45 @@ fn attention_written_for_a_matrix_is_what_it_would_make_of_plain_values() {
             for (head_dim, groups) in [(32, vec![3, 2, 3]), (64, vec![2, 2]), (48, vec![1, 15, 16])]
             {
                 let heads: usize = groups.iter().sum();
-                let (width, capacity) = (heads * head_dim, 150);
-                for (first_position, tokens) in [(0, 1), (3, 5), (0, 37), (40, 100)] {
+                let width = heads * head_dim;
+                for (phase, first_position, tokens) in [
+                    (Phase::Decode, 0, 1),
+                    (Phase::Decode, 600, 3),
+                    (Phase::Prefill, 3, 5),
+                    (Phase::Prefill, 0, 37),
+                    (Phase::Prefill, 40, 100),
+                ] {
                     let q = random.normals(tokens * width, 1.0);
-                    let plane = groups.len() * capacity * head_dim;
-                    let mut half = |n| -> Vec<f16> {
-                        let values = random.normals(n, 1.0);
-                        values.into_iter().map(f16::from_f32).collect()
-                    };
-                    let (keys, values) = (half(plane), half(plane));
+                    let seen = first_position + tokens;
+                    let cache =
+                        Cache::random(&mut random, BlockType::F16, head_dim, groups.len(), seen);
+                    let blocks = cache.blocks();
+                    let spans = [Span {
+                        blocks: &blocks,
+                        tokens: 0..tokens,
+                        first_position,
+                    }];
                     let (bytes, _) = random_matrix(&mut random, block_type, 40, width);
                     let weights = MatrixView::new(block_type, Layout::Native, 40, width, &bytes);
                     let shape = AttentionShape {
                         head_dim,
                         group_sizes: &groups,
-                        capacity,
-                        first_position,
-                        tokens,
+                        layout: cache.layout,
+                        spans: &spans,
+                        phase,
                     };
-                    let (keys, values) = (CachePlane::Half(&keys), CachePlane::Half(&values));
-                    let plain = attend(&Team::solo(kernels), shape, &q, keys, values);
-                    let expected = product(kernels, weights, &plain);
+                    let plain = attend(&Team::solo(kernels), shape, &q);
+                    let expected = product(kernels, weights, &plain, phase);
                     for keep in [Keep::Nothing, Keep::Moments, Keep::Values] {
                         let mut input = Activations::default();
                         let out = pool.region(kernels, |team| {
                             let readers = [weights];
-                            attention_for(
-                                team, shape, &q, keys, values, &mut input, &readers, keep,
-                            );
+                            attention(team, shape, &q, &mut input, &readers, keep);
                             product_of(team, weights, &mut input)
                         });
                         assert_eq!(
                             out, expected,
-                            "{kernels:?} {block_type:?} {head_dim} {tokens}"
+                            "{kernels:?} {block_type:?} {phase:?} {head_dim} {tokens}"
                         );
                         if let Some(moments) = input.moments() {
                             let of_values = Moments::of(&Team::solo(kernels), &plain, width);
@@ -909,27 +965,126 @@ fn addition() {
     }
 }
 
-/// Attention of every token and query head.
-fn attend(
-    team: &Team,
-    shape: AttentionShape,
-    q: &[f32],
-    keys: CachePlane,
-    values: CachePlane,
-) -> Vec<f32> {
-    let mut out = vec![f32::NAN; q.len()];
-    attention(team, shape, q, keys, values, &mut out);
-    out
+/// Keys and values of a sequence in the middle layer of a KV cache, and what they decode to, `[kv_heads, positions, head_dim]`.
+/// Its blocks lie in memory in no order, and what holds no key or value is not a number.
+struct Cache {
+    memory: Vec<u8>,
+    /// The place of every block in memory, and its bytes.
+    places: Vec<usize>,
+    block_bytes: usize,
+    layout: KvLayout,
+    head_dim: usize,
+    positions: usize,
+    keys: Vec<f32>,
+    values: Vec<f32>,
 }
 
-/// What a token of the batch sees of a KV head's plane.
-fn seen(shape: AttentionShape, plane: &[f16], kv_head: usize, token: usize) -> Vec<Vec<f64>> {
-    let plane = plane.chunks_exact(shape.head_dim);
-    plane
-        .skip(kv_head * shape.capacity)
-        .take(shape.first_position + token + 1)
-        .map(|row| row.iter().map(|v| v.to_f64()).collect())
-        .collect()
+impl Cache {
+    fn random(
+        random: &mut Random,
+        block_type: BlockType,
+        head_dim: usize,
+        kv_heads: usize,
+        positions: usize,
+    ) -> Self {
+        let row_bytes = block_type.row_bytes(head_dim);
+        let mut plane = |scale| {
+            let values = random.normals(kv_heads * positions * head_dim, scale);
+            let mut bytes = vec![0u8; kv_heads * positions * row_bytes];
+            let mut decoded = vec![0.0; values.len()];
+            for ((row, values), decoded) in bytes
+                .chunks_exact_mut(row_bytes)
+                .zip(values.chunks_exact(head_dim))
+                .zip(decoded.chunks_exact_mut(head_dim))
+            {
+                encode_row(block_type, values, row);
+                decode_row(block_type, row, decoded);
+            }
+            (bytes, decoded)
+        };
+        let ((key_bytes, keys), (value_bytes, values)) = (plane(1.5), plane(1.0));
+        let whole = kv_heads * KV_BLOCK * row_bytes;
+        let layout = KvLayout {
+            block_type,
+            keys: 2 * whole,
+            values: 3 * whole,
+        };
+        let block_bytes = 6 * whole;
+        let blocks = positions.div_ceil(KV_BLOCK);
+        let mut places: Vec<usize> = (0..blocks).collect();
+        for i in (1..blocks).rev() {
+            places.swap(i, random.below(i + 1));
+        }
+        let mut memory = vec![0xffu8; blocks * block_bytes];
+        for (start, bytes) in [(layout.keys, &key_bytes), (layout.values, &value_bytes)] {
+            for (i, row) in bytes.chunks_exact(row_bytes).enumerate() {
+                let (head, position) = (i / positions, i % positions);
+                let at = places[position / KV_BLOCK] * block_bytes
+                    + start
+                    + (head * KV_BLOCK + position % KV_BLOCK) * row_bytes;
+                memory[at..at + row_bytes].copy_from_slice(row);
+            }
+        }
+        Self {
+            memory,
+            places,
+            block_bytes,
+            layout,
+            head_dim,
+            positions,
+            keys,
+            values,
+        }
+    }
+
+    fn blocks(&self) -> KvBlocks<'_> {
+        let block = |place: &usize| &self.memory[place * self.block_bytes..][..self.block_bytes];
+        KvBlocks::new(self.places.iter().map(block))
+    }
+
+    /// The keys and the values of a KV head that a token at a position sees.
+    fn seen(&self, kv_head: usize, position: usize) -> [Vec<Vec<f64>>; 2] {
+        [&self.keys, &self.values].map(|plane| {
+            plane
+                .chunks_exact(self.head_dim)
+                .skip(kv_head * self.positions)
+                .take(position + 1)
+                .map(doubles)
+                .collect()
+        })
+    }
+}
+
+/// Attention of every token and query head.
+fn attend(team: &Team, shape: AttentionShape, q: &[f32]) -> Vec<f32> {
+    let mut out = Activations::default();
+    attention(team, shape, q, &mut out, &[], Keep::Values);
+    out.values().to_vec()
+}
+
+/// The same of tokens of one sequence, from a position on.
+fn attend_from(
+    team: &Team,
+    phase: Phase,
+    cache: &Cache,
+    group_sizes: &[usize],
+    first_position: usize,
+    q: &[f32],
+) -> Vec<f32> {
+    let width = group_sizes.iter().sum::<usize>() * cache.head_dim;
+    let spans = [Span {
+        blocks: &cache.blocks(),
+        tokens: 0..q.len() / width,
+        first_position,
+    }];
+    let shape = AttentionShape {
+        head_dim: cache.head_dim,
+        group_sizes,
+        layout: cache.layout,
+        spans: &spans,
+        phase,
+    };
+    attend(team, shape, q)
 }
 
 /// softmax(q · Kᵀ / √head_dim) · V in double precision; with every value the sum of the terms' sizes.
@@ -959,30 +1114,22 @@ fn attention_of_every_shape() {
     let mut random = Random::new(11);
     for kernels in every_isa() {
         for head_dim in [2, 10, 16, 33, 64, 80, 128] {
-            for (groups, first, tokens) in [
-                (vec![1], 0, 1),
-                (vec![3, 3], 0, 5),
-                (vec![2, 0, 5, 1], 70, 1),
-                (vec![4], 130, 17),
-                (vec![1, 1], 0, 100),
-                (vec![9], 5, 40),
-                (vec![3], 0, 150),
+            for (phase, groups, first, tokens) in [
+                (Phase::Prefill, vec![1], 0, 1),
+                (Phase::Decode, vec![1], 0, 1),
+                (Phase::Prefill, vec![3, 3], 0, 5),
+                (Phase::Decode, vec![2, 0, 5, 1], 70, 1),
+                (Phase::Decode, vec![8, 17], 62, 4),
+                (Phase::Prefill, vec![4], 130, 17),
+                (Phase::Prefill, vec![1, 1], 0, 100),
+                (Phase::Prefill, vec![9], 5, 40),
+                (Phase::Prefill, vec![3], 0, 150),
             ] {
                 let heads: usize = groups.iter().sum();
-                let capacity = first + tokens + 3;
-                let to_half = |v: Vec<f32>| v.into_iter().map(f16::from_f32).collect::<Vec<_>>();
                 let q = random.normals(tokens * heads * head_dim, 1.0);
-                let keys = to_half(random.normals(groups.len() * capacity * head_dim, 1.5));
-                let values = to_half(random.normals(groups.len() * capacity * head_dim, 1.0));
-                let shape = AttentionShape {
-                    head_dim,
-                    group_sizes: &groups,
-                    capacity,
-                    first_position: first,
-                    tokens,
-                };
-                let (k, v) = (CachePlane::Half(&keys), CachePlane::Half(&values));
-                let out = attend(&Team::solo(kernels), shape, &q, k, v);
+                let (kv_heads, seen) = (groups.len(), first + tokens);
+                let cache = Cache::random(&mut random, BlockType::F16, head_dim, kv_heads, seen);
+                let out = attend_from(&Team::solo(kernels), phase, &cache, &groups, first, &q);
                 let group_of: Vec<usize> = groups
                     .iter()
                     .enumerate()
@@ -992,7 +1139,7 @@ fn attention_of_every_shape() {
                     for (h, g) in group_of.iter().enumerate() {
                         let at = (t * heads + h) * head_dim;
                         let query = doubles(&q[at..][..head_dim]);
-                        let [keys, values] = [&keys, &values].map(|x| seen(shape, x, *g, t));
+                        let [keys, values] = cache.seen(*g, first + t);
                         let exact = naive_attention(&query, &keys, &values);
                         let half = |row: &Vec<f64>| -> Vec<f64> {
                             row.iter().map(|v| to_bf16(*v)).collect()
@@ -1009,7 +1156,7 @@ fn attention_of_every_shape() {
                                 || (got - rounded[d].0).abs() < rounded[d].1 / 256.0;
                             assert!(
                                 fits,
-                                "{kernels:?} head_dim {head_dim} {groups:?} at {first}, token {t}, head {h}: {got} for {:?}",
+                                "{kernels:?} {head_dim} {groups:?} {phase:?} at {first}, token {t}, head {h}: {got} for {:?}",
                                 exact[d]
                             );
                         }
@@ -1024,55 +1171,38 @@ fn attention_of_every_shape() {
 fn attention_to_many_positions_and_to_a_cache_in_8_bits() {
     let mut random = Random::new(12);
     let (head_dim, groups) = (64, [3, 1, 5]);
+    let heads: usize = groups.iter().sum();
     for kernels in every_isa() {
-        for (first, tokens) in [(40, 1), (1300, 1), (1023, 1), (200, 5), (90, 70)] {
-            let heads: usize = groups.iter().sum();
-            let capacity = first + tokens;
+        for (phase, first, tokens) in [
+            (Phase::Decode, 40, 1),
+            (Phase::Decode, 1300, 1),
+            (Phase::Decode, 1023, 2),
+            (Phase::Prefill, 200, 5),
+            (Phase::Prefill, 90, 70),
+        ] {
             let q = random.normals(tokens * heads * head_dim, 1.0);
-            let row_bytes = BlockType::Q8_0.row_bytes(head_dim);
-            let mut plane = || {
-                let rows = groups.len() * capacity;
-                let mut bytes = vec![0u8; rows * row_bytes];
-                let mut halves = Vec::with_capacity(rows * head_dim);
-                let mut decoded = vec![0.0; head_dim];
-                for row in bytes.chunks_exact_mut(row_bytes) {
-                    encode_row(BlockType::Q8_0, &random.normals(head_dim, 1.0), row);
-                    decode_row(BlockType::Q8_0, row, &mut decoded);
-                    halves.extend(decoded.iter().map(|v| f16::from_f32(*v)));
-                }
-                (bytes, halves)
-            };
-            let (key_bytes, keys) = plane();
-            let (value_bytes, values) = plane();
-            let shape = AttentionShape {
-                head_dim,
-                group_sizes: &groups,
-                capacity,
-                first_position: first,
-                tokens,
-            };
-            for threads in [1, 3] {
-                let pool = Pool::new(threads).unwrap();
-                let run = |keys: CachePlane, values: CachePlane| {
-                    pool.region(kernels, |team| attend(team, shape, &q, keys, values))
-                };
-                let in_half = run(CachePlane::Half(&keys), CachePlane::Half(&values));
-                let in_8_bits = run(CachePlane::Q8_0(&key_bytes), CachePlane::Q8_0(&value_bytes));
-                for t in 0..tokens {
-                    for h in [0, 2, 3, 8] {
-                        let g = [0, 0, 0, 1, 2, 2, 2, 2, 2][h];
-                        let at = (t * heads + h) * head_dim;
-                        let query = doubles(&q[at..][..head_dim]);
-                        let [keys, values] = [&keys, &values].map(|x| seen(shape, x, g, t));
-                        let expected = naive_attention(&query, &keys, &values);
-                        for (d, (expected, size)) in expected.into_iter().enumerate() {
-                            // Half precision, or bfloat16 in tiles.
-                            let tiles = kernels.isa() == Isa::Amx && tokens > 1;
-                            let allowed = if tiles { size / 20.0 } else { size / 500.0 };
-                            for out in [&in_half, &in_8_bits] {
+            for block_type in [BlockType::F16, BlockType::Q8_0] {
+                let seen = first + tokens;
+                let cache = Cache::random(&mut random, block_type, head_dim, groups.len(), seen);
+                for threads in [1, 3] {
+                    let pool = Pool::new(threads).unwrap();
+                    let out = pool.region(kernels, |team| {
+                        attend_from(team, phase, &cache, &groups, first, &q)
+                    });
+                    for t in 0..tokens {
+                        for h in [0, 2, 3, 8] {
+                            let g = [0, 0, 0, 1, 2, 2, 2, 2, 2][h];
+                            let at = (t * heads + h) * head_dim;
+                            let query = doubles(&q[at..][..head_dim]);
+                            let [keys, values] = cache.seen(g, first + t);
+                            let expected = naive_attention(&query, &keys, &values);
+                            for (d, (expected, size)) in expected.into_iter().enumerate() {
+                                // Single precision, or bfloat16 in tiles.
+                                let tiles = kernels.isa() == Isa::Amx && phase == Phase::Prefill;
+                                let allowed = if tiles { size / 20.0 } else { size / 500.0 };
                                 assert!(
                                     (f64::from(out[at + d]) - expected).abs() <= allowed,
-                                    "{kernels:?} {tokens} tokens at {first}, head {h}: {} for {expected}",
+                                    "{kernels:?} {block_type:?} {phase:?} {tokens} at {first}, head {h}: {} for {expected}",
                                     out[at + d]
                                 );
                             }
@@ -1086,24 +1216,319 @@ fn attention_to_many_positions_and_to_a_cache_in_8_bits() {
 
 #[test]
 fn attention_does_not_overflow_with_large_scores() {
+    let (head_dim, kv_heads) = (16, 1);
     for kernels in every_isa() {
-        for tokens in [1, 20] {
-            let head_dim = 16;
-            let q = vec![1000.0f32; tokens * head_dim];
-            let keys: Vec<f16> = (0..tokens * head_dim)
-                .map(|i| f16::from_f32(if i / head_dim % 2 == 0 { 50.0 } else { -50.0 }))
-                .collect();
-            let values = vec![f16::from_f32(2.0); tokens * head_dim];
+        for (phase, tokens) in [
+            (Phase::Decode, 1),
+            (Phase::Prefill, 1),
+            (Phase::Prefill, 20),
+        ] {
+            let row_bytes = BlockType::F16.row_bytes(head_dim);
+            let plane = kv_heads * KV_BLOCK * row_bytes;
+            let keys = (0..KV_BLOCK * head_dim)
+                .map(|i| if i / head_dim % 2 == 0 { 50.0 } else { -50.0 })
+                .map(f16::from_f32);
+            let values = std::iter::repeat_n(f16::from_f32(2.0), KV_BLOCK * head_dim);
+            let block: Vec<u8> = keys.chain(values).flat_map(f16::to_le_bytes).collect();
+            let spans = [Span {
+                blocks: &KvBlocks::new([&block[..]]),
+                tokens: 0..tokens,
+                first_position: 0,
+            }];
             let shape = AttentionShape {
                 head_dim,
                 group_sizes: &[1],
-                capacity: tokens,
-                first_position: 0,
-                tokens,
+                layout: KvLayout {
+                    block_type: BlockType::F16,
+                    keys: 0,
+                    values: plane,
+                },
+                spans: &spans,
+                phase,
             };
-            let (keys, values) = (CachePlane::Half(&keys), CachePlane::Half(&values));
-            let out = attend(&Team::solo(kernels), shape, &q, keys, values);
-            assert!(out.iter().all(|v| (v - 2.0).abs() < 1e-5), "{kernels:?}");
+            let q = vec![1000.0f32; tokens * head_dim];
+            let out = attend(&Team::solo(kernels), shape, &q);
+            assert!(
+                out.iter().all(|v| (v - 2.0).abs() < 1e-5),
+                "{kernels:?} {phase:?}"
+            );
+        }
+    }
+}
+
+/// How many tokens are computed together, below, at and above the sizes of tiles.
+const COUNTS: [usize; 13] = [1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 33];
+
+/// Asserts that what `compute(tokens, pool)` makes of tokens together, `[tokens, width]`, is for each of them what it makes of
+/// it alone, whatever the number of threads.
+fn assert_each_as_alone(
+    place: &str,
+    pools: &[Pool],
+    compute: impl Fn(std::ops::Range<usize>, &Pool) -> Vec<f32>,
+) {
+    let all = COUNTS[COUNTS.len() - 1];
+    let alone: Vec<Vec<f32>> = (0..all).map(|t| compute(t..t + 1, &pools[0])).collect();
+    for (i, count) in COUNTS.into_iter().enumerate() {
+        for pool in [&pools[i % pools.len()], &pools[(i + 1) % pools.len()]] {
+            // Somewhere among the tokens.
+            let tokens = (all - count) / 2..(all - count) / 2 + count;
+            let expected = alone[tokens.clone()].concat();
+            assert!(expected.iter().all(|v| v.is_finite()), "{place}");
+            let together = compute(tokens, pool);
+            assert!(
+                together == expected,
+                "{place}: {count} tokens on {} threads",
+                pool.threads()
+            );
+        }
+    }
+}
+
+#[test]
+fn products_of_a_token_are_the_same_alone_and_among_others() {
+    let mut random = Random::new(31);
+    let pools = [Pool::new(1).unwrap(), Pool::new(3).unwrap()];
+    let all = COUNTS[COUNTS.len() - 1];
+    for kernels in every_isa() {
+        for block_type in BlockType::ALL {
+            // Widths beyond what is decoded at a time; heights of whole groups, of groups and some rows, and of no group.
+            let shapes = match block_type.block_len() {
+                1 => [(48, 577), (37, 45), (5, 131), (16, 1030)],
+                32 => [(48, 96), (37, 1056), (5, 160), (16, 2080)],
+                _ => [(48, 256), (37, 768), (5, 256), (16, 2304)],
+            };
+            for (rows, cols) in shapes {
+                let (bytes, _) = random_matrix(&mut random, block_type, rows, cols);
+                let x = random.normals(all * cols, 1.0);
+                for (layout, bytes) in layouts(block_type, cols, &bytes) {
+                    let weights = MatrixView::new(block_type, layout, rows, cols, &bytes);
+                    for (phase, precision) in [
+                        (Phase::Prefill, Precision::Normal),
+                        (Phase::Prefill, Precision::High),
+                        (Phase::Decode, Precision::Normal),
+                        (Phase::Decode, Precision::High),
+                    ] {
+                        let place = format!(
+                            "{kernels:?} {block_type:?} {layout:?} {rows}x{cols} {phase:?} {precision:?}"
+                        );
+                        assert_each_as_alone(&place, &pools, |tokens, pool| {
+                            let mut input = Activations::default();
+                            pool.region(kernels, |team| {
+                                let (first, count) = (tokens.start, tokens_of(phase, tokens.len()));
+                                let write = |t: usize, row: &mut [f32]| {
+                                    row.copy_from_slice(&x[(first + t) * cols..][..cols]);
+                                };
+                                input.produce(team, count, cols, &[weights], precision, write);
+                                product_of(team, weights, &mut input)
+                            })
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_done_with_products_of_a_token_is_the_same_alone_and_among_others() {
+    let mut random = Random::new(32);
+    let pools = [Pool::new(1).unwrap(), Pool::new(3).unwrap()];
+    let all = COUNTS[COUNTS.len() - 1];
+    for kernels in every_isa() {
+        for block_type in FORMS {
+            let cols = block_type.block_len().max(96);
+            // Not whole vectors, so that these end elsewhere for every token.
+            for rows in [64, 77] {
+                let (bytes, _) = random_matrix(&mut random, block_type, rows, cols);
+                let (other, _) = random_matrix(&mut random, block_type, rows, cols);
+                let x = random.normals(all * cols, 0.3);
+                let before = random.normals(all * rows, 1.0);
+                let bias = random.normals(rows, 1.0);
+                let stored = layouts(block_type, cols, &bytes);
+                for ((layout, bytes), (_, other)) in
+                    stored.iter().zip(layouts(block_type, cols, &other))
+                {
+                    let weights = MatrixView::new(block_type, *layout, rows, cols, bytes);
+                    let other = MatrixView::new(block_type, *layout, rows, cols, &other);
+                    for phase in PHASES {
+                        let input = |tokens: std::ops::Range<usize>| {
+                            activations(&x[tokens.start * cols..tokens.end * cols], cols, phase)
+                        };
+                        let place =
+                            format!("{kernels:?} {block_type:?} {layout:?} {rows} rows {phase:?}");
+                        assert_each_as_alone(&format!("add {place}"), &pools, |tokens, pool| {
+                            let mut out = before[tokens.start * rows..tokens.end * rows].to_vec();
+                            let mut x = input(tokens);
+                            pool.region(kernels, |team| {
+                                matmul_add(team, &mut x, weights, Some(&bias), &mut out);
+                            });
+                            out
+                        });
+                        assert_each_as_alone(&format!("silu {place}"), &pools, |tokens, pool| {
+                            let (mut x, mut out) = (input(tokens), Activations::default());
+                            let (gate, up) = ((weights, Some(&bias[..])), (other, None));
+                            pool.region(kernels, |team| {
+                                matmul_silu(team, &mut x, gate, up, &mut out, &[], Keep::Values);
+                            });
+                            out.values().to_vec()
+                        });
+                        assert_each_as_alone(&format!("then {place}"), &pools, |tokens, pool| {
+                            let mut outs = [0, 1].map(|_| vec![f32::NAN; tokens.len() * rows]);
+                            let mut x = input(tokens);
+                            let [out, second] = &mut outs;
+                            let mut products = [
+                                Product { weights, out },
+                                Product {
+                                    weights: other,
+                                    out: second,
+                                },
+                            ];
+                            let halve = |_, _, _, values: &mut [f32]| {
+                                values.iter_mut().for_each(|v| *v *= 0.5);
+                            };
+                            pool.region(kernels, |team| {
+                                matmul_then(team, &mut x, &mut products, halve);
+                            });
+                            let pairs = outs[0].chunks(rows).zip(outs[1].chunks(rows));
+                            pairs.flat_map(|(a, b)| [a, b].concat()).collect()
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Cache types and sizes of heads that these suit.
+fn caches() -> impl Iterator<Item = (BlockType, usize)> {
+    let types = [BlockType::F16, BlockType::Q8_0];
+    let all = types.map(|block_type| [32, 48, 64, 80, 128usize].map(|dim| (block_type, dim)));
+    all.into_iter()
+        .flatten()
+        .filter(|(block_type, dim)| dim.is_multiple_of(block_type.block_len()))
+}
+
+#[test]
+fn attention_of_a_prompt_is_the_same_however_it_is_cut() {
+    let mut random = Random::new(33);
+    let pools = [Pool::new(1).unwrap(), Pool::new(3).unwrap()];
+    let groups = [1, 3, 8, 16];
+    let tokens = 140;
+    // Where the pieces end; behind the last one the rest follows.
+    let cuts: [Vec<usize>; 7] = [
+        vec![1],
+        (1..9).map(|i| 16 * i).collect(),
+        vec![63],
+        vec![64],
+        vec![65],
+        vec![63, 64, 65, 127, 130],
+        (1..tokens).collect(),
+    ];
+    for kernels in every_isa() {
+        for (block_type, head_dim) in caches() {
+            let cache = Cache::random(&mut random, block_type, head_dim, groups.len(), tokens);
+            let width = groups.iter().sum::<usize>() * head_dim;
+            let q = random.normals(tokens * width, 1.0);
+            let attend = |tokens: std::ops::Range<usize>, pool: &Pool| {
+                pool.region(kernels, |team| {
+                    let q = &q[tokens.start * width..tokens.end * width];
+                    attend_from(team, Phase::Prefill, &cache, &groups, tokens.start, q)
+                })
+            };
+            let whole = attend(0..tokens, &pools[0]);
+            assert!(whole.iter().all(|v| v.is_finite()));
+            for (cut, pool) in cuts.iter().zip(pools.iter().cycle()) {
+                let mut begin = 0;
+                for end in cut.iter().copied().chain([tokens]) {
+                    assert!(
+                        attend(begin..end, pool) == whole[begin * width..end * width],
+                        "{kernels:?} {block_type:?} {head_dim}, tokens {begin}..{end}"
+                    );
+                    begin = end;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_several_sequences_is_that_of_each_alone() {
+    let mut random = Random::new(34);
+    let pools = [Pool::new(1).unwrap(), Pool::new(3).unwrap()];
+    let groups = [1, 3, 8, 16];
+    // The first position and the tokens of each sequence; of generated ones some look back on several parts.
+    let prompts = [(0, 37), (60, 5), (10, 70), (130, 1), (0, 16)];
+    let generated = [
+        (0, 1),
+        (63, 1),
+        (511, 1),
+        (512, 1),
+        (62, 4),
+        (64, 1),
+        (700, 1),
+        (1300, 1),
+    ];
+    for kernels in every_isa() {
+        for (block_type, head_dim) in caches() {
+            let width = groups.iter().sum::<usize>() * head_dim;
+            let (weights, _) = random_matrix(&mut random, BlockType::Q8_0, 16, width);
+            let reader = MatrixView::new(BlockType::Q8_0, Layout::Native, 16, width, &weights);
+            for (phase, sequences) in [
+                (Phase::Prefill, &prompts[..]),
+                (Phase::Decode, &generated[..]),
+            ] {
+                let caches: Vec<Cache> = sequences
+                    .iter()
+                    .map(|(first, tokens)| {
+                        let (kv_heads, seen) = (groups.len(), first + tokens);
+                        Cache::random(&mut random, block_type, head_dim, kv_heads, seen)
+                    })
+                    .collect();
+                let blocks: Vec<KvBlocks> = caches.iter().map(Cache::blocks).collect();
+                let mut tokens = 0;
+                let spans: Vec<Span> = sequences
+                    .iter()
+                    .zip(&blocks)
+                    .map(|((first_position, count), blocks)| {
+                        tokens += count;
+                        Span {
+                            blocks,
+                            tokens: tokens - count..tokens,
+                            first_position: *first_position,
+                        }
+                    })
+                    .collect();
+                let q = random.normals(tokens * width, 1.0);
+                let solo = Team::solo(kernels);
+                let alone: Vec<f32> = spans
+                    .iter()
+                    .zip(&caches)
+                    .flat_map(|(span, cache)| {
+                        let q = &q[span.tokens.start * width..span.tokens.end * width];
+                        attend_from(&solo, phase, cache, &groups, span.first_position, q)
+                    })
+                    .collect();
+                assert!(alone.iter().all(|v| v.is_finite()));
+                let shape = AttentionShape {
+                    head_dim,
+                    group_sizes: &groups,
+                    layout: caches[0].layout,
+                    spans: &spans,
+                    phase,
+                };
+                for pool in &pools {
+                    let place = format!("{kernels:?} {block_type:?} {head_dim} {phase:?}");
+                    let together = pool.region(kernels, |team| attend(team, shape, &q));
+                    assert!(together == alone, "{place}");
+                    // In the form for a matrix.
+                    let mut input = Activations::default();
+                    let out = pool.region(kernels, |team| {
+                        attention(team, shape, &q, &mut input, &[reader], Keep::Nothing);
+                        product_of(team, reader, &mut input)
+                    });
+                    assert_eq!(out, product(kernels, reader, &alone, phase), "{place}");
+                }
+            }
         }
     }
 }

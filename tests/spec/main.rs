@@ -22,6 +22,7 @@ mod perplexity;
 mod prune;
 mod prune_steps;
 mod quant;
+mod scheduler;
 mod search;
 mod substitute;
 mod synthetic;

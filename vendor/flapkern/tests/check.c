@@ -303,7 +303,7 @@ static struct inputs inputs_of(const float *values, size_t tokens, size_t cols) 
     int8_t *q = guarded(tokens * cols, 0);
     float *scales = floats(tokens * blocks), *block_sums = floats(tokens * blocks);
     int32_t *code_sums = guarded(2 * tokens * blocks * sizeof *code_sums, 0);
-    struct inputs in = {{tokens, cols, values, q, scales, block_sums, code_sums, 0},
+    struct inputs in = {{FK_PHASE_PREFILL, tokens, cols, values, q, scales, block_sums, code_sums, 0},
                         guarded(tokens * cols * sizeof(double), 0),
                         guarded(tokens * cols * sizeof(double), 0)};
     for (size_t i = 0; i < tokens * cols; i++) in.exact[i] = values[i];
@@ -351,6 +351,10 @@ static struct product product_of(const struct format *f, const uint8_t *native, 
     return p;
 }
 
+static const char *phase_name(fk_phase phase) { return phase == FK_PHASE_PREFILL ? "prompt" : "generated"; }
+
+static const char *layout_name(fk_layout layout) { return layout == FK_LAYOUT_PACKED ? "packed" : "native"; }
+
 /* Columns of the output that are not the product's. */
 #define MARGIN 3
 #define UNTOUCHED 12345.0f
@@ -359,7 +363,7 @@ static struct product product_of(const struct format *f, const uint8_t *native, 
 static float *multiply(const fk_kernels *k, const fk_weights *w, const fk_activations *x, const size_t *ends, size_t n) {
     const size_t stride = w->rows + MARGIN;
     float *out = floats(x->tokens * stride);
-    float *scratch = floats(k->matmul_scratch(w, x->tokens));
+    float *scratch = floats(k->matmul_scratch(w, x->phase, x->tokens));
     for (size_t i = 0; i < x->tokens * stride; i++) out[i] = UNTOUCHED;
     size_t begin = 0;
     for (size_t i = 0; i <= n; i++) {
@@ -397,20 +401,60 @@ static void check_together(struct table *table, const struct format *f, const fk
         table->kernels->matmul(&other, 0, 1, &both, &alone, 1, 0);
         same &= memcmp(&alone, &together, sizeof alone) == 0;
     }
-    expect(table, same, "matvec %s %s: %zu x %zu differs from matmul", f->name,
-           w->layout == FK_LAYOUT_PACKED ? "packed" : "native", w->rows, w->cols);
+    expect(table, same, "matvec %s %s: %zu x %zu differs from matmul", f->name, layout_name(w->layout), w->rows, w->cols);
 }
 
-/* One matrix in one layout. */
-static void check_product(struct table *table, const struct format *f, fk_layout layout, const uint8_t *data, size_t rows,
-                          const struct inputs *in, const struct product *p, const char *what) {
+/* What comes out for a token is the same alone as among others, to the bit. */
+static void check_each_alone(struct table *table, const struct format *f, const fk_weights *w, const fk_activations *x) {
+    const size_t mark = area_count, tokens = x->tokens, stride = w->rows + MARGIN, blocks = x->cols / FK_BLOCK;
+    const size_t row_of_tiles = (x->cols + FK_TILE_COLS - 1) / FK_TILE_COLS * FK_TILE;
+    const size_t tile_rows = (tokens + FK_TILE_TOKENS - 1) / FK_TILE_TOKENS;
+    fk_activations together = *x;
+    uint16_t *tiles = 0;
+    if (table->kernels->activation_form(w, x->phase) == FK_FORM_BF16) {
+        tiles = guarded((tile_rows + 1) * row_of_tiles * sizeof *tiles, 0);
+        for (size_t i = 0; i < tile_rows; i++) {
+            const size_t t = i * FK_TILE_TOKENS, count = tokens - t < FK_TILE_TOKENS ? tokens - t : FK_TILE_TOKENS;
+            table->kernels->fill_tiles(x->values + t * x->cols, count, x->cols, tiles + i * row_of_tiles);
+        }
+        together.tiles = tiles;
+    }
+    const float *out = multiply(table->kernels, w, &together, 0, 0);
+    for (size_t t = 0; t < tokens; t++) {
+        const size_t inner = area_count;
+        fk_activations one = *x;
+        one.tokens = 1;
+        one.values += t * x->cols;
+        one.quantized += t * x->cols;
+        one.scales += t * blocks;
+        one.block_sums += t * blocks;
+        one.code_sums += 2 * t * blocks;
+        if (tiles) {
+            one.tiles = tiles + tile_rows * row_of_tiles;
+            table->kernels->fill_tiles(one.values, 1, x->cols, tiles + tile_rows * row_of_tiles);
+        }
+        const float *alone = multiply(table->kernels, w, &one, 0, 0);
+        int same = 1;
+        for (size_t r = 0; r < w->rows; r++) same &= alone[r] == out[t * stride + r] || isnan(alone[r]);
+        expect(table, same, "matmul %s %s: %zu x %zu, %s token %zu of %zu differs from what it is alone", f->name,
+               layout_name(w->layout), w->rows, w->cols, phase_name(x->phase), t, tokens);
+        release(inner);
+    }
+    release(mark);
+}
+
+/* One matrix in one layout and tokens of one phase. */
+static void check_product(struct table *table, const struct format *f, fk_layout layout, fk_phase phase, const uint8_t *data,
+                          size_t rows, const struct inputs *in, const struct product *p, const char *what) {
     const size_t mark = area_count, cols = in->x.cols, tokens = in->x.tokens, stride = rows + MARGIN;
     const fk_weights w = {f->type, layout, data, row_bytes(f, cols), rows, cols};
-    const fk_form asked = table->kernels->activation_form(&w, tokens);
+    fk_activations x = in->x;
+    x.phase = phase;
+    if (tokens > 1) check_each_alone(table, f, &w, &x);
+    const fk_form asked = table->kernels->activation_form(&w, phase);
     /* Products in bfloat16 are for tests that know what it rounds off. */
     if (asked == FK_FORM_BF16) return;
     const int form = asked == FK_FORM_INT8;
-    fk_activations x = in->x;
     /* The rows that fill no packed group are native ones, which of most types are decoded and not multiplied in 8 bits. */
     const int has_dot = f->type == FK_TYPE_Q8_0 || f->type == FK_TYPE_Q4_0 || f->type == FK_TYPE_Q4_1;
     const size_t decoded_from = layout == FK_LAYOUT_PACKED && !has_dot ? rows / FK_GROUP * FK_GROUP : rows;
@@ -431,8 +475,8 @@ static void check_product(struct table *table, const struct format *f, fk_layout
             double expected = p->value[own][at], allowed = 4e-6 * p->size[own][at] + 1e-37;
             float got = out[t * stride + r];
             good = isfinite(expected) ? near(got, expected, allowed) : !isfinite(got);
-            expect(table, good, "matmul %s %s %s: %zu x %zu, token %zu of %zu, row %zu: %g for %g", what, f->name,
-                   layout == FK_LAYOUT_PACKED ? "packed" : "native", rows, cols, t, tokens, r, got, expected);
+            expect(table, good, "matmul %s %s %s: %zu x %zu, %s token %zu of %zu, row %zu: %g for %g", what, f->name,
+                   layout_name(layout), rows, cols, phase_name(phase), t, tokens, r, got, expected);
         }
         for (size_t r = rows; r < stride; r++)
             expect(table, out[t * stride + r] == UNTOUCHED, "matmul %s: writes beyond row %zu", f->name, rows);
@@ -442,22 +486,25 @@ static void check_product(struct table *table, const struct format *f, fk_layout
                              ? multiply(table->kernels, &w, &x, packed_ends, COUNT(packed_ends))
                              : multiply(table->kernels, &w, &x, native_ends, COUNT(native_ends));
     expect(table, memcmp(out, split, tokens * stride * sizeof *out) == 0 || !isfinite(p->value[form][0]),
-           "matmul %s %s: %zu x %zu, %zu tokens: depends on how rows are split", f->name,
-           layout == FK_LAYOUT_PACKED ? "packed" : "native", rows, cols, tokens);
-    if (tokens == 1) check_together(table, f, &w, &x, out);
+           "matmul %s %s: %zu x %zu, %zu %s tokens: depends on how rows are split", f->name, layout_name(layout), rows,
+           cols, tokens, phase_name(phase));
+    if (tokens == 1 && phase == FK_PHASE_DECODE) check_together(table, f, &w, &x, out);
     release(mark);
 }
 
-/* One matrix in all of its layouts by all tables. */
+/* One matrix in all of its layouts by all tables, in both phases. */
 static void check_matrix(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
                          size_t cols, const char *what) {
     const size_t mark = area_count;
     struct inputs in = inputs_of(values, tokens, cols);
     struct product p = product_of(f, native, rows, &in);
-    for EACH_TABLE (table) check_product(table, f, FK_LAYOUT_NATIVE, native, rows, &in, &p, what);
     uint8_t *packed = guarded(rows * row_bytes(f, cols), tokens % 2);
     pack(f, rows, cols, native, packed);
-    for EACH_TABLE (table) check_product(table, f, FK_LAYOUT_PACKED, packed, rows, &in, &p, what);
+    for EACH_TABLE (table)
+        for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++) {
+            check_product(table, f, FK_LAYOUT_NATIVE, (fk_phase)phase, native, rows, &in, &p, what);
+            check_product(table, f, FK_LAYOUT_PACKED, (fk_phase)phase, packed, rows, &in, &p, what);
+        }
     release(mark);
 }
 
@@ -755,7 +802,71 @@ static void check_moments(void) {
 
 /* ---- attention ---- */
 
-static void check_attention_of(size_t head_dim, size_t queries, size_t first, size_t step, float size) {
+/* Keys and values of some positions in blocks. Every block begins with bytes of another layer. In every other cache values come
+ * before keys. What the last block lacks of positions is not a number, or, at its end, not there. */
+struct cache {
+    fk_kv_head kv;
+    double *keys, *values; /* [positions, head_dim] */
+};
+
+static struct cache random_cache(fk_type type, size_t head_dim, size_t positions) {
+    enum { OTHER_LAYER = 38 };
+    const size_t blocks = (positions + FK_KV_BLOCK - 1) / FK_KV_BLOCK, values_first = positions % 2;
+    const struct format *f = formats;
+    while (f->type != type) f++;
+    const size_t bytes = row_bytes(f, head_dim), whole = FK_KV_BLOCK * bytes;
+    const uint8_t **starts = guarded(blocks * sizeof *starts, 0);
+    const size_t first = OTHER_LAYER, second = OTHER_LAYER + whole;
+    struct cache cache = {{type, starts, values_first ? second : first, values_first ? first : second, bytes, head_dim},
+                          guarded(positions * head_dim * sizeof(double), 0),
+                          guarded(positions * head_dim * sizeof(double), 0)};
+    float *line = floats(head_dim);
+    /* The last block is the first in memory. */
+    for (size_t b = blocks; b-- > 0;) {
+        const size_t there = positions - b * FK_KV_BLOCK < FK_KV_BLOCK ? positions - b * FK_KV_BLOCK : FK_KV_BLOCK;
+        const size_t size = OTHER_LAYER + whole + there * bytes;
+        uint8_t *block = guarded(size, 0);
+        for (size_t i = 0; i + 2 <= size; i += 2) put_u16(block + i, 0x7e00);
+        for (size_t p = 0; p < there; p++)
+            for (int which = 0; which < 2; which++) {
+                uint8_t *row = block + (which ? cache.kv.values : cache.kv.keys) + p * bytes;
+                double *exact = (which ? cache.values : cache.keys) + (b * FK_KV_BLOCK + p) * head_dim, unused;
+                fill_normal(line, head_dim, which ? 1 : 1.5f);
+                if (type == FK_TYPE_F16)
+                    for (size_t d = 0; d < head_dim; d++) put_u16(row + 2 * d, half_of(line[d]));
+                else
+                    for (size_t d = 0; d < head_dim; d++) {
+                        uint8_t *at = row + d / FK_BLOCK * bytes_of(f);
+                        if (d % FK_BLOCK == 0) put_u16(at, half_of((which ? 2.0f : 3.0f) / 127));
+                        at[2 + d % FK_BLOCK] = (uint8_t)(int8_t)rintf(line[d] * 40);
+                    }
+                for (size_t d = 0; d < head_dim; d++) exact[d] = decode(f, row, d, &unused);
+            }
+        starts[b] = block;
+    }
+    return cache;
+}
+
+/* Whether bfloat16 rounds scores and weights of what a table makes of these queries. */
+static int in_bfloats(const struct table *t, fk_phase phase, size_t queries) {
+    return strcmp(t->kernels->name, "amx") == 0 && (phase == FK_PHASE_PREFILL || queries >= 16);
+}
+
+/* Attends to the queries from `begin` on. */
+static void attend_to(const struct table *t, fk_phase phase, const float *q, size_t begin, size_t end, const size_t *visible,
+                      const fk_kv_head *kv, float scale, float *out) {
+    const size_t mark = area_count, count = end - begin, dim = kv->head_dim;
+    size_t most = 0;
+    for (size_t i = begin; i < end; i++) most = visible[i] > most ? visible[i] : most;
+    float *scratch = floats(t->kernels->attend_scratch(phase, count, dim, most)), *own = floats(count * dim);
+    t->kernels->attend(phase, q + begin * dim, count, visible + begin, kv, scale, own, 0, scratch);
+    memcpy(out + begin * dim, own, count * dim * sizeof *out);
+    release(mark);
+}
+
+/* Queries of tokens that have `step` each, the first of which sees `first` positions. In the decode phase they are of one. */
+static void check_attention_of(fk_type type, fk_phase phase, size_t head_dim, size_t queries, size_t first, size_t step,
+                               float size) {
     const size_t mark = area_count;
     size_t *visible = guarded(queries * sizeof *visible, 0), positions = 0;
     for (size_t i = 0; i < queries; i++) {
@@ -764,22 +875,15 @@ static void check_attention_of(size_t head_dim, size_t queries, size_t first, si
     }
     float *q = floats(queries * head_dim);
     fill_normal(q, queries * head_dim, size);
-    uint16_t *keys = guarded(positions * head_dim * 2, 0), *values = guarded(positions * head_dim * 2, 0);
-    for (size_t i = 0; i < positions * head_dim; i++) {
-        keys[i] = half_of(1.5f * random_normal());
-        values[i] = half_of(random_normal());
-    }
-    const fk_kv_head kv = {FK_TYPE_F16, (const uint8_t *)keys, (const uint8_t *)values, 2 * head_dim, head_dim};
+    const struct cache cache = random_cache(type, head_dim, positions);
     const float scale = 1 / sqrtf((float)head_dim);
 
-    double *expected = guarded(queries * head_dim * sizeof *expected, 0);
-    double *decoded = guarded(positions * head_dim * sizeof *decoded, 0), *score = guarded(positions * sizeof *score, 0);
-    for (size_t i = 0; i < positions * head_dim; i++) decoded[i] = half_value(keys[i]);
+    double *expected = guarded(queries * head_dim * sizeof *expected, 0), *score = guarded(positions * sizeof *score, 0);
     for (size_t i = 0; i < queries; i++) {
         double peak = -INFINITY, sum = 0;
         for (size_t p = 0; p < visible[i]; p++) {
             score[p] = 0;
-            for (size_t d = 0; d < head_dim; d++) score[p] += (double)q[i * head_dim + d] * decoded[p * head_dim + d];
+            for (size_t d = 0; d < head_dim; d++) score[p] += (double)q[i * head_dim + d] * cache.keys[p * head_dim + d];
             score[p] *= scale;
             peak = fmax(peak, score[p]);
         }
@@ -787,21 +891,30 @@ static void check_attention_of(size_t head_dim, size_t queries, size_t first, si
         for (size_t d = 0; d < head_dim; d++) {
             double total = 0;
             for (size_t p = 0; p < visible[i]; p++)
-                if (score[p] > 0) total += score[p] / sum * half_value(values[p * head_dim + d]);
+                if (score[p] > 0) total += score[p] / sum * cache.values[p * head_dim + d];
             expected[i * head_dim + d] = total;
         }
     }
     for EACH_TABLE (t) {
         const size_t inner = area_count;
-        float *out = floats(queries * head_dim);
-        float *scratch = floats(t->kernels->attend_scratch(queries, head_dim, positions));
-        t->kernels->attend(q, queries, visible, &kv, scale, out, 0, scratch);
+        float *out = floats(queries * head_dim), *cut = floats(queries * head_dim);
+        attend_to(t, phase, q, 0, queries, visible, &cache.kv, scale, out);
         for (size_t i = 0; i < queries * head_dim; i++) {
             /* Scores are sums of float products, so that what is added to an exponent grows with them. */
-            if (!expect(t, near(out[i], expected[i], 2e-5 * (size > 1 ? size : 1) * (1 + fabs(expected[i]))),
-                        "attend: head_dim %zu, %zu queries from %zu on, value %zu: %g for %g", head_dim, queries, first, i,
-                        out[i], expected[i]))
+            const double allowed = in_bfloats(t, phase, queries) ? 3e-2 : 2e-5;
+            if (!expect(t, near(out[i], expected[i], allowed * (size > 1 ? size : 1) * (1 + fabs(expected[i]))),
+                        "attend: head_dim %zu, %zu queries of a %s token from %zu on, value %zu: %g for %g", head_dim, queries,
+                        phase_name(phase), first, i, out[i], expected[i]))
                 break;
+        }
+        /* However the tokens are cut, each has what it has together with the others. */
+        for (size_t some = step; some < queries && phase == FK_PHASE_PREFILL; some += step) {
+            for (size_t begin = 0; begin < queries; begin += some)
+                attend_to(t, phase, q, begin, begin + some < queries ? begin + some : queries, visible, &cache.kv, scale, cut);
+            int same = 1;
+            for (size_t i = 0; i < queries * head_dim; i++) same &= cut[i] == out[i];
+            expect(t, same, "attend: head_dim %zu, %zu queries from %zu on, cut by %zu: differ from the same at once", head_dim,
+                   queries, first, some);
         }
         release(inner);
     }
@@ -810,18 +923,31 @@ static void check_attention_of(size_t head_dim, size_t queries, size_t first, si
 
 static void check_attention(void) {
     static const size_t dims[] = {2, 10, 16, 33, 64, 80, 128};
+    for (size_t d = 0; d < COUNT(dims); d++)
+        for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++) {
+            const fk_phase p = (fk_phase)phase;
+            /* A token's queries: the most that go one by one, the least that share tiles, and more than a tile. */
+            static const size_t heads[] = {1, 3, 4, 5, 7, 8, 9, 16, 17};
+            static const size_t firsts[] = {1, 5, 63, 64, 65, 70, 150};
+            for (size_t i = 0; i < COUNT(heads) * COUNT(firsts); i++) {
+                const size_t n = heads[i % COUNT(heads)], first = firsts[i / COUNT(heads)];
+                if (dims[d] % FK_BLOCK == 0) check_attention_of(FK_TYPE_Q8_0, p, dims[d], n, first, n, 1);
+                check_attention_of(FK_TYPE_F16, p, dims[d], n, first, n, 1);
+            }
+        }
     for (size_t d = 0; d < COUNT(dims); d++) {
-        check_attention_of(dims[d], 1, 1, 1, 1);
-        check_attention_of(dims[d], 3, 70, 3, 1);   /* a token's queries */
-        check_attention_of(dims[d], 7, 5, 1, 1);    /* the most that go one by one */
-        check_attention_of(dims[d], 8, 1, 1, 1);    /* the least that share tiles */
-        check_attention_of(dims[d], 20, 120, 2, 1); /* across tiles */
+        check_attention_of(FK_TYPE_F16, FK_PHASE_PREFILL, dims[d], 7, 5, 1, 1);
+        check_attention_of(FK_TYPE_F16, FK_PHASE_PREFILL, dims[d], 20, 120, 2, 1); /* across tiles */
+        check_attention_of(FK_TYPE_F16, FK_PHASE_PREFILL, dims[d], 40, 58, 3, 1);
+        if (dims[d] % FK_BLOCK == 0) check_attention_of(FK_TYPE_Q8_0, FK_PHASE_PREFILL, dims[d], 40, 58, 3, 1);
     }
-    check_attention_of(16, 70, 1, 1, 1);
-    check_attention_of(64, 33, 64, 1, 1);
-    check_attention_of(600, 9, 3, 1, 1); /* more than a panel's depth */
-    check_attention_of(16, 5, 40, 1, 300);
-    check_attention_of(16, 12, 60, 1, 300);
+    check_attention_of(FK_TYPE_F16, FK_PHASE_PREFILL, 16, 70, 1, 1, 1);
+    check_attention_of(FK_TYPE_F16, FK_PHASE_PREFILL, 64, 33, 64, 1, 1);
+    check_attention_of(FK_TYPE_F16, FK_PHASE_PREFILL, 600, 9, 3, 1, 1); /* more than a panel's depth */
+    check_attention_of(FK_TYPE_F16, FK_PHASE_DECODE, 600, 9, 3, 9, 1);
+    check_attention_of(FK_TYPE_F16, FK_PHASE_PREFILL, 16, 5, 40, 1, 300);
+    check_attention_of(FK_TYPE_F16, FK_PHASE_PREFILL, 16, 12, 60, 1, 300);
+    check_attention_of(FK_TYPE_F16, FK_PHASE_DECODE, 16, 5, 60, 5, 300);
 }
 
 /* ---- */

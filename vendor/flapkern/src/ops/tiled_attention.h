@@ -170,7 +170,11 @@ INLINE vf tile_softmax(const float *scores, int positions, vi visible, int whole
     for (int p = 0; p < positions; p++)
         peak = _mm512_max_ps(_mm512_mask_blend_ps(sees(visible, p, whole), none, _mm512_load_ps(scores + 16 * p)), peak);
     const vf offset = (vf)peak * scale;
-    vf shrink = rough_exp2(*peaks * scale - offset), sum = *sums * shrink;
+    /* Exactly 1 for lanes that see nothing here, since the compiler may round the two products differently: what comes out
+     * for a query must not depend on whether others in its tile see more. */
+    const vf shrink = (vf)_mm512_mask_mov_ps(_mm512_set1_ps(1), sees(visible, 0, whole),
+                                             (__m512)rough_exp2(*peaks * scale - offset));
+    vf sum = *sums * shrink;
     for (int p = 0; p < positions; p += 2) {
         vf e[2];
         UNROLL for (int i = 0; i < 2; i++) {

@@ -1,0 +1,243 @@
+//! Many answers side by side: each is what it is alone, whenever the others come and go.
+
+use std::collections::BTreeMap;
+
+use crate::common::synthetic::runtime;
+use flapjack::generate::{
+    Finish, GenerateError, Generated, Generation, Request, RequestId, SamplerConfig, Scheduler,
+    Sequence,
+};
+use flapjack::gguf::GgufFile;
+use flapjack::kernels::{KV_BLOCK, Runtime};
+use flapjack::model::{CacheType, KvPool, Model, ModelError};
+use flapjack::prune::calibrate;
+use flapjack::tokenize::Tokenizer;
+
+struct Loaded {
+    model: Model,
+    tokenizer: Tokenizer,
+    runtime: Runtime,
+}
+
+fn load() -> Loaded {
+    let file = GgufFile::open(crate::common::default_model()).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&file).unwrap();
+    let runtime = runtime(2);
+    let mut model = Model::load(file).unwrap();
+    model.pack(&runtime);
+    Loaded {
+        model,
+        tokenizer,
+        runtime,
+    }
+}
+
+impl Loaded {
+    fn pool(&self) -> KvPool {
+        KvPool::new(&self.model, CacheType::F16).unwrap()
+    }
+
+    fn scheduler(&self, pool: &KvPool) -> Scheduler<'_> {
+        Scheduler::new(&self.model, &self.runtime, &self.tokenizer, pool.clone())
+    }
+
+    fn alone(&self, request: &Request, context: usize) -> (String, Generated) {
+        let mut sequence = Sequence::new(self.pool().cache(context));
+        let (model, runtime, tokenizer) = (&self.model, &self.runtime, &self.tokenizer);
+        let mut generation =
+            Generation::new(model, runtime, tokenizer, &mut sequence, request).unwrap();
+        let text = (&mut generation).map(Result::unwrap).collect();
+        (text, generation.generated().unwrap().clone())
+    }
+
+    /// Some tokens of the built-in text, from a place of its own.
+    fn prompt(&self, from: usize, tokens: usize) -> Vec<u32> {
+        let all = self.tokenizer.encode(calibrate::TEXT).unwrap();
+        all[from..from + tokens].to_vec()
+    }
+}
+
+fn request(prompt: Vec<u32>, max_tokens: usize, sampler: SamplerConfig) -> Request {
+    Request {
+        prompt,
+        max_tokens,
+        sampler,
+        stop: Vec::new(),
+        ignore_end: true,
+    }
+}
+
+/// What has come so far of each request.
+#[derive(Default)]
+struct Told(BTreeMap<RequestId, (String, Option<Result<Generated, GenerateError>>)>);
+
+impl Told {
+    fn step(&mut self, scheduler: &mut Scheduler) {
+        for progress in scheduler.step().unwrap() {
+            let told = self.0.entry(progress.id).or_default();
+            assert!(told.1.is_none(), "nothing comes after the end");
+            told.0 += &progress.text;
+            told.1 = progress.ended;
+        }
+    }
+
+    fn ended(&self, id: RequestId) -> (&str, &Generated) {
+        let (text, ended) = &self.0[&id];
+        (text, ended.as_ref().unwrap().as_ref().unwrap())
+    }
+}
+
+#[test]
+fn eight_answers_that_come_and_go_are_token_for_token_what_they_are_alone() {
+    let loaded = load();
+    let sampled = |seed| SamplerConfig {
+        seed,
+        temperature: 0.9,
+        ..SamplerConfig::default()
+    };
+    let requests: Vec<Request> = [3, 700, 64, 129, 17, 300, 5, 511]
+        .into_iter()
+        .enumerate()
+        .map(|(i, tokens)| {
+            let sampler = match i % 2 {
+                0 => SamplerConfig::greedy(),
+                _ => sampled(i as u64),
+            };
+            request(loaded.prompt(400 * i, tokens), 6 + 5 * i % 17, sampler)
+        })
+        .collect();
+    let pool = loaded.pool();
+    let mut scheduler = loaded.scheduler(&pool);
+    let mut told = Told::default();
+    let mut ids = Vec::new();
+    for request in &requests {
+        ids.push(scheduler.add(request.clone(), 800).unwrap());
+        told.step(&mut scheduler);
+        told.step(&mut scheduler);
+    }
+    while !scheduler.is_empty() {
+        told.step(&mut scheduler);
+    }
+    assert_eq!(pool.used_blocks(), 0, "all blocks are free again");
+    for (id, request) in ids.iter().zip(&requests) {
+        let (text, generated) = told.ended(*id);
+        let (text_alone, alone) = loaded.alone(request, 800);
+        assert_eq!(generated.tokens, alone.tokens);
+        assert_eq!(text, text_alone);
+        assert_eq!(generated.finish, Finish::Length);
+        assert_eq!(generated.timings.steps, alone.timings.steps);
+    }
+}
+
+#[test]
+fn what_prompts_have_in_common_is_computed_once() {
+    let loaded = load();
+    let common = loaded.prompt(0, 200);
+    let requests: Vec<Request> = (0..3)
+        .map(|i| {
+            let prompt = [&common[..], &loaded.prompt(300 * (i + 1), 20 + i)].concat();
+            request(prompt, 4, SamplerConfig::greedy())
+        })
+        .collect();
+    let pool = loaded.pool();
+    let mut scheduler = loaded.scheduler(&pool);
+    let mut told = Told::default();
+    // All at the same time: the others wait for the first.
+    let ids: Vec<RequestId> = requests
+        .iter()
+        .map(|request| scheduler.add(request.clone(), 300).unwrap())
+        .collect();
+    let mut most = 0;
+    while !scheduler.is_empty() {
+        told.step(&mut scheduler);
+        most = most.max(pool.used_blocks());
+    }
+    let shared = common.len() / KV_BLOCK;
+    assert!(most <= shared + 3, "{most} blocks, {shared} of them shared");
+    for (i, (id, request)) in ids.iter().zip(&requests).enumerate() {
+        let (text, generated) = told.ended(*id);
+        assert_eq!(text, loaded.alone(request, 300).0);
+        let computed = match i {
+            0 => request.prompt.len(),
+            _ => request.prompt.len() - shared * KV_BLOCK,
+        };
+        assert_eq!(generated.timings.prompt_tokens, computed);
+    }
+}
+
+#[test]
+fn a_cancelled_answer_frees_its_blocks_and_a_full_pool_makes_others_wait() {
+    let loaded = load();
+    let pool = KvPool::with_limit(&loaded.model, CacheType::F16, 3).unwrap();
+    let mut scheduler = loaded.scheduler(&pool);
+    let mut told = Told::default();
+    let ask =
+        |i: usize, tokens| request(loaded.prompt(500 * i, tokens), 3, SamplerConfig::greedy());
+    // What no pool of this size could hold.
+    assert!(matches!(
+        scheduler.add(ask(0, 200), 300),
+        Err(GenerateError::PromptTooLong { room: 192, .. })
+    ));
+    assert!(matches!(
+        scheduler.add(ask(0, 0), 300),
+        Err(GenerateError::EmptyPrompt)
+    ));
+    let unknown = request(vec![1, u32::MAX], 3, SamplerConfig::greedy());
+    assert!(matches!(
+        scheduler.add(unknown, 300),
+        Err(GenerateError::Model(ModelError::Token { place: 1, .. }))
+    ));
+
+    let [a, b, c] = [ask(0, 100), ask(1, 100), ask(2, 60)];
+    let [a_id, b_id, c_id] = [&a, &b, &c].map(|r| scheduler.add(r.clone(), 300).unwrap());
+    told.step(&mut scheduler);
+    assert_eq!(pool.used_blocks(), 2);
+    assert!(!told.0.contains_key(&b_id), "there is no room for it yet");
+    assert!(scheduler.cancel(a_id));
+    assert!(!scheduler.cancel(a_id));
+    assert_eq!(pool.used_blocks(), 0);
+    while !scheduler.is_empty() {
+        told.step(&mut scheduler);
+    }
+    for (id, request) in [(b_id, &b), (c_id, &c)] {
+        assert_eq!(told.ended(id).0, loaded.alone(request, 300).0);
+    }
+    assert!(told.0[&a_id].1.is_none());
+}
+
+#[test]
+fn a_sequence_goes_on_where_it_ended() {
+    let loaded = load();
+    let (model, runtime, tokenizer) = (&loaded.model, &loaded.runtime, &loaded.tokenizer);
+    let first = request(loaded.prompt(0, 30), 5, SamplerConfig::greedy());
+    let mut sequence = Sequence::new(loaded.pool().cache(200));
+    let run = |sequence: &mut Sequence, request: &Request| {
+        let mut generation = Generation::new(model, runtime, tokenizer, sequence, request).unwrap();
+        (&mut generation).for_each(|piece| drop(piece.unwrap()));
+        generation.generated().unwrap().tokens.clone()
+    };
+    let answer = run(&mut sequence, &first);
+    // Nothing was asked for behind the last token, so that the model has not seen it.
+    assert_eq!(
+        sequence.tokens(),
+        [&first.prompt[..], &answer[..4]].concat()
+    );
+    let mut copy = sequence.clone();
+
+    let more = request(loaded.prompt(100, 10), 5, SamplerConfig::greedy());
+    let second = run(&mut sequence, &more);
+    let seen = [&first.prompt[..], &answer, &more.prompt, &second[..4]].concat();
+    assert_eq!(sequence.tokens(), seen);
+    // A copy goes on by itself, and so does what was cut back.
+    assert_eq!(run(&mut copy, &more), second);
+    copy.truncate(30);
+    assert_eq!(copy.tokens(), first.prompt);
+    let nothing = request(Vec::new(), 5, SamplerConfig::greedy());
+    assert!(matches!(
+        Generation::new(model, runtime, tokenizer, &mut copy, &nothing),
+        Err(GenerateError::EmptyPrompt)
+    ));
+    // What the model has not seen is enough to go on from.
+    let went_on = run(&mut sequence, &nothing);
+    assert_eq!(went_on.len(), 5);
+}
