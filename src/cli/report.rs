@@ -109,6 +109,9 @@ impl Run {
     }
 }
 
+/// Something of a layer.
+type Of<T> = fn(&LayerSnapshot) -> T;
+
 /// Ratio, widths, sizes and memory, before and after.
 pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
     let PruneReport {
@@ -133,7 +136,7 @@ pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
         recipe.metric, recipe.structure, recipe.heads, recipe.restore
     ));
     let layers = || before.layers.iter().zip(&after.layers);
-    let widths: [(&str, fn(&LayerSnapshot) -> usize); 3] = [
+    let widths: [(&str, Of<usize>); 3] = [
         ("heads", |layer| layer.heads),
         ("KV heads", |layer| layer.kv_heads),
         ("channels", |layer| layer.channels),
@@ -142,7 +145,7 @@ pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
         let kept = layers().map(|(was, is)| (width(was), width(is)));
         lines.push(kept_line(name, kept));
     }
-    let types: [(&str, fn(&LayerSnapshot) -> &'static str); 2] = [
+    let types: [(&str, Of<&'static str>); 2] = [
         ("attention output", |layer| layer.output_type),
         ("MLP down", |layer| layer.down_type),
     ];

@@ -6,6 +6,7 @@ use std::time::Duration;
 use flapjack::engine::{EngineError, Notice, OutOfReach, Target, TextError, Unsuited};
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
+use flapjack::hub::HubError;
 use flapjack::prune::{ProfileError, PruneErrorKind};
 
 // ---- quantities ----
@@ -111,13 +112,27 @@ pub fn describe(error: &anyhow::Error) -> String {
 
 /// What to do about an error, in the command line's own terms; `None` where its message is all there is to say.
 fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
-    let engine = cause.downcast_ref::<EngineError>();
-    if let Some(error) = engine.or(cause.downcast_ref::<Box<EngineError>>().map(|e| &**e)) {
+    if let Some(error) = cause.downcast_ref::<EngineError>() {
         return engine_advice(error);
     }
-    cause
-        .downcast_ref::<GenerateError>()
-        .and_then(generate_advice)
+    if let Some(error) = cause.downcast_ref::<Box<EngineError>>() {
+        return engine_advice(error);
+    }
+    if let Some(error) = cause.downcast_ref::<HubError>() {
+        return hub_advice(error);
+    }
+    generate_advice(cause.downcast_ref()?)
+}
+
+fn hub_advice(error: &HubError) -> Option<String> {
+    let words = match error {
+        HubError::Local { .. } => ", with -m",
+        HubError::NoCacheFolder | HubError::Cache { .. } | HubError::Fetch { .. } => {
+            "; -m takes the path of one"
+        }
+        _ => return None,
+    };
+    Some(words.to_owned())
 }
 
 fn engine_advice(error: &EngineError) -> Option<String> {

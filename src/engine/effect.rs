@@ -1,9 +1,10 @@
 //! What pruning does to predictions: perplexity before and after, on text of the calibration's source and on the built-in one.
 
 use super::Engine;
+use super::collection::EFFECT_TOKENS;
 use super::error::{Doing, EngineError};
 use super::events::{Events, Stage};
-use super::profile::{Calibrated, EFFECT_TOKENS};
+use super::profile::Calibrated;
 use super::report::{Effect, EffectText};
 use super::text::first_tokens;
 use crate::eval::{self, PerplexityOptions};

@@ -68,6 +68,8 @@ pub enum EngineError {
     NothingToBegin,
     #[error("the model has been pruned already; open its file again to prune it in another way")]
     AlreadyPruned,
+    #[error("pruning the model was broken off; open its file again")]
+    BrokenOff,
     /// A metric looks at all covariances at once, and they do not fit.
     #[error(
         "the metric {metric} looks at the covariances of all layers at once, {}, and that is more than {}",

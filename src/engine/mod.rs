@@ -6,20 +6,26 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `prune` | pruning from options to report, in order: begin to read here |
-//! | `profile` | what pruning needs of a profile; where the profile comes from |
+//! | `needs` | what a profile must hold, in how much memory |
 //! | `text` | where calibration text comes from |
+//! | `collection` | a profile from the cache folder, or collected from a text |
+//! | `profile` | a profile from a file; pruning by a profile |
 //! | `target` | the ratio for a size, a speed, a perplexity |
 //! | `effect` | perplexities before and after |
 //! | `cache` | profiles and outcomes of earlier runs |
+//! | `export` | the model as a file, with the record of how it was pruned |
 //! | `options`, `events`, `report`, `error` | what goes in and what comes out |
 //! | `machine` | what the machine has |
 //! | `synthetic` | small random models, for examples and tests |
 
 mod cache;
+mod collection;
 mod effect;
 mod error;
 mod events;
+mod export;
 mod machine;
+mod needs;
 mod options;
 mod profile;
 mod prune;
@@ -28,7 +34,6 @@ mod synthetic;
 mod target;
 mod text;
 
-use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -57,8 +62,7 @@ use crate::gguf::GgufFile;
 #[cfg(doc)]
 use crate::kernels::KV_BLOCK;
 use crate::kernels::Runtime;
-use crate::model::{CacheType, Export, KvCache, KvPool, LayerForm, Model, ModelError, Shape};
-use crate::prune::{Record, record};
+use crate::model::{CacheType, KvCache, KvPool, Model, ModelError, Shape};
 use crate::tokenize::Tokenizer;
 
 /// A model that is ready to run, with all that running and pruning it takes.
@@ -75,7 +79,7 @@ pub struct Engine {
     pack_time: Option<Duration>,
     /// Whether some or all of the layers have been pruned.
     touched: bool,
-    /// What pruning did, when it is done.
+    /// What pruning did; `None` before it is done, and where it broke off.
     pruned: Option<Box<PruneReport>>,
 }
 
@@ -429,106 +433,4 @@ impl Engine {
         let Self { model, runtime, .. } = self;
         eval::read_bandwidth(&model.map, model.bytes(), runtime)
     }
-}
-
-// ---- writing ----
-
-impl Engine {
-    /// Writes the model to a GGUF file that llama.cpp runs too, with the record of how it was pruned.
-    ///
-    /// # Errors
-    /// If the model was made in memory, its file has changed since, or the system cannot write.
-    pub fn export(&mut self, path: impl AsRef<Path>) -> Result<ExportReport, EngineError> {
-        self.must_have_file()?;
-        // A file holds weights as they are not packed.
-        self.model.unpack(&self.runtime);
-        let written = self.write_file(path.as_ref());
-        if self.pack_time.is_some() {
-            self.model.pack(&self.runtime);
-        }
-        written
-    }
-
-    fn write_file(&self, path: &Path) -> Result<ExportReport, EngineError> {
-        // Another map of the same file: what was not pruned is taken from it as it is.
-        let source = GgufFile::open(self.model.path())?;
-        let export = Export::new(&self.model);
-        let entries = self
-            .record(&source, &export)?
-            .map(|record| record.entries());
-        let writer = export.writer(&source, record::PREFIX, entries.unwrap_or_default())?;
-        writer.save(path).map_err(|error| {
-            EngineError::at(Doing::Export {
-                path: path.to_owned(),
-            })(error.into())
-        })?;
-        let size = |path| std::fs::metadata(path).map_or(0, |file| file.len());
-        let sum = |of: fn(&LayerForm) -> usize| export.layers().iter().map(of).sum();
-        Ok(ExportReport {
-            bytes: size(path),
-            source_bytes: size(self.model.path()),
-            architecture: export.architecture().name(),
-            added_heads: sum(LayerForm::added_heads),
-            repeated_kv_heads: sum(LayerForm::repeated_kv_heads),
-            added_bytes: export.added_bytes(),
-        })
-    }
-
-    /// How the model was pruned, now and before; `None` if it never was.
-    fn record(&self, source: &GgufFile, export: &Export) -> Result<Option<Record>, EngineError> {
-        let earlier = Record::from_gguf(source)?;
-        let Some(report) = &self.pruned else {
-            return Ok(earlier);
-        };
-        let calibration = &report.calibration;
-        if source.fingerprint() != calibration.model {
-            return Err(EngineError::FileChanged {
-                path: source.path().to_owned(),
-            });
-        }
-        let before = &report.before;
-        let parameters = match &earlier {
-            Some(record) => record.parameters,
-            None => before.layer_parameters as u64,
-        };
-        let widths = before.layers.iter();
-        let widths: Vec<_> = widths.map(|layer| (layer.heads, layer.channels)).collect();
-        let tokens = calibration.all_tokens;
-        Ok(Some(Record {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            method: method_in_words(report),
-            asked: report.ratio,
-            ratio: 1.0 - self.model.layer_parameters() as f64 / parameters.max(1) as f64,
-            parameters,
-            profile: calibration.hash.clone(),
-            calibration: match tokens {
-                1 => format!("1 token of {}", calibration.source),
-                _ => format!("{tokens} tokens of {}", calibration.source),
-            },
-            model: calibration.model.clone(),
-            layers: Record::layers(&report.plan, &widths, export.layers(), earlier.as_ref()),
-        }))
-    }
-
-    /// Writes the file that a model in memory is the image of. Its weights must not be packed or pruned.
-    ///
-    /// # Errors
-    /// Those of `out`.
-    ///
-    /// # Panics
-    /// If the weights are packed or pruned.
-    pub fn write_image(&self, out: &mut impl Write) -> std::io::Result<()> {
-        let as_made = self.pack_time.is_none() && !self.touched;
-        assert!(as_made, "an image has weights as they were made");
-        out.write_all(self.model.map.bytes())
-    }
-}
-
-/// The method, and the choices that it came to.
-fn method_in_words(report: &PruneReport) -> String {
-    let PruneReport { method, recipe, .. } = report;
-    format!(
-        "{method} ({}, {}, heads by {}, restoration {})",
-        recipe.metric, recipe.structure, recipe.heads, recipe.restore
-    )
 }

@@ -1,8 +1,9 @@
 //! Pruning, from what was asked to what was done. [`Engine::prune`] goes through it in order:
 //!
-//! 1. decide what the profile must hold, and read the text or the file that it comes from (`profile.rs`, `text.rs`);
+//! 1. read the text (`text.rs`), and decide what the profile must hold (`needs.rs`); or read the profile, if one is named
+//!    (`profile.rs`);
 //! 2. look whether an earlier run has left the outcome (`cache.rs`); then only that is carried out;
-//! 3. find the profile in the cache, or run the text through the model for it (`profile.rs`);
+//! 3. find the profile in the cache, or run the text through the model for it (`collection.rs`);
 //! 4. find the ratio that reaches the target (`target.rs`);
 //! 5. prune in place, and measure what that does to predictions (`effect.rs`);
 //! 6. keep the outcome for the next run, and report (`report.rs`).
@@ -11,11 +12,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Engine;
+use super::collection::Collection;
 use super::effect::Probe;
 use super::error::EngineError;
 use super::events::{Events, Shared, Stage};
 use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions};
-use super::profile::{self, Calibrated, Collection};
+use super::profile::{self, Calibrated};
 use super::report::{CalibrationReport, Notice, PruneReport, SearchReport, Snapshot};
 use super::target;
 use crate::eval::TokenTime;

@@ -817,6 +817,8 @@ fn a_model_that_is_pruned_in_part_says_so_and_is_not_pruned_again() {
         assert_eq!(error.touched, [0]);
         let error = engine.prune(&flap(), &mut ignore).unwrap_err();
         assert!(matches!(error, EngineError::AlreadyPruned), "{error}");
+        let error = engine.export(workshop.path("part.gguf")).unwrap_err();
+        assert!(matches!(error, EngineError::BrokenOff), "{error}");
     }
 }
 

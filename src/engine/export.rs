@@ -1,0 +1,116 @@
+//! Writing the model to a file, with the record of how it was pruned.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::Engine;
+use super::error::{Doing, EngineError};
+use super::report::{ExportReport, PruneReport};
+use crate::gguf::GgufFile;
+use crate::model::{Export, LayerForm};
+use crate::prune::{Record, record};
+
+impl Engine {
+    /// Writes the model to a GGUF file that llama.cpp runs too, with the record of how it was pruned.
+    ///
+    /// # Errors
+    /// If the model was made in memory, its pruning was broken off, its file has changed since, or the system cannot write.
+    pub fn export(&mut self, path: impl AsRef<Path>) -> Result<ExportReport, EngineError> {
+        self.must_have_file()?;
+        if self.touched && self.pruned.is_none() {
+            return Err(EngineError::BrokenOff);
+        }
+        // A file holds weights as they are not packed.
+        self.model.unpack(&self.runtime);
+        let written = self.write_file(path.as_ref());
+        if self.pack_time.is_some() {
+            self.model.pack(&self.runtime);
+        }
+        written
+    }
+
+    fn write_file(&self, path: &Path) -> Result<ExportReport, EngineError> {
+        // Another map of the same file: what was not pruned is taken from it as it is.
+        let source = GgufFile::open(self.model.path())?;
+        let export = Export::new(&self.model);
+        let entries = self
+            .record(&source, &export)?
+            .map(|record| record.entries());
+        let writer = export.writer(&source, record::PREFIX, entries.unwrap_or_default())?;
+        let doing = Doing::Export {
+            path: path.to_owned(),
+        };
+        writer
+            .save(path)
+            .map_err(EngineError::from)
+            .map_err(EngineError::at(doing))?;
+        let size = |path| std::fs::metadata(path).map_or(0, |file| file.len());
+        let sum = |of: fn(&LayerForm) -> usize| export.layers().iter().map(of).sum();
+        Ok(ExportReport {
+            bytes: size(path),
+            source_bytes: size(self.model.path()),
+            architecture: export.architecture().name(),
+            added_heads: sum(LayerForm::added_heads),
+            repeated_kv_heads: sum(LayerForm::repeated_kv_heads),
+            added_bytes: export.added_bytes(),
+        })
+    }
+
+    /// How the model was pruned, now and before; `None` if it never was.
+    fn record(&self, source: &GgufFile, export: &Export) -> Result<Option<Record>, EngineError> {
+        let earlier = Record::from_gguf(source)?;
+        let Some(report) = &self.pruned else {
+            return Ok(earlier);
+        };
+        let calibration = &report.calibration;
+        if source.fingerprint() != calibration.model {
+            return Err(EngineError::FileChanged {
+                path: source.path().to_owned(),
+            });
+        }
+        let before = &report.before;
+        let parameters = match &earlier {
+            Some(record) => record.parameters,
+            None => before.layer_parameters as u64,
+        };
+        let widths = before.layers.iter();
+        let widths: Vec<_> = widths.map(|layer| (layer.heads, layer.channels)).collect();
+        let tokens = calibration.all_tokens;
+        Ok(Some(Record {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            method: method_in_words(report),
+            asked: report.ratio,
+            ratio: 1.0 - self.model.layer_parameters() as f64 / parameters.max(1) as f64,
+            parameters,
+            profile: calibration.hash.clone(),
+            calibration: match tokens {
+                1 => format!("1 token of {}", calibration.source),
+                _ => format!("{tokens} tokens of {}", calibration.source),
+            },
+            model: calibration.model.clone(),
+            layers: Record::layers(&report.plan, &widths, export.layers(), earlier.as_ref()),
+        }))
+    }
+
+    /// Writes the file that a model in memory is the image of. Its weights must not be packed or pruned.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    ///
+    /// # Panics
+    /// If the weights are packed or pruned.
+    pub fn write_image(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let as_made = self.pack_time.is_none() && !self.touched;
+        assert!(as_made, "an image has weights as they were made");
+        out.write_all(self.model.map.bytes())
+    }
+}
+
+/// The method, and the choices that it came to.
+fn method_in_words(report: &PruneReport) -> String {
+    let PruneReport { method, recipe, .. } = report;
+    format!(
+        "{method} ({}, {}, heads by {}, restoration {})",
+        recipe.metric, recipe.structure, recipe.heads, recipe.restore
+    )
+}
