@@ -6,9 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::hub;
-use crate::prune::{
-    Origin, Outcome, OutcomeKey, Profile, ProfileError, StoredProfile, outcome, store,
-};
+use crate::prune::{Origin, Outcome, OutcomeKey, Profile, StoredProfile, outcome, store};
 
 /// Profiles that are kept, most of which are some MiB, and how many of them may be larger than [`LARGE`].
 const MOST_PROFILES: usize = 64;
@@ -51,7 +49,8 @@ impl CacheFolder {
     pub fn keep_profile(&self, stored: &StoredProfile) -> Option<String> {
         let folder = self.0.as_ref()?;
         let path = self.profile_path(&stored.origin)?;
-        match save_profile(stored, folder, &path) {
+        make(folder);
+        match stored.save(&path) {
             Ok(hash) => {
                 forget_profiles(folder);
                 Some(hash)
@@ -83,7 +82,7 @@ impl CacheFolder {
             tracing::debug!("the outcome is too large to be kept");
             return;
         }
-        // The folder is there, for the profile is in it.
+        make(folder);
         match outcome.save(&path, key) {
             Ok(()) => forget_outcomes(folder),
             Err(error) => tracing::info!("the outcome is not kept for the next run: {error}"),
@@ -110,16 +109,11 @@ fn is_same(a: &Origin, b: &Origin) -> bool {
     (&a.model, &a.text, &a.collected, &a.flapjack) == (&b.model, &b.text, &b.collected, &b.flapjack)
 }
 
-fn save_profile(
-    stored: &StoredProfile,
-    folder: &Path,
-    path: &Path,
-) -> Result<String, ProfileError> {
-    fs::create_dir_all(folder).map_err(|source| ProfileError::Io {
-        path: folder.to_owned(),
-        source,
-    })?;
-    stored.save(path)
+/// Makes the folder. Where that fails, saving tells.
+fn make(folder: &Path) {
+    if let Err(error) = fs::create_dir_all(folder) {
+        tracing::debug!("cannot make the folder {}: {error}", folder.display());
+    }
 }
 
 fn forget_profiles(folder: &Path) {

@@ -39,21 +39,23 @@ pub const TINY: Shape = Shape {
     context_length: 512,
 };
 
-/// Tokens of the vocabulary before those of bytes: unknown, the beginning and the end of a text.
-const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
-/// The numbers that GGUF has for unknown, control and byte tokens.
+/// Tokens of the vocabulary before those of bytes: unknown, the beginning and the end of a text, and a space.
+const FIRST: [&str; 4] = ["<unk>", "<s>", "</s>", "\u{2581}"];
+/// The numbers that GGUF has for normal, unknown, control and byte tokens.
+const NORMAL: u32 = 1;
 const UNKNOWN: u32 = 2;
 const CONTROL: u32 = 3;
 const BYTE: u32 = 6;
 
-/// Writes a model of this shape with random weights, and with a vocabulary in which every byte is a token. The same shape and
+/// Writes a model of this shape with random weights, and with a vocabulary in which every byte is a token, and
+/// the space another one. The same shape and
 /// type give the same file.
 ///
 /// # Errors
 /// If the file cannot be written.
 ///
 /// # Panics
-/// If the shape has fewer than 259 tokens, or its widths are not whole blocks of the type.
+/// If the shape has fewer than 260 tokens, or its widths are not whole blocks of the type.
 pub fn write_synthetic(
     path: impl AsRef<Path>,
     shape: Shape,
@@ -83,17 +85,19 @@ pub fn write_synthetic(
     Ok(writer.save(path.as_ref())?)
 }
 
-/// The special tokens, a token for every byte, and names without a meaning for the rest.
+/// The first tokens, a token for every byte, and names without a meaning for the rest.
 fn put_vocabulary(writer: &mut Writer, tokens: usize) {
-    let first = SPECIAL.len();
-    assert!(tokens >= first + 256, "there is no token for every byte");
-    let special = SPECIAL.map(str::to_owned).into_iter();
+    let bytes_from = FIRST.len();
+    let bytes_to = bytes_from + 256;
+    assert!(tokens >= bytes_to, "there is no token for every byte");
+    let first = FIRST.map(str::to_owned).into_iter();
     let bytes = (0..=255u8).map(|byte| format!("<0x{byte:02X}>"));
-    let rest = (first + 256..tokens).map(|token| format!("<unused {token}>"));
-    let texts: Vec<String> = special.chain(bytes).chain(rest).collect();
+    let rest = (bytes_to..tokens).map(|token| format!("<unused {token}>"));
+    let texts: Vec<String> = first.chain(bytes).chain(rest).collect();
     let kinds = (0..tokens).map(|token| match token {
         0 => UNKNOWN,
-        _ if (first..first + 256).contains(&token) => BYTE,
+        3 => NORMAL,
+        _ if (bytes_from..bytes_to).contains(&token) => BYTE,
         _ => CONTROL,
     });
     let kinds = kinds.map(Value::U32).collect();

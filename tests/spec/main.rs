@@ -14,7 +14,7 @@ mod generate;
 mod gguf;
 mod hub;
 mod inspect;
-// mod kernels;
+mod kernels;
 mod memory;
 mod model;
 mod outcome;
