@@ -928,7 +928,7 @@ fn saving_into_a_folder_that_cannot_be_written_leaves_the_old_file() {
     fs::write(bench.path(), b"the old file").unwrap();
     fs::set_permissions(bench.folder.path(), PermissionsExt::from_mode(0o555)).unwrap();
     if fs::write(bench.folder.path().join("probe"), b"").is_ok() {
-        println!("skipped: permissions do not hold this user (root?)");
+        crate::common::skip("permissions do not hold this user (root?)");
         return;
     }
     let (writer, _) = full_writer();
@@ -1151,7 +1151,7 @@ fn counts_that_only_just_fit_a_large_file_allocate_nothing_ahead() {
         return;
     }
     let Some(before) = peak_of_address_space() else {
-        println!("skipped: no /proc/self/status");
+        crate::common::skip("no /proc/self/status");
         return;
     };
     let parts = Parts {
@@ -1723,11 +1723,11 @@ fn a_file_larger_than_memory_can_be_mapped() {
     let bench = Bench::new();
     let file = fs::File::create(bench.path()).unwrap();
     if file.set_len(len).is_err() {
-        println!("skipped: the file system has no files of {len} bytes");
+        crate::common::skip(&format!("the file system has no files of {len} bytes"));
         return;
     }
     if fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode.trim() == "2") {
-        println!("skipped: this system promises no more memory than it has");
+        crate::common::skip("this system promises no more memory than it has");
         return;
     }
     let mut map = Map::open(&bench.path()).unwrap();

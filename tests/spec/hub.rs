@@ -675,7 +675,7 @@ impl<'a> ReadOnly<'a> {
         let probe = folder.join("probe");
         if File::create(&probe).is_ok() {
             fs::remove_file(&probe)?;
-            eprintln!("skipped: this user (root?) can write into a read-only folder");
+            crate::common::skip("this user (root?) can write into a read-only folder");
             return Ok(None);
         }
         Ok(Some(guard))

@@ -546,7 +546,7 @@ fn pruning_gives_memory_back_and_never_touches_the_file() {
         "the file is as it was"
     );
     let Some(now) = model.map.residency() else {
-        println!("skipped: this system does not tell how much of a map is resident");
+        crate::common::skip("this system does not tell how much of a map is resident");
         return;
     };
     let freed = (dense.0 - model.bytes()) as u64;

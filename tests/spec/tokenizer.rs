@@ -26,14 +26,9 @@ const NO_IDS: [u32; 0] = [];
 // The vocabularies of LLaMA-2 and LLaMA-3
 // ---------------------------------------------------------------------------------------------------------------------
 
-/// `../shared/fixtures/vocab/<name>`; `None`, with a word about it, if the fixtures are not there.
+/// `../shared/fixtures/vocab/<name>`; `None`, after noting a skip, where there are no such files.
 fn fixture(name: &str) -> Option<PathBuf> {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    if !fixtures.is_dir() {
-        println!("skipped: ../shared/fixtures is not there");
-        return None;
-    }
-    Some(fixtures.join("vocab").join(name))
+    crate::common::shared(&format!("fixtures/vocab/{name}"))
 }
 
 fn open(path: &Path) -> Result<Tokenizer> {

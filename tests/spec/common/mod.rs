@@ -13,36 +13,65 @@ use std::path::PathBuf;
 
 use flapjack::gguf::{GgufFile, Writer};
 
-/// A file of the folder beside the project that holds evaluation texts and fixtures; `None`, after saying so, where there
-/// is none.
+/// A file of the folder beside the project that holds evaluation texts and fixtures; `None`, after noting a skip, where there
+/// is no such folder.
+///
+/// # Panics
+/// On a machine that checks commits, if the folder is there and the file is not: then nothing may be passed over in silence.
 pub fn shared(file: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../shared")
-        .join(file);
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let path = folder.join(file);
     if path.exists() {
         return Some(path);
     }
-    println!("skipped: ../shared/{file} is not there");
+    assert!(
+        std::env::var_os("CI").is_none() || !folder.exists(),
+        "../shared is there, and {file} in it is not"
+    );
+    skip(&format!("../shared/{file} is not there"));
     None
 }
 
 /// A program of llama.cpp, from the folder that `FLAPJACK_PEER` names or from where the benchmarks put it; `None`, after
-/// saying so, where there is none.
+/// noting a skip, where there is none.
+///
+/// # Panics
+/// If `FLAPJACK_PEER` names a folder without it.
 pub fn peer(program: &str) -> Option<PathBuf> {
-    let folder = match std::env::var_os("FLAPJACK_PEER") {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default())
-            .join(".cache/peer-llama-cpp/build/bin"),
-    };
+    let named = std::env::var_os("FLAPJACK_PEER").map(PathBuf::from);
+    let folder = named.clone().unwrap_or_else(|| {
+        let home = std::env::var_os("HOME").unwrap_or_default();
+        PathBuf::from(home).join(".cache/peer-llama-cpp/build/bin")
+    });
     let path = folder.join(program);
     if path.exists() {
         return Some(path);
     }
-    println!(
-        "skipped: there is no {program} in {}; FLAPJACK_PEER names the folder of llama.cpp's programs",
+    assert!(
+        named.is_none(),
+        "FLAPJACK_PEER names {}, where there is no {program}",
         folder.display()
     );
+    skip(&format!(
+        "there is no {program}; FLAPJACK_PEER names the folder of llama.cpp's programs"
+    ));
     None
+}
+
+/// Says that this test, or a part of it, is skipped, and why. `.ci/test` counts what is said here, and shows it at the end.
+pub fn skip(why: &str) {
+    use std::io::Write;
+    let test = std::thread::current();
+    let test = test.name().unwrap_or("a test");
+    println!("skipped: {why}");
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("skipped");
+    let file = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path);
+    // One line, written at once, since tests run side by side.
+    file.and_then(|mut file| file.write_all(format!("{test}: {why}\n").as_bytes()))
+        .expect("the list of skipped tests can be written");
 }
 
 /// The default model, fetched if need be.

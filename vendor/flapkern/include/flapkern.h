@@ -196,8 +196,9 @@ typedef struct fk_kernels {
     size_t (*attend_scratch)(fk_phase phase, size_t queries, size_t head_dim, size_t positions);
 
     /* Attention of `queries` query vectors q [queries, head_dim] to one KV head; query i sees positions
-     * [0, visible[i]), visible[i] >= 1. In the decode phase the queries are those of one token. scale multiplies the scores. Writes out [queries, head_dim] and, unless it is null,
-     * log_sums [queries]: the logarithm of the sum of e^score, by which results for parts of the positions are joined. */
+     * [0, visible[i]), visible[i] >= 1. In the decode phase the queries are those of one token. scale multiplies the scores.
+     * Writes out [queries, head_dim] and, unless it is null, log_sums [queries]: the logarithm of the sum of e^score, by which
+     * results for parts of the positions are joined. */
     void (*attend)(fk_phase phase, const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
                    float *out, float *log_sums, float *scratch);
 } fk_kernels;

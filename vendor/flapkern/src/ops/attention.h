@@ -42,8 +42,8 @@ INLINE vf load_kv(fk_type type, const uint8_t *row, size_t d) {
 /* Floats of a query's scores: whole vectors. */
 static size_t few_pitch(size_t positions) { return (positions + FK_LANES - 1) / FK_LANES * FK_LANES; }
 
-/* How queries are attended to: a few at a time, or in blocks, with AMX's tiles or without. In the decode phase this follows from
- * how many query heads read a KV head, which is the same for every token. */
+/* How queries are attended to: a few at a time, or in blocks, with AMX's tiles or without. In the decode phase this follows
+ * from how many query heads read a KV head, which is the same for every token. */
 static int wants_few(fk_phase phase, size_t queries) {
     return phase == FK_PHASE_DECODE && queries < ATTEND_MIN_TILED;
 }
