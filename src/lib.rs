@@ -7,12 +7,13 @@
 //! use flapjack::engine::{Engine, GenerateOptions, OpenOptions, PruneOptions, Target};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # // A tiny random model stands in for a real one, and nothing is kept in the user's cache folder.
+//! # // A tiny random model stands in for a real one.
 //! # let folder = tempfile::tempdir()?;
 //! # std::env::set_current_dir(&folder)?;
-//! # unsafe { std::env::set_var("FLAPJACK_CACHE", folder.path()) };
 //! # flapjack::engine::write_synthetic("model.gguf", flapjack::engine::TINY, flapjack::engine::SyntheticType::Q8_0)?;
-//! let mut engine = Engine::open("model.gguf", OpenOptions::default())?;
+//! // Profiles and outcomes are kept in this folder; by default it is the user's cache folder.
+//! let options = OpenOptions { cache: Some("cache".into()), ..OpenOptions::default() };
+//! let mut engine = Engine::open("model.gguf", options)?;
 //! let options = PruneOptions { target: Target::Ratio(0.3), ..PruneOptions::default() };
 //! let report = engine.prune(&options, &mut |event| {
 //!     eprintln!("{:?}: {} of {}", event.stage, event.done, event.total);

@@ -30,7 +30,7 @@ use crate::prune::{
 /// Tokens of the calibration text that a [`Target::PerplexityRise`] is judged on.
 const JUDGE_TOKENS: usize = 2048;
 
-/// Pruning that is about to be: everything that can be refused has been looked at, and nothing that takes long is done yet.
+/// A pruning that can begin: everything that can be refused has been looked at, and nothing that takes long is done yet.
 #[derive(Debug)]
 pub struct Prepared {
     target: Target,

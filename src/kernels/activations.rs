@@ -229,7 +229,7 @@ impl Activations {
         &self.values[..self.tokens.count * self.cols]
     }
 
-    /// Those of X, if they were kept.
+    /// The moments of X; `None` where they were not kept.
     pub fn moments(&self) -> Option<&Moments> {
         self.forms.moments.then_some(&self.moments)
     }
@@ -388,10 +388,10 @@ impl Sink<'_> {
         unsafe { self.put_forms(tokens, cols, x) };
     }
 
-    /// As [`Sink::put`], in the forms for matrices alone.
+    /// Puts x in its place as [`Sink::put`] does, in the forms for matrices alone.
     ///
     /// # Safety
-    /// As there.
+    /// The same as of [`Sink::put`].
     unsafe fn put_forms(&self, tokens: Range<usize>, cols: Range<usize>, x: &[f32]) {
         let width = cols.len();
         if width == 0 {
@@ -424,7 +424,7 @@ impl Sink<'_> {
     /// Puts what codes and scales leave of a row, whose first value is number `first`, in its place.
     ///
     /// # Safety
-    /// As for [`Sink::put`].
+    /// The same as of [`Sink::put`].
     unsafe fn put_rest(&self, first: usize, row: &[f32], codes: &[i8], scales: &[f32]) {
         const SOME: usize = 8 * ACTIVATION_BLOCK;
         let mut left = [0.0f32; SOME];

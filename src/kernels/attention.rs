@@ -388,7 +388,7 @@ impl<'a> Job<'a> {
     /// Puts results `[tokens.len(), cols.len()]` in their place.
     ///
     /// # Safety
-    /// As for [`SharedSlice::range`] or [`Sink::put`].
+    /// The same as of [`SharedSlice::range`] or [`Sink::put`].
     unsafe fn put(&self, out: &Out, tokens: Range<usize>, cols: Range<usize>, results: &[f32]) {
         match out {
             Out::Values(out) => {

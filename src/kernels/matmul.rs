@@ -374,10 +374,10 @@ impl Job<'_, '_> {
         });
     }
 
-    /// As [`Job::run`], added to what is there.
+    /// Computes rows as [`Job::run`] does, and adds them to what is there.
     ///
     /// # Safety
-    /// As there.
+    /// The same as of [`Job::run`].
     unsafe fn run_and_add(
         &self,
         kernels: Kernels,
@@ -416,7 +416,7 @@ impl Job<'_, '_> {
     }
 
     /// # Safety
-    /// As for [`Job::run`], and the scratch must be as long as [`Job::scratch_len`] says.
+    /// The same as of [`Job::run`], and the scratch must be as long as [`Job::scratch_len`] says.
     unsafe fn run_with(
         &self,
         kernels: Kernels,
