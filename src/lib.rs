@@ -55,7 +55,7 @@
 //! | [`eval`] | perplexity and speed |
 //! | [`prune`] | FLAP and beyond, in steps from plain data to plain data |
 //! | [`tokenize`] | tokenizers from GGUF metadata |
-//! | [`model`] | configuration, weights as views on the map, the KV cache, one readable forward pass ([`model::Model::forward`]) |
+//! | [`model`] | weights as views on the map, the KV cache, one readable forward pass ([`model::Model::forward`]) |
 //! | [`gguf`] | reading and writing GGUF, and the map itself |
 //! | [`quant`] | the block formats of weights |
 //! | [`kernels`] | the C kernels of `vendor/flapkern` behind a safe face, and the threads |

@@ -38,8 +38,8 @@ pub enum Stage {
 }
 
 /// Called with every [`Event`] of long work. The answer continues, or cancels: the work then ends with
-/// [`EngineError::Cancelled`](super::EngineError::Cancelled), or an [`EngineError::Prune`](super::EngineError::Prune) that names
-/// the layers that are pruned already.
+/// [`EngineError::Cancelled`](super::EngineError::Cancelled), or where layers are pruned already, with an
+/// [`EngineError::Prune`](super::EngineError::Prune) that names them.
 pub type Events<'a> = dyn FnMut(Event) -> ControlFlow<()> + Send + 'a;
 
 /// [`Events`] that nobody looks at and that cancel nothing.

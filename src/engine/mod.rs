@@ -1,7 +1,7 @@
 //! The whole of flapjack behind one face: open a model, prune it, let it write, measure it, write it to a file.
 //!
-//! [`Engine`] owns a model with its tokenizer and its threads. What it is asked for is plain data ([`PruneOptions`] and others),
-//! and so is what it reports ([`PruneReport`]). Everything long tells [`Events`] how far it is, and can be cancelled by them.
+//! [`Engine`] owns a model with its tokenizer and its threads. What it is asked for is plain data ([`PruneOptions`] and
+//! others), and so is what it reports ([`PruneReport`]). Everything long tells [`Events`] how far it is, and can be cancelled by them.
 //!
 //! | file | what it does |
 //! | --- | --- |
