@@ -70,25 +70,25 @@ type PrefixKey = [u8; 32];
 /// Buffers that stay with the pool for sequences to come; more go back to the system.
 const MOST_FREE: usize = 16;
 
-/// Bytes that begin at a cache line.
+/// Bytes that begin at a page: the keys of a head then lie in as few pages and cache lines as can be.
 #[derive(Debug)]
 struct Buffer {
-    /// The bytes, and room to begin at a line.
+    /// The bytes, and room to begin at a page.
     words: Vec<u64>,
     start: usize,
     len: usize,
 }
 
 impl Buffer {
-    const LINE: usize = 64;
+    const PAGE: usize = 4096;
 
     /// Zeros, which the system hands out as they are first written to.
     fn new(len: usize) -> Self {
-        let words = vec![0u64; (len + Self::LINE).div_ceil(size_of::<u64>())];
-        let start = words.as_ptr().cast::<u8>().align_offset(Self::LINE);
+        let words = vec![0u64; (len + Self::PAGE).div_ceil(size_of::<u64>())];
+        let start = words.as_ptr().cast::<u8>().align_offset(Self::PAGE);
         Self {
             // An offset that cannot be computed is told as the greatest number.
-            start: if start < Self::LINE { start } else { 0 },
+            start: if start < Self::PAGE { start } else { 0 },
             words,
             len,
         }
@@ -363,6 +363,14 @@ impl KvCache {
     /// Counts positions that were written.
     pub(super) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
+    }
+
+    /// Whether it was made for a model of these widths.
+    pub(super) fn is_of(&self, model: &Model) -> bool {
+        let shape = &*self.pool.shape;
+        let heads = shape.layers.iter().map(|(heads, _)| *heads);
+        shape.head_dim == model.config.head_dim
+            && heads.eq(model.layers.iter().map(|layer| layer.kv_heads()))
     }
 
     /// Whether keys and values lie in the blocks of the two in the same way.

@@ -182,10 +182,10 @@ impl Model {
     ///
     /// # Errors
     /// If a token is not in the vocabulary, a row's position does not follow its sequence's last one (of each sequence the
-    /// prefill rows come first), or a cache has no room. The sequences are then as they were.
+    /// prefill rows come first), or a cache has no room or is of a model of other widths. The sequences are then as they were.
     ///
     /// # Panics
-    /// If a row is of no sequence, or the caches are not all of one kind and made for a model of this shape.
+    /// If a row is of no sequence, or the caches are not all of one kind.
     pub fn forward(
         &self,
         team: &Team,
@@ -204,6 +204,9 @@ impl Model {
         }
         let alike = |cache: &&mut KvCache| cache.is_like(sequences[0]);
         assert!(sequences.iter().all(alike), "caches of one kind");
+        if sequences.first().is_some_and(|cache| !cache.is_of(self)) {
+            return Err(ModelError::CacheShape);
+        }
         let phases = [Phase::Prefill, Phase::Decode];
         let of_phase = |phase| rows.iter().filter(move |r: &&Row| r.phase == phase);
         let mut next: Vec<usize> = sequences.iter().map(|cache| cache.len()).collect();

@@ -50,6 +50,10 @@ pub enum ModelError {
     },
     #[error("{needed} positions do not fit in a KV cache of {capacity}")]
     CacheFull { needed: usize, capacity: usize },
+    #[error(
+        "the KV cache was made for a model of other widths, as this one was before it was pruned; begin a new sequence"
+    )]
+    CacheShape,
     #[error("all {blocks} blocks of the KV cache are taken")]
     PoolFull { blocks: usize },
     #[error(

@@ -215,6 +215,29 @@ fn a_batch_that_cannot_go_through_changes_nothing() {
 }
 
 #[test]
+fn a_cache_of_a_model_of_other_widths_is_refused() {
+    let shape = |kv_heads| Shape {
+        kv_heads,
+        ..Shape::default()
+    };
+    let whole = Synthetic::new(shape(vec![2, 2])).load();
+    let pruned = Synthetic::new(shape(vec![2, 1])).load();
+    let runtime = runtime(1);
+    let mut cache = KvCache::new(&whole, 10);
+    let mut batch = Batch::new();
+    batch.add_prompt(0, 0, &[1, 2], 0..0);
+    let sequences = &mut [&mut cache];
+    let error = runtime
+        .region(|team| {
+            let scratch = &mut Scratch::new();
+            pruned.forward(team, batch.rows(), sequences, scratch, &mut Unobserved)
+        })
+        .unwrap_err();
+    assert!(matches!(error, ModelError::CacheShape), "{error}");
+    assert!(cache.is_empty());
+}
+
+#[test]
 fn memory_is_taken_as_positions_are_filled() {
     let model = Synthetic::new(Shape::default()).load();
     let runtime = runtime(1);

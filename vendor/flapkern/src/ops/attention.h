@@ -106,27 +106,31 @@ INLINE float peak_of(const float *x, size_t n, float start) {
 
 INLINE size_t position_of(size_t first, size_t apart, size_t lane) { return first + lane / RUN * apart + lane % RUN; }
 
-/* rows[lane] = the key of a lane's position; beyond `last` the last position stands in. */
-INLINE void key_rows(const fk_kv_head *kv, size_t first, size_t apart, size_t last, const uint8_t *rows[FK_LANES]) {
-    for (size_t run = 0; run < RUNS; run++) {
-        const size_t begin = first + run * apart;
-        const uint8_t *row = key_at(kv, begin < last ? begin : last - 1);
-        for (size_t i = 0; i < RUN; i++) {
-            rows[run * RUN + i] = row;
-            if (begin + i + 1 < last) row += kv->row_bytes;
-        }
-    }
+/* The keys of the positions of a vector of scores: where each run begins, and how many lanes have a position of their own; the
+ * last of these stands in for the others. */
+typedef struct key_runs {
+    const uint8_t *run[RUNS];
+    size_t lanes;
+} key_runs;
+
+/* The key of a lane's position. */
+INLINE const uint8_t *key_of(const key_runs *keys, size_t lane, size_t row_bytes) {
+    const size_t own = lane < keys->lanes ? lane : keys->lanes - 1;
+    return keys->run[own / RUN] + own % RUN * row_bytes;
 }
 
-/* part[i][lane] = or, if `more`, += q[i] . key of a lane's position, for some vectors of their values from d on. */
+/* part[i][lane] = or, if `more`, += q[i] . key of a lane's position, for some vectors of their values from d on. `whole` says that
+ * every lane has a position of its own. */
 INLINE void few_products(fk_type type, int queries, int vectors, const float *q, const fk_kv_head *kv,
-                         const uint8_t *const rows[FK_LANES], size_t d, int more, vf part[FEW_QUERIES][FK_LANES]) {
+                         const key_runs *keys, int whole, size_t d, int more, vf part[FEW_QUERIES][FK_LANES]) {
     vf query[FEW_QUERIES][FEW_VECTORS];
     UNROLL for (int i = 0; i < queries; i++)
         UNROLL for (int v = 0; v < vectors; v++) query[i][v] = load(q + i * kv->head_dim + d + v * FK_LANES);
     for (size_t lane = 0; lane < FK_LANES; lane++) {
+        const uint8_t *row =
+            whole ? keys->run[lane / RUN] + lane % RUN * kv->row_bytes : key_of(keys, lane, kv->row_bytes);
         vf key[FEW_VECTORS];
-        UNROLL for (int v = 0; v < vectors; v++) key[v] = load_kv(type, rows[lane], d + v * FK_LANES);
+        UNROLL for (int v = 0; v < vectors; v++) key[v] = load_kv(type, row, d + v * FK_LANES);
         UNROLL for (int i = 0; i < queries; i++) {
             vf sum = more ? part[i][lane] : (vf){0};
             UNROLL for (int v = 0; v < vectors; v++) sum += key[v] * query[i][v];
@@ -136,30 +140,28 @@ INLINE void few_products(fk_type type, int queries, int vectors, const float *q,
 }
 
 /* scores[i][p] = q[i] . key[p] for the positions p of a vector */
-INLINE void few_scores_of(fk_type type, int queries, const float *q, const fk_kv_head *kv, size_t first, size_t apart,
-                          size_t last, float *scores, size_t pitch) {
+INLINE void few_scores_of(fk_type type, int queries, const float *q, const fk_kv_head *kv, const key_runs *keys, int whole,
+                          size_t first, size_t apart, float *scores, size_t pitch) {
     const size_t dim = kv->head_dim;
-    const uint8_t *rows[FK_LANES];
     vf part[FEW_QUERIES][FK_LANES];
-    key_rows(kv, first, apart, last, rows);
     /* `more` is a constant in every call: compilers fuse a product with the sum that it is added to only if there is one. */
     size_t d = 0;
     if (FEW_VECTORS * FK_LANES <= dim) {
-        few_products(type, queries, FEW_VECTORS, q, kv, rows, 0, 0, part);
+        few_products(type, queries, FEW_VECTORS, q, kv, keys, whole, 0, 0, part);
         d = FEW_VECTORS * FK_LANES;
     } else if (FK_LANES <= dim) {
-        few_products(type, queries, 1, q, kv, rows, 0, 0, part);
+        few_products(type, queries, 1, q, kv, keys, whole, 0, 0, part);
         d = FK_LANES;
     }
     for (; d + FEW_VECTORS * FK_LANES <= dim; d += FEW_VECTORS * FK_LANES)
-        few_products(type, queries, FEW_VECTORS, q, kv, rows, d, 1, part);
-    for (; d + FK_LANES <= dim; d += FK_LANES) few_products(type, queries, 1, q, kv, rows, d, 1, part);
+        few_products(type, queries, FEW_VECTORS, q, kv, keys, whole, d, 1, part);
+    for (; d + FK_LANES <= dim; d += FK_LANES) few_products(type, queries, 1, q, kv, keys, whole, d, 1, part);
     if (d < dim)
         for (size_t lane = 0; lane < FK_LANES; lane++)
             for (int i = 0; i < queries; i++) {
                 vf sum = d > 0 ? part[i][lane] : (vf){0};
                 for (size_t k = d; k < dim; k++)
-                    sum[0] += q[i * dim + k] * half_to_float(load_u16(rows[lane] + 2 * k));
+                    sum[0] += q[i * dim + k] * half_to_float(load_u16(key_of(keys, lane, kv->row_bytes) + 2 * k));
                 part[i][lane] = sum;
             }
     UNROLL for (int i = 0; i < queries; i++) {
@@ -174,19 +176,28 @@ INLINE void few_scores_of(fk_type type, int queries, const float *q, const fk_kv
 INLINE void few_scores(fk_type type, int queries, const float *q, const fk_kv_head *kv, size_t last, float *scores,
                        size_t pitch) {
     const size_t whole = last / FK_LANES * FK_LANES, apart = whole / RUNS, bytes = RUN * kv->row_bytes;
+    key_runs keys = {.lanes = FK_LANES}, next = keys;
+    for (size_t run = 0; run < RUNS && whole > 0; run++) next.run[run] = key_at(kv, run * apart);
     for (size_t first = 0; first < apart; first += RUN) {
+        keys = next;
         /* The keys that follow, and the values of these, which are read next, as far as the second cache. */
         for (size_t run = 0; run < RUNS; run++) {
-            const size_t position = run * apart + first, following = position + RUN < last ? position + RUN : position;
-            const uint8_t *next_keys = key_at(kv, following), *values = value_at(kv, position);
+            const size_t position = run * apart + first, following = position + RUN;
+            const uint8_t *values = keys.run[run] + (ptrdiff_t)(kv->values - kv->keys);
+            next.run[run] += bytes;
+            if (following % FK_KV_BLOCK == 0 && following < last) next.run[run] = key_at(kv, following);
             for (size_t at = 0; at < bytes; at += 64) {
-                __builtin_prefetch(next_keys + at);
+                __builtin_prefetch(next.run[run] + at);
                 __builtin_prefetch(values + at, 0, 2);
             }
         }
-        few_scores_of(type, queries, q, kv, first, apart, last, scores, pitch);
+        few_scores_of(type, queries, q, kv, &keys, 1, first, apart, scores, pitch);
     }
-    if (whole < last) few_scores_of(type, queries, q, kv, whole, RUN, last, scores, pitch);
+    if (whole < last) {
+        keys.lanes = last - whole;
+        for (size_t run = 0; run * RUN < keys.lanes; run++) keys.run[run] = key_at(kv, whole + run * RUN);
+        few_scores_of(type, queries, q, kv, &keys, 0, whole, RUN, scores, pitch);
+    }
 }
 
 /* out[i] = norm[i] * sum over p of weights[i][p] * value[p], for FEW_VECTORS vectors of values at a time. */

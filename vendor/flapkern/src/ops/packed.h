@@ -364,6 +364,9 @@ INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activation
             continue;
         }
 #endif
+#if PACKED_TOKENS > 8
+        for (; t + 8 <= x->tokens; t += 8) packed_tile(type, 8, group, v, x, t, out + t * out_stride, out_stride);
+#endif
 #if PACKED_TOKENS >= 4
         for (; t + 4 <= x->tokens; t += 4) packed_tile(type, 4, group, v, x, t, out + t * out_stride, out_stride);
 #endif
