@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use flapjack::engine::{Event, Stage};
-use flapjack::hub;
+use flapjack::engine::{self, Event, Stage};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A bar of `total` units; it draws nothing if standard error is not a terminal, and goes away when it is dropped.
@@ -43,6 +42,9 @@ pub fn bars() -> impl FnMut(Event) -> ControlFlow<()> + Send {
 /// What is done in a stage, and what is counted.
 fn title(stage: Stage) -> (&'static str, &'static str) {
     match stage {
+        Stage::Downloading => ("downloading", "bytes"),
+        Stage::Unpacking => ("unpacking", "bytes"),
+        Stage::Checking => ("checking", "bytes"),
         Stage::Writing => ("writing", "tokens"),
         Stage::Calibrating => ("calibrating", "tokens"),
         Stage::Covariances => ("covariances", "tokens"),
@@ -57,20 +59,20 @@ fn title(stage: Stage) -> (&'static str, &'static str) {
 /// The default model, fetched if it is not there yet.
 pub fn default_model() -> Result<PathBuf> {
     let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let path = hub::default_model_with(&mut |progress| match progress {
-        hub::Progress::Downloading => {
-            tracing::info!("downloading the default model (93 MB)");
-            spinner.set_message("downloading the default model (93 MB)");
-            spinner.enable_steady_tick(Duration::from_millis(100));
-        }
-        hub::Progress::Unpacking { done, total } => {
-            spinner.set_message(format!(
+    let path = engine::default_model(&mut |event| {
+        match event.stage {
+            Stage::Downloading => {
+                tracing::info!("downloading the default model (93 MB)");
+                spinner.set_message("downloading the default model (93 MB)");
+                spinner.enable_steady_tick(Duration::from_millis(100));
+            }
+            Stage::Unpacking => spinner.set_message(format!(
                 "unpacking the default model: {} %",
-                done * 100 / total.max(1)
-            ));
+                event.done * 100 / event.total.max(1)
+            )),
+            _ => spinner.set_message("checking the default model"),
         }
-        hub::Progress::Checking => spinner.set_message("checking the default model"),
-        hub::Progress::Ready => {}
+        ControlFlow::Continue(())
     })?;
     spinner.finish_and_clear();
     Ok(path)

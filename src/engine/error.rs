@@ -8,6 +8,7 @@ use super::text::TextError;
 use crate::eval::PerplexityError;
 use crate::generate::GenerateError;
 use crate::gguf::GgufError;
+use crate::hub::HubError;
 use crate::kernels::RuntimeError;
 use crate::model::ModelError;
 use crate::progress::Cancelled;
@@ -17,6 +18,8 @@ use crate::tokenize::TokenizeError;
 /// Why the engine could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    #[error(transparent)]
+    Hub(#[from] HubError),
     #[error(transparent)]
     Gguf(#[from] GgufError),
     #[error(transparent)]

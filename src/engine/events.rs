@@ -19,6 +19,12 @@ pub struct Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
+    /// The default model is downloaded; nobody knows how much of it is there.
+    Downloading,
+    /// The default model is unpacked and hashed; bytes.
+    Unpacking,
+    /// A model that was fetched before is hashed; nobody knows how far that is.
+    Checking,
     /// The model writes the text that it is calibrated on; tokens.
     Writing,
     /// Text goes through the model and leaves a profile; tokens.

@@ -34,7 +34,8 @@ mod synthetic;
 mod target;
 mod text;
 
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use crate::progress::Cancelled;
@@ -59,6 +60,7 @@ use cache::CacheFolder;
 use crate::eval::{self, Perplexity, PerplexityOptions, SpeedRun, SpeedTest};
 use crate::generate::{Generation, Request, Scheduler, Sequence};
 use crate::gguf::GgufFile;
+use crate::hub::{self, Step};
 #[cfg(doc)]
 use crate::kernels::KV_BLOCK;
 use crate::kernels::Runtime;
@@ -214,6 +216,22 @@ fn should_pack(model: &Model, runtime: &Runtime) -> bool {
         }
         _ => true,
     }
+}
+
+/// The path of the default model, which is fetched first if it is not in the cache folder yet; see [`hub`].
+///
+/// # Errors
+/// If it cannot be fetched or kept, or `events` cancels.
+pub fn default_model(events: &mut Events) -> Result<PathBuf, EngineError> {
+    Ok(hub::default_model_with(&mut |step| {
+        let (stage, done, total) = match step {
+            Step::Downloading => (Stage::Downloading, 0, 0),
+            Step::Unpacking { done, total } => (Stage::Unpacking, done, total),
+            Step::Checking => (Stage::Checking, 0, 0),
+            Step::Ready => return ControlFlow::Continue(()),
+        };
+        events(Event { stage, done, total })
+    })?)
 }
 
 // ---- looking ----

