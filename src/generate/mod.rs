@@ -13,7 +13,7 @@ mod texts;
 pub use generation::Generation;
 pub use request::{Finish, Generated, Request, Timings};
 pub use sampler::{Sampler, SamplerConfig};
-pub use scheduler::{Progress, RequestId, Scheduler};
+pub use scheduler::{RequestId, Scheduler, Update};
 pub use sequence::Sequence;
 pub use stop::StopStrings;
 pub use texts::Texts;

@@ -33,7 +33,7 @@ pub struct RequestId(u64);
 
 /// What a step brought for one request.
 #[derive(Debug)]
-pub struct Progress {
+pub struct Update {
     pub id: RequestId,
     /// Text that has become complete; may be empty.
     pub text: String,
@@ -171,8 +171,8 @@ impl<'m> Scheduler<'m> {
     /// Takes one pass through the model, and tells what it brought. Does nothing where there are no requests.
     ///
     /// # Errors
-    /// Those of a forward pass that concern no single request; these are told in [`Progress`].
-    pub fn step(&mut self) -> Result<Vec<Progress>, GenerateError> {
+    /// Those of a forward pass that concern no single request; these are told in [`Update`].
+    pub fn step(&mut self) -> Result<Vec<Update>, GenerateError> {
         let mut told = Vec::new();
         let shares = self.plan(&mut told);
         if !shares.is_empty() {
@@ -181,8 +181,8 @@ impl<'m> Scheduler<'m> {
         }
         let ended: Vec<RequestId> = told
             .iter()
-            .filter(|progress| progress.ended.is_some())
-            .map(|progress| progress.id)
+            .filter(|update| update.ended.is_some())
+            .map(|update| update.id)
             .collect();
         self.jobs.retain(|job| !ended.contains(&job.id));
         Ok(told)
@@ -190,7 +190,7 @@ impl<'m> Scheduler<'m> {
 
     /// Shares the next pass out: a token for every answer under way, and prompts in the order in which they came, as far as
     /// [`PROMPT_BATCH`] tokens and the pool allow. An answer for whose next token there is no block is ended.
-    fn plan(&mut self, told: &mut Vec<Progress>) -> Vec<Share> {
+    fn plan(&mut self, told: &mut Vec<Update>) -> Vec<Share> {
         let mut shares = Vec::new();
         let mut blocks = self.pool.blocks_left();
         for (j, job) in self.jobs.iter().enumerate() {
@@ -199,12 +199,7 @@ impl<'m> Scheduler<'m> {
             };
             let needed = usize::from(cache.len().is_multiple_of(KV_BLOCK));
             if needed > blocks {
-                let blocks = self.pool.used_blocks();
-                told.push(Progress {
-                    id: job.id,
-                    text: String::new(),
-                    ended: Some(Err(ModelError::PoolFull { blocks }.into())),
-                });
+                told.push(self.refused(job));
                 continue;
             }
             blocks -= needed;
@@ -232,12 +227,7 @@ impl<'m> Scheduler<'m> {
             if needed > blocks {
                 // Blocks come back when an answer ends; where none is under way, nothing would ever change.
                 if shares.is_empty() && told.is_empty() {
-                    let blocks = self.pool.used_blocks();
-                    told.push(Progress {
-                        id: job.id,
-                        text: String::new(),
-                        ended: Some(Err(ModelError::PoolFull { blocks }.into())),
-                    });
+                    told.push(self.refused(job));
                 }
                 break;
             }
@@ -250,6 +240,16 @@ impl<'m> Scheduler<'m> {
             });
         }
         shares
+    }
+
+    /// The end of a job for which the pool has no block.
+    fn refused(&self, job: &Job) -> Update {
+        let blocks = self.pool.used_blocks();
+        Update {
+            id: job.id,
+            text: String::new(),
+            ended: Some(Err(ModelError::PoolFull { blocks }.into())),
+        }
     }
 
     /// Gives a waiting job its cache, with what others have computed of its prompt; not while another one is computing a block
@@ -318,7 +318,7 @@ impl<'m> Scheduler<'m> {
     }
 
     /// Chooses the next token of every answer whose logits are there.
-    fn choose(&mut self, shares: &[Share], told: &mut Vec<Progress>) {
+    fn choose(&mut self, shares: &[Share], told: &mut Vec<Update>) {
         let mut rows = self.logits.chunks_exact_mut(self.model.config.vocabulary);
         for share in shares {
             let job = &mut self.jobs[share.job];
@@ -342,14 +342,14 @@ impl<'m> Scheduler<'m> {
                 job.timings.steps += 1;
                 job.timings.generation += elapsed;
             }
-            let mut progress = Progress {
+            let mut update = Update {
                 id: job.id,
                 text: String::new(),
                 ended: None,
             };
             match job.answer.next(logits, position, room) {
                 Ok(next) => {
-                    progress.text = next.text;
+                    update.text = next.text;
                     match next.then {
                         Then::Token(token) => {
                             job.state = match std::mem::replace(&mut job.state, State::Waiting) {
@@ -360,7 +360,7 @@ impl<'m> Scheduler<'m> {
                             };
                         }
                         Then::End(finish) => {
-                            progress.ended = Some(Ok(Generated {
+                            update.ended = Some(Ok(Generated {
                                 tokens: job.answer.tokens().to_vec(),
                                 finish,
                                 timings: job.timings,
@@ -368,9 +368,9 @@ impl<'m> Scheduler<'m> {
                         }
                     }
                 }
-                Err(error) => progress.ended = Some(Err(error)),
+                Err(error) => update.ended = Some(Err(error)),
             }
-            told.push(progress);
+            told.push(update);
         }
     }
 }

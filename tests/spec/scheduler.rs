@@ -73,11 +73,11 @@ struct Told(BTreeMap<RequestId, (String, Option<Result<Generated, GenerateError>
 
 impl Told {
     fn step(&mut self, scheduler: &mut Scheduler) {
-        for progress in scheduler.step().unwrap() {
-            let told = self.0.entry(progress.id).or_default();
+        for update in scheduler.step().unwrap() {
+            let told = self.0.entry(update.id).or_default();
             assert!(told.1.is_none(), "nothing comes after the end");
-            told.0 += &progress.text;
-            told.1 = progress.ended;
+            told.0 += &update.text;
+            told.1 = update.ended;
         }
     }
 
