@@ -19,7 +19,7 @@ use crate::tokenize::TokenizeError;
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     #[error(transparent)]
-    Hub(#[from] HubError),
+    Hub(Box<HubError>),
     #[error(transparent)]
     Gguf(#[from] GgufError),
     #[error(transparent)]

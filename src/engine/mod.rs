@@ -60,7 +60,7 @@ use cache::CacheFolder;
 use crate::eval::{self, Perplexity, PerplexityOptions, SpeedRun, SpeedTest};
 use crate::generate::{Generation, Request, Scheduler, Sequence};
 use crate::gguf::GgufFile;
-use crate::hub::{self, Step};
+use crate::hub::{self, HubError, Step};
 #[cfg(doc)]
 use crate::kernels::KV_BLOCK;
 use crate::kernels::Runtime;
@@ -223,7 +223,7 @@ fn should_pack(model: &Model, runtime: &Runtime) -> bool {
 /// # Errors
 /// If it cannot be fetched or kept, or `events` cancels.
 pub fn default_model(events: &mut Events) -> Result<PathBuf, EngineError> {
-    Ok(hub::default_model_with(&mut |step| {
+    let path = hub::default_model_with(&mut |step| {
         let (stage, done, total) = match step {
             Step::Downloading => (Stage::Downloading, 0, 0),
             Step::Unpacking { done, total } => (Stage::Unpacking, done, total),
@@ -231,7 +231,11 @@ pub fn default_model(events: &mut Events) -> Result<PathBuf, EngineError> {
             Step::Ready => return ControlFlow::Continue(()),
         };
         events(Event { stage, done, total })
-    })?)
+    });
+    path.map_err(|error| match error {
+        HubError::Cancelled(cancelled) => cancelled.into(),
+        error => EngineError::Hub(Box::new(error)),
+    })
 }
 
 // ---- looking ----
