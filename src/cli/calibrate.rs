@@ -40,14 +40,14 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     }
     if !args.quiet {
         let size = std::fs::metadata(&args.output).map_or(0, |m| m.len());
-        eprintln!(
+        words::say(&format!(
             "{}: {}, SHA-256 {}",
             args.output.display(),
             mebibytes(size),
             report.hash
-        );
+        ));
         for line in calibration_lines(&report) {
-            eprintln!("{line}");
+            words::say(&line);
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ mod report;
 mod run;
 mod words;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -64,7 +64,7 @@ pub fn main() -> ExitCode {
         // The reader of our output has had enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", words::describe(&error));
+            words::say(&format!("error: {}", words::describe(&error)));
             ExitCode::FAILURE
         }
     }
@@ -85,6 +85,9 @@ fn start_logging(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        // Where standard error cannot be written, neither can the news of it.
+        .log_internal_errors(false)
         .with_target(false)
         .without_time()
         .init();

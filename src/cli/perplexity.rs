@@ -64,10 +64,10 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
         prune_ratio = pruned.removed;
         if let Some(search) = &pruned.search {
-            eprintln!(
+            words::say(&format!(
                 "{}",
                 found_words(pruned.target, pruned.ratio, &search.found)
-            );
+            ));
         }
     }
 

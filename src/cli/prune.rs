@@ -41,19 +41,19 @@ pub fn run(args: PruneArgs) -> Result<()> {
     if args.quiet {
         return Ok(());
     }
-    eprintln!(
+    words::say(&format!(
         "{}: {}, architecture {}; {} was {}",
         args.output.display(),
         mebibytes(export.bytes),
         export.architecture,
         source.display(),
         mebibytes(export.source_bytes),
-    );
+    ));
     let mut lines = calibration_lines(&pruned.calibration);
     lines.extend(pruned_lines(&pruned));
     lines.extend(form_line(&export));
     for line in lines {
-        eprintln!("{line}");
+        words::say(&line);
     }
     Ok(())
 }

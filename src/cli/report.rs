@@ -8,7 +8,7 @@ use flapjack::engine::{
 };
 use flapjack::generate::{Generated, Timings};
 
-use super::words::{mebibytes, megabytes, millions, plural, seconds, target_words};
+use super::words::{self, mebibytes, megabytes, millions, plural, seconds, target_words};
 
 /// Everything that `run` says at the end.
 pub struct Run {
@@ -61,7 +61,7 @@ impl Run {
     }
 
     pub fn print(&self, generated: &Generated) {
-        eprint!("\n{}", self.text(generated));
+        words::say(&format!("\n{}", self.text(generated).trim_end()));
     }
 
     fn text(&self, generated: &Generated) -> String {

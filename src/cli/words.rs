@@ -1,6 +1,7 @@
 //! The words of the command line: quantities, targets as they are typed, notices, and errors with what to do next.
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use flapjack::engine::{EngineError, Notice, OutOfReach, Target, TextError, Unsuited};
@@ -8,6 +9,12 @@ use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
 use flapjack::hub::HubError;
 use flapjack::prune::{ProfileError, PruneErrorKind};
+
+/// Writes a line, or several, to standard error. Where that cannot be written, nobody reads it, and it is let go: the work and the
+/// text on standard output matter more.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
 
 // ---- quantities ----
 

@@ -30,6 +30,33 @@ fn the_capital_of_france_is_paris() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn text_comes_though_standard_error_cannot_be_written() {
+    crate::common::default_model();
+    // A warning, and the report.
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_flapjack"))
+        .args(PARIS)
+        .args(["-c", "100000"])
+        .stdin(Stdio::null())
+        .stderr(full)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{:?}", output.status);
+    assert!(stdout(&output).starts_with(" Paris"), "{}", stdout(&output));
+}
+
+#[test]
+fn what_is_said_has_no_colours_where_there_is_no_terminal() {
+    let output = flapjack(&[&PARIS[..], &["-c", "100000"]].concat());
+    let said = stderr(&output);
+    assert!(said.contains("WARN") && !said.contains('\u{1b}'), "{said}");
+}
+
+#[test]
 fn pruning_reports_what_was_gained() {
     let output = flapjack(
         &[
