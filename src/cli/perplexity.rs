@@ -64,10 +64,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
         prune_ratio = pruned.removed;
         if let Some(search) = &pruned.search {
-            words::say(&format!(
-                "{}",
-                found_words(pruned.target, pruned.ratio, &search.found)
-            ));
+            words::say(&found_words(pruned.target, pruned.ratio, &search.found));
         }
     }
 
