@@ -14,8 +14,8 @@ use flapjack::hub;
 use flapjack::model::CacheType;
 use flapjack::prune::{self, Effort, HeadUnit, Method, Metric, Restore, Structure};
 
-use super::progress;
 use super::words::UNITS;
+use super::{progress, words};
 
 // ---- the model ----
 
@@ -39,7 +39,9 @@ impl ModelArgs {
             Some(path) => hub::local(path)?,
             None => progress::default_model()?,
         };
-        Ok(Engine::open(path, self.options())?)
+        let engine = Engine::open(path, self.options())?;
+        words::log(engine.notices());
+        Ok(engine)
     }
 
     pub fn options(&self) -> OpenOptions {

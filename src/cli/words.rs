@@ -74,6 +74,11 @@ fn percent(share: f64) -> f64 {
 pub fn log(notices: &[Notice]) {
     for notice in notices {
         match notice {
+            Notice::NotPacked(shortage) => tracing::warn!(
+                "weights stay as they lie in the file, which is slower: packing them takes {} and {} are free",
+                mebibytes(shortage.needed),
+                mebibytes(shortage.allowed)
+            ),
             Notice::FirstTokens { source, tokens } => tracing::info!(
                 "calibrating on the first {tokens} tokens of {source}; --calib-tokens takes more"
             ),

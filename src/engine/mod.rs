@@ -79,6 +79,8 @@ pub struct Engine {
     has_file: bool,
     load_time: Duration,
     pack_time: Option<Duration>,
+    /// What may be worth knowing about the file, and how it was opened.
+    notices: Vec<Notice>,
     /// Whether some or all of the layers have been pruned.
     touched: bool,
     /// What pruning did; `None` before it is done, and where it broke off.
@@ -162,6 +164,7 @@ impl Engine {
             has_file: false,
             load_time: Duration::ZERO,
             pack_time: None,
+            notices: Vec::new(),
             touched: false,
             pruned: None,
         }
@@ -176,10 +179,16 @@ impl Engine {
     /// Rearranges the weights in place, where the machine computes faster for it and has the memory. Opening does this unless
     /// it is told not to.
     pub fn pack(&mut self) {
-        let start = Instant::now();
-        if should_pack(&self.model, &self.runtime) {
-            self.model.pack(&self.runtime);
-            self.pack_time = Some(start.elapsed());
+        if !self.runtime.kernels.prefers_packed() {
+            return;
+        }
+        match packing_shortage(&self.model) {
+            Some(shortage) => self.notices.push(Notice::NotPacked(shortage)),
+            None => {
+                let start = Instant::now();
+                self.model.pack(&self.runtime);
+                self.pack_time = Some(start.elapsed());
+            }
         }
     }
 
@@ -187,7 +196,10 @@ impl Engine {
     fn load_again(&self) -> Result<Model, EngineError> {
         self.must_have_file()?;
         let mut model = Model::load(GgufFile::open(self.model.path())?)?;
-        if self.options.pack == Pack::Auto && should_pack(&model, &self.runtime) {
+        if self.options.pack == Pack::Auto
+            && self.runtime.kernels.prefers_packed()
+            && packing_shortage(&model).is_none()
+        {
             model.pack(&self.runtime);
         }
         Ok(model)
@@ -199,23 +211,16 @@ fn runtime(options: &OpenOptions) -> Result<Runtime, EngineError> {
     Ok(Runtime::new(threads)?)
 }
 
-/// Packed weights are private memory, which must fit beside what else is running.
-fn should_pack(model: &Model, runtime: &Runtime) -> bool {
-    if !runtime.kernels.prefers_packed() {
-        return false;
-    }
+/// What packing lacks, if anything: packed weights are private memory, which must fit beside what else is running.
+fn packing_shortage(model: &Model) -> Option<Shortage> {
     let needed = model.bytes() as u64 / 4 * 5;
-    match machine::available() {
-        Some(available) if available < needed => {
-            tracing::warn!(
-                "weights stay as they lie in the file, which is slower: packing them takes {} MiB and {} MiB are free",
-                needed >> 20,
-                available >> 20
-            );
-            false
-        }
-        _ => true,
-    }
+    let allowed = machine::available()?;
+    let set = false;
+    (allowed < needed).then_some(Shortage {
+        needed,
+        allowed,
+        set,
+    })
 }
 
 /// The path of the default model, which is fetched first if it is not in the cache folder yet; see [`hub`].
@@ -255,6 +260,11 @@ impl Engine {
     /// [`EngineError::NoTokenizer`] for a model that was made in memory.
     pub fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
         self.tokenizer.as_ref().ok_or(EngineError::NoTokenizer)
+    }
+
+    /// What may be worth knowing about the file, and how it was opened.
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
     }
 
     /// What was opened, as it is now.

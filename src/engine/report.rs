@@ -197,10 +197,12 @@ pub struct ExportReport {
     pub added_bytes: usize,
 }
 
-/// Something that whoever asked for pruning may want to know, or to ask for differently.
+/// Something that whoever asked may want to know, or to ask for differently.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Notice {
+    /// There is not the memory to pack the weights, which stay as they lie in the file and are slower.
+    NotPacked(Shortage),
     /// There may be more text: only so many tokens of it are used, as the effort has it.
     FirstTokens { source: String, tokens: usize },
     /// Restoring in sequence takes about three more passes over the text, and so many bytes for its streams.
@@ -218,7 +220,7 @@ pub struct Shortage {
     pub needed: u64,
     /// Bytes that may be taken.
     pub allowed: u64,
-    /// Whether these were set; else they are half of the free memory.
+    /// Whether these were set; else they are a share of the free memory.
     pub set: bool,
 }
 
