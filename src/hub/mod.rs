@@ -199,13 +199,50 @@ pub fn local(path: &Path) -> Result<PathBuf, HubError> {
     let problem = match std::fs::metadata(path) {
         // Pipes and devices are refused later, when the file is to be mapped.
         Ok(metadata) if !metadata.is_dir() => return Ok(path.to_owned()),
-        Ok(_) => "this is a folder".to_owned(),
+        Ok(_) => folder_problem(path),
         Err(error) => error.to_string(),
     };
     Err(HubError::Local {
         path: path.to_owned(),
         problem,
     })
+}
+
+/// What is wrong with a folder in the place of a model, and what of it could be meant.
+fn folder_problem(path: &Path) -> String {
+    const MOST: usize = 4;
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .escape_debug()
+                .to_string()
+        })
+        .collect();
+    names.sort();
+    let with = |endings: &[&str]| -> Vec<&str> {
+        let names = names.iter().map(String::as_str);
+        let mut found: Vec<&str> = names
+            .filter(|name| endings.iter().any(|ending| name.ends_with(ending)))
+            .collect();
+        if found.len() > MOST {
+            found.truncate(MOST);
+            found.push("…");
+        }
+        found
+    };
+    match (with(&[".gguf"]), with(&[".safetensors", ".bin", ".pth"])) {
+        (models, _) if !models.is_empty() => {
+            format!("this is a folder, with {} in it", models.join(", "))
+        }
+        (_, weights) if !weights.is_empty() => format!(
+            "this is a folder, with {} in it, which has to be converted to GGUF first (convert_hf_to_gguf.py of llama.cpp)",
+            weights.join(", ")
+        ),
+        _ => "this is a folder".to_owned(),
+    }
 }
 
 /// The path of the default model. If it is not in the cache yet, it is fetched first, and progress is logged.
