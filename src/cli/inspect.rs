@@ -53,7 +53,7 @@ fn write_head(out: &mut impl Write, file: &GgufFile) -> io::Result<()> {
         file.version(),
         mebibytes(file.map().bytes().len() as u64),
         file.metadata().len(),
-        file.tensors().len()
+        file.tensors().len() + file.unsupported().len()
     )?;
     let width = widest(file.entries().map(|(key, _)| key));
     writeln!(out, "\nmetadata")?;
@@ -76,28 +76,29 @@ fn shown(value: &Value) -> String {
 }
 
 fn write_tensors(out: &mut impl Write, file: &GgufFile) -> io::Result<()> {
-    let shapes: Vec<String> = file
-        .tensors()
+    let tensors = tensors(file);
+    let shapes: Vec<String> = tensors
         .iter()
         .map(|t| {
             let extents: Vec<String> = t.shape.iter().map(usize::to_string).collect();
             extents.join(" x ")
         })
         .collect();
-    let names = widest(file.tensors().iter().map(|t| t.name.as_str()));
+    let names = widest(tensors.iter().map(|t| t.name));
     let widths = widest(shapes.iter().map(String::as_str)).max("shape".len());
+    let types = widest(tensors.iter().map(|t| t.block_type.as_str())).max(6);
     writeln!(
         out,
-        "\n  {:names$}  {:>widths$}  {:6}  {:>12}",
+        "\n  {:names$}  {:>widths$}  {:types$}  {:>12}",
         "tensor", "shape", "type", "bytes"
     )?;
-    for (tensor, shape) in file.tensors().iter().zip(shapes) {
+    for (tensor, shape) in tensors.iter().zip(shapes) {
+        let bytes = tensor.bytes.map_or("unknown".to_owned(), |n| n.to_string());
         writeln!(
             out,
-            "  {:names$}  {shape:>widths$}  {:6}  {:>12}",
-            Shown(&tensor.name),
-            tensor.block_type.name(),
-            tensor.range.len()
+            "  {:names$}  {shape:>widths$}  {:types$}  {bytes:>12}",
+            Shown(tensor.name),
+            tensor.block_type,
         )?;
     }
     Ok(())
@@ -180,27 +181,40 @@ struct Tensor<'a> {
     name: &'a str,
     shape: &'a [usize],
     #[serde(rename = "type")]
-    block_type: &'static str,
-    offset: usize,
-    bytes: usize,
+    block_type: String,
+    /// Where the data begins, in bytes, and how many these are; `None` for a type that is not supported.
+    offset: Option<usize>,
+    bytes: Option<usize>,
+}
+
+/// All tensors: those that can be read, and then those of types that are not supported.
+fn tensors(file: &GgufFile) -> Vec<Tensor<'_>> {
+    let tensors = file.tensors().iter().map(|t| Tensor {
+        name: &t.name,
+        shape: &t.shape,
+        block_type: t.block_type.name().to_owned(),
+        offset: Some(t.range.start),
+        bytes: Some(t.range.len()),
+    });
+    let unsupported = file.unsupported().iter().map(|t| Tensor {
+        name: &t.name,
+        shape: &t.shape,
+        block_type: t.type_name(),
+        offset: None,
+        bytes: None,
+    });
+    tensors.chain(unsupported).collect()
 }
 
 impl<'a> Output<'a> {
     fn new(file: &'a GgufFile, record: Option<&Record>) -> Self {
         let entries = file.entries();
-        let tensors = file.tensors().iter().map(|t| Tensor {
-            name: &t.name,
-            shape: &t.shape,
-            block_type: t.block_type.name(),
-            offset: t.range.start,
-            bytes: t.range.len(),
-        });
         Self {
             file: file.path().display().to_string(),
             version: file.version(),
             bytes: file.map().bytes().len(),
             metadata: entries.map(|(k, v)| (k.to_owned(), to_json(v))).collect(),
-            tensors: tensors.collect(),
+            tensors: tensors(file),
             pruned: record.map(record_to_json),
         }
     }

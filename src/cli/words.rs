@@ -4,7 +4,9 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use flapjack::engine::{EngineError, Notice, OutOfReach, Target, TextError, Unsuited};
+use flapjack::engine::{
+    EngineError, MetadataWarning, Notice, OutOfReach, Target, TextError, Unsuited,
+};
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
 use flapjack::hub::HubError;
@@ -74,6 +76,10 @@ fn percent(share: f64) -> f64 {
 pub fn log(notices: &[Notice]) {
     for notice in notices {
         match notice {
+            Notice::Metadata(warning) => log_metadata(warning),
+            Notice::KeyAdded { key } => {
+                tracing::info!("the file does not have {key}, which --override-kv adds");
+            }
             Notice::NotPacked(shortage) => tracing::warn!(
                 "weights stay as they lie in the file, which is slower: packing them takes {} and {} are free",
                 mebibytes(shortage.needed),
@@ -102,6 +108,38 @@ pub fn log(notices: &[Notice]) {
                 profile.display()
             ),
         }
+    }
+}
+
+const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
+
+fn log_metadata(warning: &MetadataWarning) {
+    match warning {
+        // An array cannot be given by hand.
+        MetadataWarning::Ignored { key, problem } if key == TOKEN_TYPE => {
+            tracing::warn!("metadata key {key}: {problem}; it is ignored");
+        }
+        MetadataWarning::Ignored { key, problem } => tracing::warn!(
+            "metadata key {key}: {problem}; it is ignored, --override-kv {key}=TYPE:VALUE takes another value"
+        ),
+        MetadataWarning::Missing { key, assumed } => match key.as_str() {
+            // Most files that lack it were made when it was the same for all models.
+            key if key.ends_with("rope.freq_base") => {
+                tracing::info!("the file does not have {key}; {assumed} is assumed");
+            }
+            "tokenizer.ggml.pre" => tracing::warn!(
+                "the file does not say how text is split into words ({key}), and it may be split otherwise than in training, which makes the model worse; {assumed:?} is assumed, --override-kv {key}=str:NAME takes another way"
+            ),
+            TOKEN_TYPE => tracing::warn!(
+                "the file does not say which tokens are control tokens ({key}); they are taken for text"
+            ),
+            key => tracing::warn!(
+                "the file does not have {key}; {assumed} is assumed, --override-kv {key}=TYPE:VALUE takes another value"
+            ),
+        },
+        MetadataWarning::NotDone { key, value } => tracing::warn!(
+            "the model was trained to look back {value} tokens only ({key}), and here it looks back on all; longer texts may get worse"
+        ),
     }
 }
 
@@ -171,7 +209,10 @@ fn engine_advice(error: &EngineError) -> Option<String> {
         }
         EngineError::Unsuited(unsuited) => return Some(unsuited_advice(unsuited)),
         EngineError::Generate(error) => return generate_advice(error),
-        _ => return None,
+        error => {
+            let key = error.wanted_key()?;
+            return Some(format!("; --override-kv {key}=TYPE:VALUE gives it a value"));
+        }
     };
     Some(words.to_owned())
 }

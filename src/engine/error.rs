@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+#[cfg(doc)]
+use super::options::OpenOptions;
 use super::report::Shortage;
 use super::text::TextError;
 use crate::eval::PerplexityError;
@@ -13,7 +15,7 @@ use crate::kernels::RuntimeError;
 use crate::model::ModelError;
 use crate::progress::Cancelled;
 use crate::prune::{HeadUnit, Metric, ProfileError, PruneError, Restore};
-use crate::tokenize::TokenizeError;
+use crate::tokenize::{self, TokenizeError};
 
 /// Why the engine could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +94,18 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// The metadata key that a value of one's own would mend, because the file lacks it or has a value that is not known; `None` for
+    /// other errors. [`OpenOptions::overrides`] takes one.
+    pub fn wanted_key(&self) -> Option<&str> {
+        match self {
+            EngineError::Gguf(GgufError::Missing { key, .. })
+            | EngineError::Model(ModelError::Gguf(GgufError::Missing { key, .. })) => Some(key),
+            // Of a tokenizer that is missing no single key is enough.
+            EngineError::Tokenize(TokenizeError::PreTokenizer { .. }) => Some(tokenize::PRE),
+            _ => None,
+        }
+    }
+
     /// The error with what was being done when it came up.
     pub(super) fn at(doing: Doing) -> impl FnOnce(EngineError) -> EngineError {
         // Whoever cancels knows what was being done.

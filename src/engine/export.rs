@@ -31,7 +31,7 @@ impl Engine {
 
     fn write_file(&self, path: &Path) -> Result<ExportReport, EngineError> {
         // Another map of the same file: what was not pruned is taken from it as it is.
-        let source = GgufFile::open(self.model.path())?;
+        let source = self.file()?;
         let export = Export::new(&self.model);
         let entries = self
             .record(&source, &export)?

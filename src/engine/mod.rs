@@ -38,6 +38,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use crate::gguf::{MetadataWarning, Value as MetadataValue};
 pub use crate::progress::Cancelled;
 pub use crate::prune::{Found, Target};
 pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
@@ -59,12 +60,12 @@ use cache::CacheFolder;
 
 use crate::eval::{self, Perplexity, PerplexityOptions, SpeedRun, SpeedTest};
 use crate::generate::{Generation, Request, Scheduler, Sequence};
-use crate::gguf::GgufFile;
+use crate::gguf::{GgufError, GgufFile};
 use crate::hub::{self, HubError, Step};
 #[cfg(doc)]
 use crate::kernels::KV_BLOCK;
 use crate::kernels::Runtime;
-use crate::model::{CacheType, KvCache, KvPool, Model, ModelError, Shape};
+use crate::model::{self, CacheType, KvCache, KvPool, Model, ModelError, Shape};
 use crate::tokenize::Tokenizer;
 
 /// A model that is ready to run, with all that running and pruning it takes.
@@ -108,8 +109,12 @@ impl Engine {
         let path = path.as_ref();
         let runtime = runtime(&options)?;
         let start = Instant::now();
-        let file = GgufFile::open(path)?;
+        let file = GgufFile::open_with(path, &options.overrides)?;
+        // What is no model has no tokenizer either, and that is not what is wrong with it.
+        model::architecture(&file)?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
+        let added = file.added().map(|key| Notice::KeyAdded { key: key.into() });
+        let added: Vec<Notice> = added.collect();
         let model = Model::load(file)?;
         if tokenizer.vocab_size() > model.config.vocabulary {
             return Err(EngineError::Vocabulary {
@@ -123,8 +128,10 @@ impl Engine {
             load_time,
             tokenizer: Some(tokenizer),
             has_file: true,
+            notices: added,
             ..Self::of(model, runtime, options)
         };
+        engine.notice_metadata();
         engine.pack_as_opened();
         Ok(engine)
     }
@@ -170,6 +177,18 @@ impl Engine {
         }
     }
 
+    /// Notices what of the metadata was passed over, or assumed.
+    fn notice_metadata(&mut self) {
+        let tokenizer = self.tokenizer.iter().flat_map(Tokenizer::warnings);
+        let warnings = self.model.warnings.iter().chain(tokenizer);
+        self.notices.extend(warnings.cloned().map(Notice::Metadata));
+    }
+
+    /// The model's file, mapped anew: packing and pruning rearrange the other map.
+    fn file(&self) -> Result<GgufFile, GgufError> {
+        GgufFile::open_with(self.model.path(), &self.options.overrides)
+    }
+
     fn pack_as_opened(&mut self) {
         if self.options.pack == Pack::Auto {
             self.pack();
@@ -195,7 +214,7 @@ impl Engine {
     /// The same model once more, as it was when it was opened, from a map of its own.
     fn load_again(&self) -> Result<Model, EngineError> {
         self.must_have_file()?;
-        let mut model = Model::load(GgufFile::open(self.model.path())?)?;
+        let mut model = Model::load(self.file()?)?;
         if self.options.pack == Pack::Auto
             && self.runtime.kernels.prefers_packed()
             && packing_shortage(&model).is_none()
@@ -298,7 +317,7 @@ impl Engine {
         let path = self.model.path();
         let name = path.file_name().unwrap_or(path.as_os_str());
         let fingerprint = match self.has_file {
-            true => GgufFile::open(path)?.fingerprint(),
+            true => self.file()?.fingerprint(),
             false => String::new(),
         };
         Ok((fingerprint, name.to_string_lossy().into_owned()))

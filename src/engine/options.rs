@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use super::text::TextSource;
 use crate::generate::SamplerConfig;
+#[cfg(doc)]
+use crate::gguf::GgufFile;
+use crate::gguf::Value as MetadataValue;
 use crate::model::{CacheType, Model};
 use crate::prune::{Effort, HeadUnit, Method, Metric, Recipe, Restore, Structure, Target};
 
@@ -16,6 +19,9 @@ pub struct OpenOptions {
     /// The folder in which profiles and outcomes are kept; `None` for the user's
     /// ([`hub::profiles_dir`](crate::hub::profiles_dir)).
     pub cache: Option<PathBuf>,
+    /// Metadata that take the place of the file's own, or are added to them; see [`GgufFile::open_with`]. A file that the model is
+    /// written to has them too.
+    pub overrides: Vec<(String, MetadataValue)>,
 }
 
 /// Whether weights are rearranged in place for the vector units, which makes their pages the process's own.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::machine;
+use crate::gguf::MetadataWarning;
 use crate::model::Model;
 use crate::prune::{Found, Method, Plan, Recipe, Target};
 
@@ -201,6 +202,10 @@ pub struct ExportReport {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Notice {
+    /// Something of the file's metadata was passed over, or assumed.
+    Metadata(MetadataWarning),
+    /// An override gives a value to a key that the file does not have.
+    KeyAdded { key: String },
     /// There is not the memory to pack the weights, which stay as they lie in the file and are slower.
     NotPacked(Shortage),
     /// There may be more text: only so many tokens of it are used, as the effort has it.

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::GgufFile;
+use super::{GgufFile, write};
 use crate::files::hexadecimal;
 
 /// The most bytes of a tensor that are hashed. A larger tensor is sampled: pieces of [`PIECE`] bytes that add up to this size.
@@ -14,7 +14,8 @@ impl GgufFile {
     /// The fingerprint of the file: a SHA-256 in hexadecimal digits.
     ///
     /// It covers the length of the file, metadata and tensor table, and samples of every tensor's data, evenly spread from
-    /// the first byte to the last. Other training, another quantisation and larger damage change it; a few weights changed by
+    /// the first byte to the last; and metadata that take the place of the file's own
+    /// ([`open_with`](Self::open_with)). Other training, another quantisation and larger damage change it; a few weights changed by
     /// hand may not. It takes milliseconds and reads a few MiB, however large the file is.
     ///
     /// It is computed from the map, so it must be taken before anything in the map is rearranged.
@@ -41,6 +42,12 @@ impl GgufFile {
                 };
                 hasher.update(&data[start..start + PIECE]);
             }
+        }
+        for key in &self.overridden {
+            let mut entry = Vec::new();
+            write::put_entry(&mut entry, key, &self.metadata[key]);
+            hasher.update((entry.len() as u64).to_le_bytes());
+            hasher.update(&entry);
         }
         hexadecimal(&hasher.finalize())
     }

@@ -8,6 +8,8 @@
 //! | `map` | the map of a file, and how much of it is in memory |
 //! | `parse` | header, metadata and tensor table, with all checks |
 //! | `value` | the types and values of metadata |
+//! | `warning` | what is passed over in metadata, or assumed, though a model can run |
+//! | `foreign` | files that are not GGUF files, by how they begin |
 //! | `write` | writing files |
 //! | `fingerprint` | a hash by which a model file is recognised |
 //! | `text` | names from files, made safe for a terminal |
@@ -15,19 +17,23 @@
 //! Source: the GGUF specification in the ggml repository (`docs/gguf.md`), versions 2 and 3, little-endian.
 
 mod fingerprint;
+mod foreign;
 mod map;
 mod parse;
 mod text;
 mod value;
+mod warning;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use foreign::Foreign;
 pub use map::{Map, Residency};
 pub use text::Shown;
 pub use value::{Value, ValueType};
+pub use warning::MetadataWarning;
 pub use write::Writer;
 
 use crate::quant::BlockType;
@@ -42,7 +48,10 @@ pub enum GgufError {
         path: PathBuf,
         source: std::io::Error,
     },
-    /// The file does not begin with `GGUF`.
+    /// The file is of another format.
+    #[error("{path} is not a GGUF file but {found}")]
+    Foreign { path: PathBuf, found: Foreign },
+    /// The file does not begin with `GGUF`, nor as anything else that is known.
     #[error(
         "{path} is not a GGUF file (it begins with {magic:02x?} and not with \"GGUF\"); name a .gguf model"
     )]
@@ -50,7 +59,12 @@ pub enum GgufError {
     /// The file has another version than 2 or 3, or is big-endian.
     #[error(
         "{path}: GGUF version {version} is not supported (2 and 3 are){hint}",
-        hint = if *big_endian { "; the file is big-endian, convert it to little-endian first" } else { "" }
+        hint = match (*big_endian, *version) {
+            (true, _) => "; the file is big-endian, convert it to little-endian first (gguf_convert_endian.py of llama.cpp)",
+            (_, 1) => "; files of version 1 are of August 2023, and no recent program reads them: fetch a newer file of the model, or convert it anew",
+            (_, 4..=99) => "; the file was written by a newer program",
+            _ => "; the file is damaged, fetch it again",
+        }
     )]
     Version {
         path: PathBuf,
@@ -83,13 +97,56 @@ pub enum GgufError {
         tensor: String,
         problem: String,
     },
-    /// A metadata key is missing, or its value is of the wrong type or unusable.
+    /// A tensor is of a type that is not supported.
+    #[error("{path}: tensor {}: {}", Shown(tensor), type_problem(*type_id, path))]
+    TensorType {
+        path: PathBuf,
+        tensor: String,
+        type_id: u32,
+    },
+    /// A metadata key is missing.
+    #[error(
+        "{path}: metadata key {}: is missing ({expected} is needed)",
+        Shown(key)
+    )]
+    Missing {
+        path: PathBuf,
+        key: String,
+        /// The kind of value that it should have, for example "a string".
+        expected: &'static str,
+    },
+    /// The value of a metadata key is of the wrong type or unusable.
     #[error("{path}: metadata key {}: {problem}", Shown(key))]
     Metadata {
         path: PathBuf,
         key: String,
         problem: String,
     },
+}
+
+/// What is wrong with a type of this number, and what to do.
+fn type_problem(type_id: u32, path: &Path) -> String {
+    let supported = BlockType::supported_names();
+    let Some(known) = BlockType::unsupported(type_id) else {
+        return format!(
+            "unknown type {type_id}, of a newer llama.cpp or of a program that goes its own way; take the model in another type: supported are {supported}"
+        );
+    };
+    let name = known.name;
+    match known.instead {
+        None => {
+            format!(
+                "type {name} is not supported, for it is not one of weights; supported are {supported}"
+            )
+        }
+        Some(instead) if known.removed => format!(
+            "type {name} is not supported, for it was removed from the format; take the {instead} file of the same model, or quantise the original anew to {instead} (supported are {supported})"
+        ),
+        Some(instead) => format!(
+            "type {name} is not supported; take the model in another type such as {instead}, or make it with `llama-quantize --allow-requantize {} new.gguf {instead}` (supported are {supported})",
+            path.display()
+        ),
+    }
 }
 
 /// An entry of the tensor table: the name, shape, type and place of a tensor.
@@ -105,6 +162,26 @@ pub struct TensorInfo {
     pub range: Range<usize>,
 }
 
+/// A tensor that cannot be read, because its type is not supported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsupportedTensor {
+    pub name: String,
+    /// The extents, row-major.
+    pub shape: Vec<usize>,
+    /// The number of the type.
+    pub type_id: u32,
+}
+
+impl UnsupportedTensor {
+    /// The name of the type, or its number where it has none that we know.
+    pub fn type_name(&self) -> String {
+        match BlockType::unsupported(self.type_id) {
+            Some(known) => known.name.to_owned(),
+            None => format!("type {}", self.type_id),
+        }
+    }
+}
+
 /// A GGUF file that has been mapped and checked.
 #[derive(Debug)]
 pub struct GgufFile {
@@ -112,11 +189,16 @@ pub struct GgufFile {
     version: u32,
     map: Map,
     metadata: BTreeMap<String, Value>,
-    /// The metadata keys in the order in which the file has them.
+    /// The metadata keys in the order in which the file has them, and behind them those that were added.
     keys: Vec<String>,
+    /// The number of keys that the file itself has.
+    own_keys: usize,
+    /// The keys whose values are not the file's own.
+    overridden: BTreeSet<String>,
     tensors: Vec<TensorInfo>,
     /// The index in `tensors` of each name.
     by_name: BTreeMap<String, usize>,
+    unsupported: Vec<UnsupportedTensor>,
 }
 
 impl GgufFile {
@@ -130,7 +212,46 @@ impl GgufFile {
             path: path.to_owned(),
             source,
         })?;
-        parse::parse(path, map)
+        parse::parse(path, map).map_err(|error| match foreign::is_piece(path) {
+            // The first piece begins as a GGUF file does, and ends too early.
+            true => GgufError::Foreign {
+                path: path.to_owned(),
+                found: Foreign::Piece,
+            },
+            false => error,
+        })
+    }
+
+    /// As [`open`](Self::open), with other metadata than the file's own: these values take the place of those that the file has,
+    /// or are added. Of two for the same key the last counts. An integer or float is stored in the type of the value that it
+    /// replaces, where it fits that.
+    ///
+    /// Tensors are found where the file itself says that they are, whatever becomes of `general.alignment`.
+    ///
+    /// # Errors
+    /// The errors of [`open`](Self::open).
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        overrides: &[(String, Value)],
+    ) -> Result<Self, GgufError> {
+        let mut file = Self::open(path)?;
+        for (key, value) in overrides {
+            let own = file.metadata.get(key);
+            let value = value.clone().in_place_of(own);
+            if own == Some(&value) {
+                continue;
+            }
+            if file.metadata.insert(key.clone(), value).is_none() {
+                file.keys.push(key.clone());
+            }
+            file.overridden.insert(key.clone());
+        }
+        Ok(file)
+    }
+
+    /// The keys that the file itself does not have.
+    pub fn added(&self) -> impl Iterator<Item = &str> {
+        self.keys[self.own_keys..].iter().map(String::as_str)
     }
 
     /// The path that the file was opened by.
@@ -155,12 +276,17 @@ impl GgufFile {
             .map(|key| (key.as_str(), &self.metadata[key]))
     }
 
-    /// All tensors in the order of the file's tensor table.
+    /// All tensors of supported types, in the order of the file's tensor table.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
-    /// The tensor of this name; `None` if the file has none.
+    /// The tensors of other types, in the order of the file's tensor table.
+    pub fn unsupported(&self) -> &[UnsupportedTensor] {
+        &self.unsupported
+    }
+
+    /// The tensor of this name; `None` if the file has none of a supported type.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }
@@ -187,20 +313,48 @@ impl GgufFile {
     pub fn get<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>, GgufError> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(value) => T::from_value(value).map(Some).ok_or_else(|| {
-                self.metadata_error(key, format!("expected {}, found {value}", T::EXPECTED))
-            }),
+            Some(value) => T::from_value(value)
+                .map(Some)
+                .ok_or_else(|| self.metadata_error(key, unexpected::<T>(value))),
         }
     }
 
     /// The value of a metadata key that the file must have.
     ///
     /// # Errors
-    /// [`GgufError::Metadata`] if the key is missing or its value cannot be read as a `T`.
+    /// [`GgufError::Missing`] if the key is missing, [`GgufError::Metadata`] if its value cannot be read as a `T`.
     pub fn require<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<T, GgufError> {
-        self.get(key)?.ok_or_else(|| {
-            self.metadata_error(key, format!("is missing ({} is needed)", T::EXPECTED))
+        self.get(key)?.ok_or_else(|| GgufError::Missing {
+            path: self.path.clone(),
+            key: key.to_owned(),
+            expected: T::EXPECTED,
         })
+    }
+
+    /// The value of a metadata key that can be done without: one that cannot be read as a `T` is passed over, with a warning.
+    pub(crate) fn optional<'a, T: FromValue<'a>>(
+        &'a self,
+        key: &str,
+        warnings: &mut Vec<MetadataWarning>,
+    ) -> Option<T> {
+        let value = self.metadata.get(key)?;
+        let read = T::from_value(value);
+        if read.is_none() {
+            warnings.push(MetadataWarning::ignored(key, unexpected::<T>(value)));
+        }
+        read
+    }
+
+    /// Returns an error if a tensor is of a type that is not supported.
+    pub(crate) fn refuse_unsupported(&self) -> Result<(), GgufError> {
+        match self.unsupported.first() {
+            None => Ok(()),
+            Some(tensor) => Err(GgufError::TensorType {
+                path: self.path.clone(),
+                tensor: tensor.name.clone(),
+                type_id: tensor.type_id,
+            }),
+        }
     }
 
     /// An error about a metadata key of this file.
@@ -220,6 +374,11 @@ impl GgufFile {
             problem: problem.into(),
         }
     }
+}
+
+/// What is wrong with a value that cannot be read as a `T`.
+fn unexpected<'a, T: FromValue<'a>>(value: &Value) -> String {
+    format!("expected {}, found {value}", T::EXPECTED)
 }
 
 /// Rust types that a metadata value can be read as. Integers of any width convert if the value fits.

@@ -1,9 +1,11 @@
 //! Parsing GGUF files. Every length is checked before it is used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::{GgufError, GgufFile, Map, Shown, TensorInfo, Value, ValueType};
+use super::{
+    GgufError, GgufFile, Map, Shown, TensorInfo, UnsupportedTensor, Value, ValueType, foreign,
+};
 use crate::quant::BlockType;
 
 /// The deepest nesting of arrays that is accepted. The specification sets no limit, and no known file nests arrays at all.
@@ -38,18 +40,10 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
         items: 0,
     };
 
-    let magic = reader
-        .take(4, "the magic number")
-        .map_err(|_| GgufError::NotGguf {
-            path: path.to_owned(),
-            magic: map.bytes()[..map.bytes().len().min(4)].to_vec(),
-        })?;
-    if magic != b"GGUF" {
-        return Err(GgufError::NotGguf {
-            path: path.to_owned(),
-            magic: magic.to_vec(),
-        });
+    if !map.bytes().starts_with(b"GGUF") {
+        return Err(not_gguf(path, map.bytes()));
     }
+    reader.at = 4;
     let version = reader.u32("the version")?;
     if !(2..=3).contains(&version) {
         return Err(GgufError::Version {
@@ -87,8 +81,12 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
     };
 
     let mut tensors = Vec::new();
+    let mut unsupported = Vec::new();
     for i in 0..tensor_count {
-        tensors.push(reader.tensor_entry(i, alignment)?);
+        match reader.tensor_entry(i, alignment)? {
+            Entry::Tensor(tensor) => tensors.push(tensor),
+            Entry::Unsupported(tensor) => unsupported.push(tensor),
+        }
     }
 
     let data_start = reader.at.next_multiple_of(alignment);
@@ -116,6 +114,17 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
         }
     }
 
+    let mut others = BTreeSet::new();
+    for tensor in &unsupported {
+        if by_name.contains_key(&tensor.name) || !others.insert(&tensor.name) {
+            return Err(GgufError::Tensor {
+                path: path.to_owned(),
+                tensor: tensor.name.clone(),
+                problem: "the name occurs twice in the tensor table".into(),
+            });
+        }
+    }
+
     let mut by_offset: Vec<&TensorInfo> = tensors.iter().filter(|t| !t.range.is_empty()).collect();
     by_offset.sort_by_key(|t| t.range.start);
     for pair in by_offset.windows(2) {
@@ -139,10 +148,32 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
         version,
         map,
         metadata,
+        own_keys: keys.len(),
         keys,
+        overridden: BTreeSet::new(),
         tensors,
         by_name,
+        unsupported,
     })
+}
+
+/// The error for a file that does not begin with the magic number.
+fn not_gguf(path: &Path, bytes: &[u8]) -> GgufError {
+    let path = path.to_owned();
+    match foreign::recognise(bytes) {
+        Some(found) => GgufError::Foreign { path, found },
+        None => GgufError::NotGguf {
+            path,
+            magic: bytes[..bytes.len().min(4)].to_vec(),
+        },
+    }
+}
+
+/// An entry of the tensor table.
+enum Entry {
+    /// One of a supported type.
+    Tensor(TensorInfo),
+    Unsupported(UnsupportedTensor),
 }
 
 /// Reads values from the bytes of a file, one after the other.
@@ -310,7 +341,7 @@ impl<'a> Reader<'a> {
     }
 
     /// One entry of the tensor table. Its range is relative to the start of the data.
-    fn tensor_entry(&mut self, index: usize, alignment: usize) -> Result<TensorInfo, GgufError> {
+    fn tensor_entry(&mut self, index: usize, alignment: usize) -> Result<Entry, GgufError> {
         let path = self.path;
         let name = self.string(&format!("the name of tensor {index}"))?;
         let fail = |problem: String| GgufError::Tensor {
@@ -336,16 +367,6 @@ impl<'a> Reader<'a> {
         // GGUF lists the extents in the reverse order, columns first.
         shape.reverse();
         let type_id = self.u32(&what)?;
-        let block_type = BlockType::from_id(type_id).ok_or_else(|| {
-            fail(format!(
-                "{}; supported are {}",
-                match BlockType::name_of_unsupported(type_id) {
-                    Some(type_name) => format!("type {type_name} is not supported yet"),
-                    None => format!("unknown type {type_id}"),
-                },
-                BlockType::supported_names()
-            ))
-        })?;
         let offset = self.u64(&what)?;
         let offset = usize::try_from(offset)
             .ok()
@@ -356,6 +377,14 @@ impl<'a> Reader<'a> {
                 ))
             })?;
 
+        // How many bytes a block has is not known.
+        let Some(block_type) = BlockType::from_id(type_id) else {
+            return Ok(Entry::Unsupported(UnsupportedTensor {
+                name,
+                shape,
+                type_id,
+            }));
+        };
         let columns = *shape.last().expect("rank is at least 1");
         let rows = shape[..rank - 1]
             .iter()
@@ -371,11 +400,11 @@ impl<'a> Reader<'a> {
             .and_then(|rows| rows.checked_mul(row_bytes))
             .and_then(|size| size.checked_add(offset))
             .ok_or_else(|| fail(format!("shape {shape:?} is too large")))?;
-        Ok(TensorInfo {
+        Ok(Entry::Tensor(TensorInfo {
             name,
             shape,
             block_type,
             range: offset..end,
-        })
+        }))
     }
 }

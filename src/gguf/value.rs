@@ -100,6 +100,47 @@ impl Value {
             _ => return None,
         })
     }
+
+    /// An integer or float in the type of the value that it takes the place of, if it fits that; without such a value in the
+    /// type that GGUF files usually have, 32 bits wide. Other values stay as they are.
+    pub(super) fn in_place_of(self, replaced: Option<&Value>) -> Value {
+        let wide = self.value_type();
+        let to = |value_type| self.converted(value_type);
+        let converted = match replaced {
+            Some(value) => to(value.value_type()),
+            None if self.as_i128().is_some() => to(ValueType::U32).or(to(ValueType::I32)),
+            None if wide == ValueType::F64 => to(ValueType::F32),
+            None => None,
+        };
+        converted.unwrap_or(self)
+    }
+
+    /// An integer as an integer of another type, or a float as a float; `None` if it does not fit, and for all other values.
+    fn converted(&self, to: ValueType) -> Option<Value> {
+        let float = match *self {
+            Value::F32(v) => f64::from(v),
+            Value::F64(v) => v,
+            _ => {
+                let v = self.as_i128()?;
+                return Some(match to {
+                    ValueType::U8 => Value::U8(v.try_into().ok()?),
+                    ValueType::I8 => Value::I8(v.try_into().ok()?),
+                    ValueType::U16 => Value::U16(v.try_into().ok()?),
+                    ValueType::I16 => Value::I16(v.try_into().ok()?),
+                    ValueType::U32 => Value::U32(v.try_into().ok()?),
+                    ValueType::I32 => Value::I32(v.try_into().ok()?),
+                    ValueType::U64 => Value::U64(v.try_into().ok()?),
+                    ValueType::I64 => Value::I64(v.try_into().ok()?),
+                    _ => return None,
+                });
+            }
+        };
+        match to {
+            ValueType::F32 => Some(Value::F32(float as f32)),
+            ValueType::F64 => Some(Value::F64(float)),
+            _ => None,
+        }
+    }
 }
 
 /// A short form for messages and listings: of a long string only the beginning, of an array only the type and length.

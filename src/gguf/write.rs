@@ -152,9 +152,7 @@ impl<'a> Writer<'a> {
         head.extend_from_slice(&(self.tensors.len() as u64).to_le_bytes());
         head.extend_from_slice(&(self.metadata.len() as u64).to_le_bytes());
         for (key, value) in &self.metadata {
-            put_string(&mut head, key);
-            head.extend_from_slice(&(value.value_type() as u32).to_le_bytes());
-            put_value(&mut head, value);
+            put_entry(&mut head, key, value);
         }
         let mut offset = 0usize;
         for tensor in &self.tensors {
@@ -226,6 +224,13 @@ fn refuse_twins<'n>(what: &str, names: impl Iterator<Item = &'n str>) -> io::Res
         }
     }
     Ok(())
+}
+
+/// A metadata entry: its key, the type of its value, and the value.
+pub(super) fn put_entry(out: &mut Vec<u8>, key: &str, value: &Value) {
+    put_string(out, key);
+    out.extend_from_slice(&(value.value_type() as u32).to_le_bytes());
+    put_value(out, value);
 }
 
 fn put_string(out: &mut Vec<u8>, text: &str) {

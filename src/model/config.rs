@@ -1,6 +1,6 @@
 //! A model's shape, from the metadata.
 
-use crate::gguf::{FromValue, GgufError, GgufFile};
+use crate::gguf::{FromValue, GgufError, GgufFile, MetadataWarning, Value};
 
 /// The architectures that we run. They share keys, tensors and arithmetic. In `deci` files (DeciLM and the Nemotron models
 /// that NVIDIA cut out of Llama 3; `src/models/deci.cpp` in llama.cpp) widths differ from layer to layer, and a layer
@@ -51,13 +51,39 @@ pub struct Config {
 
 /// What LLaMA-1 was trained with, for files that do not say.
 const DEFAULT_ROPE_BASE: f32 = 10_000.0;
+const DEFAULT_CONTEXT_LENGTH: usize = 2048;
+/// The layouts of tensors that we expect: rows of queries and keys in the order of LLaMA's first release.
+const LAYOUTS: [&str; 2] = ["reference", "Meta AI original pth"];
+/// The version of ggml's block formats that we read, the only one that GGUF files have had.
+const QUANTIZATION_VERSION: usize = 2;
+
+/// Keys, behind the architecture's name, that change what a model computes in ways that are not supported, with the values that
+/// change nothing.
+const UNSUPPORTED: [(&str, &[f64]); 12] = [
+    ("attention.causal", &[1.0]),
+    ("attention.clamp_kqv", &[0.0]),
+    ("attention.max_alibi_bias", &[0.0]),
+    ("attention.output_scale", &[0.0, 1.0]),
+    ("attention.temperature_scale", &[0.0]),
+    ("attn_logit_softcapping", &[0.0]),
+    ("embedding_scale", &[0.0, 1.0]),
+    ("final_logit_softcapping", &[0.0]),
+    ("logit_scale", &[0.0, 1.0]),
+    ("residual_scale", &[0.0, 1.0]),
+    ("rope.scaling.attn_factor", &[1.0]),
+    ("use_parallel_residual", &[0.0]),
+];
 
 impl Config {
-    /// Reads the keys of an architecture.
+    /// Reads the keys of an architecture. What of no great consequence is missing or unusable becomes a warning.
     ///
     /// # Errors
-    /// If a key is missing, of the wrong type, or has a value that no model can have.
-    pub fn from_gguf(file: &GgufFile, architecture: Architecture) -> Result<Self, GgufError> {
+    /// If a key is missing or of the wrong type, has a value that no model can have, or asks for something that is not supported.
+    pub fn from_gguf(
+        file: &GgufFile,
+        architecture: Architecture,
+        warnings: &mut Vec<MetadataWarning>,
+    ) -> Result<Self, GgufError> {
         let key = |name: &str| format!("{}.{name}", architecture.name());
         let positive = |name: &str| -> Result<usize, GgufError> {
             match file.require::<usize>(&key(name))? {
@@ -65,15 +91,6 @@ impl Config {
                 n => Ok(n),
             }
         };
-
-        if let Some(experts) = file.get::<usize>(&key("expert_count"))?
-            && experts > 0
-        {
-            return Err(file.metadata_error(
-                &key("expert_count"),
-                format!("{experts} experts: mixture-of-experts models are not supported"),
-            ));
-        }
 
         let layers = positive("block_count")?;
         // More layers than this cannot have tensors in any file; a wild count must not allocate.
@@ -87,8 +104,7 @@ impl Config {
             ));
         }
         let embedding_length = positive("embedding_length")?;
-        let heads = per_layer(file, &key("attention.head_count"), layers)?
-            .ok_or_else(|| file.metadata_error(&key("attention.head_count"), "is missing"))?;
+        let heads = required_per_layer(file, &key("attention.head_count"), layers)?;
         let kv_heads = per_layer(file, &key("attention.head_count_kv"), layers)?
             .unwrap_or_else(|| heads.clone());
         for (layer, (&q, &kv)) in heads.iter().zip(&kv_heads).enumerate() {
@@ -105,8 +121,7 @@ impl Config {
                 ));
             }
         }
-        let channels = per_layer(file, &key("feed_forward_length"), layers)?
-            .ok_or_else(|| file.metadata_error(&key("feed_forward_length"), "is missing"))?;
+        let channels = required_per_layer(file, &key("feed_forward_length"), layers)?;
 
         let head_dim = match file.get::<usize>(&key("attention.key_length"))? {
             Some(0) => {
@@ -145,9 +160,14 @@ impl Config {
                 format!("{rope_dim} is not an even number up to the head size {head_dim}"),
             ));
         }
-        let rope_base = file
-            .get::<f32>(&key("rope.freq_base"))?
-            .unwrap_or(DEFAULT_ROPE_BASE);
+        let rope_base = match file.get::<f32>(&key("rope.freq_base"))? {
+            Some(base) => base,
+            None => {
+                let key = key("rope.freq_base");
+                warnings.push(MetadataWarning::missing(&key, DEFAULT_ROPE_BASE));
+                DEFAULT_ROPE_BASE
+            }
+        };
         if !(rope_base.is_finite() && rope_base > 0.0) {
             return Err(file.metadata_error(
                 &key("rope.freq_base"),
@@ -169,6 +189,17 @@ impl Config {
             ));
         }
 
+        let context_length = context_length(file, &key("context_length"), warnings);
+        refuse_unsupported(file, architecture, head_dim)?;
+        warn_of_window(
+            file,
+            &key("attention.sliding_window"),
+            context_length,
+            warnings,
+        );
+        warn_of_layout(file, &key("tensor_data_layout"), warnings);
+        warn_of_quantization(file, warnings);
+
         Ok(Self {
             architecture,
             embedding_length,
@@ -177,7 +208,7 @@ impl Config {
             heads,
             kv_heads,
             channels,
-            context_length: positive("context_length")?,
+            context_length,
             rms_epsilon,
             rope_dim,
             rope_base,
@@ -187,6 +218,99 @@ impl Config {
 
     pub fn layers(&self) -> usize {
         self.heads.len()
+    }
+}
+
+/// The longest context that the model was trained for; a short one that every LLaMA has, where the file does not say.
+fn context_length(file: &GgufFile, key: &str, warnings: &mut Vec<MetadataWarning>) -> usize {
+    match file.optional::<usize>(key, warnings) {
+        Some(0) => warnings.push(MetadataWarning::ignored(key, "must not be 0")),
+        Some(length) => return length,
+        None => {}
+    }
+    warnings.push(MetadataWarning::missing(key, DEFAULT_CONTEXT_LENGTH));
+    DEFAULT_CONTEXT_LENGTH
+}
+
+/// Refuses keys that change what the model computes. Passing over them would give wrong results.
+fn refuse_unsupported(
+    file: &GgufFile,
+    architecture: Architecture,
+    head_dim: usize,
+) -> Result<(), GgufError> {
+    let own_scale = 1.0 / (head_dim as f64).sqrt();
+    let scale = ("attention.scale", &[0.0, own_scale][..]);
+    for (name, neutral) in UNSUPPORTED.into_iter().chain([scale]) {
+        let key = format!("{}.{name}", architecture.name());
+        let Some(value) = file.metadata().get(&key) else {
+            continue;
+        };
+        let number = match value {
+            Value::Bool(yes) => f64::from(u8::from(*yes)),
+            value => f64::from_value(value)
+                .or(value.as_i128().map(|n| n as f64))
+                .unwrap_or(f64::NAN),
+        };
+        let close = |to: &f64| (number - to).abs() <= 1e-4 * to.abs();
+        if !neutral.iter().any(close) {
+            return Err(file.metadata_error(
+                &key,
+                format!("{value} is not supported; running without it would give wrong results"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Attention that looks back so far only is not kept to; up to there all is the same.
+fn warn_of_window(
+    file: &GgufFile,
+    key: &str,
+    context_length: usize,
+    warnings: &mut Vec<MetadataWarning>,
+) {
+    if let Some(window) = file.optional::<usize>(key, warnings)
+        && (1..context_length).contains(&window)
+    {
+        warnings.push(MetadataWarning::NotDone {
+            key: key.to_owned(),
+            value: window.to_string(),
+        });
+    }
+}
+
+fn warn_of_layout(file: &GgufFile, key: &str, warnings: &mut Vec<MetadataWarning>) {
+    if let Some(layout) = file.optional::<&str>(key, warnings)
+        && !LAYOUTS.contains(&layout)
+    {
+        let problem = format!(
+            "the layout {layout:?} is not known, and tensors are read as in {:?}",
+            LAYOUTS[0]
+        );
+        warnings.push(MetadataWarning::ignored(key, problem));
+    }
+}
+
+fn warn_of_quantization(file: &GgufFile, warnings: &mut Vec<MetadataWarning>) {
+    const KEY: &str = "general.quantization_version";
+    if file.tensors().iter().all(|t| t.block_type.is_float()) {
+        return;
+    }
+    if let Some(version) = file.optional::<usize>(KEY, warnings)
+        && version != QUANTIZATION_VERSION
+    {
+        let problem = format!(
+            "quantised weights of version {version} are read as those of version {QUANTIZATION_VERSION}"
+        );
+        warnings.push(MetadataWarning::ignored(KEY, problem));
+    }
+}
+
+/// [`per_layer`] of a key that the file must have.
+fn required_per_layer(file: &GgufFile, key: &str, layers: usize) -> Result<Vec<usize>, GgufError> {
+    match per_layer(file, key, layers)? {
+        Some(numbers) => Ok(numbers),
+        None => file.require::<usize>(key).map(|one| vec![one; layers]),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Architecture, Config, Layer, Linear, Model, ModelError, Rope, Weight};
+use super::{Architecture, Config, Layer, Linear, Model, ModelError, Rope, Weight, kind};
 use crate::gguf::{GgufError, GgufFile, TensorInfo};
 use crate::quant::{Layout, decode_row};
 
@@ -10,16 +10,12 @@ impl Model {
     /// Takes views on the weights of `file`.
     ///
     /// # Errors
-    /// If the architecture is not one that we run, or metadata or a tensor is missing, unknown, or of the wrong shape or type.
+    /// If the file is not a whole model of an architecture that we run, or metadata or a tensor is missing, unknown, or of the wrong
+    /// shape or type.
     pub fn load(file: GgufFile) -> Result<Self, ModelError> {
-        let architecture = file.require::<&str>("general.architecture")?;
-        let Some(architecture) = Architecture::from_name(architecture) else {
-            return Err(ModelError::Architecture {
-                path: file.path().to_owned(),
-                found: architecture.to_owned(),
-            });
-        };
-        let config = Config::from_gguf(&file, architecture)?;
+        let architecture = kind::architecture(&file)?;
+        let mut warnings = Vec::new();
+        let config = Config::from_gguf(&file, architecture, &mut warnings)?;
         let mut tensors = Tensors {
             file: &file,
             used: BTreeSet::new(),
@@ -107,6 +103,7 @@ impl Model {
             output_norm,
             output,
             rope,
+            warnings,
         })
     }
 }

@@ -10,6 +10,7 @@ mod cache;
 mod config;
 mod export;
 mod forward;
+mod kind;
 mod load;
 mod loss;
 mod module;
@@ -22,6 +23,8 @@ pub use cache::{CacheType, KvCache, KvPool};
 pub use config::{Architecture, Config};
 pub use export::{Export, LayerForm};
 pub use forward::{Batch, Observer, Row, Scratch, Unobserved};
+pub(crate) use kind::architecture;
+pub use kind::{Kind, Part};
 pub use loss::{Predictions, negative_log_likelihoods};
 pub use module::{Module, ModuleId};
 pub use rope::Rope;
@@ -41,6 +44,15 @@ pub enum ModelError {
     Architecture {
         path: std::path::PathBuf,
         found: String,
+    },
+    /// The file is a part of a model that is split among several files.
+    #[error(transparent)]
+    Part(Box<Part>),
+    /// The file belongs to a model, and is none itself.
+    #[error("{path} is {kind}")]
+    NotAModel {
+        path: std::path::PathBuf,
+        kind: Kind,
     },
     #[error("token {token} at place {place} is not in the vocabulary of {vocabulary}")]
     Token {

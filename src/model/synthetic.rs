@@ -149,6 +149,7 @@ fn writer(shape: Shape, block_type: BlockType, name: &str) -> Writer<'static> {
         writer.metadata(format!("llama.{key}"), Value::U32(number as u32));
     }
     writer.metadata("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5));
+    writer.metadata("llama.rope.freq_base", Value::F32(10_000.0));
 
     let d = shape.embedding_length;
     let [queries, keys] = [shape.heads, shape.kv_heads].map(|heads| heads * shape.head_dim);

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::{Config, Rope};
-use crate::gguf::Map;
+use crate::gguf::{Map, MetadataWarning};
 use crate::kernels::MatrixView;
 use crate::quant::{BlockType, Layout, decode_packed_row, decode_row};
 
@@ -174,6 +174,8 @@ pub struct Model {
     /// The output head; `None` when it is tied to the embedding.
     pub output: Option<Weight>,
     pub(super) rope: Rope,
+    /// What of the file's metadata was passed over, or assumed.
+    pub warnings: Vec<MetadataWarning>,
 }
 
 impl Model {

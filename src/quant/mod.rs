@@ -128,30 +128,80 @@ impl BlockType {
         Self::ALL.map(Self::name).join(", ")
     }
 
-    /// The name of a GGUF type that exists but is not supported, for error messages; `None` for any other number.
-    pub(crate) fn name_of_unsupported(id: u32) -> Option<&'static str> {
-        Some(match id {
-            9 => "Q8_1",
-            15 => "Q8_K",
-            16 => "IQ2_XXS",
-            17 => "IQ2_XS",
-            18 => "IQ3_XXS",
-            19 => "IQ1_S",
-            21 => "IQ3_S",
-            22 => "IQ2_S",
-            24 => "I8",
-            25 => "I16",
-            26 => "I32",
-            27 => "I64",
-            28 => "F64",
-            29 => "IQ1_M",
-            34 => "TQ1_0",
-            35 => "TQ2_0",
-            39 => "MXFP4",
-            _ => return None,
-        })
+    /// What is known of a GGUF type that is not supported; `None` for numbers that stand for no type that we know.
+    pub fn unsupported(id: u32) -> Option<UnsupportedType> {
+        UNSUPPORTED.iter().find(|t| t.id == id).copied()
     }
 }
+
+/// A type of GGUF files whose blocks are not read here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnsupportedType {
+    /// The number of the type in GGUF files.
+    pub id: u32,
+    pub name: &'static str,
+    /// Whether ggml has given the type up, so that no recent program reads it either.
+    pub removed: bool,
+    /// A supported type, as `llama-quantize` names it, that holds the same weights about as well; `None` if the type is not one
+    /// for weights.
+    pub instead: Option<&'static str>,
+}
+
+const fn known(id: u32, name: &'static str, instead: &'static str) -> UnsupportedType {
+    UnsupportedType {
+        id,
+        name,
+        removed: false,
+        instead: Some(instead),
+    }
+}
+
+const fn removed(id: u32, name: &'static str, instead: &'static str) -> UnsupportedType {
+    UnsupportedType {
+        removed: true,
+        ..known(id, name, instead)
+    }
+}
+
+const fn not_for_weights(id: u32, name: &'static str) -> UnsupportedType {
+    UnsupportedType {
+        instead: None,
+        ..known(id, name, "")
+    }
+}
+
+/// All other numbers that ggml has given to types (`ggml_type`), those that it has given up among them.
+const UNSUPPORTED: &[UnsupportedType] = &[
+    removed(4, "Q4_2", "Q4_0"),
+    removed(5, "Q4_3", "Q4_1"),
+    known(9, "Q8_1", "Q8_0"),
+    known(15, "Q8_K", "Q8_0"),
+    known(16, "IQ2_XXS", "Q2_K"),
+    known(17, "IQ2_XS", "Q2_K"),
+    known(18, "IQ3_XXS", "Q3_K"),
+    known(19, "IQ1_S", "Q2_K"),
+    known(21, "IQ3_S", "Q3_K"),
+    known(22, "IQ2_S", "Q2_K"),
+    not_for_weights(24, "I8"),
+    not_for_weights(25, "I16"),
+    not_for_weights(26, "I32"),
+    not_for_weights(27, "I64"),
+    known(28, "F64", "F32"),
+    known(29, "IQ1_M", "Q2_K"),
+    // The weights of Q4_0 and IQ4_NL with rows interleaved for some processors.
+    removed(31, "Q4_0_4_4", "Q4_0"),
+    removed(32, "Q4_0_4_8", "Q4_0"),
+    removed(33, "Q4_0_8_8", "Q4_0"),
+    removed(36, "IQ4_NL_4_4", "IQ4_NL"),
+    removed(37, "IQ4_NL_4_8", "IQ4_NL"),
+    removed(38, "IQ4_NL_8_8", "IQ4_NL"),
+    known(34, "TQ1_0", "Q2_K"),
+    known(35, "TQ2_0", "Q2_K"),
+    known(39, "MXFP4", "Q4_0"),
+    known(40, "NVFP4", "Q4_0"),
+    known(41, "Q1_0", "Q2_K"),
+    known(42, "Q2_0", "Q2_K"),
+];
 
 /// The order in which the bytes of a weight matrix lie in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

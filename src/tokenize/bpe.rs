@@ -11,21 +11,29 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use super::vocab::{TokenBytes, TokenType, Vocabulary};
-use super::{Family, Kind, TokenizeError, pretokenize};
+use super::{Family, Kind, PRE, TokenizeError, pretokenize};
+use crate::gguf::MetadataWarning;
 
 const MERGES: &str = "tokenizer.ggml.merges";
-const PRE: &str = "tokenizer.ggml.pre";
+/// The pre-tokenizer of files that name none.
+const DEFAULT_PRE: &str = "default";
 
 /// Builds the encoder and the table of bytes.
 ///
 /// # Errors
 /// [`TokenizeError`] if the pre-tokenizer is not supported, or a merge is not two tokens of the vocabulary.
-pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
+pub(super) fn build(
+    vocabulary: &Vocabulary,
+    warnings: &mut Vec<MetadataWarning>,
+) -> Result<Family, TokenizeError> {
     let file = vocabulary.file;
     let name = file
-        .get::<&str>(PRE)?
-        .filter(|name| !name.is_empty())
-        .unwrap_or("default");
+        .optional(PRE, warnings)
+        .filter(|name: &&str| !name.is_empty());
+    let name = name.unwrap_or_else(|| {
+        warnings.push(MetadataWarning::missing(PRE, DEFAULT_PRE));
+        DEFAULT_PRE
+    });
     let rule = pretokenize::rule(name).ok_or_else(|| TokenizeError::PreTokenizer {
         path: file.path().to_owned(),
         name: name.to_owned(),
@@ -57,7 +65,7 @@ pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
                 Some(bytes) if token_type != TokenType::UserDefined => out.extend(bytes),
                 _ => out.extend_from_slice(text.as_bytes()),
             }
-        })?,
+        }),
         adds_bos: rule.adds_bos,
         default_bos: None,
         default_eos: None,

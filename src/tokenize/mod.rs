@@ -31,11 +31,13 @@ use std::fmt;
 pub use error::TokenizeError;
 pub use stream::DecodeStream;
 
-use crate::gguf::GgufFile;
+use crate::gguf::{GgufFile, MetadataWarning};
 use literal::{Fragment, Literals};
 use vocab::{END_TEXTS, TokenBytes, TokenType, Vocabulary};
 
 const MODEL: &str = "tokenizer.ggml.model";
+/// The key of the name of the pre-tokenizer.
+pub(crate) const PRE: &str = "tokenizer.ggml.pre";
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 const EOS: &str = "tokenizer.ggml.eos_token_id";
 const EOT: &str = "tokenizer.ggml.eot_token_id";
@@ -81,6 +83,7 @@ pub struct Tokenizer {
     adds_eos: bool,
     /// The tokens at which generation stops.
     ends: BTreeSet<u32>,
+    warnings: Vec<MetadataWarning>,
 }
 
 impl Tokenizer {
@@ -88,12 +91,14 @@ impl Tokenizer {
     ///
     /// `tokenizer.ggml.model` may be "gpt2" (byte-level BPE, with one of the pre-tokenizers in `tokenizer.ggml.pre`) or
     /// "llama" (SentencePiece BPE). Keys that are absent have llama.cpp's defaults, with one exception: byte-level BPE without
-    /// `tokenizer.ggml.bos_token_id` has no BOS, and without `tokenizer.ggml.eos_token_id` no EOS.
+    /// `tokenizer.ggml.bos_token_id` has no BOS, and without `tokenizer.ggml.eos_token_id` no EOS. A value that is of no use is
+    /// passed over as if it were absent, where text can be encoded without it: ids of special tokens, whether they are added, types
+    /// of tokens. [`warnings`](Self::warnings) tells.
     ///
     /// # Errors
     /// [`TokenizeError::Model`] and [`TokenizeError::PreTokenizer`] if the file's tokenizer is not supported.
-    /// [`TokenizeError::Metadata`] if a key is missing, has a value of another type or an array of another length than the
-    /// vocabulary, contains an id or a merge outside the vocabulary, or asks for a BOS or EOS that does not exist.
+    /// [`TokenizeError::Metadata`] if tokens, merges or scores are missing, have a value of another type or an array of another length
+    /// than the vocabulary, or contain a merge outside the vocabulary.
     /// [`TokenizeError::Build`] if the `tokenizers` library refuses the result.
     pub fn from_gguf(file: &GgufFile) -> Result<Self, TokenizeError> {
         let build = match file.require(MODEL)? {
@@ -106,18 +111,20 @@ impl Tokenizer {
                 });
             }
         };
-        let vocabulary = Vocabulary::read(file)?;
-        let family = build(&vocabulary)?;
+        let mut warnings = Vec::new();
+        let vocabulary = Vocabulary::read(file, &mut warnings)?;
+        let family = build(&vocabulary, &mut warnings)?;
 
-        let bos = vocabulary.special_id(BOS)?.or(family.default_bos);
-        let eos = vocabulary.special_id(EOS)?.or(family.default_eos);
+        let mut id = |key| vocabulary.special_id(key, &mut warnings);
+        let bos = id(BOS).or(family.default_bos);
+        let eos = id(EOS).or(family.default_eos);
         let mut ends: BTreeSet<u32> = END_TEXTS
             .iter()
             .filter_map(|text| vocabulary.id(text))
             .collect();
         ends.extend(eos);
-        ends.extend(vocabulary.special_id(EOT)?);
-        ends.extend(vocabulary.special_id(EOM)?);
+        ends.extend(id(EOT));
+        ends.extend(id(EOM));
         let literals = vocabulary
             .iter()
             .filter(|(_, _, token_type)| *token_type == TokenType::UserDefined)
@@ -129,12 +136,18 @@ impl Tokenizer {
             encoder: family.encoder,
             bytes: family.bytes,
             literals: Literals::new(literals),
-            adds_bos: adds(file, ADD_BOS, family.adds_bos, BOS, bos)?,
-            adds_eos: adds(file, ADD_EOS, false, EOS, eos)?,
+            adds_bos: adds(file, ADD_BOS, family.adds_bos, bos, &mut warnings),
+            adds_eos: adds(file, ADD_EOS, false, eos, &mut warnings),
             bos,
             eos,
             ends,
+            warnings,
         })
+    }
+
+    /// What of the metadata was passed over, or assumed.
+    pub fn warnings(&self) -> &[MetadataWarning] {
+        &self.warnings
     }
 
     /// The ids of plain text. BOS and EOS are not added, and no text becomes a control token, even if it is spelt like one.
@@ -265,23 +278,23 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// Whether the token `id` is added to prompts: the value of `key`, or `default` without it; false if `id` is `None`.
-///
-/// # Errors
-/// If the value of `key` is true and `id` is `None`.
+/// Whether the token `id` is added to prompts: the value of `key`, or `default` without it; false if `id` is `None`, with a warning if
+/// the value is true.
 fn adds(
     file: &GgufFile,
     key: &str,
     default: bool,
-    id_key: &str,
     id: Option<u32>,
-) -> Result<bool, TokenizeError> {
-    match (file.get::<bool>(key)?, id) {
-        (Some(true), None) => Err(file
-            .metadata_error(key, format!("is true, but {id_key} is missing"))
-            .into()),
-        (said, id) => Ok(said.unwrap_or(default) && id.is_some()),
+    warnings: &mut Vec<MetadataWarning>,
+) -> bool {
+    let said = file.optional(key, warnings);
+    if said == Some(true) && id.is_none() {
+        warnings.push(MetadataWarning::ignored(
+            key,
+            "is true, but there is no such token",
+        ));
     }
+    said.unwrap_or(default) && id.is_some()
 }
 
 /// Returns an error if a text has more than [`MAX_BLANK_RUN`] whitespace characters in a row.

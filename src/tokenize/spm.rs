@@ -8,6 +8,7 @@ use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use super::vocab::{TOKENS, TokenBytes, TokenType, Vocabulary};
 use super::{Family, Kind, TokenizeError};
+use crate::gguf::MetadataWarning;
 
 const SCORES: &str = "tokenizer.ggml.scores";
 const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
@@ -22,9 +23,12 @@ const WORD: &str = "\u{2581}+[^\u{2581}]*";
 ///
 /// # Errors
 /// [`TokenizeError`] if scores are missing or not numbers, or if only some of the byte tokens exist.
-pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
+pub(super) fn build(
+    vocabulary: &Vocabulary,
+    warnings: &mut Vec<MetadataWarning>,
+) -> Result<Family, TokenizeError> {
     let file = vocabulary.file;
-    let space_prefix = file.get::<bool>(SPACE_PREFIX)?.unwrap_or(true);
+    let space_prefix = file.optional(SPACE_PREFIX, warnings).unwrap_or(true);
     let scores: Vec<f32> = vocabulary.per_token(SCORES)?;
     if let Some(id) = scores.iter().position(|score| score.is_nan()) {
         let problem = format!("the score of token {id} is not a number");
@@ -32,7 +36,7 @@ pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
     }
     let bytes = TokenBytes::new(vocabulary, |text, _, out| {
         out.extend_from_slice(text.replace(SPACE, " ").as_bytes());
-    })?;
+    });
 
     let mut vocab: Vocab = vocabulary
         .iter()
@@ -42,7 +46,7 @@ pub(super) fn build(vocabulary: &Vocabulary) -> Result<Family, TokenizeError> {
         })
         .map(|(id, text, _)| (text.to_owned(), id))
         .collect();
-    let unknown = match unknown_id(vocabulary)? {
+    let unknown = match unknown_id(vocabulary, warnings) {
         Some(id) => {
             vocab.insert(vocabulary.texts[id as usize].clone(), id);
             vocabulary.texts[id as usize].clone()
@@ -149,13 +153,13 @@ fn words_are_separate(vocabulary: &Vocabulary) -> bool {
 
 /// The id of the token for characters that have no other: the one that the metadata name, or else the first of type "unknown";
 /// `None` if there is neither.
-fn unknown_id(vocabulary: &Vocabulary) -> Result<Option<u32>, TokenizeError> {
+fn unknown_id(vocabulary: &Vocabulary, warnings: &mut Vec<MetadataWarning>) -> Option<u32> {
     let first = || {
         let mut ids = vocabulary.iter();
         ids.find(|(_, _, token_type)| *token_type == TokenType::Unknown)
             .map(|(id, _, _)| id)
     };
-    Ok(vocabulary.special_id(UNKNOWN)?.or_else(first))
+    vocabulary.special_id(UNKNOWN, warnings).or_else(first)
 }
 
 /// Whether the vocabulary has a token for each byte.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::TokenizeError;
-use crate::gguf::{FromValue, GgufFile};
+use crate::gguf::{FromValue, GgufFile, MetadataWarning};
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
@@ -65,11 +65,14 @@ pub(super) struct Vocabulary<'a> {
 }
 
 impl<'a> Vocabulary<'a> {
-    /// Reads the vocabulary from the metadata of a file.
+    /// Reads the vocabulary from the metadata of a file. Types that are of no use become warnings.
     ///
     /// # Errors
-    /// [`TokenizeError::Metadata`] if it is missing, empty or too large, or if types are unknown or texts occur twice.
-    pub(super) fn read(file: &'a GgufFile) -> Result<Self, TokenizeError> {
+    /// [`TokenizeError::Metadata`] if it is missing, empty or too large, or if texts occur twice.
+    pub(super) fn read(
+        file: &'a GgufFile,
+        warnings: &mut Vec<MetadataWarning>,
+    ) -> Result<Self, TokenizeError> {
         let texts: &[String] = file.require(TOKENS)?;
         if texts.is_empty() {
             return Err(file.metadata_error(TOKENS, "is empty").into());
@@ -81,24 +84,7 @@ impl<'a> Vocabulary<'a> {
                 .into());
         }
 
-        let mut types = match file.get::<Vec<usize>>(TOKEN_TYPE)? {
-            None => vec![TokenType::Normal; texts.len()],
-            Some(numbers) => {
-                check_len(file, TOKEN_TYPE, numbers.len(), texts.len())?;
-                numbers
-                    .iter()
-                    .enumerate()
-                    .map(|(id, &number)| {
-                        TokenType::from_number(number).ok_or_else(|| {
-                            let problem =
-                                format!("token {id} has type {number} (0 to 6 are known)");
-                            file.metadata_error(TOKEN_TYPE, problem).into()
-                        })
-                    })
-                    .collect::<Result<_, TokenizeError>>()?
-            }
-        };
-
+        let mut types = types(file, texts, warnings);
         let mut ids = HashMap::with_capacity(texts.len());
         for (id, text) in (0u32..).zip(texts) {
             if END_TEXTS.contains(&text.as_str()) {
@@ -139,19 +125,16 @@ impl<'a> Vocabulary<'a> {
             .map(|((id, text), &token_type)| (id, text.as_str(), token_type))
     }
 
-    /// The token id that a metadata key gives; `None` if the file does not have the key.
-    ///
-    /// # Errors
-    /// If the id is not in the vocabulary.
-    pub(super) fn special_id(&self, key: &str) -> Result<Option<u32>, TokenizeError> {
-        let id: Option<u32> = self.file.get(key)?;
-        match id {
-            Some(id) if id as usize >= self.len() => {
-                let problem = format!("{id} is not the id of a token, there are {}", self.len());
-                Err(self.file.metadata_error(key, problem).into())
-            }
-            other => Ok(other),
+    /// The token id that a metadata key gives; `None` if the file does not have the key, or, with a warning, if its value is not the
+    /// id of a token.
+    pub(super) fn special_id(&self, key: &str, warnings: &mut Vec<MetadataWarning>) -> Option<u32> {
+        let id: u32 = self.file.optional(key, warnings)?;
+        if id as usize >= self.len() {
+            let problem = format!("{id} is not the id of a token, there are {}", self.len());
+            warnings.push(MetadataWarning::ignored(key, problem));
+            return None;
         }
+        Some(id)
     }
 
     /// The array of a metadata key that must have one item for each token.
@@ -168,13 +151,70 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
+/// The type of each token. Where the file gives none that are of use, all are normal tokens but those that are bytes by their names;
+/// so is a token whose own type cannot be.
+fn types(file: &GgufFile, texts: &[String], warnings: &mut Vec<MetadataWarning>) -> Vec<TokenType> {
+    let mut ignored = |problem| warnings.push(MetadataWarning::ignored(TOKEN_TYPE, problem));
+    let numbers = file.get::<Vec<usize>>(TOKEN_TYPE);
+    let numbers = match numbers {
+        Ok(Some(numbers)) if numbers.len() == texts.len() => numbers,
+        other => {
+            match (other, file.metadata().get(TOKEN_TYPE)) {
+                (Ok(Some(numbers)), _) => ignored(wrong_len(numbers.len(), texts.len())),
+                (_, Some(value)) => ignored(format!(
+                    "expected {}, found {value}",
+                    <Vec<usize> as FromValue>::EXPECTED
+                )),
+                (_, None) => {}
+            }
+            warnings.push(MetadataWarning::missing(TOKEN_TYPE, "normal"));
+            return guessed_types(texts);
+        }
+    };
+    let mut impossible: Option<(usize, String)> = None;
+    let types = numbers.iter().zip(texts).enumerate();
+    let types = types.map(|(id, (&number, text))| {
+        let problem = match TokenType::from_number(number) {
+            Some(TokenType::Byte) if named_byte(text).is_none() => {
+                format!("token {id} is a byte token but its text is {text:?} (<0x00> to <0xFF>)")
+            }
+            Some(token_type) => return token_type,
+            None => format!("token {id} has type {number} (0 to 6 are known)"),
+        };
+        impossible.get_or_insert((0, problem)).0 += 1;
+        TokenType::Normal
+    });
+    let types = types.collect();
+    match impossible {
+        None => {}
+        Some((1, problem)) => ignored(problem),
+        Some((more, problem)) => ignored(format!("{problem}, and so on for {more} tokens")),
+    }
+    types
+}
+
+fn guessed_types(texts: &[String]) -> Vec<TokenType> {
+    let names_byte = |text: &String| named_byte(text).is_some();
+    let has_bytes = texts.iter().filter(|text| names_byte(text)).count() == 256;
+    let types = texts
+        .iter()
+        .map(|text| match has_bytes && names_byte(text) {
+            true => TokenType::Byte,
+            false => TokenType::Normal,
+        });
+    types.collect()
+}
+
 /// Returns an error if the array of a key does not have one item for each of `tokens` tokens.
 fn check_len(file: &GgufFile, key: &str, len: usize, tokens: usize) -> Result<(), TokenizeError> {
     if len == tokens {
         return Ok(());
     }
-    let problem = format!("has {len} items where {TOKENS} has {tokens}");
-    Err(file.metadata_error(key, problem).into())
+    Err(file.metadata_error(key, wrong_len(len, tokens)).into())
+}
+
+fn wrong_len(len: usize, tokens: usize) -> String {
+    format!("has {len} items where {TOKENS} has {tokens}")
 }
 
 /// The byte that a text from `<0x00>` to `<0xFF>` stands for; `None` for any other text.
@@ -198,29 +238,21 @@ pub(super) struct TokenBytes {
 impl TokenBytes {
     /// The table for a vocabulary. Control and unknown tokens have no bytes, byte tokens have the byte that they name; for all
     /// other tokens `write` appends the bytes.
-    ///
-    /// # Errors
-    /// If the text of a byte token does not name a byte.
     pub(super) fn new(
         vocabulary: &Vocabulary,
         write: impl Fn(&str, TokenType, &mut Vec<u8>),
-    ) -> Result<Self, TokenizeError> {
+    ) -> Self {
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(vocabulary.len());
-        for (id, text, token_type) in vocabulary.iter() {
+        for (_, text, token_type) in vocabulary.iter() {
             match token_type {
                 TokenType::Control | TokenType::Unknown => {}
-                TokenType::Byte => bytes.push(named_byte(text).ok_or_else(|| {
-                    let problem = format!(
-                        "token {id} is a byte token but its text is {text:?} (<0x00> to <0xFF>)"
-                    );
-                    vocabulary.file.metadata_error(TOKENS, problem)
-                })?),
+                TokenType::Byte => bytes.extend(named_byte(text)),
                 _ => write(text, token_type, &mut bytes),
             }
             ends.push(bytes.len());
         }
-        Ok(Self { bytes, ends })
+        Self { bytes, ends }
     }
 
     /// The number of tokens.

@@ -17,6 +17,7 @@ mod inspect;
 mod kernels;
 mod memory;
 mod model;
+mod odd_files;
 mod outcome;
 mod perplexity;
 mod prune;

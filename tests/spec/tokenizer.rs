@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
+use flapjack::gguf::{GgufFile, MetadataWarning, Value, ValueType, Writer};
 use flapjack::hub;
 use flapjack::tokenize::{TokenizeError, Tokenizer};
 use rand::{Rng, SeedableRng};
@@ -909,10 +909,6 @@ fn bad_metadata_is_an_error_that_names_the_key() {
             "model: expected a string",
         ),
         (
-            byte_level().with("pre", Value::U32(1)),
-            "pre: expected a string",
-        ),
-        (
             byte_level().with("tokens", integers(&[1])),
             "tokens: expected an array of strings",
         ),
@@ -924,60 +920,16 @@ fn bad_metadata_is_an_error_that_names_the_key() {
             sentence_piece_draft().with("scores", integers(&[0])),
             "scores: expected an array of 32-bit floats",
         ),
-        (
-            byte_level().with("token_type", integers(&[-1])),
-            "token_type: expected",
-        ),
-        (
-            byte_level().with("add_bos_token", Value::U32(1)),
-            "add_bos_token: expected a boolean",
-        ),
-        (
-            byte_level().with("bos_token_id", Value::I32(-1)),
-            "bos_token_id: expected",
-        ),
-        (
-            sentence_piece_draft().with("add_space_prefix", Value::U8(1)),
-            "add_space_prefix: expected a boolean",
-        ),
         // Lengths
         (
             byte_level().with("tokens", strings(&[])),
             "tokens: is empty",
         ),
         (
-            byte_level().with("token_type", integers(&[1, 1])),
-            "token_type: has 2 items where tokenizer.ggml.tokens has 20",
-        ),
-        (
             sentence_piece_draft().with("scores", floats(&[0.0])),
             "scores: has 1 items where tokenizer.ggml.tokens has 266",
         ),
-        // Ids and numbers
-        (
-            byte_level().with("bos_token_id", Value::U32(20)),
-            "bos_token_id: 20 is not the id of a token",
-        ),
-        (
-            byte_level().with("eos_token_id", Value::U32(u32::MAX)),
-            "eos_token_id: 4294967295 is not the id of a token",
-        ),
-        (
-            byte_level().with("eot_token_id", Value::U32(99)),
-            "eot_token_id: 99",
-        ),
-        (
-            byte_level().with("eom_token_id", Value::U32(99)),
-            "eom_token_id: 99",
-        ),
-        (
-            sentence_piece_draft().with("unknown_token_id", Value::U32(999)),
-            "unknown_token_id: 999",
-        ),
-        (
-            Draft::new("gpt2", &[("a", 7)]).with("merges", strings(&[])),
-            "token_type: token 0 has type 7",
-        ),
+        // Numbers
         (
             Draft::new("llama", &[("a", NORMAL)]).with("scores", floats(&[f32::NAN])),
             "scores: the score of token 0 is not a number",
@@ -986,14 +938,6 @@ fn bad_metadata_is_an_error_that_names_the_key() {
         (
             Draft::new("gpt2", &[("a", NORMAL), ("a", NORMAL)]).with("merges", strings(&[])),
             "tokens: tokens 0 and 1 have the same text \"a\"",
-        ),
-        (
-            Draft::new("llama", &[("<0xG0>", BYTE)]).with("scores", floats(&[0.0])),
-            "tokens: token 0 is a byte token but its text is \"<0xG0>\"",
-        ),
-        (
-            Draft::new("llama", &[("<0x+1>", BYTE)]).with("scores", floats(&[0.0])),
-            "tokens: token 0 is a byte token",
         ),
         (
             Draft::new("llama", &bytes_but_one).with("scores", floats(&[0.0; 255])),
@@ -1028,19 +972,6 @@ fn bad_metadata_is_an_error_that_names_the_key() {
             byte_level().with("merges", strings(&["e h"])),
             "merges: merge 0 (\"e h\") needs \"eh\"",
         ),
-        // BOS and EOS that there are none of
-        (
-            byte_level()
-                .without("bos_token_id")
-                .with("add_bos_token", Value::Bool(true)),
-            "add_bos_token: is true, but tokenizer.ggml.bos_token_id is missing",
-        ),
-        (
-            byte_level()
-                .without("eos_token_id")
-                .with("add_eos_token", Value::Bool(true)),
-            "add_eos_token: is true, but tokenizer.ggml.eos_token_id is missing",
-        ),
     ];
     for (draft, expected) in cases {
         match draft.build() {
@@ -1054,6 +985,150 @@ fn bad_metadata_is_an_error_that_names_the_key() {
             }
         }
     }
+}
+
+/// Text can be encoded without them, so that a value of no use must not keep the model from running.
+#[test]
+fn what_can_be_done_without_is_passed_over_with_a_warning() -> Result {
+    let space = sentence_piece_draft();
+    let cases = [
+        // Ids that are none, and flags that are none; then what is done without them.
+        (
+            byte_level().with("bos_token_id", Value::U32(20)),
+            "bos_token_id: 20 is not the id of a token",
+        ),
+        (
+            byte_level().with("bos_token_id", Value::I32(-1)),
+            "bos_token_id: expected",
+        ),
+        (
+            byte_level().with("eos_token_id", Value::U32(u32::MAX)),
+            "eos_token_id: 4294967295 is not",
+        ),
+        (
+            byte_level().with("eot_token_id", Value::U32(99)),
+            "eot_token_id: 99",
+        ),
+        (
+            byte_level().with("eom_token_id", Value::String("x".into())),
+            "eom_token_id: expected",
+        ),
+        (
+            space.clone().with("unknown_token_id", Value::U32(999)),
+            "unknown_token_id: 999",
+        ),
+        (
+            byte_level().with("add_bos_token", Value::U32(1)),
+            "add_bos_token: expected a boolean, found 1",
+        ),
+        (
+            byte_level().with("add_eos_token", Value::U32(1)),
+            "add_eos_token: expected a boolean, found 1",
+        ),
+        (
+            space.with("add_space_prefix", Value::U8(1)),
+            "add_space_prefix: expected a boolean",
+        ),
+        (
+            byte_level()
+                .without("bos_token_id")
+                .with("add_bos_token", Value::Bool(true)),
+            "add_bos_token: is true, but there is no such token",
+        ),
+        (
+            byte_level()
+                .with("eos_token_id", Value::U32(99))
+                .with("add_eos_token", Value::Bool(true)),
+            "add_eos_token: is true, but there is no such token",
+        ),
+        (
+            byte_level().with("pre", Value::U32(1)),
+            "pre: expected a string, found 1",
+        ),
+        // Types
+        (
+            byte_level().with("token_type", integers(&[1, 1])),
+            "token_type: has 2 items where tokenizer.ggml.tokens has 20",
+        ),
+        (
+            byte_level().with("token_type", Value::U32(1)),
+            "token_type: expected an array",
+        ),
+        (
+            Draft::new("gpt2", &[("a", 7), ("b", NORMAL), ("c", 9)]).with("merges", strings(&[])),
+            "token_type: token 0 has type 7 (0 to 6 are known), and so on for 2 tokens",
+        ),
+        (
+            Draft::new("llama", &[("<0x+1>", BYTE), ("a", NORMAL)])
+                .with("scores", floats(&[0.0, 0.0]))
+                .with("add_space_prefix", Value::Bool(false)),
+            "token_type: token 0 is a byte token but its text is \"<0x+1>\"",
+        ),
+    ];
+    for (draft, expected) in cases {
+        let tokenizer = draft
+            .build()
+            .map_err(|error| format!("{expected}: {error}"))?;
+        let told = tokenizer.warnings().iter().any(|warning| match warning {
+            MetadataWarning::Ignored { key, problem } => {
+                format!("{key}: {problem}").contains(&format!("tokenizer.ggml.{expected}"))
+            }
+            _ => false,
+        });
+        assert!(told, "{expected}: {:?}", tokenizer.warnings());
+        assert!(tokenizer.encode_prompt("a").is_ok(), "{expected}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_value_that_is_passed_over_is_as_good_as_absent() -> Result {
+    // SentencePiece has defaults for BOS and EOS, byte-level BPE has none.
+    let tokenizer = sentence_piece_draft()
+        .with("bos_token_id", Value::U32(999))
+        .with("eos_token_id", Value::U32(999))
+        .build()?;
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
+    let tokenizer = byte_level().with("eos_token_id", Value::U32(20)).build()?;
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(0), None));
+    assert!(
+        tokenizer.is_end_of_generation(1),
+        "<|im_end|> is known by its text"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_is_assumed_in_the_place_of_what_is_missing_is_told() -> Result {
+    let missing = |tokenizer: &Tokenizer| -> Vec<(String, String)> {
+        let warnings = tokenizer.warnings().iter();
+        let missing = warnings.filter_map(|warning| match warning {
+            MetadataWarning::Missing { key, assumed } => {
+                Some((key.replace("tokenizer.ggml.", ""), assumed.clone()))
+            }
+            _ => None,
+        });
+        missing.collect()
+    };
+    let pre = [("pre".to_owned(), "default".to_owned())];
+    let named = |name: &str| byte_level().with("pre", Value::String(name.into()));
+    assert_eq!(missing(&byte_level().without("pre").build()?), pre);
+    assert_eq!(missing(&named("").build()?), pre);
+    for whole in [named("default"), byte_level(), sentence_piece_draft()] {
+        assert_eq!(whole.build()?.warnings(), []);
+    }
+
+    // Without types, bytes are known by their names, and nothing is a control token that is not known by its text.
+    let tokenizer = sentence_piece_draft().without("token_type").build()?;
+    assert_eq!(
+        missing(&tokenizer),
+        [("token_type".to_owned(), "normal".to_owned())]
+    );
+    let ids = tokenizer.encode("é")?;
+    assert_eq!(ids, [259, 3 + 0xc3, 3 + 0xa9]);
+    assert_eq!(tokenizer.decode(&ids), "é");
+    assert_eq!(tokenizer.decode(&[0, 260]), "<unk>a");
+    Ok(())
 }
 
 /// The pattern engine would give up on it without an error, and the ids would be wrong.
