@@ -14,6 +14,7 @@ use flapjack::hub;
 use flapjack::model::CacheType;
 use flapjack::prune::{self, Effort, HeadUnit, Method, Metric, Restore, Structure};
 
+use super::overrides::OverrideArgs;
 use super::words::UNITS;
 use super::{progress, words};
 
@@ -31,6 +32,8 @@ pub struct ModelArgs {
     /// models near the size of the memory [default: rearrange them in place if the memory suffices]
     #[arg(long)]
     pub no_pack: bool,
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
 }
 
 impl ModelArgs {
@@ -51,6 +54,7 @@ impl ModelArgs {
                 true => Pack::Never,
                 false => Pack::Auto,
             },
+            overrides: self.overrides.overrides(),
             ..OpenOptions::default()
         }
     }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use super::arguments::{CacheArgs, MethodArgs, ModelArgs, parse_ratio};
+use super::overrides::OverrideArgs;
 use super::{progress, words};
 
 #[derive(Debug, Args)]
@@ -60,6 +61,8 @@ pub struct BenchArgs {
     /// Leave the weights as they lie in the file
     #[arg(long)]
     no_pack: bool,
+    #[command(flatten)]
+    overrides: OverrideArgs,
     #[command(flatten)]
     cache: CacheArgs,
     /// Run this llama-bench on the same files in the same run, and tell the ratios
@@ -257,6 +260,7 @@ impl BenchArgs {
             model,
             threads: self.threads,
             no_pack: self.no_pack,
+            overrides: self.overrides.clone(),
         };
         let mut engine = model.open()?;
         let prune_ratio = self.prune(&mut engine, ratio, self.method(), TextSource::BuiltIn)?;

@@ -6,6 +6,7 @@ mod bench;
 mod calibrate;
 mod info;
 mod inspect;
+mod overrides;
 mod perplexity;
 mod progress;
 mod prune;

@@ -19,6 +19,7 @@ mod memory;
 mod model;
 mod odd_files;
 mod outcome;
+mod overrides;
 mod perplexity;
 mod prune;
 mod prune_steps;
