@@ -1,5 +1,5 @@
-//! One file per subcommand, and what they share: `arguments` and the engine's options that they stand for, `words`, `progress`
-//! bars, and the lines of a `report`.
+//! One file per subcommand, and what they share: `arguments` and the engine's options that they stand for, options of `sampling`,
+//! `words`, `progress` bars, and the lines of a `report`.
 
 mod arguments;
 mod bench;
@@ -12,6 +12,7 @@ mod progress;
 mod prune;
 mod report;
 mod run;
+mod sampling;
 mod words;
 
 use std::io::{self, IsTerminal};

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use flapjack::engine::{Engine, GenerateOptions, SequenceOptions};
-use flapjack::generate::{Finish, SamplerConfig, Timings};
+use flapjack::generate::{Finish, Timings};
 
 use super::arguments::{CacheArgs, ModelArgs, PruningArgs, read_text};
+use super::sampling::SamplingArgs;
 use super::{progress, report, words};
 
 /// The dense model's speed is measured over at most so many tokens.
@@ -33,7 +34,7 @@ pub struct RunArgs {
     #[command(flatten)]
     cache: CacheArgs,
     #[command(flatten)]
-    sampling: SamplingOptions,
+    sampling: SamplingArgs,
     /// Stop where this text appears; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -50,69 +51,11 @@ pub struct RunArgs {
     quiet: bool,
 }
 
-#[derive(Debug, Args)]
-struct SamplingOptions {
-    /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.5, value_parser = parse_at_least_0, allow_negative_numbers = true)]
-    temp: f32,
-    /// Choose among the K most likely tokens (0: all)
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    top_k: usize,
-    /// Choose among the most likely tokens that together have this probability (1: all)
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = parse_share, allow_negative_numbers = true)]
-    top_p: f32,
-    /// Choose among tokens of at least this share of the best one's probability (0: all)
-    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = parse_share, allow_negative_numbers = true)]
-    min_p: f32,
-    /// Make tokens of the recent text less likely (1: not)
-    #[arg(long, value_name = "R", default_value_t = 1.1, value_parser = parse_positive, allow_negative_numbers = true)]
-    repeat_penalty: f32,
-    /// How many recent tokens --repeat-penalty looks at
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    repeat_last_n: usize,
-    /// The same seed gives the same text
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-}
-
-fn parse_number(text: &str, fits: impl Fn(f32) -> bool, range: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(value) if value.is_finite() && fits(value) => Ok(value),
-        _ => Err(format!("must be a number {range}")),
-    }
-}
-
-fn parse_at_least_0(text: &str) -> Result<f32, String> {
-    parse_number(text, |v| v >= 0.0, "of at least 0")
-}
-
-fn parse_share(text: &str) -> Result<f32, String> {
-    parse_number(text, |v| (0.0..=1.0).contains(&v), "from 0 to 1")
-}
-
-fn parse_positive(text: &str) -> Result<f32, String> {
-    parse_number(text, |v| v > 0.0, "above 0")
-}
-
-impl SamplingOptions {
-    fn config(&self) -> SamplerConfig {
-        SamplerConfig {
-            repetition_penalty: self.repeat_penalty,
-            repetition_window: self.repeat_last_n,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            temperature: self.temp,
-            seed: self.seed,
-        }
-    }
-}
-
 pub fn run(args: RunArgs) -> Result<()> {
     let prompt = args.prompt_text()?;
     let mut engine = args.model.open()?;
     let prompt = engine.prompt(&prompt)?;
-    let options = args.generate_options();
+    let options = args.generate_options(&engine);
     let place = args.sequence_options(&engine, prompt.len());
 
     let mut report = report::Run::new(&engine);
@@ -171,10 +114,10 @@ impl RunArgs {
         Ok(text)
     }
 
-    fn generate_options(&self) -> GenerateOptions {
+    fn generate_options(&self, engine: &Engine) -> GenerateOptions {
         GenerateOptions {
             max_tokens: self.n,
-            sampler: self.sampling.config(),
+            sampler: self.sampling.config(engine),
             stop: self.stop.clone(),
             ignore_end: self.ignore_eos,
         }

@@ -107,6 +107,14 @@ pub fn log(notices: &[Notice]) {
                 "{} has no covariances, so that biases have to make up for what goes; `flapjack calibrate --restore lsq` makes one that has",
                 profile.display()
             ),
+            Notice::SamplingIgnored { path, key, problem } => {
+                let key = key.as_ref().map(|key| format!(", {key}"));
+                tracing::warn!(
+                    "{}{}: {problem}; this recommendation for sampling is passed over",
+                    path.display(),
+                    key.unwrap_or_default()
+                );
+            }
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | `effect` | perplexities before and after |
 //! | `cache` | profiles and outcomes of earlier runs |
 //! | `export` | the model as a file, with the record of how it was pruned |
+//! | `sampling` | how a model wants to be sampled |
 //! | `options`, `events`, `report`, `error` | what goes in and what comes out |
 //! | `machine` | what the machine has |
 //! | `synthetic` | small random models, for examples and tests |
@@ -30,6 +31,7 @@ mod options;
 mod profile;
 mod prune;
 mod report;
+mod sampling;
 mod synthetic;
 mod target;
 mod text;
@@ -53,6 +55,7 @@ pub use report::{
     CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot, ModelReport,
     Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
 };
+pub use sampling::SamplingDefaults;
 pub use synthetic::{SyntheticType, TINY, write_synthetic};
 pub use text::{TextError, TextReader, TextSource};
 
@@ -82,6 +85,8 @@ pub struct Engine {
     pack_time: Option<Duration>,
     /// What may be worth knowing about the file, and how it was opened.
     notices: Vec<Notice>,
+    /// How the model wants to be sampled.
+    sampling: SamplingDefaults,
     /// Whether some or all of the layers have been pruned.
     touched: bool,
     /// What pruning did; `None` before it is done, and where it broke off.
@@ -114,7 +119,8 @@ impl Engine {
         model::architecture(&file)?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
         let added = file.added().map(|key| Notice::KeyAdded { key: key.into() });
-        let added: Vec<Notice> = added.collect();
+        let mut notices: Vec<Notice> = added.collect();
+        let sampling = SamplingDefaults::read(&file, &mut notices);
         let model = Model::load(file)?;
         if tokenizer.vocab_size() > model.config.vocabulary {
             return Err(EngineError::Vocabulary {
@@ -128,7 +134,8 @@ impl Engine {
             load_time,
             tokenizer: Some(tokenizer),
             has_file: true,
-            notices: added,
+            sampling,
+            notices,
             ..Self::of(model, runtime, options)
         };
         engine.notice_metadata();
@@ -172,6 +179,7 @@ impl Engine {
             load_time: Duration::ZERO,
             pack_time: None,
             notices: Vec::new(),
+            sampling: SamplingDefaults::default(),
             touched: false,
             pruned: None,
         }
@@ -349,6 +357,11 @@ impl Engine {
 // ---- generating ----
 
 impl Engine {
+    /// How the model's makers recommend to sample from it. It is for whoever asks for text to follow it.
+    pub fn sampling_defaults(&self) -> &SamplingDefaults {
+        &self.sampling
+    }
+
     /// An empty sequence, of as many positions as the model was trained for. It belongs to the model as it is now: one from
     /// before pruning cannot be used after.
     pub fn sequence(&self) -> Sequence {

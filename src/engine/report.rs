@@ -216,6 +216,12 @@ pub enum Notice {
     BiasesForMemory(Shortage),
     /// The profile has no covariances, so that biases make up for what goes.
     BiasesForProfile { profile: PathBuf },
+    /// A recommendation for sampling is of no use, and is passed over: that of one key, or (`None`) the whole file's.
+    SamplingIgnored {
+        path: PathBuf,
+        key: Option<String>,
+        problem: String,
+    },
 }
 
 /// Memory that is not there.

@@ -12,7 +12,7 @@ mod texts;
 
 pub use generation::Generation;
 pub use request::{Finish, Generated, Request, Timings};
-pub use sampler::{Sampler, SamplerConfig};
+pub use sampler::{Sampler, SamplerConfig, SamplerOptions};
 pub use scheduler::{RequestId, Scheduler, Update};
 pub use sequence::Sequence;
 pub use stop::StopStrings;

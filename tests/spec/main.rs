@@ -24,6 +24,7 @@ mod perplexity;
 mod prune;
 mod prune_steps;
 mod quant;
+mod sampling;
 mod scheduler;
 mod search;
 mod substitute;

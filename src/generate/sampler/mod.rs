@@ -1,52 +1,11 @@
 //! Choosing the next token from logits.
 
+mod config;
+
+pub use config::{SamplerConfig, SamplerOptions};
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-
-/// The steps of the chain, in the order in which they are applied. The default is what llama.cpp defaults to; the command
-/// line has defaults of its own.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SamplerConfig {
-    /// Divides the logits of the last tokens that are positive and multiplies those that are not (Keskar et al., arXiv
-    /// 1909.05858); 1 for none.
-    pub repetition_penalty: f32,
-    /// How many of the last tokens the penalty looks at.
-    pub repetition_window: usize,
-    /// Keeps the k most likely tokens; 0 for all.
-    pub top_k: usize,
-    /// Keeps the most likely tokens that together have this probability (Holtzman et al., arXiv 1904.09751); 1 for all.
-    pub top_p: f32,
-    /// Keeps tokens of at least this share of the best one's probability (arXiv 2407.01082); 0 for all.
-    pub min_p: f32,
-    /// Divides the logits of what is kept; 0 takes the most likely token always.
-    pub temperature: f32,
-    /// The same seed gives the same choices.
-    pub seed: u64,
-}
-
-impl Default for SamplerConfig {
-    fn default() -> Self {
-        Self {
-            repetition_penalty: 1.0,
-            repetition_window: 64,
-            top_k: 40,
-            top_p: 0.95,
-            min_p: 0.05,
-            temperature: 0.8,
-            seed: 0,
-        }
-    }
-}
-
-impl SamplerConfig {
-    /// Always the most likely token.
-    pub fn greedy() -> Self {
-        Self {
-            temperature: 0.0,
-            ..Self::default()
-        }
-    }
-}
 
 /// A sampler chain with its random numbers.
 #[derive(Debug, Clone)]
