@@ -17,8 +17,10 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use super::arguments::{CacheArgs, MethodArgs, ModelArgs, parse_ratio};
+use super::interrupt::{self, Watch};
 use super::overrides::OverrideArgs;
-use super::{progress, words};
+use super::progress::{Unit, Work};
+use super::{progress, streams, words};
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -155,32 +157,49 @@ pub fn run(args: BenchArgs) -> Result<()> {
 
     let mut samples = vec![vec![Vec::new(); tests.len()]; subjects.len()];
     let mut peer_samples = vec![vec![Vec::new(); tests.len()]; subjects.len()];
-    let bar = progress::bar(
-        "measuring",
+    interrupt::check()?;
+    let watch = Watch::begin();
+    let mut work = Work::begin("measuring", Unit::Of("tests"));
+    let (mut done, all) = (
+        0,
         u64::from(args.repetitions) * (subjects.len() * tests.len()) as u64,
-        "tests",
     );
-    for _ in 0..args.repetitions {
+    'measuring: for _ in 0..args.repetitions {
         for (s, subject) in subjects.iter_mut().enumerate() {
             for (t, test) in tests.iter().enumerate() {
+                work.at(done, all);
+                if watch.flow().is_break() {
+                    break 'measuring;
+                }
                 samples[s][t].push(subject.engine.speed(*test)?);
                 // The peer's program has no texts side by side.
                 if let (Some(peer), 0.0, 1) = (&peer, subject.prune_ratio, test.parallel) {
                     let model = subject.engine.report();
                     let path = subject.file.as_ref().map_or(&*model.path, |f| f.path());
-                    peer_samples[s][t].push(peer.sample(path, model.threads, *test)?);
+                    match peer.sample(path, model.threads, *test) {
+                        Ok(sample) => peer_samples[s][t].push(sample),
+                        // The peer gets Ctrl-C as well.
+                        Err(_) if watch.flow().is_break() => break 'measuring,
+                        Err(error) => return Err(error),
+                    }
                 }
-                bar.inc(1);
+                done += 1;
             }
             let bandwidth = subject.engine.read_bandwidth();
             subject.bandwidth.push(bandwidth);
         }
     }
-    bar.finish_and_clear();
+    drop(work);
+    if watch.flow().is_break() {
+        words::say("interrupted; this is what was measured before");
+    }
 
     let mut rows = Vec::new();
     for (s, subject) in subjects.iter().enumerate() {
         for (t, test) in tests.iter().enumerate() {
+            if samples[s][t].is_empty() {
+                continue;
+            }
             rows.push(Row::new(
                 subject,
                 *test,
@@ -189,16 +208,14 @@ pub fn run(args: BenchArgs) -> Result<()> {
             ));
         }
     }
-    let mut out = io::stdout().lock();
-    match if args.json { Format::Json } else { args.output } {
-        Format::Md => print_markdown(&mut out, &rows, peer.is_some())?,
-        Format::Csv => print_csv(&mut out, &rows)?,
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut out, &rows)?;
-            writeln!(out)?;
-        }
-    }
-    Ok(())
+    streams::print(
+        |out| match if args.json { Format::Json } else { args.output } {
+            Format::Md => print_markdown(out, &rows, peer.is_some()),
+            Format::Csv => print_csv(out, &rows),
+            Format::Json => out.pretty_json(&rows),
+        },
+    )?;
+    Ok(watch.end()?)
 }
 
 impl BenchArgs {

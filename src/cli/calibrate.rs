@@ -27,6 +27,7 @@ pub struct CalibrateArgs {
 }
 
 pub fn run(args: CalibrateArgs) -> Result<()> {
+    progress::set_quiet(args.quiet);
     check_writable(&args.output)?;
     let engine = args.model.open()?;
     let (method, calibration) = (args.method.options(), args.calibration.options());

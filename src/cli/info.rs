@@ -4,17 +4,23 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use clap::Args;
-use flapjack::{engine, hub};
+use flapjack::engine::{self, Machine};
+use flapjack::hub;
+
+use super::streams;
 
 #[derive(Debug, Args)]
 pub struct InfoArgs {}
 
 pub fn run(_: InfoArgs) -> Result<()> {
     let machine = engine::machine()?;
-    let mut out = io::stdout().lock();
+    Ok(streams::print(|out| write_info(out, &machine))?)
+}
+
+fn write_info(out: &mut impl Write, machine: &Machine) -> io::Result<()> {
     writeln!(out, "flapjack {}", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "processors        {}", machine.processors)?;
-    for set in machine.instruction_sets {
+    for set in &machine.instruction_sets {
         let state = match (set.used, set.found) {
             (true, _) => "used",
             (_, true) => "found",

@@ -11,8 +11,8 @@ use flapjack::prune::Record;
 use serde::Serialize;
 use serde_json::json;
 
-use super::progress;
 use super::words::mebibytes;
+use super::{progress, streams};
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
@@ -31,18 +31,18 @@ pub fn run(args: InspectArgs) -> Result<()> {
     };
     let file = GgufFile::open(&path)?;
     let record = Record::from_gguf(&file)?;
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    if args.json {
-        serde_json::to_writer(&mut out, &Output::new(&file, record.as_ref()))?;
-        writeln!(out)?;
-    } else {
-        write_head(&mut out, &file)?;
-        write_tensors(&mut out, &file)?;
-        if let Some(record) = &record {
-            write_picture(&mut out, record)?;
+    streams::print(|out| {
+        if args.json {
+            return out.json(&Output::new(&file, record.as_ref()));
         }
-    }
-    Ok(out.flush()?)
+        write_head(out, &file)?;
+        write_tensors(out, &file)?;
+        match &record {
+            Some(record) => write_picture(out, record),
+            None => Ok(()),
+        }
+    })?;
+    Ok(())
 }
 
 fn write_head(out: &mut impl Write, file: &GgufFile) -> io::Result<()> {

@@ -4,8 +4,10 @@
 mod arguments;
 mod bench;
 mod calibrate;
+mod ending;
 mod info;
 mod inspect;
+mod interrupt;
 mod overrides;
 mod perplexity;
 mod progress;
@@ -13,10 +15,12 @@ mod prune;
 mod report;
 mod run;
 mod sampling;
+mod streams;
 mod words;
 
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
+
+use interrupt::Interrupted;
 
 use clap::{Parser, Subcommand};
 
@@ -50,9 +54,12 @@ enum Command {
 }
 
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(message) => return show(&message),
+    };
     start_logging(cli.verbose);
-    let result = match cli.command {
+    let result = interrupt::install().and_then(|()| match cli.command {
         Command::Run(args) => run::run(args),
         Command::Prune(args) => prune::run(args),
         Command::Calibrate(args) => calibrate::run(args),
@@ -60,15 +67,39 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Info(args) => info::run(args),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of our output has had enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            words::say(&format!("error: {}", words::describe(&error)));
+        Err(error) => fail(&error),
+    }
+}
+
+/// The exit code for an error, which is told unless there is nothing to tell.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if streams::reader_left(error) {
+        return ExitCode::SUCCESS;
+    }
+    if let Some(Interrupted(signal)) = error.downcast_ref() {
+        return ExitCode::from(signal.exit_code());
+    }
+    let signal = interrupt::noted();
+    match signal.is_some() && words::is_cancelled(error) {
+        true => words::say("interrupted"),
+        false => words::say(&format!("error: {}", words::describe(error))),
+    }
+    signal.map_or(ExitCode::FAILURE, |signal| signal.exit_code().into())
+}
+
+/// Shows help, the version, or what is wrong with the arguments.
+fn show(message: &clap::Error) -> ExitCode {
+    let shown = message.print();
+    match (message.use_stderr(), shown) {
+        (true, _) => ExitCode::from(2),
+        (false, Err(error)) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            words::say(&format!("error: cannot write to standard output: {error}"));
             ExitCode::FAILURE
         }
+        (false, _) => ExitCode::SUCCESS,
     }
 }
 
@@ -80,25 +111,24 @@ fn start_logging(verbose: u8) {
         1 => "info",
         _ => "debug",
     };
-    let filter = std::env::var("FLAPJACK_LOG")
-        .ok()
-        .and_then(|text| EnvFilter::try_new(text).ok())
-        .unwrap_or_else(|| EnvFilter::new(default));
+    let wanted = std::env::var("FLAPJACK_LOG").ok();
+    let filter = wanted.as_deref().map(EnvFilter::try_new);
+    let wrong = matches!(filter, Some(Err(_)));
+    let filter = filter.and_then(Result::ok);
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+        .with_writer(|| streams::Log)
+        .with_ansi(streams::has_colours())
         // Where standard error cannot be written, neither can the news of it.
         .log_internal_errors(false)
         .with_target(false)
         .without_time()
         .init();
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
-    })
+    if wrong {
+        tracing::warn!(
+            "FLAPJACK_LOG={} is no log filter, such as flapjack=debug, and is passed over",
+            wanted.unwrap_or_default()
+        );
+    }
 }

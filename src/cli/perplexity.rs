@@ -1,17 +1,20 @@
 //! `flapjack perplexity`
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use flapjack::eval::PerplexityOptions;
+use flapjack::engine::EngineError;
+use flapjack::eval::{PerplexityError, PerplexityOptions};
 use serde::Serialize;
 
 use super::arguments::{CacheArgs, ModelArgs, PruningArgs, read_text};
+use super::interrupt::{self, Watch};
 use super::report::found_words;
-use super::{progress, words};
+use super::words::plural;
+use super::{progress, streams, words};
 
 #[derive(Debug, Args)]
 pub struct PerplexityArgs {
@@ -62,6 +65,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         let prepared = engine.prepare(&options)?;
         words::log(prepared.notices());
         let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
+        interrupt::check()?;
         prune_ratio = pruned.removed;
         if let Some(search) = &pruned.search {
             words::say(&found_words(pruned.target, pruned.ratio, &search.found));
@@ -75,7 +79,25 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         cache_type: args.cache.cache_type(),
     };
     let start = Instant::now();
-    let result = engine.perplexity(&text, options, &mut progress::bars())?;
+    words::log(engine.beyond_training(args.ctx).as_slice());
+    let watch = Watch::begin();
+    let result = match engine.perplexity(&text, options, &mut progress::bars()) {
+        Err(EngineError::Perplexity(PerplexityError::Stopped(so_far))) => {
+            words::say("interrupted; this is what the chunks before came to");
+            so_far
+        }
+        result => result?,
+    };
+    if let Some(asked) = options
+        .chunks
+        .filter(|n| *n > result.chunks && watch.flow().is_continue())
+    {
+        tracing::warn!(
+            "the text has only {} of {}, not the {asked} of --chunks",
+            plural(result.chunks, "chunk"),
+            plural(args.ctx, "token"),
+        );
+    }
     let model = engine.report();
     let output = Output {
         model: model.path.display().to_string(),
@@ -90,16 +112,13 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         prune_ratio,
         seconds: start.elapsed().as_secs_f64(),
     };
-    let mut out = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer(&mut out, &output)?;
-        writeln!(out)?;
-    } else {
-        writeln!(
+    streams::print(|out| match args.json {
+        true => out.json(&output),
+        false => writeln!(
             out,
             "perplexity {:.4} ± {:.4} ({} predictions in {} chunks of {})",
             output.perplexity, output.stderr, output.tokens, output.chunks, output.context
-        )?;
-    }
-    Ok(())
+        ),
+    })?;
+    Ok(watch.end()?)
 }

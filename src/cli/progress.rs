@@ -1,79 +1,311 @@
-//! Progress bars: on standard error, and only where that is a terminal.
+//! How far long work is: a bar on a terminal, a line now and then elsewhere, nothing with -q. All of it on standard error.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use flapjack::engine::{self, Event, Stage};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use flapjack::hub;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar of `total` units; it draws nothing if standard error is not a terminal, and goes away when it is dropped.
-pub fn bar(title: &'static str, total: u64, unit: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(&format!(
-        "{{msg:>12}} [{{bar:40}}] {{pos}}/{{len}} {unit} {{eta}}"
-    ))
-    .unwrap_or_else(|_| ProgressStyle::default_bar())
-    .progress_chars("=> ");
-    ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
-        .with_style(style)
-        .with_message(title)
+use super::interrupt::Watch;
+use super::streams;
+use super::words::{megabytes, seconds};
+
+/// Without a terminal: what takes less than this is not worth a line, and how long to wait before the next one.
+const FIRST_LINE: Duration = Duration::from_secs(1);
+const NEXT_LINE: Duration = Duration::from_secs(15);
+/// How often a bar moves by itself.
+const TICK: Duration = Duration::from_millis(100);
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+/// The bars that are drawn, one below the other.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+/// How many they are.
+static DRAWN: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether nothing is to be said about progress from now on.
+pub fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
 }
 
-/// Draws a bar for each stage of what the engine does, one after the other.
+/// Writes lines above the bars that are drawn; says whether there are any.
+pub fn above_bars(lines: &str) -> bool {
+    let are_there = DRAWN.load(Ordering::Relaxed) > 0;
+    if are_there {
+        // As everything on standard error: where it cannot be written, it is let go.
+        let _ = BARS.println(lines);
+    }
+    are_there
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    Bytes,
+    /// Things of this name, in the plural.
+    Of(&'static str),
+}
+
+/// Long work, shown for as long as this lives.
+pub struct Work(Shown);
+
+enum Shown {
+    Nowhere,
+    Drawn(Drawn),
+    Told(Told),
+}
+
+impl Work {
+    pub fn begin(title: impl Into<String>, unit: Unit) -> Self {
+        let title = title.into();
+        Self(match (QUIET.load(Ordering::Relaxed), streams::is_drawn()) {
+            (true, _) => Shown::Nowhere,
+            (false, true) => Shown::Drawn(Drawn::begin(title, unit)),
+            (false, false) => Told::begin(title, unit).map_or(Shown::Nowhere, Shown::Told),
+        })
+    }
+
+    /// So much is done of so much in all; 0 where nobody knows that.
+    pub fn at(&mut self, done: u64, total: u64) {
+        match &mut self.0 {
+            Shown::Nowhere => {}
+            Shown::Drawn(drawn) => drawn.at(done, total),
+            // Who listens there lives longer than this.
+            Shown::Told(told) => drop(told.to.as_ref().map(|to| to.send((done, total)))),
+        }
+    }
+}
+
+// ---- on a terminal ----
+
+/// A bar, or a sign of life where the total is not known.
+struct Drawn {
+    bar: ProgressBar,
+    unit: Unit,
+    template: &'static str,
+}
+
+impl Drawn {
+    fn begin(title: String, unit: Unit) -> Self {
+        // Drawn only when it has its looks.
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        let mut drawn = Self {
+            bar: bar.with_message(title),
+            unit,
+            template: "",
+        };
+        drawn.at(0, 0);
+        drawn.bar = BARS.add(drawn.bar.clone());
+        drawn.bar.enable_steady_tick(TICK);
+        DRAWN.fetch_add(1, Ordering::Relaxed);
+        drawn
+    }
+
+    fn at(&mut self, done: u64, total: u64) {
+        let template = match (self.unit, total, done) {
+            (_, 0, 0) => "{spinner} {msg}, {elapsed}",
+            (Unit::Bytes, 0, _) => {
+                "{spinner} {msg}: {decimal_bytes}, {decimal_bytes_per_sec}, {elapsed}"
+            }
+            (Unit::Of(_), 0, _) => "{spinner} {msg}: {pos} {prefix}, {elapsed}",
+            (Unit::Bytes, ..) => {
+                "{msg} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left"
+            }
+            (Unit::Of(_), ..) => "{msg} [{wide_bar}] {pos}/{len} {prefix} {eta} left",
+        };
+        if self.template != template {
+            self.template = template;
+            let style = ProgressStyle::with_template(template);
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+            self.bar.set_style(style.progress_chars("=> "));
+            if let Unit::Of(things) = self.unit {
+                self.bar.set_prefix(things);
+            }
+        }
+        match total {
+            0 => self.bar.unset_length(),
+            _ => self.bar.set_length(total),
+        }
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for Drawn {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        BARS.remove(&self.bar);
+        DRAWN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// ---- elsewhere ----
+
+/// A thread that says now and then how far the work is, also where nothing is heard from it for long.
+struct Told {
+    to: Option<Sender<(u64, u64)>>,
+    teller: Option<JoinHandle<()>>,
+}
+
+impl Told {
+    /// `None` where there is no thread to be had, which is no reason not to do the work.
+    fn begin(title: String, unit: Unit) -> Option<Self> {
+        let (to, from) = mpsc::channel();
+        let tell = move || tell(&title, unit, &from);
+        let teller = std::thread::Builder::new().spawn(tell).ok()?;
+        Some(Self {
+            to: Some(to),
+            teller: Some(teller),
+        })
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // Without a sender the teller comes to its end, and says its last line before anything else is said.
+        self.to = None;
+        if let Some(teller) = self.teller.take() {
+            let _ = teller.join();
+        }
+    }
+}
+
+fn tell(title: &str, unit: Unit, from: &Receiver<(u64, u64)>) {
+    let begun = Instant::now();
+    let (mut done, mut total) = (0, 0);
+    let mut next = FIRST_LINE;
+    let mut was_told = false;
+    loop {
+        match from.recv_timeout(next.saturating_sub(begun.elapsed())) {
+            Ok(now) => (done, total) = now,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        let elapsed = begun.elapsed();
+        if elapsed >= next {
+            streams::say(&progress_line(title, unit, done, total, elapsed));
+            was_told = true;
+            next = elapsed + NEXT_LINE;
+        }
+    }
+    if was_told {
+        let so_far = so_far(unit, done, total);
+        streams::say(&format!("{title}: {so_far}{}", seconds(begun.elapsed())));
+    }
+}
+
+fn progress_line(title: &str, unit: Unit, done: u64, total: u64, elapsed: Duration) -> String {
+    let mut line = format!("{title}: {}", so_far(unit, done, total));
+    if unit == Unit::Bytes && done > 0 {
+        let speed = done as f64 / elapsed.as_secs_f64();
+        line += &format!("{}/s, ", megabytes(speed as usize));
+    }
+    if (1..total).contains(&done) {
+        let left = elapsed.as_secs_f64() * (total - done) as f64 / done as f64;
+        line += &format!("about {left:.0} s left");
+    }
+    let line = line.trim_end_matches([',', ' ', ':']);
+    format!("{line} ...")
+}
+
+/// "512 of 1024 tokens, ", or nothing where nothing is known.
+fn so_far(unit: Unit, done: u64, total: u64) -> String {
+    let amount = |count: u64| match unit {
+        Unit::Bytes => megabytes(count as usize),
+        Unit::Of(_) => count.to_string(),
+    };
+    let things = match unit {
+        Unit::Bytes => String::new(),
+        Unit::Of(things) => format!(" {things}"),
+    };
+    match (done, total) {
+        (0, 0) => String::new(),
+        (_, 0) => format!("{}{things}, ", amount(done)),
+        _ => format!("{} of {}{things}, ", amount(done), amount(total)),
+    }
+}
+
+// ---- the engine's work ----
+
+/// Shows each stage of what the engine does, and calls it off on a signal.
 pub fn bars() -> impl FnMut(Event) -> ControlFlow<()> + Send {
-    let mut drawn: Option<(Stage, ProgressBar)> = None;
+    let watch = Watch::begin();
+    let mut shown: Vec<(Stage, Work)> = Vec::new();
     move |Event { stage, done, total }| {
-        if !drawn.as_ref().is_some_and(|(other, _)| *other == stage) {
+        // Covariances are collected in the middle of other stages; else one ends where the next begins.
+        if stage != Stage::Covariances {
+            shown.retain(|(other, _)| *other == stage);
+        }
+        if !shown.iter().any(|(other, _)| *other == stage) {
             let (title, unit) = title(stage);
-            drawn = Some((stage, bar(title, total, unit)));
+            shown.push((stage, Work::begin(title, unit)));
         }
-        if let Some((_, bar)) = &drawn {
-            bar.set_length(total);
-            bar.set_position(done);
+        for (_, work) in shown.iter_mut().filter(|(other, _)| *other == stage) {
+            work.at(done, total);
         }
-        if done == total {
-            drawn = None;
+        if total > 0 && done >= total {
+            shown.retain(|(other, _)| *other != stage);
         }
-        ControlFlow::Continue(())
+        watch.flow()
     }
 }
 
 /// What is done in a stage, and what is counted.
-fn title(stage: Stage) -> (&'static str, &'static str) {
-    match stage {
-        Stage::Downloading => ("downloading", "bytes"),
-        Stage::Unpacking => ("unpacking", "bytes"),
-        Stage::Checking => ("checking", "bytes"),
-        Stage::Writing => ("writing", "tokens"),
-        Stage::Calibrating => ("calibrating", "tokens"),
-        Stage::Covariances => ("covariances", "tokens"),
-        Stage::Curves => ("measuring loss curves", "modules"),
-        Stage::Searching => ("looking for the ratio", "models"),
-        Stage::Pruning => ("pruning", "layers"),
-        Stage::Effects => ("measuring", "chunks"),
-        Stage::Scoring => ("scoring", "chunks"),
-    }
+fn title(stage: Stage) -> (String, Unit) {
+    // Without its type and extension, so that a line of 80 columns has room for a bar.
+    let model = hub::DEFAULT_MODEL.file_name;
+    let model = model.split('.').next().unwrap_or(model);
+    let (title, unit) = match stage {
+        Stage::Downloading => return (format!("downloading {model}"), Unit::Bytes),
+        Stage::Waiting => {
+            let title = format!("waiting for another process that fetches {model}");
+            return (title, Unit::Bytes);
+        }
+        Stage::Unpacking => return (format!("unpacking {model}"), Unit::Bytes),
+        Stage::Checking => return (format!("checking {model}"), Unit::Bytes),
+        Stage::Writing => ("writing text to calibrate on", Unit::Of("tokens")),
+        Stage::Calibrating => ("calibrating", Unit::Of("tokens")),
+        Stage::Covariances => ("collecting covariances", Unit::Of("tokens")),
+        Stage::Curves => ("measuring loss curves", Unit::Of("modules")),
+        Stage::Searching => ("looking for the ratio", Unit::Of("models")),
+        Stage::Pruning => ("pruning", Unit::Of("layers")),
+        Stage::Effects => ("measuring the effect", Unit::Of("chunks")),
+        Stage::Scoring => ("scoring", Unit::Of("chunks")),
+        Stage::Exporting => ("writing the model", Unit::Bytes),
+    };
+    (title.to_owned(), unit)
 }
 
 /// The default model, fetched if it is not there yet.
 pub fn default_model() -> Result<PathBuf> {
-    let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let path = engine::default_model(&mut |event| {
-        match event.stage {
-            Stage::Downloading => {
-                tracing::info!("downloading the default model (93 MB)");
-                spinner.set_message("downloading the default model (93 MB)");
-                spinner.enable_steady_tick(Duration::from_millis(100));
-            }
-            Stage::Unpacking => spinner.set_message(format!(
-                "unpacking the default model: {} %",
-                event.done * 100 / event.total.max(1)
-            )),
-            _ => spinner.set_message("checking the default model"),
-        }
-        ControlFlow::Continue(())
-    })?;
-    spinner.finish_and_clear();
-    Ok(path)
+    Ok(engine::default_model(&mut bars())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_how_much_is_done_and_how_long_the_rest_takes() {
+        let line = |unit, done, total| {
+            let elapsed = Duration::from_secs(10);
+            progress_line("calibrating", unit, done, total, elapsed)
+        };
+        let tokens = Unit::Of("tokens");
+        assert_eq!(line(tokens, 0, 0), "calibrating ...");
+        assert_eq!(line(tokens, 0, 100), "calibrating: 0 of 100 tokens ...");
+        let part = line(tokens, 25, 100);
+        assert_eq!(part, "calibrating: 25 of 100 tokens, about 30 s left ...");
+        assert_eq!(line(tokens, 3, 0), "calibrating: 3 tokens ...");
+        let bytes = line(Unit::Bytes, 20_000_000, 80_000_000);
+        assert_eq!(
+            bytes,
+            "calibrating: 20.00 MB of 80.00 MB, 2.00 MB/s, about 30 s left ..."
+        );
+    }
 }

@@ -7,9 +7,9 @@ use clap::Args;
 use flapjack::engine::ExportReport;
 
 use super::arguments::{ModelArgs, PruningArgs, check_writable};
-use super::progress;
 use super::report::{calibration_lines, pruned_lines};
 use super::words::{self, mebibytes, plural};
+use super::{interrupt, progress};
 
 #[derive(Debug, Args)]
 pub struct PruneArgs {
@@ -31,13 +31,15 @@ pub fn run(args: PruneArgs) -> Result<()> {
             "say how much to prune, for example with --ratio 0.3, --fit 80MB, --speedup 1.3x or --max-ppl +10%"
         );
     };
+    progress::set_quiet(args.quiet);
     check_writable(&args.output)?;
     let mut engine = args.model.open()?;
     let source = engine.report().path;
     let prepared = engine.prepare(&options)?;
     words::log(prepared.notices());
     let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
-    let export = engine.export(&args.output)?;
+    interrupt::check()?;
+    let export = engine.export_with(&args.output, &mut progress::bars())?;
     if args.quiet {
         return Ok(());
     }

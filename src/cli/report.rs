@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use flapjack::engine::{
-    CalibrationReport, Effect, EffectText, Engine, Found, LayerSnapshot, ModelReport, ProfileFrom,
-    PruneReport, Target,
+    CalibrationReport, Effect, EffectText, Engine, Found, LayerSnapshot, ModelReport, NoEffects,
+    ProfileFrom, PruneReport, Target,
 };
 use flapjack::generate::{Generated, Timings};
 
@@ -60,11 +60,12 @@ impl Run {
         }
     }
 
-    pub fn print(&self, generated: &Generated) {
-        words::say(&format!("\n{}", self.text(generated).trim_end()));
+    /// `reason` is why the answer ended.
+    pub fn print(&self, generated: &Generated, reason: &str) {
+        words::say(&format!("\n{}", self.text(generated, reason).trim_end()));
     }
 
-    fn text(&self, generated: &Generated) -> String {
+    fn text(&self, generated: &Generated, reason: &str) -> String {
         let ModelReport { path, .. } = &self.model;
         let mut lines = vec![format!(
             "{}: {} layers, {} parameters, {}; {} with {}",
@@ -84,6 +85,7 @@ impl Run {
             lines.extend(pruned_lines(pruned));
         }
         lines.extend(self.speed_lines(generated));
+        lines.push(format!("  end        {reason}"));
         lines.into_iter().fold(String::new(), |mut text, line| {
             let _ = writeln!(text, "{line}");
             text
@@ -173,6 +175,7 @@ pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
             .iter()
             .map(|effect| effect_line(report, effect)),
     );
+    lines.extend(report.no_effects.map(no_effects_line));
     if let (Some(resident), Some(private), Some(resident_after), Some(private_after)) = (
         before.map_resident,
         before.map_private,
@@ -268,6 +271,18 @@ fn effect_line(report: &PruneReport, effect: &Effect) -> String {
         effect.after / effect.before,
     );
     format!("{line}  on {} of {text}", plural(effect.tokens, "token"))
+}
+
+fn no_effects_line(reason: NoEffects) -> String {
+    let why = match reason {
+        NoEffects::Repeated => {
+            "the outcome came from the cache (--no-profile-cache prunes and measures anew)"
+        }
+        NoEffects::LittleText => "too little of the text is left that statistics have not seen",
+        NoEffects::ProfileOfFile => "a profile from a file comes without text",
+        NoEffects::Cancelled => "interrupted",
+    };
+    format!("  perplexity not measured: {why}")
 }
 
 /// Layer by layer what is left of what, in runs of equal numbers: "9 of 9 ×3, 7, 8 ×2".

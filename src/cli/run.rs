@@ -1,19 +1,27 @@
 //! `flapjack run`
 
 use std::io::{self, IsTerminal, Read, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use flapjack::engine::{Engine, GenerateOptions, SequenceOptions};
-use flapjack::generate::{Finish, Timings};
+use clap::builder::NonEmptyStringValueParser;
+use flapjack::engine::{Cancelled, Engine, GenerateOptions, Notice, SequenceOptions};
+use flapjack::generate::{Generation, Timings};
 
 use super::arguments::{CacheArgs, ModelArgs, PruningArgs, read_text};
+use super::ending::Ending;
+use super::interrupt::{self, Watch};
+use super::progress::{Unit, Work};
 use super::sampling::SamplingArgs;
+use super::streams::Output;
 use super::{progress, report, words};
 
 /// The dense model's speed is measured over at most so many tokens.
 const BASELINE_TOKENS: usize = 64;
+/// Reading a prompt of more tokens takes long enough to tell how far it is.
+const LONG_PROMPT: usize = 256;
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -36,7 +44,7 @@ pub struct RunArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Stop where this text appears; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     /// Go on when the model ends its text
     #[arg(long)]
@@ -52,7 +60,11 @@ pub struct RunArgs {
 }
 
 pub fn run(args: RunArgs) -> Result<()> {
+    progress::set_quiet(args.quiet);
     let prompt = args.prompt_text()?;
+    if prompt.trim().is_empty() {
+        tracing::warn!("the prompt is empty: the model begins a text of its own");
+    }
     let mut engine = args.model.open()?;
     let prompt = engine.prompt(&prompt)?;
     let options = args.generate_options(&engine);
@@ -69,28 +81,70 @@ pub fn run(args: RunArgs) -> Result<()> {
             report.dense = Some(dense_speed(&engine, &prompt, &options, place)?);
         }
         report.pruned = Some(engine.prune_prepared(prepared, &mut progress::bars())?);
+        interrupt::check()?;
     }
 
+    let trained = engine.model().config.context_length;
+    let prompt_tokens = prompt.len();
     let mut sequence = engine.sequence_with(place)?;
     let mut generation = engine.generate_behind(&mut sequence, prompt, &options)?;
-    let mut out = io::stdout().lock();
-    for piece in &mut generation {
-        out.write_all(piece?.as_bytes())?;
-        out.flush()?;
-    }
-    writeln!(out)?;
-    drop(out);
+    let watch = Watch::begin();
+    let text = write_answer(&mut generation, prompt_tokens, &watch)?;
 
     let generated = generation.generated().expect("there are no more pieces");
-    if let (Finish::ContextFull, Some(context)) = (generated.finish, place.context) {
-        tracing::warn!(
-            "stopped because the context of {context} tokens is full; --ctx makes room for more"
-        );
+    let ending = Ending {
+        generated,
+        text: &text,
+        options: &options,
+        context: place.context.unwrap_or(trained),
+        trained,
+    };
+    for notice in ending.notices() {
+        tracing::warn!("{notice}");
     }
     if !args.quiet {
-        report.print(generated);
+        report.print(generated, &ending.reason());
     }
-    Ok(())
+    Ok(watch.end()?)
+}
+
+/// Lets the model answer, and writes what it says as it comes. A signal stops it; what was generated before is there then.
+fn write_answer(generation: &mut Generation, prompt: usize, watch: &Watch) -> Result<String> {
+    let mut out = Output::new();
+    let mut text = String::new();
+    let mut reading =
+        (prompt > LONG_PROMPT).then(|| Work::begin("reading the prompt", Unit::Of("tokens")));
+    let result = loop {
+        if watch.flow().is_break() {
+            break Ok(generation.stop());
+        }
+        let piece = match generation.step() {
+            Ok(Some(piece)) => piece,
+            Ok(None) => break Ok(String::new()),
+            Err(error) => break Err(error),
+        };
+        let read = generation.timings().prompt_tokens;
+        match &mut reading {
+            Some(work) if read < prompt => work.at(read as u64, prompt as u64),
+            _ => reading = None,
+        }
+        if !piece.is_empty() {
+            out.write_all(piece.as_bytes())?;
+            out.flush()?;
+            text += &piece;
+        }
+    };
+    drop(reading);
+    // What was written stands on lines of its own, whatever comes behind it on standard error.
+    if let Ok(rest) = &result {
+        text += rest;
+        writeln!(out, "{rest}")?;
+    } else if !text.is_empty() {
+        writeln!(out)?;
+    }
+    out.flush()?;
+    result?;
+    Ok(text)
 }
 
 impl RunArgs {
@@ -125,14 +179,17 @@ impl RunArgs {
 
     fn sequence_options(&self, engine: &Engine, prompt: usize) -> SequenceOptions {
         let trained = engine.model().config.context_length;
-        let needed = prompt.saturating_add(self.n).min(trained.max(prompt));
-        if self.ctx.is_some_and(|context| context > trained) {
-            tracing::warn!(
-                "the model was trained for {trained} positions; what comes after them may be nonsense"
-            );
-        }
+        let context = match self.ctx {
+            Some(context) => context,
+            None => engine.context_for(prompt, self.n),
+        };
+        let notice = match self.ctx.is_none() && prompt > trained {
+            true => Some(Notice::PromptBeyondTraining { prompt, trained }),
+            false => engine.beyond_training(context),
+        };
+        words::log(notice.as_slice());
         SequenceOptions {
-            context: Some(self.ctx.unwrap_or(needed)),
+            context: Some(context),
             cache_type: self.cache.cache_type(),
         }
     }
@@ -166,8 +223,15 @@ fn dense_speed(
     };
     let mut sequence = engine.sequence_with(place)?;
     let mut generation = engine.generate_behind(&mut sequence, prompt.to_vec(), &options)?;
-    for piece in &mut generation {
-        piece?;
+    let watch = Watch::begin();
+    let mut work = Work::begin("measuring the dense model", Unit::Of("tokens"));
+    let mut steps = 0;
+    while generation.step()?.is_some() {
+        if watch.flow() == ControlFlow::Break(()) {
+            return Err(Cancelled.into());
+        }
+        steps += 1;
+        work.at(steps, options.max_tokens as u64);
     }
     let generated = generation.generated().expect("there are no more pieces");
     Ok(generated.timings)

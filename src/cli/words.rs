@@ -1,22 +1,17 @@
 //! The words of the command line: quantities, targets as they are typed, notices, and errors with what to do next.
 
 use std::error::Error;
-use std::io::{self, Write};
 use std::time::Duration;
 
 use flapjack::engine::{
-    EngineError, MetadataWarning, Notice, OutOfReach, Target, TextError, Unsuited,
+    Cancelled, EngineError, MetadataWarning, Notice, OutOfReach, Target, TextError, Unsuited,
 };
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
 use flapjack::hub::HubError;
 use flapjack::prune::{ProfileError, PruneErrorKind};
 
-/// Writes a line, or several, to standard error. Where that cannot be written, nobody reads it, and it is let go: the work and the
-/// text on standard output matter more.
-pub fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
-}
+pub use super::streams::say;
 
 // ---- quantities ----
 
@@ -115,6 +110,20 @@ pub fn log(notices: &[Notice]) {
                     key.unwrap_or_default()
                 );
             }
+            Notice::BeyondTraining { positions, trained } => tracing::warn!(
+                "the model was trained for {trained} positions, and {positions} are asked for; what comes after the first {trained} may be nonsense"
+            ),
+            Notice::PromptBeyondTraining { prompt, trained } => tracing::warn!(
+                "the prompt has {prompt} tokens, and the model was trained for {trained}, so that what it answers may be nonsense; shorten the prompt"
+            ),
+            Notice::FewerTokens {
+                source,
+                tokens,
+                asked,
+            } => tracing::warn!(
+                "{source} has {} in all, fewer than the {asked} of --calib-tokens; all of it is used",
+                plural(*tokens, "token")
+            ),
         }
     }
 }
@@ -166,6 +175,18 @@ pub fn describe(error: &anyhow::Error) -> String {
     }
     let advice = error.chain().find_map(advice).unwrap_or_default();
     text + &advice
+}
+
+/// Whether the error is only that the work was called off.
+pub fn is_cancelled(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let pruning = match cause.downcast_ref() {
+            Some(EngineError::Prune(error)) => error.is_cancelled(),
+            Some(EngineError::Cancelled(_)) => true,
+            _ => false,
+        };
+        pruning || cause.is::<Cancelled>()
+    })
 }
 
 /// What to do about an error, in the command line's own terms; `None` where its message is all there is to say.

@@ -158,6 +158,11 @@ impl Collection {
         })
     }
 
+    /// Whether the text is the built-in one.
+    pub fn is_built_in(&self) -> bool {
+        matches!(self.text.source, TextSource::BuiltIn)
+    }
+
     /// The profile of an earlier run, and its hash.
     fn kept(&self, engine: &Engine) -> Option<(StoredProfile, String)> {
         if !self.cached {
@@ -204,6 +209,7 @@ impl Collection {
     fn statistics(&self, engine: &Engine, events: &mut Events) -> Result<Profile, EngineError> {
         let text = self.calibration(self.parts().statistics);
         let (model, runtime) = (&engine.model, &engine.runtime);
+        Stage::Calibrating.begin(events, text.tokens.len())?;
         let progress = &mut Stage::Calibrating.progress(events);
         prune::calibrate(model, runtime, text, progress)
             .map_err(EngineError::from)
@@ -224,6 +230,7 @@ impl Collection {
         let start = Instant::now();
         let text = self.calibration(self.parts().curves);
         let (model, runtime) = (&engine.model, &engine.runtime);
+        Stage::Curves.begin(events, 2 * model.layers.len())?;
         let events = Shared::new(events);
         let passes = &mut events.progress(Stage::Covariances);
         let evidence = match groups {
@@ -286,8 +293,8 @@ impl Collection {
 
     /// See [`Calibrated::unseen`].
     fn unseen(&self) -> Vec<u32> {
-        let CalibrationText { source, beyond, .. } = &self.text;
-        if matches!(source, TextSource::BuiltIn) || !self.text.is_there {
+        let CalibrationText { beyond, .. } = &self.text;
+        if self.is_built_in() || !self.text.is_there {
             return Vec::new();
         }
         if beyond.len() == EFFECT_TOKENS {
@@ -323,8 +330,9 @@ impl CalibrationText {
         let source = options.source.clone();
         let bos = engine.bos();
         // Own text is known by how it is made, so that it need not be made to find its profile.
-        if let TextSource::Own(tokens) = source {
-            let tokens = options.tokens.map_or(tokens, |limit| tokens.min(limit));
+        if let TextSource::Own(written) = source {
+            let tokens = options.tokens.map_or(written, |limit| written.min(limit));
+            notices.extend(fewer_tokens(&source, tokens, options.tokens));
             let making = ("own text", OWN_TEXT_VERSION, tokens);
             return Ok(Self {
                 source,
@@ -340,6 +348,7 @@ impl CalibrationText {
         let tokenizer = engine.tokenizer.as_ref();
         let mut tokens = source.first_tokens(tokenizer, options.field.as_deref(), all)?;
         let beyond = tokens.split_off(limit.min(tokens.len()));
+        notices.extend(fewer_tokens(&source, tokens.len(), options.tokens));
         if options.tokens.is_none() && tokens.len() == limit {
             notices.push(Notice::FirstTokens {
                 source: source.to_string(),
@@ -391,6 +400,16 @@ impl CalibrationText {
         let text = self.source.to_string();
         Doing::Calibrating { text }
     }
+}
+
+/// Whether a text is shorter than was asked for.
+fn fewer_tokens(source: &TextSource, tokens: usize, asked: Option<usize>) -> Option<Notice> {
+    let asked = asked.filter(|asked| *asked > tokens)?;
+    Some(Notice::FewerTokens {
+        source: source.to_string(),
+        tokens,
+        asked,
+    })
 }
 
 /// Tokens that are used of a text unless another number is asked for.

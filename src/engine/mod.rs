@@ -53,7 +53,7 @@ pub use options::{
 pub use prune::Prepared;
 pub use report::{
     CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot, ModelReport,
-    Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
+    NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
 };
 pub use sampling::SamplingDefaults;
 pub use synthetic::{SyntheticType, TINY, write_synthetic};
@@ -257,7 +257,8 @@ fn packing_shortage(model: &Model) -> Option<Shortage> {
 pub fn default_model(events: &mut Events) -> Result<PathBuf, EngineError> {
     let path = hub::default_model_with(&mut |step| {
         let (stage, done, total) = match step {
-            Step::Downloading => (Stage::Downloading, 0, 0),
+            Step::Downloading { done, total } => (Stage::Downloading, done, total),
+            Step::Waiting => (Stage::Waiting, 0, 0),
             Step::Unpacking { done, total } => (Stage::Unpacking, done, total),
             Step::Checking => (Stage::Checking, 0, 0),
             Step::Ready => return ControlFlow::Continue(()),
@@ -380,6 +381,23 @@ impl Engine {
         Ok(Sequence::new(cache))
     }
 
+    /// The positions that a prompt and an answer of at most so many tokens get unless a number is set: as many as they need, up to
+    /// what the model was trained for. A prompt that is longer than that gets room for the answer all the same.
+    pub fn context_for(&self, prompt: usize, max_tokens: usize) -> usize {
+        let trained = self.model.config.context_length;
+        let needed = prompt.saturating_add(max_tokens);
+        match prompt > trained {
+            true => needed,
+            false => needed.min(trained),
+        }
+    }
+
+    /// What there is to know about a text of so many positions; `None` where the model was trained for as many.
+    pub fn beyond_training(&self, positions: usize) -> Option<Notice> {
+        let trained = self.model.config.context_length;
+        (positions > trained).then_some(Notice::BeyondTraining { positions, trained })
+    }
+
     /// The tokens of a prompt. An empty one has the token that begins texts.
     ///
     /// # Errors
@@ -464,7 +482,8 @@ impl Engine {
     /// How well the model predicts a text.
     ///
     /// # Errors
-    /// If the text is shorter than a chunk, the model's output is not a number, or `events` cancels.
+    /// If the text is shorter than a chunk, the model's output is not a number, or `events` cancels; behind the first chunk that is
+    /// [`PerplexityError::Stopped`](crate::eval::PerplexityError::Stopped), with the figure so far.
     pub fn perplexity(
         &self,
         text: &str,
@@ -472,16 +491,12 @@ impl Engine {
         events: &mut Events,
     ) -> Result<Perplexity, EngineError> {
         let tokens = self.tokenizer()?.encode_prompt(text)?;
+        Stage::Scoring.begin(events, 0)?;
         let progress = &mut Stage::Scoring.progress(events);
         let (model, runtime) = (&self.model, &self.runtime);
-        Ok(eval::perplexity(
-            model,
-            runtime,
-            &tokens,
-            self.bos(),
-            options,
-            progress,
-        )?)
+        // Where it is called off, what there is of it is told.
+        eval::perplexity(model, runtime, &tokens, self.bos(), options, progress)
+            .map_err(EngineError::Perplexity)
     }
 
     /// Tokens per second in one run of a test, behind a run to warm up.

@@ -18,7 +18,7 @@ use super::error::EngineError;
 use super::events::{Events, Shared, Stage};
 use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions};
 use super::profile::{self, Calibrated};
-use super::report::{CalibrationReport, Notice, PruneReport, SearchReport, Snapshot};
+use super::report::{CalibrationReport, NoEffects, Notice, PruneReport, SearchReport, Snapshot};
 use super::target;
 use crate::eval::TokenTime;
 use crate::model::Model;
@@ -55,6 +55,16 @@ impl Prepared {
             ProfileSource::File(calibrated) => &calibrated.report.notices,
             ProfileSource::Text(collection) => &collection.notices,
         }
+    }
+
+    /// Why there are no effects, if it is for this reason; `None` where none are expected.
+    fn without_effects(&self, reason: NoEffects) -> Option<NoEffects> {
+        let reason = match &self.source {
+            ProfileSource::File(_) => NoEffects::ProfileOfFile,
+            ProfileSource::Text(collection) if collection.is_built_in() => return None,
+            ProfileSource::Text(_) => reason,
+        };
+        self.effects.then_some(reason)
     }
 }
 
@@ -206,6 +216,7 @@ impl Engine {
             calibration,
             search,
             effects: Vec::new(),
+            no_effects: prepared.without_effects(NoEffects::Repeated),
             after: Snapshot::take(&self.model),
             before,
             time,
@@ -218,6 +229,7 @@ impl Engine {
         prepared: Prepared,
         events: &mut Events,
     ) -> Result<PruneReport, EngineError> {
+        let unmeasured = prepared.without_effects(NoEffects::LittleText);
         let Prepared {
             target,
             method,
@@ -251,6 +263,15 @@ impl Engine {
             let outcome = Outcome::of(&self.model, &dense, plan.clone(), ratio, found);
             self.cache.keep_outcome(&outcome, &key);
         }
+        let search = self.search_report(found, search_time)?;
+        let (effects, no_effects) = match probe.map(|probe| probe.effects(self, events)) {
+            Some(Ok(effects)) if effects.is_empty() => (effects, unmeasured),
+            Some(Ok(effects)) => (effects, None),
+            // It is too late to leave the model as it was.
+            Some(Err(EngineError::Cancelled(_))) => (Vec::new(), Some(NoEffects::Cancelled)),
+            Some(Err(error)) => return Err(error),
+            None => (Vec::new(), None),
+        };
         Ok(PruneReport {
             target,
             ratio,
@@ -259,13 +280,9 @@ impl Engine {
             recipe,
             plan,
             calibration,
-            search: self.search_report(found, search_time)?,
-            effects: match probe.map(|probe| probe.effects(self, events)) {
-                Some(Ok(effects)) => effects,
-                // It is too late to leave the model as it was.
-                Some(Err(EngineError::Cancelled(_))) | None => Vec::new(),
-                Some(Err(error)) => return Err(error),
-            },
+            search,
+            effects,
+            no_effects,
             before,
             after,
             time,

@@ -48,6 +48,8 @@ pub struct PruneReport {
     pub search: Option<SearchReport>,
     /// Perplexities before and after, where they were measured.
     pub effects: Vec<Effect>,
+    /// Why there are none, where some were asked for of a text other than the built-in one.
+    pub no_effects: Option<NoEffects>,
     pub before: Snapshot,
     pub after: Snapshot,
     /// What pruning alone took.
@@ -129,6 +131,19 @@ pub enum EffectText {
     /// Text of the calibration's source that statistics were not taken from.
     Unseen,
     BuiltIn,
+}
+
+/// Why effects were not measured though they were asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoEffects {
+    /// The outcome came from the cache folder, where the dense model is not run.
+    Repeated,
+    /// Too little of the text is left that statistics were not taken from.
+    LittleText,
+    /// A profile from a file comes without text.
+    ProfileOfFile,
+    Cancelled,
 }
 
 /// Sizes of a model, and memory of this process, at one moment.
@@ -221,6 +236,16 @@ pub enum Notice {
         path: PathBuf,
         key: Option<String>,
         problem: String,
+    },
+    /// A text takes more positions than the model was trained for; what the model makes of those behind may be nonsense.
+    BeyondTraining { positions: usize, trained: usize },
+    /// A prompt has more tokens than the model was trained for positions; what it answers may be nonsense.
+    PromptBeyondTraining { prompt: usize, trained: usize },
+    /// The calibration text has fewer tokens than were asked for.
+    FewerTokens {
+        source: String,
+        tokens: usize,
+        asked: usize,
     },
 }
 

@@ -4,7 +4,7 @@ use crate::kernels::{Phase, Runtime, Team};
 use crate::model::{
     Batch, CacheType, KvPool, Model, ModelError, Scratch, Unobserved, negative_log_likelihoods,
 };
-use crate::progress::{Cancelled, Progress, report};
+use crate::progress::{Progress, report};
 
 /// Rows of logits that are held at a time; a vocabulary of 128k makes 32 MiB of them.
 const LOGIT_ROWS: usize = 64;
@@ -45,8 +45,9 @@ pub enum PerplexityError {
     Context(usize),
     #[error("the text has {tokens} tokens, and one chunk takes {context}")]
     TooShort { tokens: usize, context: usize },
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
+    /// It was called off behind some of the chunks; this is what they came to.
+    #[error("cancelled after {} chunks", .0.chunks)]
+    Stopped(Perplexity),
     #[error("the model's output in chunk {chunk} is not a number (NaN); its weights are damaged")]
     NotANumber { chunk: usize },
 }
@@ -119,7 +120,9 @@ pub fn perplexity(
         }
         let so_far = losses.perplexity(c + 1).perplexity;
         tracing::info!("chunk {}: perplexity {so_far:.4}", c + 1);
-        report(progress, c + 1, chunks)?;
+        if report(progress, c + 1, chunks).is_err() {
+            return Err(PerplexityError::Stopped(losses.perplexity(c + 1)));
+        }
     }
     Ok(losses.perplexity(chunks))
 }

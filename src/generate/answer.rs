@@ -90,7 +90,7 @@ impl<'t> Answer<'t> {
     }
 
     /// The end, with the text that was held back.
-    fn end(&mut self, text: String, finish: Finish) -> Next {
+    pub fn end(&mut self, text: String, finish: Finish) -> Next {
         let stream = std::mem::replace(&mut self.stream, self.tokenizer.stream());
         let (more, stopped) = self.stops.push(&stream.finish());
         let rest = match stopped {

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::answer::{Answer, Then};
-use super::sequence::Buffers;
-use super::{GenerateError, Generated, Request, Sequence, Timings};
+use super::sequence::{Buffers, PROMPT_BATCH};
+use super::{Finish, GenerateError, Generated, Request, Sequence, Timings};
 use crate::kernels::Runtime;
 use crate::model::Model;
 use crate::tokenize::Tokenizer;
@@ -12,6 +12,8 @@ use crate::tokenize::Tokenizer;
 /// The answer to a request in the making: an iterator over its text as it becomes complete (never half a character, never a
 /// stop string or the beginning of one). The first piece comes when the prompt has gone through the model. Dropping it leaves
 /// the sequence at the last token that the model has seen.
+///
+/// Whoever may want to stop it takes it [step by step](Generation::step): between two pieces of text there may be many steps.
 #[derive(Debug)]
 pub struct Generation<'a> {
     model: &'a Model,
@@ -26,8 +28,8 @@ pub struct Generation<'a> {
 
 #[derive(Debug)]
 enum State {
-    /// The prompt has to go through the model first.
-    Prompt(Vec<u32>),
+    /// The prompt has to go through the model first; so many of its tokens have.
+    Prompt(Vec<u32>, usize),
     /// The logits behind the last token are there.
     Ready,
     Ended,
@@ -62,11 +64,8 @@ impl<'a> Generation<'a> {
             sequence,
             answer: Answer::new(tokenizer, request),
             buffers: Buffers::default(),
-            timings: Timings {
-                prompt_tokens: prompt.len(),
-                ..Timings::default()
-            },
-            state: State::Prompt(prompt),
+            timings: Timings::default(),
+            state: State::Prompt(prompt, 0),
             generated: None,
         })
     }
@@ -76,8 +75,43 @@ impl<'a> Generation<'a> {
         self.generated.as_ref()
     }
 
-    /// The next token's text, which may be empty; `None` at the end.
-    fn step(&mut self) -> Result<Option<String>, GenerateError> {
+    /// What took how long so far.
+    pub fn timings(&self) -> &Timings {
+        &self.timings
+    }
+
+    /// Ends the answer here and returns the text that was held back. What came out is then there. Does nothing where it has
+    /// ended already.
+    pub fn stop(&mut self) -> String {
+        if matches!(self.state, State::Ended) {
+            return String::new();
+        }
+        self.state = State::Ended;
+        let next = self.answer.end(String::new(), Finish::Stopped);
+        self.ended(Finish::Stopped);
+        next.text
+    }
+
+    /// Takes down what came out.
+    fn ended(&mut self, finish: Finish) {
+        let tokens = self.answer.tokens().to_vec();
+        // The last token was not fed, if one was generated at all.
+        if let Some(last) = tokens.get(self.timings.steps) {
+            self.sequence.leave_unseen(*last);
+        }
+        self.generated = Some(Generated {
+            tokens,
+            finish,
+            timings: self.timings,
+        });
+    }
+
+    /// Takes the next piece of the prompt in, or generates the next token. The text that this makes complete, which may be
+    /// empty; `None` at the end.
+    ///
+    /// # Errors
+    /// Those of a forward pass; if the model's output is not a number. The answer has then ended.
+    pub fn step(&mut self) -> Result<Option<String>, GenerateError> {
         let Self {
             model,
             runtime,
@@ -88,10 +122,17 @@ impl<'a> Generation<'a> {
         } = self;
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Ended => return Ok(None),
-            State::Prompt(prompt) => {
+            State::Prompt(prompt, fed) => {
                 let start = Instant::now();
-                sequence.feed_prompt(model, runtime, &prompt, buffers)?;
-                timings.prompt = start.elapsed();
+                let end = prompt.len().min(fed + PROMPT_BATCH);
+                let is_last = end == prompt.len();
+                sequence.feed_prompt(model, runtime, &prompt[fed..end], is_last, buffers)?;
+                timings.prompt += start.elapsed();
+                timings.prompt_tokens = end;
+                if !is_last {
+                    self.state = State::Prompt(prompt, end);
+                    return Ok(Some(String::new()));
+                }
             }
             State::Ready => {}
         }
@@ -105,18 +146,7 @@ impl<'a> Generation<'a> {
                 timings.generation += start.elapsed();
                 self.state = State::Ready;
             }
-            Then::End(finish) => {
-                let tokens = self.answer.tokens().to_vec();
-                // The last token was not fed, if one was generated at all.
-                if let Some(last) = tokens.get(timings.steps) {
-                    sequence.leave_unseen(*last);
-                }
-                self.generated = Some(Generated {
-                    tokens,
-                    finish,
-                    timings: *timings,
-                });
-            }
+            Then::End(finish) => self.ended(finish),
         }
         Ok(Some(next.text))
     }

@@ -26,6 +26,8 @@ pub enum Finish {
     EndOfText,
     StopString,
     ContextFull,
+    /// Whoever asked has [stopped](super::Generation::stop) it.
+    Stopped,
 }
 
 /// How long things took. The first generated token comes out of the prompt's last position and counts to the prompt.
@@ -61,4 +63,17 @@ pub struct Generated {
     pub tokens: Vec<u32>,
     pub finish: Finish,
     pub timings: Timings,
+}
+
+/// Tokens at the end of an answer that are looked at for repetition, and the longest piece that counts as one. A list or a
+/// table repeats its layout, but hardly 96 tokens of it exactly.
+const REPEATED: usize = 96;
+const LONGEST_PIECE: usize = 32;
+
+impl Generated {
+    /// The length in tokens of the piece that the end of the answer repeats again and again; `None` where it does not.
+    pub fn repeats(&self) -> Option<usize> {
+        let end = self.tokens.last_chunk::<REPEATED>()?;
+        (1..=LONGEST_PIECE).find(|&piece| end[piece..] == end[..REPEATED - piece])
+    }
 }

@@ -82,35 +82,24 @@ impl Sequence {
         self.unseen.push(token);
     }
 
-    /// Takes a prompt in; the logits behind its last token are then in `buffers`.
+    /// Takes a piece of a prompt in, of at most [`PROMPT_BATCH`] tokens; where it is the last one, the logits behind its last
+    /// token are then in `buffers`.
     ///
     /// # Errors
-    /// If it has no tokens, or one that is not in the vocabulary, or there is no room for it.
+    /// If a token is not in the vocabulary, or there is no room for it.
     pub(super) fn feed_prompt(
         &mut self,
         model: &Model,
         runtime: &Runtime,
-        prompt: &[u32],
+        piece: &[u32],
+        is_last: bool,
         buffers: &mut Buffers,
     ) -> Result<(), GenerateError> {
-        if prompt.is_empty() {
-            return Err(GenerateError::EmptyPrompt);
-        }
-        for (i, piece) in prompt.chunks(PROMPT_BATCH).enumerate() {
-            let is_last = (i + 1) * PROMPT_BATCH >= prompt.len();
-            let wanted = if is_last {
-                piece.len() - 1
-            } else {
-                piece.len()
-            };
-            buffers.batch.clear();
-            let position = self.cache.len();
-            buffers
-                .batch
-                .add_prompt(0, position, piece, wanted..piece.len());
-            self.feed(model, runtime, piece, buffers)?;
-        }
-        Ok(())
+        let wanted = piece.len() - usize::from(is_last)..piece.len();
+        buffers.batch.clear();
+        let position = self.cache.len();
+        buffers.batch.add_prompt(0, position, piece, wanted);
+        self.feed(model, runtime, piece, buffers)
     }
 
     /// Takes a generated token in; the logits behind it are then in `buffers`.

