@@ -512,8 +512,10 @@ fn llama_cpp_runs_layers_that_lost_everything() {
         let ours = our_perplexity(&model, &exact_runtime(), &tokenizer, &text);
         let peer = peer_perplexity(&program, &path, &text_file);
         println!("perplexity: ours {ours:.4}, llama.cpp's {peer:.4}");
+        // In nats a token, and as a share of these: without its first layer a model talks nonsense of 16 nats, and what the two
+        // programs round differently grows with it.
         assert!(
-            (peer / ours - 1.0).abs() < 2e-3,
+            (peer.ln() - ours.ln()).abs() < 6e-4 * peer.ln(),
             "{lost:?}: ours {ours}, llama.cpp's {peer}"
         );
     }
