@@ -114,6 +114,9 @@ impl Drawn {
                 "{spinner} {msg}: {decimal_bytes}, {decimal_bytes_per_sec}, {elapsed}"
             }
             (Unit::Of(_), 0, _) => "{spinner} {msg}: {pos} {prefix}, {elapsed}",
+            // Before anything is done, nobody knows how long it takes.
+            (Unit::Bytes, _, 0) => "{msg} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes}",
+            (Unit::Of(_), _, 0) => "{msg} [{wide_bar}] {pos}/{len} {prefix}",
             (Unit::Bytes, ..) => {
                 "{msg} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left"
             }
