@@ -68,6 +68,7 @@
 //! *ratio* of pruning is the share of the layers' attention and MLP weights, in parameters, that is removed. Matrices are
 //! row-major `[out_features, in_features]`.
 
+mod count;
 pub mod engine;
 pub mod eval;
 mod files;

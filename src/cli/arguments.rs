@@ -1,11 +1,12 @@
 //! Arguments that several subcommands share, and the engine's options that they stand for.
 
 use std::io::{self, BufReader};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{ArgMatches, Args, Command, ValueEnum};
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
+use clap::{ArgMatches, Args, Command, FromArgMatches, Id, ValueEnum};
 use flapjack::engine::{
     Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions, Target,
     TextSource,
@@ -16,24 +17,33 @@ use flapjack::prune::{self, Effort, HeadUnit, Method, Metric, Restore, Structure
 
 use super::overrides::OverrideArgs;
 use super::words::UNITS;
-use super::{progress, words};
+use super::{heading, progress, words};
+
+/// Options that can be refused only when they are looked at together. The program ends with 2, as where the parser refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongUse(pub String);
+
+impl WrongUse {
+    pub fn new(words: impl Into<String>) -> Self {
+        Self(words.into())
+    }
+}
 
 // ---- the model ----
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = heading::MODEL)]
 pub struct ModelArgs {
-    /// A GGUF model [default: SmolLM2-135M-Instruct, fetched once and kept in the cache folder]
+    /// A GGUF model [default: SmolLM2-135M-Instruct, fetched once]
+    ///
+    /// The default model is kept in the cache folder.
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// Threads to compute with [default: one for each processor]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-    /// Leave the weights as they lie in the file, so that their pages stay shared with it and can be evicted: slower, for
-    /// models near the size of the memory [default: rearrange them in place if the memory suffices]
-    #[arg(long)]
-    pub no_pack: bool,
     #[command(flatten)]
     pub overrides: OverrideArgs,
+    #[command(flatten)]
+    pub machine: MachineArgs,
 }
 
 impl ModelArgs {
@@ -49,12 +59,46 @@ impl ModelArgs {
 
     pub fn options(&self) -> OpenOptions {
         OpenOptions {
-            threads: self.threads.map(usize::from),
+            overrides: self.overrides.overrides(),
+            ..self.machine.options()
+        }
+    }
+}
+
+/// How the machine is used.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = heading::MACHINE)]
+pub struct MachineArgs {
+    /// Threads to compute with [default: one for each processor]
+    ///
+    /// From 1 to 1024; -1 stands for the default.
+    #[arg(short, long, value_name = "N", value_parser = parse_threads)]
+    threads: Option<Threads>,
+    /// Leave the weights as they lie in the file [default: rearrange them in place if the memory suffices]
+    ///
+    /// Their pages stay shared with the file, and can be evicted: slower, for models near the size of the memory.
+    #[arg(long, visible_alias = "no-repack")]
+    pub no_pack: bool,
+}
+
+/// How many threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Threads {
+    OneEach,
+    Number(u16),
+}
+
+impl MachineArgs {
+    pub fn options(&self) -> OpenOptions {
+        OpenOptions {
+            threads: match self.threads {
+                Some(Threads::Number(n)) => Some(n.into()),
+                Some(Threads::OneEach) | None => None,
+            },
             pack: match self.no_pack {
                 true => Pack::Never,
                 false => Pack::Auto,
             },
-            overrides: self.overrides.overrides(),
             ..OpenOptions::default()
         }
     }
@@ -63,7 +107,7 @@ impl ModelArgs {
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct CacheArgs {
     /// Store the KV cache in this type; q8_0 takes about half the bytes
-    #[arg(long = "kv", value_name = "TYPE", value_enum, default_value_t)]
+    #[arg(help_heading = heading::MACHINE, long = "kv", value_name = "TYPE", value_enum, default_value_t)]
     cache_type: CacheName,
 }
 
@@ -91,37 +135,40 @@ pub struct PruningArgs {
     #[command(flatten)]
     amount: Amount,
     #[command(flatten)]
-    calibration: WithAmount,
+    calibration: WithAmount<CalibrationArgs>,
     /// Use a profile that `flapjack calibrate` made, and do not calibrate
-    #[arg(long, value_name = "FILE", requires = AMOUNT, conflicts_with_all = ["calib", "calib_field", "calib_tokens", "memory", "max_ppl"])]
+    #[arg(help_heading = heading::CALIBRATION, long, value_name = "FILE", requires = AMOUNT, conflicts_with_all = ["calib", "calib_field", "calib_tokens", "memory", "max_ppl"])]
     profile: Option<PathBuf>,
     /// Calibrate and prune anew even if the cache folder has the profile or the outcome, and keep neither there
-    #[arg(long, requires = AMOUNT)]
+    #[arg(help_heading = heading::CALIBRATION, long, requires = AMOUNT)]
     no_profile_cache: bool,
     #[command(flatten)]
-    method: MethodArgs,
+    method: WithAmount<MethodArgs>,
 }
 
 impl PruningArgs {
     /// What to prune; `None` if no amount is given.
-    pub fn options(&self, effects: bool) -> Option<PruneOptions> {
-        Some(PruneOptions {
-            target: self.amount.target()?,
-            method: self.method.options(),
-            calibration: self.calibration.0.options(),
+    pub fn options(&self, effects: bool) -> Result<Option<PruneOptions>> {
+        let Some(target) = self.amount.target() else {
+            return Ok(None);
+        };
+        Ok(Some(PruneOptions {
+            target,
+            method: self.method.0.options(),
+            calibration: self.calibration.0.options()?,
             profile: self.profile.clone(),
             cache: match self.no_profile_cache {
                 true => Cache::Nothing,
                 false => Cache::All,
             },
             effects,
-        })
+        }))
     }
 
     /// What to prune; `None` if that is nothing.
-    pub fn options_if_any(&self, effects: bool) -> Option<PruneOptions> {
+    pub fn options_if_any(&self, effects: bool) -> Result<Option<PruneOptions>> {
         let options = self.options(effects)?;
-        (options.target != Target::Ratio(0.0)).then_some(options)
+        Ok(options.filter(|options| options.target != Target::Ratio(0.0)))
     }
 
     pub fn reads_standard_input(&self) -> bool {
@@ -130,22 +177,29 @@ impl PruningArgs {
 }
 
 /// The name of the group of [`Amount`], one of which other arguments need.
-const AMOUNT: &str = "amount";
+pub const AMOUNT: &str = "amount";
 
 /// How much to prune.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = heading::AMOUNT)]
 #[group(id = "amount", multiple = false)]
 struct Amount {
-    /// Remove this share of the layers' weights before running (at least 0, below 0.9)
-    #[arg(long, visible_alias = "ratio", value_name = "RATIO", value_parser = parse_ratio, allow_negative_numbers = true)]
+    /// Remove this share of the layers' weights, like 0.3
+    ///
+    /// At least 0 and below 0.9, counted in parameters of attention and MLPs over all layers.
+    #[arg(long, visible_alias = "ratio", value_name = "RATIO", value_parser = parse_ratio)]
     prune: Option<f64>,
-    /// Remove as little as makes all weights fit in so many bytes, for example 80MB or 76MiB
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// Remove as little as makes the weights fit in so many bytes, like 80MB
+    ///
+    /// All weights of the model count. Units: B, kB, KiB, MB, MiB, GB, GiB.
+    #[arg(long, value_name = "SIZE", value_parser = parse_fit)]
     fit: Option<u64>,
-    /// Remove as little as should make generation so many times as fast, for example 1.3x
+    /// Remove as little as should make generation so much faster, like 1.3x
     #[arg(long, value_name = "FACTOR", value_parser = parse_speedup)]
     speedup: Option<f64>,
-    /// Remove as much as raises the perplexity on held-back calibration text by at most so much, for example +10%
+    /// Remove as much as raises the perplexity by at most so much, like +10%
+    ///
+    /// It is measured on held-back calibration text.
     #[arg(long, value_name = "PERCENT", value_parser = parse_rise)]
     max_ppl: Option<f64>,
 }
@@ -162,6 +216,7 @@ impl Amount {
 
 /// How to prune: a named method, and choices that differ from it.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = heading::METHOD)]
 pub struct MethodArgs {
     /// The method of pruning
     #[arg(long, value_parser = one_of(Method::ALL, Method::name), default_value_t = Method::default())]
@@ -179,7 +234,9 @@ pub struct MethodArgs {
     /// How to make up for what goes [default: the method's]
     #[arg(long, value_parser = one_of(Restore::ALL, Restore::name))]
     restore: Option<Restore>,
-    /// How much time may be spent on choosing: fast measures no loss curves, best more of them than normal
+    /// How long to choose
+    ///
+    /// How much time may be spent on choosing what goes: fast measures no loss curves, best more of them than normal.
     #[arg(long, value_parser = one_of(Effort::ALL, Effort::name), default_value_t = Effort::default())]
     effort: Effort,
 }
@@ -201,17 +258,20 @@ impl MethodArgs {
 
 #[derive(Debug, Clone, Default, Args)]
 #[group(skip)]
+#[command(next_help_heading = heading::CALIBRATION)]
 pub struct CalibrationArgs {
-    /// Calibrate on another text than the built-in one: a text file, a folder of text files, a file of JSON lines (.jsonl),
-    /// - for standard input, or self:N for N tokens that the model writes itself (self alone: 8192)
+    /// Calibrate on another text than the built-in one
+    ///
+    /// A text file, a folder of text files, a file of JSON lines (.jsonl), - for standard input, or self:N for N tokens that the
+    /// model writes itself (self alone: 8192).
     #[arg(long, value_name = "SOURCE", value_parser = parse_source)]
     calib: Option<TextSource>,
     /// The field of JSON lines that holds the text [default: text]
-    #[arg(long, value_name = "NAME", requires = "calib")]
+    #[arg(long, value_name = "NAME", requires = "calib", value_parser = NonEmptyStringValueParser::new())]
     calib_field: Option<String>,
     /// Calibrate on the first N tokens only [default: all of the built-in text and of self, 32768 of another; 98304 at --effort
     /// best, 4096 at --effort fast]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=u64::MAX))]
     calib_tokens: Option<usize>,
     /// Memory for the covariances of least squares, for example 2GB; where those of all layers take more, they are collected in
     /// groups of layers, in more passes over the text [default: half of the free memory]
@@ -220,23 +280,28 @@ pub struct CalibrationArgs {
 }
 
 impl CalibrationArgs {
-    pub fn options(&self) -> CalibrationOptions {
-        CalibrationOptions {
+    pub fn options(&self) -> Result<CalibrationOptions, WrongUse> {
+        if let (Some(TextSource::Own(_)), Some(_)) = (&self.calib, &self.calib_field) {
+            return Err(WrongUse::new(
+                "--calib-field is about JSON lines, and the model writes none for --calib self",
+            ));
+        }
+        Ok(CalibrationOptions {
             source: self.calib.clone().unwrap_or_default(),
             field: self.calib_field.clone(),
             tokens: self.calib_tokens,
             memory: self.memory,
-        }
+        })
     }
 }
 
-/// [`CalibrationArgs`] where they make sense only with an [`Amount`].
+/// Arguments where they make sense only with an [`AMOUNT`].
 #[derive(Debug, Clone)]
-struct WithAmount(CalibrationArgs);
+pub struct WithAmount<T>(pub T);
 
-impl clap::FromArgMatches for WithAmount {
+impl<T: FromArgMatches> FromArgMatches for WithAmount<T> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        CalibrationArgs::from_arg_matches(matches).map(Self)
+        T::from_arg_matches(matches).map(Self)
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -244,11 +309,13 @@ impl clap::FromArgMatches for WithAmount {
     }
 }
 
-impl Args for WithAmount {
+impl<T: Args> Args for WithAmount<T> {
     fn augment_args(command: Command) -> Command {
-        let calibration = CalibrationArgs::augment_args(Command::new(""));
-        let arguments = calibration.get_arguments();
-        command.args(arguments.map(|argument| argument.clone().requires(AMOUNT)))
+        let alone = T::augment_args(Command::new(""));
+        let ids: Vec<Id> = alone.get_arguments().map(|a| a.get_id().clone()).collect();
+        ids.iter().fold(T::augment_args(command), |command, id| {
+            command.mut_arg(id, |argument| argument.requires(AMOUNT))
+        })
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -282,16 +349,80 @@ fn parse_source(text: &str) -> Result<TextSource, String> {
 
 // ---- values ----
 
+/// A parser of whole numbers in a range, which its error tells.
+pub fn whole<T: TryFrom<u64>>(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let number = text.parse::<u64>().ok().filter(|n| range.contains(n));
+        number.and_then(|n| T::try_from(n).ok()).ok_or_else(|| {
+            let (least, most) = (range.start(), range.end());
+            match *most == u64::MAX {
+                true => format!("must be a whole number of at least {least}"),
+                false => format!("must be a whole number from {least} to {most}"),
+            }
+        })
+    }
+}
+
+/// The same, where some other texts stand for numbers of their own; the error tells them with what they mean.
+fn whole_or<T: TryFrom<u64> + Copy>(
+    text: &str,
+    range: RangeInclusive<u64>,
+    others: &[(&str, T, &str)],
+) -> Result<T, String> {
+    if let Some((_, value, _)) = others.iter().find(|(other, ..)| *other == text) {
+        return Ok(*value);
+    }
+    whole(range)(text).map_err(|words| {
+        let others = others
+            .iter()
+            .map(|(other, _, meaning)| format!(", or {other} for {meaning}"));
+        words + &others.collect::<String>()
+    })
+}
+
+/// Tokens to generate at most. Nothing is shifted out of a context that is full, and so both numbers below zero that llama.cpp
+/// knows mean the same.
+pub fn parse_count(text: &str) -> Result<usize, String> {
+    let others = [
+        ("-1", usize::MAX, "no limit"),
+        ("-2", usize::MAX, "as many as the context has room for"),
+    ];
+    whole_or(text, 0..=u64::MAX, &others)
+}
+
+/// Tokens of a chunk of perplexity; 0 for the model's own context.
+pub fn parse_chunk(text: &str) -> Result<usize, String> {
+    whole_or(text, 4..=u64::MAX, &[("0", 0, "the model's own context")])
+}
+
+fn parse_threads(text: &str) -> Result<Threads, String> {
+    let each = [("-1", 0, "one for each processor")];
+    Ok(match whole_or(text, 1..=1024, &each)? {
+        0 => Threads::OneEach,
+        n => Threads::Number(n),
+    })
+}
+
 pub fn parse_ratio(text: &str) -> Result<f64, String> {
-    let ratio: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if prune::RATIOS.contains(&ratio) {
-        Ok(ratio)
-    } else {
-        Err(format!(
-            "must be at least {} and below {}",
+    match text.parse() {
+        Ok(ratio) if prune::RATIOS.contains(&ratio) => Ok(ratio),
+        _ => Err(format!(
+            "must be a number of at least {} and below {}, for example 0.3",
             prune::RATIOS.start,
             prune::RATIOS.end
-        ))
+        )),
+    }
+}
+
+/// A size; what `--fit` of llama.cpp takes is told from it.
+fn parse_fit(text: &str) -> Result<u64, String> {
+    match text {
+        "on" | "off" | "auto" => Err(
+            "here it takes the size that the weights are to be pruned to, for example 80MB; flapjack has no device whose memory a model could be fitted to, so leave it out to run the model as it is".into(),
+        ),
+        _ => parse_size(text),
     }
 }
 
@@ -377,6 +508,22 @@ pub fn read_text(path: &Path) -> Result<String> {
 mod tests {
     use super::super::words::target_words;
     use super::*;
+
+    #[test]
+    fn numbers_below_zero_mean_what_they_mean_to_llama_cpp_or_name_the_range() {
+        assert_eq!(parse_count("-1"), Ok(usize::MAX));
+        assert_eq!(parse_count("-2"), Ok(usize::MAX));
+        assert_eq!(parse_count("0"), Ok(0));
+        assert_eq!(parse_threads("-1"), Ok(Threads::OneEach));
+        assert_eq!(parse_threads("3"), Ok(Threads::Number(3)));
+        for (words, range) in [
+            (parse_count("-3").unwrap_err(), "at least 0, or -1"),
+            (parse_threads("0").unwrap_err(), "from 1 to 1024, or -1"),
+            (whole::<u32>(1..=9)("-1").unwrap_err(), "from 1 to 9"),
+        ] {
+            assert!(words.contains(range), "{words}");
+        }
+    }
 
     #[test]
     fn sizes_have_a_number_and_a_unit() {

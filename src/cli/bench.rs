@@ -4,77 +4,92 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use flapjack::engine::{
     Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions,
     SyntheticType, Target, TextSource,
 };
 use flapjack::eval::{SpeedTest, mean_and_deviation, median};
-use flapjack::model::Shape;
-use flapjack::prune::{Effort, Restore};
+use flapjack::model::{CacheType, Shape};
+use flapjack::prune::Restore;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::arguments::{CacheArgs, MethodArgs, ModelArgs, parse_ratio};
+use super::arguments::{
+    AMOUNT, CacheArgs, MachineArgs, MethodArgs, ModelArgs, WithAmount, WrongUse, parse_ratio, whole,
+};
 use super::interrupt::{self, Watch};
 use super::overrides::OverrideArgs;
 use super::progress::{Unit, Work};
-use super::{progress, streams, words};
+use super::{heading, progress, streams, words};
 
 #[derive(Debug, Args)]
+// Loss curves would only cost time, since speed hardly depends on which units go.
+#[command(mut_arg("effort", |effort| effort.default_value("fast")))]
 pub struct BenchArgs {
     /// A GGUF model; may be given several times [default: SmolLM2-135M-Instruct]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(help_heading = heading::MODEL, short, long, value_name = "FILE")]
     model: Vec<PathBuf>,
-    /// Also time a model of this size with random weights, made in memory; may be given several times
-    #[arg(long, value_name = "SIZE", value_enum)]
+    /// Also time a random model of this size
+    ///
+    /// It is made in memory, in the shape of Llama 3.2 1B or Llama 2 7B. May be given several times.
+    #[arg(help_heading = heading::MODEL, long, value_name = "SIZE", value_enum)]
     synthetic: Vec<Size>,
     /// The type of random weights
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = TypeName::Q4_0, requires = "synthetic")]
+    #[arg(help_heading = heading::MODEL, long, value_name = "TYPE", value_enum, default_value_t = TypeName::Q4_0, requires = "synthetic")]
     synthetic_type: TypeName,
-    /// Time prompts of N tokens (0: none); may be given several times
-    #[arg(short = 'p', long, value_name = "N", default_value = "512")]
+    /// Time prompts of N tokens (0: none)
+    ///
+    /// May be given several times, or several numbers with commas between.
+    #[arg(help_heading = heading::TESTS, short = 'p', long, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = whole::<usize>(0..=u64::MAX))]
     n_prompt: Vec<usize>,
-    /// Time generating N tokens (0: none); may be given several times
-    #[arg(short = 'n', long, value_name = "N", default_value = "128")]
+    /// Time generating N tokens (0: none)
+    ///
+    /// May be given several times, or several numbers with commas between.
+    #[arg(help_heading = heading::TESTS, short = 'n', long, value_name = "N", default_value = "128", value_delimiter = ',', value_parser = whole::<usize>(0..=u64::MAX))]
     n_gen: Vec<usize>,
-    /// Tokens that are in the cache before; may be given several times
-    #[arg(short = 'd', long, value_name = "N", default_value = "0")]
+    /// Tokens that are in the cache before
+    ///
+    /// May be given several times, or several numbers with commas between.
+    #[arg(help_heading = heading::TESTS, short = 'd', long, value_name = "N", default_value = "0", value_delimiter = ',', value_parser = whole::<usize>(0..=u64::MAX))]
     n_depth: Vec<usize>,
-    /// Time generating for N texts side by side, whose tokens are counted together; may be given several times, or several numbers
-    /// with commas between
-    #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Time generating for N texts side by side
+    ///
+    /// The tokens of all texts are counted together. May be given several times, or several numbers with commas between.
+    #[arg(help_heading = heading::TESTS, long, value_name = "N", default_value = "1", value_delimiter = ',', value_parser = whole::<u16>(1..=1024))]
     parallel: Vec<u16>,
-    /// Repetitions; every test runs once in each, so that noise hits all alike
-    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Repetitions; every test runs once in each
+    ///
+    /// So that noise hits all alike.
+    #[arg(help_heading = heading::TESTS, short, long, value_name = "N", default_value_t = 5, value_parser = whole::<u32>(1..=u32::MAX.into()))]
     repetitions: u32,
-    /// Threads to compute with [default: one for each processor]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-    /// Also time the model pruned by this ratio; may be given several times. The dense model always comes first
-    #[arg(long, value_name = "RATIO", value_parser = parse_ratio, allow_negative_numbers = true)]
+    /// Run this llama-bench on the same files, and tell the ratios
+    ///
+    /// In the same run, its repetitions between ours; its cache is in f16.
+    #[arg(help_heading = heading::TESTS, long, value_name = "PATH")]
+    vs: Option<PathBuf>,
+    /// Also time the model pruned by this ratio; may be given several times
+    ///
+    /// The dense model always comes first.
+    #[arg(help_heading = heading::AMOUNT, long, value_name = "RATIO", value_parser = parse_ratio, group = AMOUNT)]
     prune: Vec<f64>,
+    #[command(flatten)]
+    method: WithAmount<MethodArgs>,
     /// Calibrate on N tokens of the built-in text before pruning; speed does not depend on it
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(help_heading = heading::CALIBRATION, long, value_name = "N", default_value_t = 1024, value_parser = whole::<usize>(1..=u32::MAX.into()), requires = AMOUNT)]
     calib_tokens: usize,
     #[command(flatten)]
-    method: MethodArgs,
-    /// Leave the weights as they lie in the file
-    #[arg(long)]
-    no_pack: bool,
+    machine: MachineArgs,
     #[command(flatten)]
     overrides: OverrideArgs,
     #[command(flatten)]
     cache: CacheArgs,
-    /// Run this llama-bench on the same files in the same run, and tell the ratios
-    #[arg(long, value_name = "PATH")]
-    vs: Option<PathBuf>,
     /// How to print the results
-    #[arg(short, long, value_enum, default_value_t = Format::Md)]
+    #[arg(help_heading = heading::OUTPUT, short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Md)]
     output: Format,
     /// The same as --output json
-    #[arg(long)]
+    #[arg(help_heading = heading::OUTPUT, long, conflicts_with = "output")]
     json: bool,
 }
 
@@ -149,9 +164,7 @@ struct Subject {
 
 pub fn run(args: BenchArgs) -> Result<()> {
     let tests = args.tests();
-    if tests.is_empty() {
-        bail!("there is nothing to time: give -p or -n a number above 0");
-    }
+    args.check(&tests)?;
     let mut subjects = args.subjects()?;
     let peer = args.vs.as_deref().map(Peer::find).transpose()?;
 
@@ -219,6 +232,26 @@ pub fn run(args: BenchArgs) -> Result<()> {
 }
 
 impl BenchArgs {
+    /// Refuses what would be left undone in silence.
+    fn check(&self, tests: &[SpeedTest]) -> Result<(), WrongUse> {
+        if tests.is_empty() {
+            return Err(WrongUse::new(
+                "there is nothing to time: give -p or -n a number above 0",
+            ));
+        }
+        if self.parallel != [1] && tests.iter().all(|t| t.generate == 0) {
+            return Err(WrongUse::new(
+                "--parallel is about generating, and -n 0 leaves that out",
+            ));
+        }
+        if self.vs.is_some() && self.cache.cache_type() != CacheType::F16 {
+            return Err(WrongUse::new(
+                "--vs compares with a peer whose cache is in f16; leave --kv out",
+            ));
+        }
+        Ok(())
+    }
+
     fn tests(&self) -> Vec<SpeedTest> {
         let mut tests = Vec::new();
         for &depth in &self.n_depth {
@@ -275,12 +308,16 @@ impl BenchArgs {
     fn stored(&self, model: Option<PathBuf>, ratio: f64) -> Result<Subject> {
         let model = ModelArgs {
             model,
-            threads: self.threads,
-            no_pack: self.no_pack,
+            machine: self.machine.clone(),
             overrides: self.overrides.clone(),
         };
         let mut engine = model.open()?;
-        let prune_ratio = self.prune(&mut engine, ratio, self.method(), TextSource::BuiltIn)?;
+        let prune_ratio = self.prune(
+            &mut engine,
+            ratio,
+            self.method.0.options(),
+            TextSource::BuiltIn,
+        )?;
         Ok(Subject {
             engine,
             file: None,
@@ -299,9 +336,8 @@ impl BenchArgs {
             TypeName::Q8_0 => SyntheticType::Q8_0,
         };
         let options = OpenOptions {
-            threads: self.threads.map(usize::from),
             pack: Pack::Never,
-            ..OpenOptions::default()
+            ..self.machine.options()
         };
         let mut engine = Engine::synthetic(shape, synthetic_type, options)?;
         // Before packing, which rearranges the bytes.
@@ -313,7 +349,7 @@ impl BenchArgs {
             })
             .transpose()
             .context("the random model cannot be written to a file for the peer")?;
-        if !self.no_pack {
+        if !self.machine.no_pack {
             engine.pack();
         }
         let vocabulary = shape.vocabulary as u32;
@@ -322,7 +358,7 @@ impl BenchArgs {
         let method = MethodOptions {
             // Nothing is to be restored of random weights.
             restore: Some(Restore::Bias),
-            ..self.method()
+            ..self.method.0.options()
         };
         let prune_ratio = self.prune(&mut engine, ratio, method, TextSource::Tokens(tokens))?;
         Ok(Subject {
@@ -331,15 +367,6 @@ impl BenchArgs {
             prune_ratio,
             bandwidth: Vec::new(),
         })
-    }
-
-    /// The method, which may not measure loss curves: they would only cost time, since speed does not depend on which units
-    /// go.
-    fn method(&self) -> MethodOptions {
-        MethodOptions {
-            effort: Effort::Fast,
-            ..self.method.options()
-        }
     }
 
     /// Prunes by a ratio, if it is above 0; the share of the layers' weights that is gone.

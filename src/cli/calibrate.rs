@@ -6,23 +6,23 @@ use anyhow::Result;
 use clap::Args;
 
 use super::arguments::{CalibrationArgs, MethodArgs, ModelArgs, check_writable};
-use super::progress;
 use super::report::calibration_lines;
 use super::words::{self, mebibytes};
+use super::{heading, progress};
 
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Write the profile to this file
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(help_heading = heading::OUTPUT, short, long, value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
     calibration: CalibrationArgs,
     #[command(flatten)]
     method: MethodArgs,
     /// Print no report
-    #[arg(short, long)]
+    #[arg(help_heading = heading::OUTPUT, short, long)]
     quiet: bool,
 }
 
@@ -30,7 +30,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     progress::set_quiet(args.quiet);
     check_writable(&args.output)?;
     let engine = args.model.open()?;
-    let (method, calibration) = (args.method.options(), args.calibration.options());
+    let (method, calibration) = (args.method.options(), args.calibration.options()?);
     let (profile, report) = engine.calibrate(&method, &calibration, &mut progress::bars())?;
     words::log(&report.notices);
     profile.save(&args.output)?;

@@ -23,7 +23,10 @@ impl Ending<'_> {
             Finish::EndOfText => "the model ended its text".to_owned(),
             Finish::StopString => "a stop text came".to_owned(),
             Finish::Length => format!("-n {} reached", self.options.max_tokens),
-            Finish::ContextFull => format!("all {} positions are taken", self.context),
+            Finish::ContextFull => match self.context {
+                1 => "the only position is taken".to_owned(),
+                all => format!("all {all} positions are taken"),
+            },
             Finish::Stopped => "interrupted".to_owned(),
         }
     }
@@ -80,13 +83,18 @@ impl Ending<'_> {
         }
         Some(match context.cmp(&trained) {
             std::cmp::Ordering::Less => format!(
-                "stopped because the context of {context} tokens is full; a larger --ctx makes room for more, up to the {trained} that the model was trained for"
+                "stopped because the context of {} is full; a larger --ctx makes room for more, up to the {trained} that the model was trained for",
+                plural(context, "token")
             ),
             std::cmp::Ordering::Equal => format!(
-                "stopped at the {trained} tokens that the model was trained for, prompt included; a shorter prompt leaves more room. A larger --ctx goes beyond, where what it writes may be nonsense"
+                "stopped at the {} that the model was trained for, prompt included; a shorter prompt leaves more room. A larger --ctx goes beyond, where what it writes may be nonsense",
+                plural(trained, "token")
             ),
             std::cmp::Ordering::Greater => {
-                format!("stopped because the context of {context} tokens is full")
+                format!(
+                    "stopped because the context of {} is full",
+                    plural(context, "token")
+                )
             }
         })
     }

@@ -11,16 +11,16 @@ use flapjack::prune::Record;
 use serde::Serialize;
 use serde_json::json;
 
-use super::words::mebibytes;
-use super::{progress, streams};
+use super::words::{mebibytes, plural};
+use super::{heading, progress, streams};
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// A GGUF file [default: the default model]
-    #[arg(value_name = "FILE")]
+    #[arg(help_heading = heading::MODEL, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Print one JSON object, with all items of all arrays
-    #[arg(long)]
+    #[arg(help_heading = heading::OUTPUT, long)]
     json: bool,
 }
 
@@ -48,12 +48,12 @@ pub fn run(args: InspectArgs) -> Result<()> {
 fn write_head(out: &mut impl Write, file: &GgufFile) -> io::Result<()> {
     writeln!(
         out,
-        "{}: GGUF version {}, {}, {} metadata keys, {} tensors",
+        "{}: GGUF version {}, {}, {}, {}",
         file.path().display(),
         file.version(),
         mebibytes(file.map().bytes().len() as u64),
-        file.metadata().len(),
-        file.tensors().len() + file.unsupported().len()
+        plural(file.metadata().len(), "metadata key"),
+        plural(file.tensors().len() + file.unsupported().len(), "tensor")
     )?;
     let width = widest(file.entries().map(|(key, _)| key));
     writeln!(out, "\nmetadata")?;

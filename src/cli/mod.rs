@@ -1,10 +1,12 @@
 //! One file per subcommand, and what they share: `arguments` and the engine's options that they stand for, options of `sampling`,
-//! `words`, `progress` bars, and the lines of a `report`.
+//! the order of the `help`, `habits` of users of other programs, `words`, `progress` bars, and the lines of a `report`.
 
 mod arguments;
 mod bench;
 mod calibrate;
 mod ending;
+mod habits;
+mod help;
 mod info;
 mod inspect;
 mod interrupt;
@@ -20,17 +22,28 @@ mod words;
 
 use std::process::ExitCode;
 
-use interrupt::Interrupted;
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
+use flapjack::engine::{EngineError, Unsuited};
 
-use clap::{Parser, Subcommand};
+use arguments::WrongUse;
+use help::heading;
+use interrupt::Interrupted;
 
 /// Runs LLaMA-family models on the CPU, and prunes them at start-up.
 #[derive(Debug, Parser)]
-#[command(name = "flapjack", version, arg_required_else_help = true)]
+#[command(name = "flapjack", version, arg_required_else_help = true, after_help = help::EXAMPLES)]
+// The parser's own would stand apart from all other options.
+#[command(disable_help_flag = true, disable_version_flag = true)]
 struct Cli {
     /// Say more on standard error (twice: more still)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(help_heading = heading::GENERAL, short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
+    /// Show the essential options (-h) or all of them (--help)
+    #[arg(help_heading = heading::GENERAL, short, long, global = true, action = ArgAction::Help)]
+    help: Option<bool>,
+    /// Show the version
+    #[arg(help_heading = heading::GENERAL, short = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
     #[command(subcommand)]
     command: Command,
 }
@@ -38,23 +51,45 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Generate text from a prompt
+    #[command(after_help = help::RUN)]
     Run(run::RunArgs),
     /// Prune a model and write it to a file that flapjack and llama.cpp run
+    #[command(after_help = help::PRUNE)]
     Prune(prune::PruneArgs),
-    /// Run a calibration text through a model and write what it leaves behind, its profile, to a file
+    /// Run calibration text through a model and write the profile to a file
+    #[command(after_help = help::CALIBRATE)]
     Calibrate(calibrate::CalibrateArgs),
     /// Measure how well a model predicts a text
+    #[command(after_help = help::PERPLEXITY)]
     Perplexity(perplexity::PerplexityArgs),
     /// Measure the speed of models, dense and pruned, and of llama.cpp beside them
+    #[command(after_help = help::BENCH)]
     Bench(bench::BenchArgs),
     /// Show what a GGUF file holds, and how it was pruned
+    #[command(after_help = help::INSPECT)]
     Inspect(inspect::InspectArgs),
     /// Show what this machine offers and what is used of it
+    #[command(after_help = help::INFO)]
     Info(info::InfoArgs),
 }
 
+/// The command line as it is parsed, with its options in the order of the help.
+fn command() -> clap::Command {
+    help::arrange(Cli::command())
+}
+
+/// Parses the arguments, or says what is wrong with them.
+fn parse() -> Result<Cli, clap::Error> {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let mut command = command();
+    command.build();
+    habits::check(&mut command, &arguments)
+        .and_then(|()| command.try_get_matches_from_mut(arguments))
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+}
+
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(message) => return show(&message),
     };
@@ -87,7 +122,11 @@ fn fail(error: &anyhow::Error) -> ExitCode {
         true => words::say("interrupted"),
         false => words::say(&format!("error: {}", words::describe(error))),
     }
-    signal.map_or(ExitCode::FAILURE, |signal| signal.exit_code().into())
+    match signal {
+        Some(signal) => signal.exit_code().into(),
+        None if is_wrong_use(error) => ExitCode::from(2),
+        None => ExitCode::FAILURE,
+    }
 }
 
 /// Shows help, the version, or what is wrong with the arguments.
@@ -131,4 +170,13 @@ fn start_logging(verbose: u8) {
             wanted.unwrap_or_default()
         );
     }
+}
+
+/// Whether the command line alone tells that this cannot be.
+fn is_wrong_use(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let engine = cause.downcast_ref::<EngineError>();
+        cause.is::<WrongUse>()
+            || matches!(engine, Some(EngineError::Unsuited(Unsuited::Sequential)))
+    })
 }

@@ -3,7 +3,10 @@
 use clap::Args;
 use flapjack::engine::MetadataValue;
 
+use super::heading;
+
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = heading::MODEL)]
 pub struct OverrideArgs {
     /// Take another value for a key of the model's metadata than its file has, or one that it lacks, for example
     /// tokenizer.ggml.add_bos_token=bool:false (types: int, float, bool, str). Several with commas between, or the option several

@@ -10,34 +10,36 @@ use flapjack::engine::EngineError;
 use flapjack::eval::{PerplexityError, PerplexityOptions};
 use serde::Serialize;
 
-use super::arguments::{CacheArgs, ModelArgs, PruningArgs, read_text};
+use super::arguments::{CacheArgs, ModelArgs, PruningArgs, parse_chunk, read_text, whole};
 use super::interrupt::{self, Watch};
 use super::report::found_words;
 use super::words::plural;
-use super::{progress, streams, words};
+use super::{heading, progress, streams, words};
 
 #[derive(Debug, Args)]
 pub struct PerplexityArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The text to score
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(help_heading = heading::TEXT, short, long, value_name = "FILE")]
     file: PathBuf,
-    /// Tokens of a chunk; each is scored on its own
-    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    /// Tokens of a chunk (0: the model's context)
+    ///
+    /// At least 4. Each chunk is scored on its own.
+    #[arg(help_heading = heading::TEXT, short, long, visible_alias = "ctx-size", value_name = "N", default_value_t = 512, value_parser = parse_chunk)]
     ctx: usize,
     /// Score only the first N chunks
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = heading::TEXT, long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
     chunks: Option<u32>,
     /// Score every position of a chunk but the first, not only the second half
-    #[arg(long)]
+    #[arg(help_heading = heading::TEXT, long)]
     all_positions: bool,
     #[command(flatten)]
     cache: CacheArgs,
     #[command(flatten)]
     pruning: PruningArgs,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(help_heading = heading::OUTPUT, long)]
     json: bool,
 }
 
@@ -61,7 +63,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
     let text = read_text(&args.file)?;
     let mut engine = args.model.open()?;
     let mut prune_ratio = 0.0;
-    if let Some(options) = args.pruning.options_if_any(false) {
+    if let Some(options) = args.pruning.options_if_any(false)? {
         let prepared = engine.prepare(&options)?;
         words::log(prepared.notices());
         let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
@@ -72,8 +74,12 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         }
     }
 
+    let context = match args.ctx {
+        0 => engine.model().config.context_length,
+        tokens => tokens,
+    };
     let options = PerplexityOptions {
-        context: args.ctx,
+        context,
         chunks: args.chunks.map(|n| n as usize),
         all_positions: args.all_positions,
         cache_type: args.cache.cache_type(),
@@ -106,7 +112,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         stderr: result.stderr,
         tokens: result.tokens,
         chunks: result.chunks,
-        context: args.ctx,
+        context,
         all_positions: args.all_positions,
         isa: model.isa,
         prune_ratio,
@@ -116,8 +122,12 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         true => out.json(&output),
         false => writeln!(
             out,
-            "perplexity {:.4} ± {:.4} ({} predictions in {} chunks of {})",
-            output.perplexity, output.stderr, output.tokens, output.chunks, output.context
+            "perplexity {:.4} ± {:.4} ({} in {} of {})",
+            output.perplexity,
+            output.stderr,
+            plural(output.tokens, "prediction"),
+            plural(output.chunks, "chunk"),
+            output.context
         ),
     })?;
     Ok(watch.end()?)

@@ -224,7 +224,11 @@ fn so_far(unit: Unit, done: u64, total: u64) -> String {
     };
     let things = match unit {
         Unit::Bytes => String::new(),
-        Unit::Of(things) => format!(" {things}"),
+        // "1 of 1 token", and "1 token".
+        Unit::Of(things) => match if total == 0 { done } else { total } {
+            1 => format!(" {}", things.trim_end_matches('s')),
+            _ => format!(" {things}"),
+        },
     };
     match (done, total) {
         (0, 0) => String::new(),
@@ -305,6 +309,7 @@ mod tests {
         let part = line(tokens, 25, 100);
         assert_eq!(part, "calibrating: 25 of 100 tokens, about 30 s left ...");
         assert_eq!(line(tokens, 3, 0), "calibrating: 3 tokens ...");
+        assert_eq!(line(tokens, 0, 1), "calibrating: 0 of 1 token ...");
         let bytes = line(Unit::Bytes, 20_000_000, 80_000_000);
         assert_eq!(
             bytes,

@@ -2,35 +2,33 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use flapjack::engine::ExportReport;
 
-use super::arguments::{ModelArgs, PruningArgs, check_writable};
+use super::arguments::{AMOUNT, ModelArgs, PruningArgs, check_writable};
 use super::report::{calibration_lines, pruned_lines};
 use super::words::{self, mebibytes, plural};
-use super::{interrupt, progress};
+use super::{heading, interrupt, progress};
 
 #[derive(Debug, Args)]
+#[command(mut_group(AMOUNT, |amount| amount.required(true)))]
 pub struct PruneArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Write the pruned model to this file
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(help_heading = heading::OUTPUT, short, long, value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
     pruning: PruningArgs,
     /// Print no report
-    #[arg(short, long)]
+    #[arg(help_heading = heading::OUTPUT, short, long)]
     quiet: bool,
 }
 
 pub fn run(args: PruneArgs) -> Result<()> {
-    let Some(options) = args.pruning.options(!args.quiet) else {
-        bail!(
-            "say how much to prune, for example with --ratio 0.3, --fit 80MB, --speedup 1.3x or --max-ppl +10%"
-        );
-    };
+    let options = args.pruning.options(!args.quiet)?;
+    let options = options.expect("the parser asks for an amount");
     progress::set_quiet(args.quiet);
     check_writable(&args.output)?;
     let mut engine = args.model.open()?;

@@ -30,16 +30,16 @@ pub fn calibration_lines(report: &CalibrationReport) -> Vec<String> {
         ),
     };
     let mut lines = vec![format!(
-        "  calibrate  {}  {} tokens of {}, {how}",
+        "  calibrate  {}  {} of {}, {how}",
         seconds(report.time),
-        report.tokens,
+        plural(report.tokens, "token"),
         report.source
     )];
     lines.extend(report.curves.map(|curves| {
         format!(
-            "  curves     {}  what each module is worth, on {} tokens held back",
+            "  curves     {}  what each module is worth, on {} held back",
             seconds(curves.time),
-            curves.tokens
+            plural(curves.tokens, "token")
         )
     }));
     lines.extend(report.groups.map(|groups| {
@@ -68,9 +68,9 @@ impl Run {
     fn text(&self, generated: &Generated, reason: &str) -> String {
         let ModelReport { path, .. } = &self.model;
         let mut lines = vec![format!(
-            "{}: {} layers, {} parameters, {}; {} with {}",
+            "{}: {}, {} parameters, {}; {} with {}",
             path.file_name().unwrap_or_default().to_string_lossy(),
-            self.model.layers,
+            plural(self.model.layers, "layer"),
             millions(self.model.parameters),
             mebibytes(self.model.bytes as u64),
             self.model.isa,
@@ -251,7 +251,8 @@ pub fn found_words(target: Target, ratio: f64, found: &Found) -> String {
                 format!("; ratio {ratio:.4} would raise it by {rise:.1} %")
             });
             format!(
-                "raises the perplexity on {tokens} held-back tokens of the calibration text from {dense:.2} by {:.1} %{beyond}",
+                "raises the perplexity on {} of the calibration text from {dense:.2} by {:.1} %{beyond}",
+                plural(tokens, "held-back token"),
                 rise * 100.0
             )
         }

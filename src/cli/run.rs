@@ -10,13 +10,15 @@ use clap::builder::NonEmptyStringValueParser;
 use flapjack::engine::{Cancelled, Engine, GenerateOptions, Notice, SequenceOptions};
 use flapjack::generate::{Generation, Timings};
 
-use super::arguments::{CacheArgs, ModelArgs, PruningArgs, read_text};
+use super::arguments::{
+    AMOUNT, CacheArgs, ModelArgs, PruningArgs, WrongUse, parse_count, read_text, whole,
+};
 use super::ending::Ending;
 use super::interrupt::{self, Watch};
 use super::progress::{Unit, Work};
 use super::sampling::SamplingArgs;
 use super::streams::Output;
-use super::{progress, report, words};
+use super::{heading, progress, report, words};
 
 /// The dense model's speed is measured over at most so many tokens.
 const BASELINE_TOKENS: usize = 64;
@@ -28,34 +30,40 @@ pub struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The prompt
-    #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
+    #[arg(help_heading = heading::TEXT, short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
-    /// Read the prompt from a file (one newline at its end is dropped); without -p and -f it comes from standard input
-    #[arg(short, long, value_name = "FILE")]
+    /// Read the prompt from a file [default: standard input]
+    ///
+    /// One newline at its end is dropped.
+    #[arg(help_heading = heading::TEXT, short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Generate at most N tokens
-    #[arg(short, long, value_name = "N", default_value_t = 128)]
+    /// Generate at most N tokens (-1: to the end)
+    ///
+    /// The end is where the model ends its text, or where the context is full; -2 means the same as -1.
+    #[arg(help_heading = heading::TEXT, short, long, visible_alias = "n-predict", alias = "predict", value_name = "N", default_value_t = 128, value_parser = parse_count)]
     n: usize,
-    /// Positions to make room for [default: as many as prompt and -n need, up to what the model was trained for]
-    #[arg(short, long, value_name = "N")]
+    /// Positions to make room for (0: the model's own context)
+    ///
+    /// By default as many as prompt and -n need, up to what the model was trained for.
+    #[arg(help_heading = heading::TEXT, short, long, visible_alias = "ctx-size", value_name = "N", value_parser = whole::<usize>(0..=u64::MAX))]
     ctx: Option<usize>,
     #[command(flatten)]
     cache: CacheArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Stop where this text appears; may be given several times
-    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(help_heading = heading::TEXT, long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     /// Go on when the model ends its text
-    #[arg(long)]
+    #[arg(help_heading = heading::TEXT, long)]
     ignore_eos: bool,
     #[command(flatten)]
     pruning: PruningArgs,
-    /// Do not measure the dense model's speed before pruning
-    #[arg(long)]
+    /// Do not measure the dense model before pruning
+    #[arg(help_heading = heading::OUTPUT, long, requires = AMOUNT)]
     no_baseline: bool,
     /// Print no report
-    #[arg(short, long)]
+    #[arg(help_heading = heading::OUTPUT, short, long)]
     quiet: bool,
 }
 
@@ -73,7 +81,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     let mut report = report::Run::new(&engine);
     if let Some(pruning) = args
         .pruning
-        .options_if_any(!args.quiet && !args.no_baseline)
+        .options_if_any(!args.quiet && !args.no_baseline)?
     {
         let prepared = engine.prepare(&pruning)?;
         words::log(prepared.notices());
@@ -154,9 +162,9 @@ impl RunArgs {
         }
         let mut text = match &self.file {
             Some(path) => read_text(path)?,
-            None if self.pruning.reads_standard_input() => bail!(
+            None if self.pruning.reads_standard_input() => bail!(WrongUse::new(
                 "standard input cannot be both the prompt and the calibration text; give the prompt with -p TEXT or -f FILE"
-            ),
+            )),
             None => read_standard_input()?,
         };
         if text.ends_with('\n') {
@@ -180,6 +188,7 @@ impl RunArgs {
     fn sequence_options(&self, engine: &Engine, prompt: usize) -> SequenceOptions {
         let trained = engine.model().config.context_length;
         let context = match self.ctx {
+            Some(0) => trained,
             Some(context) => context,
             None => engine.context_for(prompt, self.n),
         };
@@ -199,7 +208,9 @@ impl RunArgs {
 fn read_standard_input() -> Result<String> {
     let mut input = io::stdin();
     if input.is_terminal() {
-        bail!("there is no prompt; give one with -p TEXT, -f FILE or on standard input");
+        bail!(WrongUse::new(
+            "there is no prompt; give one with -p TEXT, -f FILE or on standard input"
+        ));
     }
     let mut text = String::new();
     input

@@ -6,6 +6,8 @@ use clap::Args;
 use flapjack::engine::Engine;
 use flapjack::generate::{SamplerConfig, SamplerOptions};
 
+use super::heading;
+
 /// What is taken where neither the user nor the model says anything: what suits small models, and else llama.cpp's defaults.
 fn defaults() -> SamplerOptions {
     SamplerOptions {
@@ -16,12 +18,14 @@ fn defaults() -> SamplerOptions {
 }
 
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Sampling")]
+#[command(next_help_heading = heading::SAMPLING)]
 pub struct SamplingArgs {
     /// Temperature; 0 always takes the most likely token [default: the model's, or 0.5]
     #[arg(long, alias = "temperature", value_name = "T", value_parser = parse_at_least_0, allow_negative_numbers = true)]
     temp: Option<f32>,
-    /// Choose among the K most likely tokens; 0 or -1 for all [default: the model's, or 40]
+    /// Choose among the K most likely tokens; 0 for all [default: the model's, or 40]
+    ///
+    /// -1 is for all as well.
     #[arg(long, value_name = "K", value_parser = parse_top_k, allow_negative_numbers = true)]
     top_k: Option<usize>,
     /// Choose among the most likely tokens that together have this probability; 1 for all [default: the model's, or 0.95]
@@ -36,7 +40,7 @@ pub struct SamplingArgs {
     /// How many recent tokens penalties look at; -1 for all [default: the model's, or 64]
     #[arg(long, value_name = "N", value_parser = parse_window, allow_negative_numbers = true)]
     repeat_last_n: Option<usize>,
-    /// The same seed gives the same text; -1 takes another one each time [default: 0]
+    /// The same seed gives the same text; -1: another one each time [default: 0]
     #[arg(short, long, value_name = "N", value_parser = parse_seed, allow_negative_numbers = true)]
     seed: Option<u64>,
 }

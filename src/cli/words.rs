@@ -81,7 +81,8 @@ pub fn log(notices: &[Notice]) {
                 mebibytes(shortage.allowed)
             ),
             Notice::FirstTokens { source, tokens } => tracing::info!(
-                "calibrating on the first {tokens} tokens of {source}; --calib-tokens takes more"
+                "calibrating on the first {} of {source}; --calib-tokens takes more",
+                plural(*tokens, "token")
             ),
             Notice::InSequence { bytes } => tracing::info!(
                 "restoring in sequence: about three more passes over the text, whose streams take {}",
@@ -111,7 +112,8 @@ pub fn log(notices: &[Notice]) {
                 );
             }
             Notice::BeyondTraining { positions, trained } => tracing::warn!(
-                "the model was trained for {trained} positions, and {positions} are asked for; what comes after the first {trained} may be nonsense"
+                "the model was trained for {}, and {positions} are asked for; what comes after the first {trained} may be nonsense",
+                plural(*trained, "position")
             ),
             Notice::PromptBeyondTraining { prompt, trained } => tracing::warn!(
                 "the prompt has {prompt} tokens, and the model was trained for {trained}, so that what it answers may be nonsense; shorten the prompt"

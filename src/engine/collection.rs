@@ -10,6 +10,7 @@ use super::profile::Calibrated;
 use super::report::{CalibrationReport, CurvesReport, Notice, ProfileFrom};
 use super::text::TextSource;
 use super::{Engine, machine};
+use crate::count::count;
 use crate::generate::Texts;
 use crate::model::{Layer, Model};
 use crate::prune::{
@@ -263,12 +264,12 @@ impl Collection {
         let largest = ranges.iter().map(|r| bytes(&model.layers[r.clone()])).max();
         let text = self.calibration(self.parts().statistics);
         tracing::info!(
-            "covariances of {} MiB are collected in {} groups of layers, of at most {} MiB each, which takes {:.1} times the {} tokens through the model",
+            "covariances of {} MiB are collected in {} of layers, of at most {} MiB each, which takes {:.1} times the {} through the model",
             bytes(&model.layers),
-            ranges.len(),
+            count(ranges.len(), "group"),
             largest.unwrap_or(0),
             groups::passes(ranges, collects && self.needs.curves.is_some()),
-            text.tokens.len(),
+            count(text.tokens.len(), "token"),
         );
         Some(Groups::new(ranges.clone(), text))
     }

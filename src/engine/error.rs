@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::options::OpenOptions;
 use super::report::Shortage;
 use super::text::TextError;
+use crate::count::count;
 use crate::eval::PerplexityError;
 use crate::generate::GenerateError;
 use crate::gguf::GgufError;
@@ -57,8 +58,8 @@ pub enum EngineError {
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
     #[error(
-        "{}: the tokenizer has {tokens} tokens and the embedding only {embeddings}; the file is damaged",
-        path.display()
+        "{}: the tokenizer has {} and the embedding only {embeddings}; the file is damaged",
+        path.display(), count(tokens, "token")
     )]
     Vocabulary {
         path: PathBuf,

@@ -7,6 +7,7 @@ use super::Engine;
 use super::error::{Doing, EngineError};
 use super::events::{Events, Stage, ignore};
 use super::report::{ExportReport, PruneReport};
+use crate::count::count;
 use crate::gguf::{GgufError, GgufFile};
 use crate::model::{Export, LayerForm};
 use crate::prune::{Record, record};
@@ -100,10 +101,7 @@ impl Engine {
             ratio: 1.0 - self.model.layer_parameters() as f64 / parameters.max(1) as f64,
             parameters,
             profile: calibration.hash.clone(),
-            calibration: match tokens {
-                1 => format!("1 token of {}", calibration.source),
-                _ => format!("{tokens} tokens of {}", calibration.source),
-            },
+            calibration: format!("{} of {}", count(tokens, "token"), calibration.source),
             model: calibration.model.clone(),
             layers: Record::layers(&report.plan, &widths, export.layers(), earlier.as_ref()),
         }))

@@ -1,5 +1,6 @@
 //! Perplexity, by the protocol of llama.cpp's `llama-perplexity`.
 
+use crate::count::count;
 use crate::kernels::{Phase, Runtime, Team};
 use crate::model::{
     Batch, CacheType, KvPool, Model, ModelError, Scratch, Unobserved, negative_log_likelihoods,
@@ -43,10 +44,13 @@ pub enum PerplexityError {
     Model(#[from] ModelError),
     #[error("the context must be at least 4 tokens, found {0}")]
     Context(usize),
-    #[error("the text has {tokens} tokens, and one chunk takes {context}")]
+    #[error(
+        "the text has {}, and one chunk takes {context}",
+        count(tokens, "token")
+    )]
     TooShort { tokens: usize, context: usize },
     /// It was called off behind some of the chunks; this is what they came to.
-    #[error("cancelled after {} chunks", .0.chunks)]
+    #[error("cancelled after {}", count(.0.chunks, "chunk"))]
     Stopped(Perplexity),
     #[error("the model's output in chunk {chunk} is not a number (NaN); its weights are damaged")]
     NotANumber { chunk: usize },

@@ -18,6 +18,7 @@ pub use sequence::Sequence;
 pub use stop::StopStrings;
 pub use texts::Texts;
 
+use crate::count::count;
 use crate::model::ModelError;
 use crate::progress::Cancelled;
 
@@ -29,7 +30,8 @@ pub enum GenerateError {
     #[error("the prompt has no tokens")]
     EmptyPrompt,
     #[error(
-        "the prompt has {prompt} tokens, and there is room for {room} in a context of {context}"
+        "the prompt has {}, and there is room for {room} in a context of {context}",
+        count(prompt, "token")
     )]
     PromptTooLong {
         prompt: usize,

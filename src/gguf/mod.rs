@@ -36,6 +36,7 @@ pub use value::{Value, ValueType};
 pub use warning::MetadataWarning;
 pub use write::Writer;
 
+use crate::count::count;
 use crate::quant::BlockType;
 
 /// Why a GGUF file cannot be read or written. The messages say what is wrong and where (the byte, key or tensor), and what to
@@ -76,7 +77,8 @@ pub enum GgufError {
     },
     /// The file ends within something that its header announces.
     #[error(
-        "{path}: the file ends at byte {len} but {what} at byte {offset} needs {need} bytes; it is truncated or damaged, fetch it again"
+        "{path}: the file ends at byte {len} but {what} at byte {offset} needs {}; it is truncated or damaged, fetch it again",
+        count(need, "byte")
     )]
     Truncated {
         path: PathBuf,

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::{
     GgufError, GgufFile, Map, Shown, TensorInfo, UnsupportedTensor, Value, ValueType, foreign,
 };
+use crate::count::count as counted;
 use crate::quant::BlockType;
 
 /// The deepest nesting of arrays that is accepted. The specification sets no limit, and no known file nests arrays at all.
@@ -242,8 +243,9 @@ impl<'a> Reader<'a> {
                 at,
                 what,
                 format!(
-                    "{count} entries of at least {min_size} bytes cannot fit in the {} bytes that are left; the file is damaged, fetch it again",
-                    self.bytes.len() - self.at
+                    "{count} times at least {} cannot fit in what is left, {}; the file is damaged, fetch it again",
+                    counted(min_size, "byte"),
+                    counted(self.bytes.len() - self.at, "byte")
                 ),
             )),
         }

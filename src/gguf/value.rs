@@ -1,5 +1,6 @@
 //! The types and values of metadata.
 
+use crate::count::count;
 use std::fmt;
 
 /// The types of metadata values, numbered as in the GGUF specification (`gguf_metadata_value_type`).
@@ -157,7 +158,7 @@ impl fmt::Display for Value {
             }
             Value::String(s) => write!(f, "{s:?}"),
             Value::Array(t, items) => write!(f, "an array of {} {t:?}", items.len()),
-            Value::StringArray(items) => write!(f, "an array of {} strings", items.len()),
+            Value::StringArray(items) => write!(f, "an array of {}", count(items.len(), "string")),
             integer => write!(f, "{}", integer.as_i128().unwrap_or_default()),
         }
     }

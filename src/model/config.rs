@@ -1,5 +1,6 @@
 //! A model's shape, from the metadata.
 
+use crate::count::count;
 use crate::gguf::{FromValue, GgufError, GgufFile, MetadataWarning, Value};
 
 /// The architectures that we run. They share keys, tensors and arithmetic. In `deci` files (DeciLM and the Nemotron models
@@ -98,8 +99,9 @@ impl Config {
             return Err(file.metadata_error(
                 &key("block_count"),
                 format!(
-                    "{layers} layers cannot be made of {} tensors",
-                    file.tensors().len()
+                    "{} cannot be made of {}",
+                    count(layers, "layer"),
+                    count(file.tensors().len(), "tensor")
                 ),
             ));
         }
@@ -117,7 +119,11 @@ impl Config {
             if (kv == 0) != (q == 0) || (kv > 0 && q % kv != 0) {
                 return Err(file.metadata_error(
                     &key("attention.head_count_kv"),
-                    format!("{kv} KV heads cannot be shared evenly by the {q} query heads of layer {layer}"),
+                    format!(
+                        "{} cannot be shared evenly by {} in layer {layer}",
+                        count(kv, "KV head"),
+                        count(q, "query head")
+                    ),
                 ));
             }
         }
@@ -326,7 +332,11 @@ fn per_layer(file: &GgufFile, key: &str, layers: usize) -> Result<Option<Vec<usi
         Some(many) if many.len() == layers => Ok(Some(many)),
         Some(many) => Err(file.metadata_error(
             key,
-            format!("has {} numbers for {layers} layers", many.len()),
+            format!(
+                "has {} for {}",
+                count(many.len(), "number"),
+                count(layers, "layer")
+            ),
         )),
         None => Err(file.metadata_error(
             key,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{Architecture, ModelError};
+use crate::count::count;
 use crate::gguf::{GgufError, GgufFile};
 
 const ARCHITECTURE: &str = "general.architecture";
@@ -97,7 +98,10 @@ fn refuse_experts(file: &GgufFile, architecture: Architecture) -> Result<(), Ggu
     {
         return Err(file.metadata_error(
             &key,
-            format!("{experts} experts: mixture-of-experts models are not supported"),
+            format!(
+                "{}: mixture-of-experts models are not supported",
+                count(experts, "expert")
+            ),
         ));
     }
     let names = file.tensors().iter().map(|t| &t.name);

@@ -31,6 +31,7 @@ pub use rope::Rope;
 pub use synthetic::Shape;
 pub use weights::{Layer, Linear, Model, Weight};
 
+use crate::count::count;
 use crate::gguf::GgufError;
 
 /// Why a model cannot be loaded or run.
@@ -60,13 +61,13 @@ pub enum ModelError {
         place: usize,
         vocabulary: usize,
     },
-    #[error("{needed} positions do not fit in a KV cache of {capacity}")]
+    #[error("{} do not fit in a KV cache of {capacity}", count(needed, "position"))]
     CacheFull { needed: usize, capacity: usize },
     #[error(
         "the KV cache was made for a model of other widths, as this one was before it was pruned; begin a new sequence"
     )]
     CacheShape,
-    #[error("all {blocks} blocks of the KV cache are taken")]
+    #[error("the KV cache has {}, and no other is free", count(blocks, "block"))]
     PoolFull { blocks: usize },
     #[error(
         "the next position of sequence {sequence} in the batch is {expected}, and a row of it has {found}"
@@ -77,7 +78,8 @@ pub enum ModelError {
         found: usize,
     },
     #[error(
-        "heads of {head_dim} values do not fill blocks of {block}, so that the KV cache of this model must be in half precision"
+        "heads of {} do not fill blocks of {block}, so that the KV cache of this model must be in half precision",
+        count(head_dim, "value")
     )]
     CacheType { head_dim: usize, block: usize },
 }

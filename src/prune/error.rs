@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::count::count;
 use crate::model::{ModelError, Module, ModuleId};
 use crate::progress::Cancelled;
 
@@ -20,7 +21,10 @@ pub struct PruneError {
 pub enum PruneErrorKind {
     #[error("the pruning ratio {0} is out of range; it must be at least 0 and below 0.9")]
     Ratio(f64),
-    #[error("the text has {tokens} tokens, and at least {least} are needed")]
+    #[error(
+        "the text has {}, and at least {least} are needed",
+        count(tokens, "token")
+    )]
     TooShort { tokens: usize, least: usize },
     #[error(
         "the inputs of the {module} output in layer {layer} are not all finite numbers; the model's weights are damaged or its activations overflow"

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::TokenizeError;
+use crate::count::count;
 use crate::gguf::{FromValue, GgufFile, MetadataWarning};
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -214,7 +215,7 @@ fn check_len(file: &GgufFile, key: &str, len: usize, tokens: usize) -> Result<()
 }
 
 fn wrong_len(len: usize, tokens: usize) -> String {
-    format!("has {len} items where {TOKENS} has {tokens}")
+    format!("has {} where {TOKENS} has {tokens}", count(len, "item"))
 }
 
 /// The byte that a text from `<0x00>` to `<0xFF>` stands for; `None` for any other text.

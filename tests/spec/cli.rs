@@ -270,7 +270,7 @@ fn bad_arguments_say_what_is_wrong() {
             vec!["/nonexistent.gguf"],
         ),
         (
-            vec!["run", "-p", "x", "--ctx", "0"],
+            vec!["run", "-p", "to be or not to be", "--ctx", "2"],
             vec!["context", "--ctx"],
         ),
         (
@@ -354,7 +354,7 @@ fn one_way_of_asking_excludes_the_others() {
     }
     let message = fail(&["prune", "-o", "never.gguf"]);
     assert!(
-        message.contains("--ratio") && message.contains("--fit"),
+        message.contains("--prune") && message.contains("--fit"),
         "{message}"
     );
 }

@@ -187,7 +187,7 @@ fn what_cannot_be_shown_or_pruned_says_why() {
     assert!(fail(&["inspect", &inside("none")]).contains("none"));
 
     let out = inside("out.gguf");
-    assert!(fail(&["prune", "-o", &out]).contains("--ratio"));
+    assert!(fail(&["prune", "-o", &out]).contains("--prune"));
     assert!(fail(&["prune", "-o", &out, "--ratio", "0.95"]).contains("0.9"));
     let nowhere = inside("nowhere/out.gguf");
     assert!(fail(&["prune", "-o", &nowhere, "--ratio", "0.1"]).contains("nowhere"));

@@ -13,6 +13,7 @@ mod engine;
 mod export;
 mod generate;
 mod gguf;
+mod habits;
 mod hub;
 mod inspect;
 mod interrupt;

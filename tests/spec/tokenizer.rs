@@ -927,7 +927,7 @@ fn bad_metadata_is_an_error_that_names_the_key() {
         ),
         (
             sentence_piece_draft().with("scores", floats(&[0.0])),
-            "scores: has 1 items where tokenizer.ggml.tokens has 266",
+            "scores: has 1 item where tokenizer.ggml.tokens has 266",
         ),
         // Numbers
         (

@@ -2,6 +2,7 @@
 
 use super::covariance::Covariance;
 use super::curve::Curves;
+use crate::count::count;
 use crate::kernels::{Moments, Team};
 use crate::model::{Model, Module};
 use crate::prune::error::{PruneError, PruneErrorKind};
@@ -186,8 +187,8 @@ impl Profile {
     pub fn check_shape(&self, model: &Model) -> Result<(), PruneError> {
         if self.layers.len() != model.layers.len() {
             return Err(PruneErrorKind::OtherShape(format!(
-                "it has {} layers, the model {}",
-                self.layers.len(),
+                "it has {}, the model {}",
+                count(self.layers.len(), "layer"),
                 model.layers.len()
             ))
             .into());
@@ -197,8 +198,11 @@ impl Profile {
             let ours = (layer.o.weight.cols, layer.channels());
             if theirs != ours {
                 return Err(PruneErrorKind::OtherShape(format!(
-                    "layer {l} has {} attention features and {} channels, the model's {} and {}",
-                    theirs.0, theirs.1, ours.0, ours.1
+                    "layer {l} has {} and {}, the model's {} and {}",
+                    count(theirs.0, "attention feature"),
+                    count(theirs.1, "channel"),
+                    ours.0,
+                    ours.1
                 ))
                 .into());
             }

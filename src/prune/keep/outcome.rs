@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::format::{Hashing, Numbers, checked, hash_of, read_header};
+use crate::count::count;
 use crate::files;
 use crate::kernels::Runtime;
 use crate::model::{Linear, Model};
@@ -196,7 +197,7 @@ impl Outcome {
     fn check(&self, model: &Model) -> Result<(), PruneErrorKind> {
         let other = |problem: String| Err(PruneErrorKind::OtherShape(problem));
         if self.plan.layers.len() != model.layers.len() {
-            return other(format!("it has {} layers", self.plan.layers.len()));
+            return other(format!("it has {}", count(self.plan.layers.len(), "layer")));
         }
         let layers = model.layers.iter().zip(&self.plan.layers);
         for (l, ((layer, kept), [o, down])) in layers.zip(&self.layers).enumerate() {

@@ -1,5 +1,6 @@
 //! The record in the metadata of a pruned file of how it was pruned.
 
+use crate::count::count;
 use crate::gguf::{GgufError, GgufFile, Value, ValueType};
 use crate::model::LayerForm;
 use crate::prune::choose::Plan;
@@ -128,7 +129,11 @@ impl Record {
             if counts.len() != heads.len() {
                 return Err(file.metadata_error(
                     &key(name),
-                    format!("has {} numbers for {} layers", counts.len(), heads.len()),
+                    format!(
+                        "has {} for {}",
+                        count(counts.len(), "number"),
+                        count(heads.len(), "layer")
+                    ),
                 ));
             }
             Ok(counts)

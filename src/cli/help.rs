@@ -1,0 +1,151 @@
+//! The help: its headings and their order, and what of it is short. Every option takes its heading from here, and the examples at
+//! the end are here too.
+
+use clap::Command;
+
+/// The headings, under one of which every option is.
+pub mod heading {
+    pub const MODEL: &str = "Model";
+    /// The prompt and what is generated behind it, or the text that is scored.
+    pub const TEXT: &str = "Text";
+    pub const SAMPLING: &str = "Sampling";
+    /// What `bench` times.
+    pub const TESTS: &str = "Tests";
+    pub const AMOUNT: &str = "How much to prune";
+    pub const METHOD: &str = "How to prune";
+    pub const CALIBRATION: &str = "Calibration";
+    pub const MACHINE: &str = "Machine";
+    pub const OUTPUT: &str = "Output";
+    pub const GENERAL: &str = "General";
+
+    /// In the order of the help.
+    pub const ALL: [&str; 10] = [
+        MODEL,
+        TEXT,
+        SAMPLING,
+        TESTS,
+        AMOUNT,
+        METHOD,
+        CALIBRATION,
+        MACHINE,
+        OUTPUT,
+        GENERAL,
+    ];
+}
+
+/// The options that `-h` shows, by their ids, where a command has more than [`FEW`]. `--help` shows all.
+const ESSENTIAL: [&str; 30] = [
+    "model",
+    "synthetic",
+    "prompt",
+    "file",
+    "n",
+    "ctx",
+    "stop",
+    "temp",
+    "top_k",
+    "seed",
+    "chunks",
+    "n_prompt",
+    "n_gen",
+    "n_depth",
+    "parallel",
+    "repetitions",
+    "vs",
+    "prune",
+    "fit",
+    "speedup",
+    "max_ppl",
+    "effort",
+    "calib",
+    "profile",
+    "threads",
+    "output",
+    "json",
+    "quiet",
+    "verbose",
+    "help",
+];
+
+/// A command with at most so many options of its own shows them all in its short help.
+const FEW: usize = 8;
+
+/// Brings the options of a command and its subcommands into the order of the headings, and makes them alike in what they share:
+/// the value of an option may begin with a dash.
+///
+/// Within a heading options are in the order of their declaration, whichever structures they come from.
+pub fn arrange(command: Command) -> Command {
+    let mut options: Vec<(usize, String)> = command
+        .get_arguments()
+        .map(|option| {
+            let heading = option.get_help_heading().unwrap_or_default();
+            let rank = heading::ALL.iter().position(|h| *h == heading);
+            (rank.unwrap_or(usize::MAX), option.get_id().to_string())
+        })
+        .collect();
+    options.sort_by_key(|(rank, _)| *rank);
+    let many = options.len() > FEW;
+    // The help shows headings as their first options come, and an option that is changed goes to the end.
+    let command = (1..)
+        .zip(options)
+        .fold(command, |command, (place, (_, id))| {
+            command.mut_arg(&id, |option| {
+                let option = match many && !ESSENTIAL.contains(&id.as_str()) {
+                    true => option.hide_short_help(true),
+                    false => option,
+                };
+                if option.is_positional() {
+                    return option;
+                }
+                let takes_value = option.get_action().takes_values();
+                option.display_order(place).allow_hyphen_values(takes_value)
+            })
+        });
+    command.mut_subcommands(arrange)
+}
+
+// ---- examples ----
+
+pub const EXAMPLES: &str = "\
+Examples:
+  flapjack run -p \"Once upon a time\"                         the default model as it is
+  flapjack run -m model.gguf --prune 0.3 -p \"Once upon a\"    pruned at start-up
+  flapjack help run                                          all options of a command";
+
+pub const RUN: &str = "\
+Examples:
+  flapjack run -p \"Once upon a time\" -n 64                   the default model, 64 tokens at most
+  flapjack run -m model.gguf -f prompt.txt -n -1 --temp 0    to the end of the text, no chance
+  flapjack run -m model.gguf --prune 0.3 -p \"Once upon a\"    without 30 % of the layers' weights
+  flapjack run --fit 80MB --calib notes.txt -f prompt.txt    to a size, for text of your kind";
+
+pub const PRUNE: &str = "\
+Examples:
+  flapjack prune -m model.gguf -o small.gguf --ratio 0.3
+  flapjack prune -m model.gguf -o small.gguf --fit 80MB --calib notes.txt";
+
+pub const CALIBRATE: &str = "\
+Examples:
+  flapjack calibrate -m model.gguf --calib notes.txt -o model.profile
+  flapjack run -m model.gguf --prune 0.3 --profile model.profile -p \"Once upon a time\"";
+
+pub const PERPLEXITY: &str = "\
+Examples:
+  flapjack perplexity -m model.gguf -f text.txt                the model as it is
+  flapjack perplexity -m model.gguf -f text.txt --prune 0.3    what pruning costs";
+
+pub const BENCH: &str = "\
+Examples:
+  flapjack bench -m model.gguf -p 512 -n 128 --prune 0.3       dense and pruned
+  flapjack bench -m model.gguf --vs path/to/llama-bench        beside llama.cpp
+  flapjack bench --synthetic 7b -d 0,4096                      without a file; short and long";
+
+pub const INFO: &str = "\
+Examples:
+  flapjack info
+  FLAPJACK_ISA=avx2 flapjack info    with an instruction set of your choice";
+
+pub const INSPECT: &str = "\
+Examples:
+  flapjack inspect small.gguf
+  flapjack inspect small.gguf --json | jq .pruned";
