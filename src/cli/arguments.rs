@@ -1,5 +1,6 @@
 //! Arguments that several subcommands share, and the engine's options that they stand for.
 
+use std::fs::File;
 use std::io::{self, BufReader};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -11,9 +12,9 @@ use flapjack::engine::{
     Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions, Target,
     TextSource,
 };
-use flapjack::hub;
 use flapjack::model::CacheType;
 use flapjack::prune::{self, Effort, HeadUnit, Method, Metric, Restore, Structure};
+use flapjack::{engine, hub};
 
 use super::overrides::OverrideArgs;
 use super::words::UNITS;
@@ -431,18 +432,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
         let names = UNITS.map(|(name, _)| name).join(", ");
         format!("must be a number of bytes with a unit ({names}), for example 80MB")
     };
-    let unit = UNITS.iter().find(|(name, _)| text.ends_with(name));
-    let (name, bytes) = unit.ok_or_else(wrong)?;
-    let number: f64 = text[..text.len() - name.len()]
-        .trim_end()
-        .parse()
-        .map_err(|_| wrong())?;
-    let size = number * *bytes as f64;
-    if size.is_finite() && (1.0..1e18).contains(&size) {
-        Ok(size as u64)
-    } else {
-        Err(wrong())
-    }
+    engine::parse_size(text).ok_or_else(wrong)
 }
 
 fn parse_speedup(text: &str) -> Result<f64, String> {
@@ -490,6 +480,20 @@ pub fn check_writable(path: &Path) -> Result<()> {
             .with_context(|| format!("cannot write to the folder {}", folder.display()))?;
     }
     Ok(())
+}
+
+/// The text of a file, whatever its name; it is read later.
+pub fn plain_text(path: &Path) -> Result<TextSource> {
+    let cannot = || format!("cannot read {}", path.display());
+    // Opening tells more than looking, but a pipe can be opened only once.
+    let there = path.metadata().with_context(cannot)?;
+    if there.is_file() {
+        File::open(path).with_context(cannot)?;
+    }
+    let file = path.to_owned();
+    Ok(TextSource::reader(path.display().to_string(), move || {
+        Ok(Box::new(BufReader::new(File::open(&file)?)))
+    }))
 }
 
 /// Reads a text file.

@@ -8,13 +8,12 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use flapjack::engine::{
     Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions,
-    SyntheticType, Target, TextSource,
+    SyntheticType, Target, TemporaryFile, TextSource,
 };
 use flapjack::eval::{SpeedTest, mean_and_deviation, median};
 use flapjack::model::{CacheType, Shape};
 use flapjack::prune::Restore;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use super::arguments::{
     AMOUNT, CacheArgs, MachineArgs, MethodArgs, ModelArgs, WithAmount, WrongUse, parse_ratio, whole,
@@ -157,7 +156,7 @@ struct Row {
 struct Subject {
     engine: Engine,
     /// Where a random model lies as a file, for the peer.
-    file: Option<NamedTempFile>,
+    file: Option<TemporaryFile>,
     prune_ratio: f64,
     bandwidth: Vec<f64>,
 }
@@ -188,7 +187,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
                 // The peer's program has no texts side by side.
                 if let (Some(peer), 0.0, 1) = (&peer, subject.prune_ratio, test.parallel) {
                     let model = subject.engine.report();
-                    let path = subject.file.as_ref().map_or(&*model.path, |f| f.path());
+                    let path = subject.file.as_ref().map_or(&*model.path, |f| &**f);
                     match peer.sample(path, model.threads, *test) {
                         Ok(sample) => peer_samples[s][t].push(sample),
                         // The peer gets Ctrl-C as well.
@@ -342,11 +341,7 @@ impl BenchArgs {
         let mut engine = Engine::synthetic(shape, synthetic_type, options)?;
         // Before packing, which rearranges the bytes.
         let file = (self.vs.is_some() && ratio == 0.0)
-            .then(|| -> io::Result<NamedTempFile> {
-                let mut file = tempfile::Builder::new().suffix(".gguf").tempfile()?;
-                engine.write_image(&mut file)?;
-                Ok(file)
-            })
+            .then(|| engine.image_file())
             .transpose()
             .context("the random model cannot be written to a file for the peer")?;
         if !self.machine.no_pack {
@@ -394,6 +389,7 @@ impl BenchArgs {
         let prepared = engine.prepare(&options)?;
         words::log(prepared.notices());
         let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
+        words::log(&pruned.notices);
         Ok(pruned.removed)
     }
 }

@@ -3,6 +3,7 @@
 
 mod arguments;
 mod bench;
+mod cache;
 mod calibrate;
 mod ending;
 mod habits;
@@ -71,6 +72,8 @@ enum Command {
     /// Show what this machine offers and what is used of it
     #[command(after_help = help::INFO)]
     Info(info::InfoArgs),
+    /// Show what is kept from earlier runs, or remove it
+    Cache(cache::CacheFolderArgs),
 }
 
 /// The command line as it is parsed, with its options in the order of the help.
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Err(message) => return show(&message),
     };
     start_logging(cli.verbose);
+    survive_file_limits();
     let result = interrupt::install().and_then(|()| match cli.command {
         Command::Run(args) => run::run(args),
         Command::Prune(args) => prune::run(args),
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Info(args) => info::run(args),
+        Command::Cache(args) => cache::run(args),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -179,4 +184,16 @@ fn is_wrong_use(error: &anyhow::Error) -> bool {
         cause.is::<WrongUse>()
             || matches!(engine, Some(EngineError::Unsuited(Unsuited::Sequential)))
     })
+}
+
+/// Lets a write beyond the largest size that files may have (`ulimit -f`) be an error of that write. By default the system ends the
+/// process, with nothing said.
+fn survive_file_limits() {
+    #[cfg(unix)]
+    {
+        let noticed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        if let Err(error) = signal_hook::flag::register(libc::SIGXFSZ, noticed) {
+            tracing::debug!("the limit of file sizes ends the process: {error}");
+        }
+    }
 }

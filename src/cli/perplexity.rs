@@ -10,7 +10,7 @@ use flapjack::engine::EngineError;
 use flapjack::eval::{PerplexityError, PerplexityOptions};
 use serde::Serialize;
 
-use super::arguments::{CacheArgs, ModelArgs, PruningArgs, parse_chunk, read_text, whole};
+use super::arguments::{CacheArgs, ModelArgs, PruningArgs, parse_chunk, plain_text, whole};
 use super::interrupt::{self, Watch};
 use super::report::found_words;
 use super::words::plural;
@@ -60,20 +60,8 @@ struct Output {
 }
 
 pub fn run(args: PerplexityArgs) -> Result<()> {
-    let text = read_text(&args.file)?;
+    let text = plain_text(&args.file)?;
     let mut engine = args.model.open()?;
-    let mut prune_ratio = 0.0;
-    if let Some(options) = args.pruning.options_if_any(false)? {
-        let prepared = engine.prepare(&options)?;
-        words::log(prepared.notices());
-        let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
-        interrupt::check()?;
-        prune_ratio = pruned.removed;
-        if let Some(search) = &pruned.search {
-            words::say(&found_words(pruned.target, pruned.ratio, &search.found));
-        }
-    }
-
     let context = match args.ctx {
         0 => engine.model().config.context_length,
         tokens => tokens,
@@ -84,10 +72,26 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         all_positions: args.all_positions,
         cache_type: args.cache.cache_type(),
     };
+    // Before pruning, so that a text that cannot be read is known early.
+    let tokens = engine.read(&text, options.most_tokens())?;
+    interrupt::check()?;
+    let mut prune_ratio = 0.0;
+    if let Some(options) = args.pruning.options_if_any(false)? {
+        let prepared = engine.prepare(&options)?;
+        words::log(prepared.notices());
+        let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
+        words::log(&pruned.notices);
+        interrupt::check()?;
+        prune_ratio = pruned.removed;
+        if let Some(search) = &pruned.search {
+            words::say(&found_words(pruned.target, pruned.ratio, &search.found));
+        }
+    }
+
     let start = Instant::now();
-    words::log(engine.beyond_training(args.ctx).as_slice());
+    words::log(engine.beyond_training(context).as_slice());
     let watch = Watch::begin();
-    let result = match engine.perplexity(&text, options, &mut progress::bars()) {
+    let result = match engine.perplexity_of(&tokens, options, &mut progress::bars()) {
         Err(EngineError::Perplexity(PerplexityError::Stopped(so_far))) => {
             words::say("interrupted; this is what the chunks before came to");
             so_far
@@ -101,7 +105,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         tracing::warn!(
             "the text has only {} of {}, not the {asked} of --chunks",
             plural(result.chunks, "chunk"),
-            plural(args.ctx, "token"),
+            plural(context, "token"),
         );
     }
     let model = engine.report();

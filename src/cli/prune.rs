@@ -36,6 +36,7 @@ pub fn run(args: PruneArgs) -> Result<()> {
     let prepared = engine.prepare(&options)?;
     words::log(prepared.notices());
     let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
+    words::log(&pruned.notices);
     interrupt::check()?;
     let export = engine.export_with(&args.output, &mut progress::bars())?;
     if args.quiet {

@@ -88,7 +88,9 @@ pub fn run(args: RunArgs) -> Result<()> {
         if !args.no_baseline {
             report.dense = Some(dense_speed(&engine, &prompt, &options, place)?);
         }
-        report.pruned = Some(engine.prune_prepared(prepared, &mut progress::bars())?);
+        let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
+        words::log(&pruned.notices);
+        report.pruned = Some(pruned);
         interrupt::check()?;
     }
 

@@ -3,8 +3,10 @@
 use std::error::Error;
 use std::time::Duration;
 
+pub use flapjack::engine::UNITS;
 use flapjack::engine::{
-    Cancelled, EngineError, MetadataWarning, Notice, OutOfReach, Target, TextError, Unsuited,
+    CACHE_SIZE_VARIABLE, CacheKind, Cancelled, EngineError, MetadataWarning, Notice, OutOfReach,
+    Target, TextError, Unsuited,
 };
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
@@ -14,17 +16,6 @@ use flapjack::prune::{ProfileError, PruneErrorKind};
 pub use super::streams::say;
 
 // ---- quantities ----
-
-/// Units of sizes, and their bytes, from the largest to the smallest.
-pub const UNITS: [(&str, u64); 7] = [
-    ("GiB", 1 << 30),
-    ("GB", 1_000_000_000),
-    ("MiB", 1 << 20),
-    ("MB", 1_000_000),
-    ("KiB", 1 << 10),
-    ("kB", 1000),
-    ("B", 1),
-];
 
 pub fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
@@ -103,6 +94,16 @@ pub fn log(notices: &[Notice]) {
                 "{} has no covariances, so that biases have to make up for what goes; `flapjack calibrate --restore lsq` makes one that has",
                 profile.display()
             ),
+            Notice::TooLargeToKeep { kind, bytes, limit } => tracing::warn!(
+                "{} ({}) is not kept for the next run: all together may take {}; {CACHE_SIZE_VARIABLE} sets another limit",
+                kept_words(*kind),
+                mebibytes(*bytes),
+                mebibytes(*limit)
+            ),
+            Notice::CannotKeep { kind, problem } => tracing::warn!(
+                "{} is not kept for the next run: {problem}",
+                kept_words(*kind)
+            ),
             Notice::SamplingIgnored { path, key, problem } => {
                 let key = key.as_ref().map(|key| format!(", {key}"));
                 tracing::warn!(
@@ -127,6 +128,14 @@ pub fn log(notices: &[Notice]) {
                 plural(*tokens, "token")
             ),
         }
+    }
+}
+
+fn kept_words(kind: CacheKind) -> &'static str {
+    match kind {
+        CacheKind::Profile => "the profile",
+        CacheKind::Outcome => "the outcome of pruning",
+        CacheKind::Hash => "the hash of the profile",
     }
 }
 

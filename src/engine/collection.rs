@@ -135,12 +135,13 @@ impl Collection {
             self.text.write(engine, events)?;
         }
         let mut groups = self.groups(&engine.model, kept.is_none());
+        let mut notices = Vec::new();
         let (stored, report) = match kept {
             Some((stored, hash)) => {
                 let time = self.time + start.elapsed();
                 (stored, self.report(ProfileFrom::File, hash, time))
             }
-            None => self.collect(engine, groups.as_mut(), start, events)?,
+            None => self.collect(engine, groups.as_mut(), start, &mut notices, events)?,
         };
         Ok(Calibrated {
             stored,
@@ -148,6 +149,7 @@ impl Collection {
                 groups: groups.as_ref().map(|groups| groups.ranges().len()),
                 ..report
             },
+            notices,
             judge: self.parts().judge.to_vec(),
             unseen: self.unseen(),
             bos: self.text.bos,
@@ -188,6 +190,7 @@ impl Collection {
         engine: &Engine,
         groups: Option<&mut Groups>,
         start: Instant,
+        notices: &mut Vec<Notice>,
         events: &mut Events,
     ) -> Result<(StoredProfile, CalibrationReport), EngineError> {
         let mut profile = self.statistics(engine, events)?;
@@ -198,7 +201,7 @@ impl Collection {
             profile,
         };
         let hash = match self.cached {
-            true => engine.cache.keep_profile(&stored),
+            true => engine.cache.keep_profile(&stored, notices),
             false => None,
         };
         let hash = hash.unwrap_or_else(|| stored.hash());

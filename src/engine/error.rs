@@ -1,8 +1,8 @@
 //! Why the engine could not do what it was asked.
 
-use std::io;
 use std::path::PathBuf;
 
+use super::cache::CacheError;
 #[cfg(doc)]
 use super::options::OpenOptions;
 use super::report::Shortage;
@@ -90,8 +90,8 @@ pub enum EngineError {
     LayerMemory { shortage: Shortage },
     #[error("{} has changed since pruning began; try again", path.display())]
     FileChanged { path: PathBuf },
-    #[error("the model cannot be written to {}: {source}", path.display())]
-    Image { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Cache(#[from] CacheError),
 }
 
 impl EngineError {

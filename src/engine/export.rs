@@ -8,6 +8,7 @@ use super::error::{Doing, EngineError};
 use super::events::{Events, Stage, ignore};
 use super::report::{ExportReport, PruneReport};
 use crate::count::count;
+use crate::files::TemporaryFile;
 use crate::gguf::{GgufError, GgufFile};
 use crate::model::{Export, LayerForm};
 use crate::prune::{Record, record};
@@ -105,6 +106,19 @@ impl Engine {
             model: calibration.model.clone(),
             layers: Record::layers(&report.plan, &widths, export.layers(), earlier.as_ref()),
         }))
+    }
+
+    /// [`Engine::write_image`] to a file for other programs to read, which goes when it is dropped.
+    ///
+    /// # Errors
+    /// If the system's folder for temporary files cannot be written.
+    ///
+    /// # Panics
+    /// If the weights are packed or pruned.
+    pub fn image_file(&self) -> std::io::Result<TemporaryFile> {
+        let mut file = TemporaryFile::new("synthetic.gguf")?;
+        self.write_image(file.file())?;
+        Ok(file)
     }
 
     /// Writes the file that a model in memory is the image of. Its weights must not be packed or pruned.

@@ -17,6 +17,7 @@
 //! | `sampling` | how a model wants to be sampled |
 //! | `options`, `events`, `report`, `error` | what goes in and what comes out |
 //! | `machine` | what the machine has |
+//! | `sizes` | sizes as people write them |
 //! | `synthetic` | small random models, for examples and tests |
 
 mod cache;
@@ -32,6 +33,7 @@ mod profile;
 mod prune;
 mod report;
 mod sampling;
+mod sizes;
 mod synthetic;
 mod target;
 mod text;
@@ -52,14 +54,19 @@ pub use options::{
 };
 pub use prune::Prepared;
 pub use report::{
-    CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot, ModelReport,
-    NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
+    CacheKind, CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot,
+    ModelReport, NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
 };
 pub use sampling::SamplingDefaults;
 pub use synthetic::{SyntheticType, TINY, write_synthetic};
 pub use text::{TextError, TextReader, TextSource};
 
-use cache::CacheFolder;
+pub use crate::files::TemporaryFile;
+pub use cache::{
+    CACHE_SIZE_VARIABLE, CacheContent, CacheEntry, CacheError, CacheFolder, Cleared,
+    DEFAULT_CACHE_SIZE,
+};
+pub use sizes::{UNITS, parse_size};
 
 use crate::eval::{self, Perplexity, PerplexityOptions, SpeedRun, SpeedTest};
 use crate::generate::{Generation, Request, Scheduler, Sequence};
@@ -113,6 +120,7 @@ impl Engine {
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self, EngineError> {
         let path = path.as_ref();
         let runtime = runtime(&options)?;
+        let cache = CacheFolder::new(options.cache.clone(), options.cache_size)?;
         let start = Instant::now();
         let file = GgufFile::open_with(path, &options.overrides)?;
         // What is no model has no tokenizer either, and that is not what is wrong with it.
@@ -136,7 +144,7 @@ impl Engine {
             has_file: true,
             sampling,
             notices,
-            ..Self::of(model, runtime, options)
+            ..Self::of(model, runtime, cache, options)
         };
         engine.notice_metadata();
         engine.pack_as_opened();
@@ -157,20 +165,21 @@ impl Engine {
         options: OpenOptions,
     ) -> Result<Self, EngineError> {
         let runtime = runtime(&options)?;
+        let cache = CacheFolder::new(options.cache.clone(), options.cache_size)?;
         let start = Instant::now();
         let model = Model::synthetic(shape, synthetic_type.block_type(), &runtime)?;
         let load_time = start.elapsed();
         let mut engine = Self {
             load_time,
-            ..Self::of(model, runtime, options)
+            ..Self::of(model, runtime, cache, options)
         };
         engine.pack_as_opened();
         Ok(engine)
     }
 
-    fn of(model: Model, runtime: Runtime, options: OpenOptions) -> Self {
+    fn of(model: Model, runtime: Runtime, cache: CacheFolder, options: OpenOptions) -> Self {
         Self {
-            cache: CacheFolder::new(options.cache.clone()),
+            cache,
             model,
             tokenizer: None,
             runtime,
@@ -479,6 +488,23 @@ impl Engine {
 // ---- measuring ----
 
 impl Engine {
+    /// The first tokens of a text, `limit` or all if there are fewer, with the token in front that begins texts, where the model
+    /// wants one. The text is read as far as that takes.
+    ///
+    /// # Errors
+    /// If the text cannot be read or encoded.
+    pub fn read(&self, source: &TextSource, limit: usize) -> Result<Vec<u32>, EngineError> {
+        let mut tokens = Vec::from_iter(self.bos());
+        let room = limit.saturating_sub(tokens.len());
+        tokens.extend(source.first_tokens(self.tokenizer.as_ref(), None, room)?);
+        let tokenizer = self.tokenizer()?;
+        if tokens.len() < limit && tokenizer.adds_eos() {
+            tokens.extend(tokenizer.eos());
+        }
+        tokens.truncate(limit);
+        Ok(tokens)
+    }
+
     /// How well the model predicts a text.
     ///
     /// # Errors
@@ -491,11 +517,24 @@ impl Engine {
         events: &mut Events,
     ) -> Result<Perplexity, EngineError> {
         let tokens = self.tokenizer()?.encode_prompt(text)?;
+        self.perplexity_of(&tokens, options, events)
+    }
+
+    /// [`Engine::perplexity`] of the tokens of a text; see [`Engine::read`] and [`PerplexityOptions::most_tokens`].
+    ///
+    /// # Errors
+    /// Those of [`Engine::perplexity`].
+    pub fn perplexity_of(
+        &self,
+        tokens: &[u32],
+        options: PerplexityOptions,
+        events: &mut Events,
+    ) -> Result<Perplexity, EngineError> {
         Stage::Scoring.begin(events, 0)?;
         let progress = &mut Stage::Scoring.progress(events);
         let (model, runtime) = (&self.model, &self.runtime);
         // Where it is called off, what there is of it is told.
-        eval::perplexity(model, runtime, &tokens, self.bos(), options, progress)
+        eval::perplexity(model, runtime, tokens, self.bos(), options, progress)
             .map_err(EngineError::Perplexity)
     }
 

@@ -19,6 +19,9 @@ pub struct OpenOptions {
     /// The folder in which profiles and outcomes are kept; `None` for the user's
     /// ([`hub::profiles_dir`](crate::hub::profiles_dir)).
     pub cache: Option<PathBuf>,
+    /// Bytes that all profiles and outcomes in that folder may take; `None` for what the environment variable
+    /// [`CACHE_SIZE_VARIABLE`](super::CACHE_SIZE_VARIABLE) says, or else [`DEFAULT_CACHE_SIZE`](super::DEFAULT_CACHE_SIZE).
+    pub cache_size: Option<u64>,
     /// Metadata that take the place of the file's own, or are added to them; see [`GgufFile::open_with`]. A file that the model is
     /// written to has them too.
     pub overrides: Vec<(String, MetadataValue)>,

@@ -19,6 +19,8 @@ use crate::prune::{
 pub(super) struct Calibrated {
     pub stored: StoredProfile,
     pub report: CalibrationReport,
+    /// What came up on the way, beside the notices of the report.
+    pub notices: Vec<Notice>,
     /// Tokens that neither statistics nor curves were taken from, for judging.
     pub judge: Vec<u32>,
     /// Tokens of the source that statistics were not taken from, for measuring the effect of pruning; empty where the source
@@ -91,6 +93,7 @@ pub(super) fn from_file(
     Ok(Calibrated {
         stored,
         report,
+        notices: Vec::new(),
         judge: Vec::new(),
         unseen: Vec::new(),
         bos: None,

@@ -221,6 +221,7 @@ impl Engine {
             before,
             time,
             repeated: true,
+            notices: Vec::new(),
         }))
     }
 
@@ -243,6 +244,8 @@ impl Engine {
             ProfileSource::Text(collection) => collection.carry_out(self, events)?,
         };
         let calibration = calibrated.report.clone();
+        let mut notices = std::mem::take(&mut calibrated.notices);
+        let model_name = calibrated.stored.origin.model_name.clone();
 
         let start = Instant::now();
         let (ratio, found) = target::find_ratio(self, target, recipe, &mut calibrated, events)?;
@@ -261,7 +264,8 @@ impl Engine {
 
         if let Some(key) = outcome_key(target, recipe, cache, &calibration) {
             let outcome = Outcome::of(&self.model, &dense, plan.clone(), ratio, found);
-            self.cache.keep_outcome(&outcome, &key);
+            self.cache
+                .keep_outcome(&outcome, &key, &model_name, &mut notices);
         }
         let search = self.search_report(found, search_time)?;
         let (effects, no_effects) = match probe.map(|probe| probe.effects(self, events)) {
@@ -287,6 +291,7 @@ impl Engine {
             after,
             time,
             repeated: false,
+            notices,
         })
     }
 

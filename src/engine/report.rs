@@ -57,6 +57,8 @@ pub struct PruneReport {
     pub time: Duration,
     /// Whether the outcome of an earlier run was taken from the cache folder.
     pub repeated: bool,
+    /// What came up meanwhile, beside what was known [before](super::Prepared::notices).
+    pub notices: Vec<Notice>,
 }
 
 /// A profile, and what it took to get it.
@@ -231,6 +233,14 @@ pub enum Notice {
     BiasesForMemory(Shortage),
     /// The profile has no covariances, so that biases make up for what goes.
     BiasesForProfile { profile: PathBuf },
+    /// A profile or an outcome is larger than all that the cache may hold, so that the next run has to do without.
+    TooLargeToKeep {
+        kind: CacheKind,
+        bytes: u64,
+        limit: u64,
+    },
+    /// A profile or an outcome cannot be written to the cache folder, so that the next run has to do without.
+    CannotKeep { kind: CacheKind, problem: String },
     /// A recommendation for sampling is of no use, and is passed over: that of one key, or (`None`) the whole file's.
     SamplingIgnored {
         path: PathBuf,
@@ -247,6 +257,16 @@ pub enum Notice {
         tokens: usize,
         asked: usize,
     },
+}
+
+/// What a file of the cache folder is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheKind {
+    Profile,
+    Outcome,
+    /// The hash of a profile that was too large to stay.
+    Hash,
 }
 
 /// Memory that is not there.

@@ -63,15 +63,7 @@ pub fn write_synthetic(
 ) -> Result<(), EngineError> {
     let runtime = Runtime::new(1)?;
     let model = Model::synthetic(shape, synthetic_type.block_type(), &runtime)?;
-    let bare = tempfile::NamedTempFile::new().and_then(|file| {
-        std::fs::write(file.path(), model.map.bytes())?;
-        Ok(file)
-    });
-    let bare = bare.map_err(|source| EngineError::Image {
-        path: path.as_ref().to_owned(),
-        source,
-    })?;
-    let bare = GgufFile::open(bare.path())?;
+    let bare = GgufFile::from_map(path.as_ref(), model.map)?;
     let mut writer = Writer::new();
     let entries = bare.entries();
     for (key, value) in entries.filter(|(key, _)| !key.starts_with("tokenizer.")) {

@@ -1,4 +1,5 @@
-//! Where calibration text comes from: the built-in text, files and folders, JSON lines, readers, the model itself.
+//! Where text comes from: the built-in text, files and folders, JSON lines, readers, the model itself. It is read, and made tokens of,
+//! in pieces and as far as it is needed.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -7,14 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::prune::calibrate;
-use crate::tokenize::{TokenizeError, Tokenizer};
+use crate::tokenize::{PIECE, Pieces, TokenizeError, Tokenizer};
 
 /// Bytes that no token of a usual vocabulary has on average in running text.
 const BYTES_PER_TOKEN: usize = 16;
+/// Bytes that are not tokens yet of a text that can be cut.
+const MOST_HELD: usize = 4 * PIECE;
 /// The field of JSON lines that holds the text, unless another one is named.
 const DEFAULT_FIELD: &str = "text";
 
-/// Where calibration text comes from.
+/// Where text comes from.
 #[derive(Debug, Clone, Default)]
 pub enum TextSource {
     #[default]
@@ -122,13 +125,9 @@ impl TextSource {
             return Ok(tokens[..limit.min(tokens.len())].to_vec());
         }
         let tokenizer = tokenizer.ok_or(TextError::NoTokenizer)?;
-        let mut text = Text {
-            text: String::new(),
-            limit: limit.saturating_mul(BYTES_PER_TOKEN),
-            field,
-        };
+        let mut text = Text::new(tokenizer, field, limit);
         match self {
-            TextSource::BuiltIn => text.append(calibrate::TEXT),
+            TextSource::BuiltIn => text.append(calibrate::TEXT)?,
             TextSource::Path(path) if path.is_dir() => text.add_folder(path)?,
             TextSource::Path(path) => text.add_file(path)?,
             TextSource::Reader(TextReader { name, open }) => {
@@ -137,7 +136,7 @@ impl TextSource {
             }
             TextSource::Own(_) | TextSource::Tokens(_) => {}
         }
-        Ok(first_tokens(tokenizer, &text.text, limit)?)
+        Ok(text.finish()?)
     }
 }
 
@@ -147,13 +146,9 @@ pub(super) fn first_tokens(
     text: &str,
     limit: usize,
 ) -> Result<Vec<u32>, TokenizeError> {
-    let mut end = limit.saturating_mul(BYTES_PER_TOKEN).min(text.len());
-    while !text.is_char_boundary(end) {
-        end += 1;
-    }
-    let mut tokens = tokenizer.encode(&text[..end])?;
-    tokens.truncate(limit);
-    Ok(tokens)
+    let mut tokens = Text::new(tokenizer, None, limit);
+    tokens.append(text)?;
+    tokens.finish()
 }
 
 fn cannot_read(name: &str, source: io::Error) -> TextError {
@@ -163,16 +158,41 @@ fn cannot_read(name: &str, source: io::Error) -> TextError {
     }
 }
 
-/// A text that grows until it has `limit` bytes.
+/// The tokens of a text, which are made as it is read, until there are enough.
 struct Text<'a> {
-    text: String,
+    pieces: Pieces<'a>,
+    tokens: Vec<u32>,
+    /// How many tokens are enough.
     limit: usize,
     field: Option<&'a str>,
+    /// Whether there is any text yet.
+    begun: bool,
 }
 
-impl Text<'_> {
+impl<'a> Text<'a> {
+    fn new(tokenizer: &'a Tokenizer, field: Option<&'a str>, limit: usize) -> Self {
+        Self {
+            pieces: tokenizer.in_pieces(PIECE),
+            tokens: Vec::new(),
+            limit,
+            field,
+            begun: false,
+        }
+    }
+
+    /// Whether there is enough. Where a text cannot be cut, so that no tokens come before its end, its length has to tell.
     fn is_full(&self) -> bool {
-        self.text.len() >= self.limit
+        let uncut = self.pieces.held().saturating_sub(MOST_HELD);
+        self.tokens.len() >= self.limit || uncut / BYTES_PER_TOKEN >= self.limit
+    }
+
+    fn finish(mut self) -> Result<Vec<u32>, TokenizeError> {
+        if self.tokens.len() < self.limit {
+            self.pieces.finish(&mut self.tokens)?;
+        }
+        self.tokens.truncate(self.limit);
+        self.tokens.shrink_to_fit();
+        Ok(self.tokens)
     }
 
     fn add_file(&mut self, path: &Path) -> Result<(), TextError> {
@@ -180,7 +200,7 @@ impl Text<'_> {
         let file = File::open(path).map_err(|source| cannot_read(&name, source))?;
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
         let lines = matches!(extension, "jsonl" | "ndjson");
-        self.add(&name, BufReader::with_capacity(1 << 20, file), lines)
+        self.add(&name, BufReader::with_capacity(PIECE, file), lines)
     }
 
     /// Adds all text files of a folder and of the folders in it, in the order of their paths. Hidden ones, and those that are
@@ -218,27 +238,35 @@ impl Text<'_> {
         if json_lines || self.field.is_some() {
             return self.add_json_lines(name, reader);
         }
-        let room = self.limit.saturating_sub(self.text.len());
-        let mut bytes = Vec::new();
-        reader
-            .by_ref()
-            .take(room as u64)
-            .read_to_end(&mut bytes)
-            .map_err(|source| cannot_read(name, source))?;
-        let text = match str::from_utf8(&bytes) {
-            Ok(text) => text,
-            // The limit may have cut a character in two.
-            Err(error) if error.error_len().is_none() && bytes.len() == room => {
-                str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default()
+        // What a read ends with may be the beginning of a character.
+        let mut bytes = Vec::with_capacity(PIECE);
+        let (mut offset, mut is_first) = (0, true);
+        while !self.is_full() {
+            let room = (PIECE - bytes.len()) as u64;
+            let read = reader.by_ref().take(room).read_to_end(&mut bytes);
+            let is_last = read.map_err(|source| cannot_read(name, source))? < room as usize;
+            let whole = match str::from_utf8(&bytes) {
+                Ok(text) => text.len(),
+                Err(error) if error.error_len().is_none() && !is_last => error.valid_up_to(),
+                Err(error) => {
+                    return Err(TextError::NotUtf8 {
+                        name: name.to_owned(),
+                        offset: offset + error.valid_up_to(),
+                    });
+                }
+            };
+            let text = str::from_utf8(&bytes[..whole]).unwrap_or_default();
+            match is_first {
+                true => self.append(text)?,
+                false => self.push(text)?,
             }
-            Err(error) => {
-                return Err(TextError::NotUtf8 {
-                    name: name.to_owned(),
-                    offset: error.valid_up_to(),
-                });
+            if is_last {
+                break;
             }
-        };
-        self.append(text);
+            bytes.drain(..whole);
+            offset += whole;
+            is_first = false;
+        }
         Ok(())
     }
 
@@ -266,17 +294,32 @@ impl Text<'_> {
                 field: field.to_owned(),
                 others: fields_of_text(&value),
             })?;
-            self.append(text);
+            self.append(text)?;
         }
         Ok(())
     }
 
     /// Adds a text behind an empty line.
-    fn append(&mut self, text: &str) {
-        if !self.text.is_empty() && !text.is_empty() {
-            self.text.push_str("\n\n");
+    fn append(&mut self, text: &str) -> Result<(), TokenizeError> {
+        if self.begun && !text.is_empty() {
+            self.push("\n\n")?;
         }
-        self.text.push_str(text);
+        self.push(text)
+    }
+
+    /// Goes on with the text, as far as it is needed.
+    fn push(&mut self, mut text: &str) -> Result<(), TokenizeError> {
+        self.begun |= !text.is_empty();
+        while !text.is_empty() && !self.is_full() {
+            let mut end = PIECE.min(text.len());
+            while !text.is_char_boundary(end) {
+                end += 1;
+            }
+            let (piece, rest) = text.split_at(end);
+            self.pieces.push(piece, &mut self.tokens)?;
+            text = rest;
+        }
+        Ok(())
     }
 }
 

@@ -25,6 +25,14 @@ pub struct PerplexityOptions {
     pub cache_type: CacheType,
 }
 
+impl PerplexityOptions {
+    /// Tokens of a text that are looked at; [`usize::MAX`] where all of it is scored.
+    pub fn most_tokens(&self) -> usize {
+        let chunks = self.chunks.map_or(usize::MAX, |chunks| chunks.max(1));
+        chunks.saturating_mul(self.context)
+    }
+}
+
 /// The result.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Perplexity {

@@ -259,6 +259,14 @@ impl GgufFile {
         self.keys[self.own_keys..].iter().map(String::as_str)
     }
 
+    /// Parses a file that is in memory; `path` is the name that errors give it.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn from_map(path: &Path, map: Map) -> Result<Self, GgufError> {
+        parse::parse(path, map)
+    }
+
     /// The path that the file was opened by.
     pub fn path(&self) -> &Path {
         &self.path

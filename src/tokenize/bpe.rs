@@ -59,6 +59,7 @@ pub(super) fn build(
     Ok(Family {
         kind: Kind::ByteLevel,
         encoder,
+        separate_words: true,
         bytes: TokenBytes::new(vocabulary, |text, token_type, out| {
             match alphabet.bytes(text) {
                 // User-defined tokens are plain text and not written in the alphabet.

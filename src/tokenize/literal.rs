@@ -28,6 +28,21 @@ impl Literals {
         self.tokens.iter().any(|(_, literal)| *literal == id)
     }
 
+    /// The bytes of the longest user-defined token; 0 if there is none.
+    pub(super) fn longest(&self) -> usize {
+        self.tokens.first().map_or(0, |(text, _)| text.len())
+    }
+
+    /// Whether a user-defined token is found in `text` that reaches over the byte `at`, ends in front of it, or begins with it or
+    /// right behind it. At least [`longest`](Self::longest) bytes must follow that one.
+    pub(super) fn touch(&self, text: &[u8], at: usize) -> bool {
+        self.tokens.iter().any(|(literal, _)| {
+            let len = literal.len();
+            let around = &text[at.saturating_sub(len)..(at + 1 + len).min(text.len())];
+            around.windows(len).any(|found| found == literal.as_bytes())
+        })
+    }
+
     /// The fragments of `text`, cut at all user-defined tokens in it. If two overlap, the longer one wins, even if it begins
     /// later. This is llama.cpp's rule.
     pub(super) fn cut<'t>(&self, text: &'t str) -> Vec<Fragment<'t>> {

@@ -10,6 +10,7 @@
 //! | `pretokenize` | how text is split into words, for each name of `tokenizer.ggml.pre` |
 //! | `spm` | SentencePiece BPE: merges from scores, spaces, byte tokens |
 //! | `literal` | user-defined tokens, which are searched for in the text before it is split |
+//! | `pieces` | encoding long texts, and texts that come in pieces |
 //! | `stream` | decoding, one token at a time |
 //! | `error` | the errors |
 //!
@@ -20,6 +21,7 @@
 mod bpe;
 mod error;
 mod literal;
+mod pieces;
 mod pretokenize;
 mod spm;
 mod stream;
@@ -29,6 +31,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 pub use error::TokenizeError;
+pub use pieces::{PIECE, Pieces};
 pub use stream::DecodeStream;
 
 use crate::gguf::{GgufFile, MetadataWarning};
@@ -53,6 +56,8 @@ const MAX_BLANK_RUN: usize = 250_000;
 struct Family {
     kind: Kind,
     encoder: tokenizers::Tokenizer,
+    /// Whether each word is encoded by itself.
+    separate_words: bool,
     bytes: TokenBytes,
     /// Whether prompts begin with BOS if the metadata do not say.
     adds_bos: bool,
@@ -75,6 +80,8 @@ enum Kind {
 pub struct Tokenizer {
     kind: Kind,
     encoder: tokenizers::Tokenizer,
+    /// Whether each word is encoded by itself, so that texts can be cut between words.
+    separate_words: bool,
     bytes: TokenBytes,
     literals: Literals,
     bos: Option<u32>,
@@ -134,6 +141,7 @@ impl Tokenizer {
         Ok(Self {
             kind: family.kind,
             encoder: family.encoder,
+            separate_words: family.separate_words,
             bytes: family.bytes,
             literals: Literals::new(literals),
             adds_bos: adds(file, ADD_BOS, family.adds_bos, bos, &mut warnings),
@@ -225,6 +233,11 @@ impl Tokenizer {
         self.adds_bos
     }
 
+    /// Whether EOS stands behind prompts; false if the model has none.
+    pub fn adds_eos(&self) -> bool {
+        self.adds_eos
+    }
+
     /// Whether generation stops at this token. It does at EOS, at the end of a turn or of a message
     /// (`tokenizer.ggml.eot_token_id`, `tokenizer.ggml.eom_token_id`), and at tokens whose text is a well-known end marker such
     /// as `<|im_end|>` or `</s>`.
@@ -237,8 +250,14 @@ impl Tokenizer {
         self.literals.contains(id)
     }
 
-    /// Appends the ids of plain text to `ids`.
+    /// Appends the ids of plain text to `ids`, encoded in pieces if it is long.
     fn encode_to(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
+        let rest = self.encode_front(text, PIECE, ids)?;
+        self.encode_piece(rest, ids)
+    }
+
+    /// Appends the ids of plain text to `ids`, encoded at once.
+    fn encode_piece(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
         if self.kind == Kind::ByteLevel {
             check_blank_runs(text)?;
         }

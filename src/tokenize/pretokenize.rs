@@ -1,7 +1,7 @@
 //! How text is split into words before byte-level BPE, for each name that `tokenizer.ggml.pre` can have.
 //!
 //! The patterns of a rule are applied one after the other, each to the words that the patterns before it have made. A match
-//! is a word, and so is the text between two matches.
+//! is a word, and so is the text between two matches. `pieces` relies on what no pattern does: see there.
 //!
 //! Sources: the patterns are those of the models' own `tokenizer.json` files. Which name has which patterns and flags
 //! follows llama.cpp (`llama-vocab.cpp`).

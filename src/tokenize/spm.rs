@@ -15,7 +15,7 @@ const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
 const SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 
 /// The character that stands for a space in the vocabulary.
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: char = '\u{2581}';
 /// A pattern for a word with the spaces in front of it.
 const WORD: &str = "\u{2581}+[^\u{2581}]*";
 
@@ -34,6 +34,7 @@ pub(super) fn build(
         let problem = format!("the score of token {id} is not a number");
         return Err(file.metadata_error(SCORES, problem).into());
     }
+    let separate_words = words_are_separate(vocabulary);
     let bytes = TokenBytes::new(vocabulary, |text, _, out| {
         out.extend_from_slice(text.replace(SPACE, " ").as_bytes());
     });
@@ -66,12 +67,12 @@ pub(super) fn build(
     let built = model.and_then(|model| {
         let mut steps: Vec<NormalizerWrapper> = Vec::new();
         if space_prefix {
-            steps.push(Prepend::new(SPACE.to_owned()).into());
+            steps.push(Prepend::new(SPACE.to_string()).into());
         }
-        steps.push(Replace::new(" ", SPACE)?.into());
+        steps.push(Replace::new(" ", SPACE.to_string())?.into());
         let mut encoder = Tokenizer::new(model);
         encoder.with_normalizer(Some(Sequence::new(steps)));
-        if words_are_separate(vocabulary) {
+        if separate_words {
             let pattern = SplitPattern::Regex(WORD.to_owned());
             let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
             encoder.with_pre_tokenizer(Some(split));
@@ -87,6 +88,7 @@ pub(super) fn build(
     Ok(Family {
         kind: Kind::SentencePiece { space_prefix },
         encoder,
+        separate_words,
         bytes,
         adds_bos: true,
         default_bos: in_vocabulary(1),
@@ -146,7 +148,7 @@ fn words_are_separate(vocabulary: &Vocabulary) -> bool {
         if text.trim_start_matches(SPACE).contains(SPACE) {
             return false;
         }
-        space_is_token |= text == SPACE;
+        space_is_token |= text.chars().eq([SPACE]);
     }
     space_is_token
 }

@@ -1,7 +1,7 @@
 //! The engine, on small random models: what it keeps and finds again, what it refuses, what it reaches, and how it is
 //! cancelled.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
@@ -198,35 +198,6 @@ fn what_depends_on_the_moment_is_not_kept() {
     }
     assert_eq!(workshop.cached("outcome").len(), 0);
     assert_eq!(workshop.cached("profile").len(), 1);
-}
-
-#[test]
-fn the_youngest_profiles_and_outcomes_are_kept() {
-    let workshop = Workshop::new();
-    for i in 0..100 {
-        workshop.write(&format!("profiles/{i:03}.profile"), "old");
-    }
-    for i in 0..6 {
-        let path = workshop.write(&format!("profiles/large{i}.profile"), "old");
-        let file = File::options().write(true).open(path).unwrap();
-        file.set_len(40 << 20).unwrap();
-    }
-    for i in 0..30 {
-        workshop.write(&format!("profiles/{i}.outcome"), "old");
-    }
-    workshop.prune(&flap());
-    let sizes = |extension| -> Vec<u64> {
-        let files = workshop.cached(extension);
-        files
-            .iter()
-            .map(|path| path.metadata().unwrap().len())
-            .collect()
-    };
-    let profiles = sizes("profile");
-    assert_eq!(profiles.len(), 64);
-    assert_eq!(profiles.iter().filter(|size| **size == 40 << 20).count(), 4);
-    assert_eq!(sizes("outcome").len(), 16);
-    assert!(workshop.prune(&flap()).repeated);
 }
 
 #[test]

@@ -341,11 +341,11 @@ fn long_texts_take_time_in_proportion() -> Result {
 
 /// Metadata under construction. Keys are given without `tokenizer.ggml.`.
 #[derive(Clone)]
-struct Draft {
+pub struct Draft {
     entries: Vec<(String, Value)>,
 }
 
-fn strings(texts: &[&str]) -> Value {
+pub fn strings(texts: &[&str]) -> Value {
     Value::StringArray(texts.iter().map(|text| text.to_string()).collect())
 }
 
@@ -356,7 +356,7 @@ fn integers(numbers: &[i32]) -> Value {
     )
 }
 
-fn floats(numbers: &[f32]) -> Value {
+pub fn floats(numbers: &[f32]) -> Value {
     Value::Array(
         ValueType::F32,
         numbers.iter().copied().map(Value::F32).collect(),
@@ -365,7 +365,7 @@ fn floats(numbers: &[f32]) -> Value {
 
 impl Draft {
     /// A draft of model `model` with these texts and types.
-    fn new(model: &str, tokens: &[(&str, i32)]) -> Self {
+    pub fn new(model: &str, tokens: &[(&str, i32)]) -> Self {
         let texts: Vec<&str> = tokens.iter().map(|(text, _)| *text).collect();
         let types: Vec<i32> = tokens.iter().map(|(_, token_type)| *token_type).collect();
         Self {
@@ -376,7 +376,7 @@ impl Draft {
         .with("token_type", integers(&types))
     }
 
-    fn with(mut self, key: &str, value: Value) -> Self {
+    pub fn with(mut self, key: &str, value: Value) -> Self {
         self = self.without(key);
         self.entries.push((format!("tokenizer.ggml.{key}"), value));
         self
@@ -388,7 +388,7 @@ impl Draft {
         self
     }
 
-    fn build(&self) -> Result<Tokenizer, TokenizeError> {
+    pub fn build(&self) -> Result<Tokenizer, TokenizeError> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("vocabulary.gguf");
         let mut writer = Writer::new();

@@ -1,7 +1,9 @@
 //! What the files of profiles and of outcomes have in common: magic bytes, a version, a header as JSON with its length before it,
 //! numbers in little-endian order, and the SHA-256 of all that at the end.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -83,6 +85,21 @@ pub fn read_header<H: DeserializeOwned>(body: &[u8], start: usize) -> Option<(H,
     let (len, rest) = body.get(start..)?.split_first_chunk()?;
     let (header, data) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
     Some((serde_json::from_slice(header).ok()?, data))
+}
+
+/// The header of a file that is not read any further, and so not checked; `None` if it has none of this kind and version.
+pub fn read_head<H: DeserializeOwned>(path: &Path, magic: &[u8; 8], version: u32) -> Option<H> {
+    let mut file = File::open(path).ok()?;
+    let mut start = [0; 16];
+    file.read_exact(&mut start).ok()?;
+    let (kind, len) = start.split_last_chunk()?;
+    if kind != [&magic[..], &version.to_le_bytes()].concat() {
+        return None;
+    }
+    let mut header = Vec::new();
+    let len = u32::from_le_bytes(*len).into();
+    file.take(len).read_to_end(&mut header).ok()?;
+    serde_json::from_slice(&header).ok()
 }
 
 /// A reader that takes numbers from the front of bytes whose length was checked.

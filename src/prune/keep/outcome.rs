@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::format::{Hashing, Numbers, checked, hash_of, read_header};
+use super::format::{Hashing, Numbers, checked, hash_of, read_head, read_header};
 use crate::count::count;
 use crate::files;
 use crate::kernels::Runtime;
@@ -76,9 +76,33 @@ pub enum OutcomeError {
     },
 }
 
+/// What an outcome's file says of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stated {
+    /// The name of the model's file; empty if it was not kept.
+    pub model_name: String,
+    pub recipe: Recipe,
+    pub target: Target,
+    pub ratio: f64,
+}
+
+/// What the file of an outcome says of itself, without reading the rest; `None` if there is no such file, or none of this format.
+pub fn stated(path: &Path) -> Option<Stated> {
+    let header: Header = read_head(path, MAGIC, VERSION)?;
+    Some(Stated {
+        model_name: header.model_name,
+        recipe: header.key.recipe,
+        target: header.key.target,
+        ratio: header.ratio,
+    })
+}
+
 #[derive(Serialize, Deserialize)]
 struct Header {
     key: OutcomeKey,
+    /// The name of the model's file, for messages.
+    #[serde(default)]
+    model_name: String,
     #[serde(with = "exact")]
     ratio: f64,
     found: Option<Found>,
@@ -230,13 +254,18 @@ impl Outcome {
         self.layers.iter().flatten().map(|p| p.bytes.len()).sum()
     }
 
-    /// Writes the file, whole or not at all.
+    /// Writes the file, whole or not at all. `model_name`, the name of the model's file, is for those who look through files.
     ///
     /// # Errors
     /// [`OutcomeError::Io`].
-    pub fn save(&self, path: &Path, key: &OutcomeKey) -> Result<(), OutcomeError> {
+    pub fn save(
+        &self,
+        path: &Path,
+        key: &OutcomeKey,
+        model_name: &str,
+    ) -> Result<(), OutcomeError> {
         files::replace(path, |file| {
-            self.write(BufWriter::with_capacity(1 << 20, file), key)
+            self.write(BufWriter::with_capacity(1 << 20, file), key, model_name)
         })
         .map_err(|source| OutcomeError::Io {
             path: path.to_owned(),
@@ -244,10 +273,11 @@ impl Outcome {
         })
     }
 
-    fn write(&self, out: impl Write, key: &OutcomeKey) -> io::Result<()> {
+    fn write(&self, out: impl Write, key: &OutcomeKey, model_name: &str) -> io::Result<()> {
         let layers = self.plan.layers.iter();
         let header = Header {
             key: key.clone(),
+            model_name: model_name.to_owned(),
             ratio: self.ratio,
             found: self.found,
             removed: self.plan.removed,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::format::{HASH, Hashing, Numbers, checked, hash_of, read_header};
+use super::format::{HASH, Hashing, Numbers, checked, hash_of, read_head, read_header};
 use crate::files::{self, hexadecimal};
 use crate::prune::collect::{
     Covariance, CurveOptions, Curves, FeatureStats, LayerProfile, Profile,
@@ -161,6 +161,15 @@ impl StoredProfile {
         out.finish()
     }
 
+    /// The bytes of the file, without its head.
+    pub fn bytes(&self) -> u64 {
+        let covariances = self.profile.has_covariance();
+        let layers = self.profile.layers.iter();
+        let stats = layers.flat_map(|layer| [&layer.attention, &layer.mlp]);
+        let bytes = stats.map(|stats| stored_bytes(stats.len(), covariances).unwrap_or(usize::MAX));
+        bytes.fold(0, |sum, bytes| sum.saturating_add(bytes as u64))
+    }
+
     /// The bytes of the file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -203,6 +212,13 @@ impl StoredProfile {
         file.seek(io::SeekFrom::End(-(HASH as i64))).ok()?;
         file.read_exact(&mut hash).ok()?;
         Some(hexadecimal(&hash))
+    }
+
+    /// What the file of a profile says that it was made from, without reading the rest; `None` if there is no such file, or none
+    /// of this format.
+    pub fn stated_origin(path: &Path) -> Option<Origin> {
+        let header: Header = read_head(path, MAGIC, VERSION)?;
+        Some(header.origin)
     }
 
     /// Reads the file of a profile.
