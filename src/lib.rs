@@ -60,6 +60,7 @@
 //! | [`quant`] | the block formats of weights |
 //! | [`kernels`] | the C kernels of `vendor/flapkern` behind a safe face, and the threads |
 //! | [`hub`] | where model files come from |
+//! | [`memory`] | how much memory this process may take |
 //! | [`progress`] | how long work below the engine tells how far it is |
 //!
 //! # Words
@@ -76,6 +77,7 @@ pub mod generate;
 pub mod gguf;
 pub mod hub;
 pub mod kernels;
+pub mod memory;
 pub mod model;
 pub mod progress;
 pub mod prune;

@@ -119,6 +119,9 @@ enum TypeName {
     Q8_0,
 }
 
+/// With more tokens, bench would calibrate for days.
+const MOST_CALIBRATION_TOKENS: usize = 1 << 24;
+
 /// One test of one model: llama-bench's field names, and ours behind them.
 #[derive(Debug, Clone, Serialize)]
 struct Row {
@@ -247,6 +250,12 @@ impl BenchArgs {
             return Err(WrongUse::new(
                 "--vs compares with a peer whose cache is in f16; leave --kv out",
             ));
+        }
+        if self.calib_tokens > MOST_CALIBRATION_TOKENS {
+            return Err(WrongUse::new(format!(
+                "--calib-tokens {} is beyond the {MOST_CALIBRATION_TOKENS} that bench takes; speed does not depend on it",
+                self.calib_tokens
+            )));
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ pub struct CalibrateArgs {
 pub fn run(args: CalibrateArgs) -> Result<()> {
     progress::set_quiet(args.quiet);
     check_writable(&args.output)?;
-    let engine = args.model.open()?;
+    let mut engine = args.model.open()?;
     let (method, calibration) = (args.method.options(), args.calibration.options()?);
     let (profile, report) = engine.calibrate(&method, &calibration, &mut progress::bars())?;
     words::log(&report.notices);

@@ -78,6 +78,8 @@ pub fn run(args: RunArgs) -> Result<()> {
     let options = args.generate_options(&engine);
     let place = args.sequence_options(&engine, prompt.len());
 
+    words::log(engine.check_sequence(place)?.as_slice());
+
     let mut report = report::Run::new(&engine);
     if let Some(pruning) = args
         .pruning

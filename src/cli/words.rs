@@ -11,6 +11,7 @@ use flapjack::engine::{
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
 use flapjack::hub::HubError;
+use flapjack::model::ModelError;
 use flapjack::prune::{ProfileError, PruneErrorKind};
 
 pub use super::streams::say;
@@ -71,6 +72,19 @@ pub fn log(notices: &[Notice]) {
                 mebibytes(shortage.needed),
                 mebibytes(shortage.allowed)
             ),
+            Notice::UnpackedToPrune(shortage) => tracing::warn!(
+                "weights go back to how they lie in the file while they are pruned, which is slower: beside packed weights pruning takes about {} and {} are free",
+                mebibytes(shortage.needed),
+                mebibytes(shortage.allowed)
+            ),
+            Notice::ContextMemory {
+                positions,
+                shortage,
+            } => tracing::warn!(
+                "a context of {positions} tokens takes {} of KV cache when it is full, and {} are free; memory is taken as the context fills, and where it is used up generation ends",
+                mebibytes(shortage.needed),
+                mebibytes(shortage.allowed)
+            ),
             Notice::FirstTokens { source, tokens } => tracing::info!(
                 "calibrating on the first {} of {source}; --calib-tokens takes more",
                 plural(*tokens, "token")
@@ -82,7 +96,7 @@ pub fn log(notices: &[Notice]) {
             Notice::BiasesForMemory(shortage) => {
                 let which = match shortage.set {
                     true => "--memory",
-                    false => "half of the free memory",
+                    false => "there is for them",
                 };
                 tracing::warn!(
                     "least squares need the covariances of one layer at least, {}, and that is more than {which} ({}); restoring by biases",
@@ -239,6 +253,16 @@ fn engine_advice(error: &EngineError) -> Option<String> {
         EngineError::Perplexity(PerplexityError::TooShort { .. }) => {
             "; name a longer text or a smaller context with -c"
         }
+        EngineError::PruningMemory { .. } => {
+            "; prune more, take a smaller file type, or allow more memory"
+        }
+        EngineError::SequentialMemory { .. } => {
+            "; take fewer tokens with --calib-tokens, or --restore lsq"
+        }
+        EngineError::Context { .. } => "; leave --ctx out, or ask for less",
+        EngineError::ContextMemory { .. } => {
+            "; ask for fewer tokens, or take --kv q8_0 for about half of that"
+        }
         EngineError::Profile(ProfileError::Io { .. }) => return None,
         EngineError::Profile(_) => "; `flapjack calibrate` makes one",
         EngineError::OutOfReach(OutOfReach::Bytes { .. }) => {
@@ -282,6 +306,9 @@ fn unsuited_advice(unsuited: &Unsuited) -> String {
 fn generate_advice(error: &GenerateError) -> Option<String> {
     let words = match error {
         GenerateError::EmptyPrompt => "; give some text with -p, -f or on standard input",
+        GenerateError::Model(ModelError::CacheMemory { .. }) => {
+            "; --kv q8_0 takes about half, and a smaller or pruned model leaves more"
+        }
         GenerateError::PromptTooLong { .. } => "; shorten the prompt or raise --ctx",
         _ => return None,
     };

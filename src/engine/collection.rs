@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use super::Engine;
 use super::error::{Doing, EngineError};
 use super::events::{Events, Shared, Stage};
+use super::memory::Room;
 use super::needs::{Covariances, Needs, Shares};
 use super::options::{CalibrationOptions, MethodOptions};
 use super::profile::Calibrated;
 use super::report::{CalibrationReport, CurvesReport, Notice, ProfileFrom};
 use super::text::TextSource;
-use super::{Engine, machine};
 use crate::count::count;
 use crate::generate::Texts;
 use crate::model::{Layer, Model};
@@ -35,6 +36,8 @@ pub(super) struct Collection {
     /// What the text is enough for.
     pub recipe: Recipe,
     pub notices: Vec<Notice>,
+    /// Whether packed weights must make room.
+    pub unpack: bool,
     origin: Origin,
     text: CalibrationText,
     needs: Needs,
@@ -69,25 +72,33 @@ struct Parts<'a> {
 
 impl Collection {
     /// Reads the text and decides what is collected from it; everything up to where the work begins. `judge` tokens are kept
-    /// for judging, if the text has four times as many.
+    /// for judging, if the text has four times as many. `room` is the memory that there is.
     pub fn prepare(
         engine: &Engine,
         method: &MethodOptions,
         options: &CalibrationOptions,
         judge: usize,
         cached: bool,
+        room: Room,
     ) -> Result<Self, EngineError> {
         let start = Instant::now();
         let mut notices = Vec::new();
         let model = &engine.model;
         let text = CalibrationText::read(engine, options, method.effort, &mut notices)?;
-        let half_of_memory = machine::available().map_or(u64::MAX, |free| free / 2);
-        let recipe = method.recipe_with_text(model, text.tokens.len(), half_of_memory);
+        let recipe = method.recipe_with_text(model, text.tokens.len(), room.half());
+        let allotted = room.allot(
+            model,
+            &engine.runtime,
+            recipe,
+            text.tokens.len(),
+            options.memory,
+        )?;
+        notices.extend(allotted.unpack.map(Notice::UnpackedToPrune));
         if recipe.restore == Restore::Sequential {
             let bytes = sequential::bytes(model, text.tokens.len());
             notices.push(Notice::InSequence { bytes });
         }
-        let covariances = Covariances::that_fit(model, recipe, options.memory, &mut notices)?;
+        let covariances = Covariances::that_fit(model, recipe, allotted, &mut notices)?;
         let needs = Needs::new(recipe, method.effort, covariances, judge);
         let shares = needs
             .share_out(text.tokens.len())
@@ -106,6 +117,7 @@ impl Collection {
         Ok(Self {
             recipe,
             notices,
+            unpack: allotted.unpack.is_some(),
             origin,
             text,
             needs,
@@ -153,6 +165,7 @@ impl Collection {
             judge: self.parts().judge.to_vec(),
             unseen: self.unseen(),
             bos: self.text.bos,
+            unpack: self.unpack,
             text: match self.recipe.restore {
                 Restore::Sequential => self.parts().statistics.to_vec(),
                 _ => Vec::new(),

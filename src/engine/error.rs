@@ -88,6 +88,46 @@ pub enum EngineError {
         mebibytes(shortage.needed), allowed(shortage)
     )]
     LayerMemory { shortage: Shortage },
+    /// Pruning makes the weights that stay the process's own, and they do not fit.
+    #[error(
+        "pruning rewrites the weights that stay in memory, {}, and {} are available",
+        mebibytes(shortage.needed), mebibytes(shortage.allowed)
+    )]
+    PruningMemory { shortage: Shortage },
+    #[error(
+        "the profile {} takes up to {} in memory, and {} are available",
+        path.display(), mebibytes(shortage.needed), mebibytes(shortage.allowed)
+    )]
+    ProfileMemory { path: PathBuf, shortage: Shortage },
+    #[error(
+        "restoring in sequence holds the text in memory, {}, and {} are available",
+        mebibytes(shortage.needed), mebibytes(shortage.allowed)
+    )]
+    SequentialMemory { shortage: Shortage },
+    /// More positions than the model was trained for, and than could ever be held.
+    #[error(
+        "a context of {positions} tokens takes {} of KV cache when it is full, and {}",
+        size(*bytes), at_most(*total)
+    )]
+    Context {
+        positions: usize,
+        /// A float, as it may be more than an integer holds.
+        bytes: f64,
+        /// All memory that the process may have; `None` where the system does not tell.
+        total: Option<u64>,
+    },
+    /// A context that is sure to be filled does not fit.
+    #[error(
+        "the KV cache of {sequences} sequence{} of {positions} tokens takes {}, and {} are available",
+        if *sequences == 1 { "" } else { "s" }, size(*bytes), size(*available as f64)
+    )]
+    ContextMemory {
+        positions: usize,
+        sequences: usize,
+        /// A float, as it may be more than an integer holds.
+        bytes: f64,
+        available: u64,
+    },
     #[error("{} has changed since pruning began; try again", path.display())]
     FileChanged { path: PathBuf },
     #[error(transparent)]
@@ -240,12 +280,28 @@ fn allowed(shortage: &Shortage) -> String {
     let allowed = mebibytes(shortage.allowed);
     match shortage.set {
         true => format!("the {allowed} that may be taken"),
-        false => format!("half of the free memory ({allowed})"),
+        false => format!("the {allowed} that there are for them"),
     }
 }
 
 fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn size(bytes: f64) -> String {
+    let gibibytes = bytes / f64::from(1 << 30);
+    match gibibytes {
+        ..1.0 => format!("{:.1} MiB", 1024.0 * gibibytes),
+        ..1024.0 => format!("{gibibytes:.1} GiB"),
+        _ => format!("{:.1} TiB", gibibytes / 1024.0),
+    }
+}
+
+fn at_most(total: Option<u64>) -> String {
+    match total {
+        Some(total) => format!("this process can have {} at most", size(total as f64)),
+        None => "that is more than any machine has".to_owned(),
+    }
 }
 
 fn megabytes(bytes: u64) -> String {

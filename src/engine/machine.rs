@@ -1,4 +1,4 @@
-//! What the machine has, and what this process takes of it.
+//! What the machine has to compute with. How much memory there is, [`memory`](crate::memory) tells.
 
 use serde::Serialize;
 
@@ -46,22 +46,4 @@ pub fn machine() -> Result<Machine, IsaError> {
 /// Threads that run at once; 1 where the system does not say.
 pub(super) fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Resident memory of this process in bytes, from `/proc/self/status`; `None` where there is no such file.
-pub(super) fn resident() -> Option<u64> {
-    field("/proc/self/status", "VmRSS:")
-}
-
-/// Memory that can be had without swapping, in bytes, from `/proc/meminfo`; `None` where there is no such file.
-pub(super) fn available() -> Option<u64> {
-    field("/proc/meminfo", "MemAvailable:")
-}
-
-/// The number in a line "name   number kB" of a file, in bytes.
-fn field(file: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find(|l| l.starts_with(name))?;
-    let kib: u64 = line.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

@@ -16,6 +16,7 @@
 //! | `export` | the model as a file, with the record of how it was pruned |
 //! | `sampling` | how a model wants to be sampled |
 //! | `options`, `events`, `report`, `error` | what goes in and what comes out |
+//! | `memory` | what fits in the memory that there is |
 //! | `machine` | what the machine has |
 //! | `sizes` | sizes as people write them |
 //! | `synthetic` | small random models, for examples and tests |
@@ -27,6 +28,7 @@ mod error;
 mod events;
 mod export;
 mod machine;
+mod memory;
 mod needs;
 mod options;
 mod profile;
@@ -75,7 +77,7 @@ use crate::hub::{self, HubError, Step};
 #[cfg(doc)]
 use crate::kernels::KV_BLOCK;
 use crate::kernels::Runtime;
-use crate::model::{self, CacheType, KvCache, KvPool, Model, ModelError, Shape};
+use crate::model::{self, CacheType, KvCache, KvPool, Model, Shape};
 use crate::tokenize::Tokenizer;
 
 /// A model that is ready to run, with all that running and pruning it takes.
@@ -218,7 +220,7 @@ impl Engine {
         if !self.runtime.kernels.prefers_packed() {
             return;
         }
-        match packing_shortage(&self.model) {
+        match memory::packing_shortage(&self.model) {
             Some(shortage) => self.notices.push(Notice::NotPacked(shortage)),
             None => {
                 let start = Instant::now();
@@ -228,13 +230,19 @@ impl Engine {
         }
     }
 
+    /// Lets go of packed weights, which are then as they lie in the file, and take no memory of this process.
+    fn unpack(&mut self) {
+        self.model.forget_packing(&self.runtime);
+        self.pack_time = None;
+    }
+
     /// The same model once more, as it was when it was opened, from a map of its own.
     fn load_again(&self) -> Result<Model, EngineError> {
         self.must_have_file()?;
         let mut model = Model::load(self.file()?)?;
         if self.options.pack == Pack::Auto
             && self.runtime.kernels.prefers_packed()
-            && packing_shortage(&model).is_none()
+            && memory::packing_shortage(&model).is_none()
         {
             model.pack(&self.runtime);
         }
@@ -245,18 +253,6 @@ impl Engine {
 fn runtime(options: &OpenOptions) -> Result<Runtime, EngineError> {
     let threads = options.threads.unwrap_or_else(machine::processors);
     Ok(Runtime::new(threads)?)
-}
-
-/// What packing lacks, if anything: packed weights are private memory, which must fit beside what else is running.
-fn packing_shortage(model: &Model) -> Option<Shortage> {
-    let needed = model.bytes() as u64 / 4 * 5;
-    let allowed = machine::available()?;
-    let set = false;
-    (allowed < needed).then_some(Shortage {
-        needed,
-        allowed,
-        set,
-    })
 }
 
 /// The path of the default model, which is fetched first if it is not in the cache folder yet; see [`hub`].
@@ -379,15 +375,28 @@ impl Engine {
         Sequence::new(KvCache::new(&self.model, context))
     }
 
+    /// What there is to know about a sequence before it is used: whether there is the memory for all of its positions, which is taken
+    /// as they are filled.
+    ///
+    /// # Errors
+    /// Those of [`Engine::sequence_with`].
+    pub fn check_sequence(&self, options: SequenceOptions) -> Result<Option<Notice>, EngineError> {
+        let pool = KvPool::new(&self.model, options.cache_type)?;
+        let trained = self.model.config.context_length;
+        memory::check_context(&self.model, &pool, options.context.unwrap_or(trained))
+    }
+
     /// An empty sequence.
     ///
     /// # Errors
-    /// If the model's keys and values cannot be stored as the options say.
+    /// If the model's keys and values cannot be stored as the options say, or there are more positions than the model was trained
+    /// for and this process could ever hold.
     pub fn sequence_with(&self, options: SequenceOptions) -> Result<Sequence, EngineError> {
         let trained = self.model.config.context_length;
         let context = options.context.unwrap_or(trained);
-        let cache = KvCache::with_type(&self.model, context, options.cache_type)?;
-        Ok(Sequence::new(cache))
+        let pool = KvPool::new(&self.model, options.cache_type)?;
+        memory::check_context(&self.model, &pool, context)?;
+        Ok(Sequence::new(pool.cache(context)))
     }
 
     /// The positions that a prompt and an answer of at most so many tokens get unless a number is set: as many as they need, up to
@@ -508,8 +517,9 @@ impl Engine {
     /// How well the model predicts a text.
     ///
     /// # Errors
-    /// If the text is shorter than a chunk, the model's output is not a number, or `events` cancels; behind the first chunk that is
-    /// [`PerplexityError::Stopped`](crate::eval::PerplexityError::Stopped), with the figure so far.
+    /// If the text is shorter than a chunk, the KV cache of a chunk does not fit in memory, the model's output is not a number, or
+    /// `events` cancels; behind the first chunk that is [`PerplexityError::Stopped`](crate::eval::PerplexityError::Stopped), with
+    /// the figure so far.
     pub fn perplexity(
         &self,
         text: &str,
@@ -530,6 +540,10 @@ impl Engine {
         options: PerplexityOptions,
         events: &mut Events,
     ) -> Result<Perplexity, EngineError> {
+        if tokens.len() >= options.context {
+            let pool = KvPool::new(&self.model, options.cache_type)?;
+            memory::must_hold_contexts(&pool, options.context, 1)?;
+        }
         Stage::Scoring.begin(events, 0)?;
         let progress = &mut Stage::Scoring.progress(events);
         let (model, runtime) = (&self.model, &self.runtime);
@@ -541,9 +555,11 @@ impl Engine {
     /// Tokens per second in one run of a test, behind a run to warm up.
     ///
     /// # Errors
-    /// Those of a forward pass.
-    pub fn speed(&self, test: SpeedTest) -> Result<f64, ModelError> {
-        SpeedRun::new(&self.model, &self.runtime, test)?.sample()
+    /// If the KV caches do not fit in memory; those of a forward pass.
+    pub fn speed(&self, test: SpeedTest) -> Result<f64, EngineError> {
+        let pool = KvPool::new(&self.model, test.cache_type)?;
+        memory::must_hold_contexts(&pool, test.positions(), test.parallel)?;
+        Ok(SpeedRun::new(&self.model, &self.runtime, test)?.sample()?)
     }
 
     /// Bytes per second at which all threads together read the weights, doing next to nothing with them.

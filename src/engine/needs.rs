@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::error::EngineError;
-use super::machine;
+use super::memory::Allotted;
 use super::report::{Notice, Shortage};
 use crate::model::Model;
 use crate::prune::{
@@ -93,15 +93,14 @@ impl Needs {
 }
 
 impl Covariances {
-    /// As many as the recipe needs and as there is memory for: `memory` bytes, or half of what is free. Where not even those of
-    /// one layer fit and the recipe can do without, it does, and that is noticed.
+    /// As many as the recipe needs and as there is memory for. Where not even those of one layer fit and the recipe can do without, it does, and that is noticed.
     ///
     /// # Errors
     /// If what the recipe cannot do without does not fit.
     pub fn that_fit(
         model: &Model,
         recipe: Recipe,
-        memory: Option<u64>,
+        allotted: Allotted,
         notices: &mut Vec<Notice>,
     ) -> Result<Self, EngineError> {
         if !recipe.wants_covariance() {
@@ -110,14 +109,13 @@ impl Covariances {
         let layers = model.layers.iter().map(groups::covariance_bytes);
         let (all, largest): (u64, u64) = (layers.clone().sum(), layers.max().unwrap_or(0));
         tracing::debug!("covariances take {} MiB", all >> 20);
-        let allowed = memory.or_else(|| machine::available().map(|free| free / 2));
-        let Some(allowed) = allowed.filter(|allowed| *allowed < all) else {
+        let Some(allowed) = allotted.covariances.filter(|allowed| *allowed < all) else {
             return Ok(Covariances::All);
         };
         let shortage = |needed| Shortage {
             needed,
             allowed,
-            set: memory.is_some(),
+            set: allotted.set,
         };
         if recipe.metric.wants_covariance() {
             return Err(EngineError::MetricMemory {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Engine;
 use super::error::{CurvesBy, EngineError, Unsuited};
+use super::memory;
 use super::report::{CalibrationReport, Notice, ProfileFrom};
 use crate::kernels::Runtime;
 use crate::model::Model;
@@ -32,6 +33,8 @@ pub(super) struct Calibrated {
     pub text: Vec<u32>,
     /// Where covariances come from that do not fit in memory all at once.
     pub groups: Option<Groups>,
+    /// Whether packed weights must make room.
+    pub unpack: bool,
 }
 
 impl Calibrated {
@@ -72,6 +75,7 @@ pub(super) fn from_file(
     if recipe.restore == Restore::Sequential {
         return Err(Unsuited::Sequential.into());
     }
+    memory::must_hold_profile(path)?;
     let stored = StoredProfile::load(path)?;
     let (fingerprint, name) = engine.identity()?;
     stored.check_model(path, &fingerprint, &name)?;
@@ -99,6 +103,7 @@ pub(super) fn from_file(
         bos: None,
         text: Vec::new(),
         groups: None,
+        unpack: false,
     })
 }
 

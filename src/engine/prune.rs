@@ -16,6 +16,7 @@ use super::collection::Collection;
 use super::effect::Probe;
 use super::error::EngineError;
 use super::events::{Events, Shared, Stage};
+use super::memory::{self, Room};
 use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions};
 use super::profile::{self, Calibrated};
 use super::report::{CalibrationReport, NoEffects, Notice, PruneReport, SearchReport, Snapshot};
@@ -37,6 +38,8 @@ pub struct Prepared {
     method: Method,
     recipe: Recipe,
     source: ProfileSource,
+    /// Whether packed weights must make room.
+    unpack: bool,
     cache: Cache,
     effects: bool,
 }
@@ -95,11 +98,16 @@ impl Engine {
             Some(path) => self.profile_of_file(path, options)?,
             None => self.profile_of_text(options)?,
         };
+        let unpack = match &source {
+            ProfileSource::File(calibrated) => calibrated.unpack,
+            ProfileSource::Text(collection) => collection.unpack,
+        };
         Ok(Prepared {
             target: options.target,
             method: options.method.method,
             recipe,
             source,
+            unpack,
             cache: self.usable_cache(options.cache),
             effects: options.effects,
         })
@@ -115,11 +123,19 @@ impl Engine {
         events: &mut Events,
     ) -> Result<PruneReport, EngineError> {
         self.must_be_dense()?;
+        let unpack = prepared.unpack;
+        if unpack {
+            self.unpack();
+        }
         let report = match self.repeat(&prepared, events)? {
             Some(report) => report,
             None => self.prune_anew(prepared, events)?,
         };
         self.pruned = Some(Box::new(report.clone()));
+        // Pruned weights may fit packed.
+        if unpack {
+            self.pack();
+        }
         Ok(report)
     }
 
@@ -128,14 +144,23 @@ impl Engine {
     /// # Errors
     /// If the text is of no use, there is too little memory, or `events` cancels.
     pub fn calibrate(
-        &self,
+        &mut self,
         method: &MethodOptions,
         calibration: &CalibrationOptions,
         events: &mut Events,
     ) -> Result<(StoredProfile, CalibrationReport), EngineError> {
         self.must_be_dense()?;
-        let collection = Collection::prepare(self, method, calibration, 0, false)?;
-        let Calibrated { stored, report, .. } = collection.carry_out(self, events)?;
+        let room = Room::now(&self.model, None, self.has_file);
+        let collection = Collection::prepare(self, method, calibration, 0, false, room)?;
+        let unpack = collection.unpack;
+        if unpack {
+            self.unpack();
+        }
+        let calibrated = collection.carry_out(self, events);
+        if unpack {
+            self.pack();
+        }
+        let Calibrated { stored, report, .. } = calibrated?;
         Ok((stored, report))
     }
 
@@ -145,7 +170,12 @@ impl Engine {
         options: &PruneOptions,
     ) -> Result<(Recipe, ProfileSource), EngineError> {
         let recipe = options.method.recipe();
-        let calibrated = profile::from_file(self, path, recipe)?;
+        let mut calibrated = profile::from_file(self, path, recipe)?;
+        let room = Room::now(&self.model, Some(options.target), self.has_file);
+        let allotted = room.allot(&self.model, &self.runtime, recipe, 0, None)?;
+        calibrated.unpack = allotted.unpack.is_some();
+        let notice = allotted.unpack.map(Notice::UnpackedToPrune);
+        calibrated.report.notices.extend(notice);
         Ok((recipe, ProfileSource::File(Box::new(calibrated))))
     }
 
@@ -163,7 +193,8 @@ impl Engine {
             _ => 0,
         };
         let cached = self.usable_cache(options.cache).has_profiles();
-        let collection = Collection::prepare(self, method, calibration, judge, cached)?;
+        let room = Room::now(&self.model, Some(options.target), self.has_file);
+        let collection = Collection::prepare(self, method, calibration, judge, cached, room)?;
         Ok((collection.recipe, ProfileSource::Text(Box::new(collection))))
     }
 
@@ -236,6 +267,7 @@ impl Engine {
             method,
             recipe,
             source,
+            unpack: _,
             cache,
             effects,
         } = prepared;
@@ -250,6 +282,7 @@ impl Engine {
         let start = Instant::now();
         let (ratio, found) = target::find_ratio(self, target, recipe, &mut calibrated, events)?;
         let search_time = start.elapsed();
+        memory::must_hold_pruned(&self.model, ratio)?;
 
         let probe = match effects {
             true => Some(Probe::new(self, &calibrated, events)?),

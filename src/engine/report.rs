@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::machine;
 use crate::gguf::MetadataWarning;
+use crate::memory;
 use crate::model::Model;
 use crate::prune::{Found, Method, Plan, Recipe, Target};
 
@@ -193,7 +193,7 @@ impl Snapshot {
             bytes: model.bytes(),
             map_resident: map.map(|m| m.resident),
             map_private: map.map(|m| m.private),
-            process_resident: machine::resident(),
+            process_resident: memory::resident(),
             layers: layers.collect(),
         }
     }
@@ -225,6 +225,14 @@ pub enum Notice {
     KeyAdded { key: String },
     /// There is not the memory to pack the weights, which stay as they lie in the file and are slower.
     NotPacked(Shortage),
+    /// Packed weights leave too little memory to prune in: they go back to how they lie in the file.
+    UnpackedToPrune(Shortage),
+    /// There is not the memory for a sequence of so many positions. It is taken as they are filled, and generation ends with an error
+    /// where it is used up.
+    ContextMemory {
+        positions: usize,
+        shortage: Shortage,
+    },
     /// There may be more text: only so many tokens of it are used, as the effort has it.
     FirstTokens { source: String, tokens: usize },
     /// Restoring in sequence takes about three more passes over the text, and so many bytes for its streams.
@@ -276,7 +284,7 @@ pub struct Shortage {
     pub needed: u64,
     /// Bytes that may be taken.
     pub allowed: u64,
-    /// Whether these were set; else they are a share of the free memory.
+    /// Whether these were set; else they are what there is, or a share of it.
     pub set: bool,
 }
 

@@ -4,6 +4,7 @@ use super::Engine;
 use super::effect;
 use super::error::{Doing, EngineError, OutOfReach};
 use super::events::{Events, Shared, Stage};
+use super::memory;
 use super::profile::Calibrated;
 use crate::eval::TokenTime;
 use crate::model::Model;
@@ -99,6 +100,7 @@ fn for_perplexity(
     let dense = judge(&engine.model, tried)?;
     let search = search::largest_ratio(limit, |ratio| -> Result<f64, EngineError> {
         let mut model = engine.load_again()?;
+        memory::must_hold_pruned(&model, ratio)?;
         let layers = &mut |_, _| events.tell(Stage::Searching, tried, 0);
         let passes = &mut events.progress(Stage::Covariances);
         calibrated.prune(&mut model, runtime, recipe, ratio, layers, passes)?;

@@ -23,6 +23,14 @@ pub struct SpeedTest {
     pub cache_type: CacheType,
 }
 
+impl SpeedTest {
+    /// Positions that each sequence may have in the end.
+    pub fn positions(&self) -> usize {
+        let behind = self.prompt.saturating_add(self.generate.max(1));
+        self.depth.saturating_add(behind)
+    }
+}
+
 /// A model with the buffers for one test. Making it fills the caches to the depth and runs the test's kind of work once.
 #[derive(Debug)]
 pub struct SpeedRun<'m> {
@@ -44,7 +52,7 @@ impl<'m> SpeedRun<'m> {
         test: SpeedTest,
     ) -> Result<Self, ModelError> {
         let pool = KvPool::new(model, test.cache_type)?;
-        let capacity = test.depth + test.prompt + test.generate.max(1);
+        let capacity = test.positions();
         let mut run = Self {
             model,
             runtime,

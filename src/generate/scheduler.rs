@@ -192,14 +192,16 @@ impl<'m> Scheduler<'m> {
     /// [`PROMPT_BATCH`] tokens and the pool allow. An answer for whose next token there is no block is ended.
     fn plan(&mut self, told: &mut Vec<Update>) -> Vec<Share> {
         let mut shares = Vec::new();
-        let mut blocks = self.pool.blocks_left();
+        // A block for every answer, and for prompts as many as the tokens that go in and the beginnings of as many blocks.
+        let most = 2 * self.jobs.len() + PROMPT_BATCH / KV_BLOCK;
+        let mut blocks = self.pool.blocks_of(most);
         for (j, job) in self.jobs.iter().enumerate() {
             let State::Generating(cache, _) = &job.state else {
                 continue;
             };
             let needed = usize::from(cache.len().is_multiple_of(KV_BLOCK));
             if needed > blocks {
-                told.push(self.refused(job));
+                told.push(self.refused(job, needed));
                 continue;
             }
             blocks -= needed;
@@ -227,7 +229,7 @@ impl<'m> Scheduler<'m> {
             if needed > blocks {
                 // Blocks come back when an answer ends; where none is under way, nothing would ever change.
                 if shares.is_empty() && told.is_empty() {
-                    told.push(self.refused(job));
+                    told.push(self.refused(job, needed));
                 }
                 break;
             }
@@ -242,13 +244,12 @@ impl<'m> Scheduler<'m> {
         shares
     }
 
-    /// The end of a job for which the pool has no block.
-    fn refused(&self, job: &Job) -> Update {
-        let blocks = self.pool.used_blocks();
+    /// The end of a job for which there are no blocks.
+    fn refused(&self, job: &Job, needed: usize) -> Update {
         Update {
             id: job.id,
             text: String::new(),
-            ended: Some(Err(ModelError::PoolFull { blocks }.into())),
+            ended: Some(Err(self.pool.why_not(needed).into())),
         }
     }
 

@@ -7,12 +7,14 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::{GenerateError, Sampler, SamplerConfig};
 use crate::kernels::{KV_BLOCK, Phase, Runtime};
+use crate::memory::Memory;
 use crate::model::{Batch, CacheType, KvCache, KvPool, Model, Scratch, Unobserved};
 use crate::progress::{Progress, report};
 
 /// Texts that go through the model together at most: with more, reading the weights no longer counts.
 const AT_ONCE: usize = 64;
-/// What their caches may take, in bytes, if the model itself is not larger than twice this.
+/// What their caches may take, in bytes, if the model itself is not larger than twice this, and half of the memory that is there not
+/// smaller.
 const CACHES: usize = 512 << 20;
 
 /// What to write.
@@ -50,7 +52,9 @@ impl Texts<'_> {
     ) -> Result<Vec<Vec<u32>>, GenerateError> {
         let pool = KvPool::new(model, CacheType::F16)?;
         let cache = pool.block_bytes() * self.tokens.div_ceil(KV_BLOCK);
-        let room = CACHES.max(model.bytes() / 2) / cache.max(1);
+        let half = Memory::now().map_or(u64::MAX, |memory| memory.for_new() / 2);
+        let half = usize::try_from(half).unwrap_or(usize::MAX);
+        let room = CACHES.max(model.bytes() / 2).min(half) / cache.max(1);
         let at_once = room.clamp(1, AT_ONCE);
         let mut texts = Vec::with_capacity(self.count);
         while texts.len() < self.count {

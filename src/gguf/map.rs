@@ -121,6 +121,23 @@ impl Map {
         Ok(())
     }
 
+    /// Lets go of everything that was written: the map reads as its file again, or as zeros if there is none, and none of its pages
+    /// belongs to this process.
+    ///
+    /// # Errors
+    /// Errors of the operating system; always where it has no such thing. The map is then as it was.
+    pub fn reset(&mut self) -> io::Result<()> {
+        #[cfg(unix)]
+        // SAFETY: as in `release`; a last page that the file fills in part is the map's too.
+        unsafe {
+            let all = self.bytes.len();
+            self.bytes
+                .unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, 0, all)
+        }
+        #[cfg(not(unix))]
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// How much of the map is in memory, in bytes, from `/proc/self/smaps`; `None` if the system has no such file or it cannot
     /// be understood.
     pub fn residency(&self) -> Option<Residency> {

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use sha2::{Digest, Sha256};
 
 use super::{Model, ModelError};
+use crate::gguf::Map;
 use crate::kernels::{KV_BLOCK, Kernels, KvBlocks, KvLayout};
+use crate::memory::Memory;
 use crate::quant::{BlockType, encode_row};
 
 /// How keys and values are stored.
@@ -58,8 +60,11 @@ struct Shared {
     /// Blocks that sequences hold, and how many these may be.
     used: AtomicUsize,
     limit: usize,
-    /// Buffers of blocks that were given back.
-    free: Mutex<Vec<Buffer>>,
+    /// Bytes that may be taken before the system is asked again how many there are.
+    allowed: Mutex<u64>,
+    /// Memory of blocks that were given back. It begins at pages: the keys of a head then lie in as few pages and cache lines as
+    /// can be.
+    free: Mutex<Vec<Map>>,
     /// Filled blocks by what they follow from.
     prefixes: Mutex<HashMap<PrefixKey, Weak<Block>>>,
 }
@@ -67,57 +72,30 @@ struct Shared {
 /// The SHA-256 of a block's tokens and of those before them in the sequence.
 type PrefixKey = [u8; 32];
 
+/// What blocks leave of the memory that is available, in bytes: a pass through the model needs some beside them.
+const SPARED: u64 = 4 << 20;
+/// The share of what is available, 1 / 8, that is taken before the system is asked again: it costs a fraction of a millisecond, and
+/// others take memory too.
+const BETWEEN: u64 = 8;
+
 /// Buffers that stay with the pool for sequences to come; more go back to the system.
 const MOST_FREE: usize = 16;
-
-/// Bytes that begin at a page: the keys of a head then lie in as few pages and cache lines as can be.
-#[derive(Debug)]
-struct Buffer {
-    /// The bytes, and room to begin at a page.
-    words: Vec<u64>,
-    start: usize,
-    len: usize,
-}
-
-impl Buffer {
-    const PAGE: usize = 4096;
-
-    /// Zeros, which the system hands out as they are first written to.
-    fn new(len: usize) -> Self {
-        let words = vec![0u64; (len + Self::PAGE).div_ceil(size_of::<u64>())];
-        let start = words.as_ptr().cast::<u8>().align_offset(Self::PAGE);
-        Self {
-            // An offset that cannot be computed is told as the greatest number.
-            start: if start < Self::PAGE { start } else { 0 },
-            words,
-            len,
-        }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[self.start..self.start + self.len]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.words)[self.start..self.start + self.len]
-    }
-}
 
 /// One block, which goes back to its pool when the last sequence lets go of it.
 #[derive(Debug)]
 struct Block {
     /// `None` only while it is dropped.
-    buffer: Option<Buffer>,
+    buffer: Option<Map>,
     pool: Arc<Shared>,
 }
 
 impl Block {
     fn bytes(&self) -> &[u8] {
-        self.buffer.as_ref().map_or(&[], Buffer::bytes)
+        self.buffer.as_ref().map_or(&[], Map::bytes)
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        self.buffer.as_mut().map_or(&mut [], Buffer::bytes_mut)
+        self.buffer.as_mut().map_or(&mut [], Map::bytes_mut)
     }
 }
 
@@ -183,6 +161,7 @@ impl KvPool {
             shared: Arc::new(Shared {
                 used: AtomicUsize::new(0),
                 limit,
+                allowed: Mutex::default(),
                 free: Mutex::default(),
                 prefixes: Mutex::default(),
             }),
@@ -225,9 +204,43 @@ impl KvPool {
         self.shared.used.load(Ordering::Relaxed)
     }
 
-    /// Blocks that can still be taken.
+    /// Blocks that can still be taken, as far as the pool's limit goes.
     pub fn blocks_left(&self) -> usize {
         self.shared.limit.saturating_sub(self.used_blocks())
+    }
+
+    /// As many of `wanted` blocks as can be taken now: neither the limit nor the memory stands against them.
+    pub(crate) fn blocks_of(&self, wanted: usize) -> usize {
+        let wanted = wanted.min(self.blocks_left());
+        let kept = lock(&self.shared.free).len();
+        let new = wanted.saturating_sub(kept);
+        let room = self.shared.allow(new, self.shape.bytes, false);
+        wanted.min(kept + room.unwrap_or_else(|left| left))
+    }
+
+    /// Why so many blocks cannot be taken.
+    pub(crate) fn why_not(&self, wanted: usize) -> ModelError {
+        match self.blocks_left() < wanted {
+            true => ModelError::PoolFull {
+                blocks: self.used_blocks(),
+            },
+            false => self.shortage(),
+        }
+    }
+
+    fn shortage(&self) -> ModelError {
+        ModelError::CacheMemory {
+            positions: KV_BLOCK,
+            needed: self.shape.bytes as u64,
+            available: available(),
+        }
+    }
+
+    /// Bytes that the caches of `sequences` sequences take when each has so many positions: a float, as it may be more than
+    /// an integer holds.
+    pub(crate) fn bytes_of(&self, positions: usize, sequences: usize) -> f64 {
+        let blocks = positions.div_ceil(KV_BLOCK) as f64 * sequences as f64;
+        blocks * self.shape.bytes as f64
     }
 
     /// A block to be filled, with arbitrary contents.
@@ -240,12 +253,54 @@ impl KvPool {
         {
             return Err(ModelError::PoolFull { blocks: *limit });
         }
-        let buffer = lock(&self.shared.free).pop();
-        Ok(Arc::new(Block {
-            buffer: Some(buffer.unwrap_or_else(|| Buffer::new(self.shape.bytes))),
+        // From here on the block counts itself out when it is dropped.
+        let mut block = Block {
+            buffer: None,
             pool: self.shared.clone(),
-        }))
+        };
+        let kept = lock(&self.shared.free).pop();
+        block.buffer = Some(match kept {
+            Some(buffer) => buffer,
+            None => self.new_buffer()?,
+        });
+        Ok(Arc::new(block))
     }
+
+    /// Memory for a block, which the system hands out as it is first written to: so it is asked before whether it has any.
+    fn new_buffer(&self) -> Result<Map, ModelError> {
+        let bytes = self.shape.bytes;
+        let allowed = self.shared.allow(1, bytes, true);
+        allowed.map_err(|_| self.shortage())?;
+        // A model whose layers have all lost their attention needs none, but a map is never empty.
+        Map::anonymous(bytes.max(1)).map_err(|_| self.shortage())
+    }
+}
+
+impl Shared {
+    /// Whether there is memory for so many blocks of so many bytes, and takes note of it if they are `taken`.
+    ///
+    /// # Errors
+    /// If there is not; the number of those that there is memory for.
+    fn allow(&self, blocks: usize, bytes: usize, taken: bool) -> Result<usize, usize> {
+        let needed = (bytes as u64).saturating_mul(blocks as u64);
+        let mut allowed = lock(&self.allowed);
+        if *allowed < needed {
+            let available = available();
+            if available < needed {
+                return Err(usize::try_from(available / bytes.max(1) as u64).unwrap_or(usize::MAX));
+            }
+            *allowed = needed.max(available / BETWEEN);
+        }
+        if taken {
+            *allowed -= needed;
+        }
+        Ok(blocks)
+    }
+}
+
+/// Bytes that there are for blocks; very many where the system does not tell.
+fn available() -> u64 {
+    Memory::now().map_or(u64::MAX, |memory| memory.for_new().saturating_sub(SPARED))
 }
 
 /// The keys of a text's whole blocks.

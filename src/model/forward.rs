@@ -298,8 +298,11 @@ impl Model {
     /// Takes the residual stream in `scratch`, of a prompt's tokens that follow those in the cache, through some modules. The
     /// cache takes on their keys and values, but does not count them.
     ///
+    /// # Errors
+    /// If the cache has no room, or there is no memory for it.
+    ///
     /// # Panics
-    /// If the cache was made for a model of another shape or has no room.
+    /// If the cache was made for a model of another shape.
     pub(crate) fn run_modules(
         &self,
         team: &Team,
@@ -307,10 +310,10 @@ impl Model {
         cache: &mut KvCache,
         scratch: &mut Scratch,
         observer: &mut impl Observer,
-    ) {
+    ) -> Result<(), ModelError> {
         let rows = scratch.x.len() / self.config.embedding_length;
         let first_position = cache.len();
-        cache.reserve(rows).expect("room in the cache");
+        cache.reserve(rows)?;
         let pass = &mut Pass {
             phase: Phase::Prefill,
             stretches: vec![Stretch {
@@ -321,6 +324,7 @@ impl Model {
             sequences: &mut [cache],
         };
         self.pass_through(team, modules, pass, scratch, observer);
+        Ok(())
     }
 
     /// Takes the residual stream of a pass through some modules.

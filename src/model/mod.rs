@@ -69,6 +69,22 @@ pub enum ModelError {
     CacheShape,
     #[error("the KV cache has {}, and no other is free", count(blocks, "block"))]
     PoolFull { blocks: usize },
+    /// The sequences are as they were.
+    #[error(
+        "the memory is used up: {positions} positions more in the KV cache take {}, and {} can be taken",
+        mebibytes(*needed), mebibytes(*available)
+    )]
+    CacheMemory {
+        positions: usize,
+        needed: u64,
+        available: u64,
+    },
+    /// The process may not take as much memory as the weights need.
+    #[error(
+        "the weights take {}, and {} of memory are available",
+        mebibytes(*needed), mebibytes(*available)
+    )]
+    Memory { needed: u64, available: u64 },
     #[error(
         "the next position of sequence {sequence} in the batch is {expected}, and a row of it has {found}"
     )]
@@ -82,4 +98,8 @@ pub enum ModelError {
         count(head_dim, "value")
     )]
     CacheType { head_dim: usize, block: usize },
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -21,6 +21,18 @@ impl Model {
         self.arrange(runtime, Layout::Native)
     }
 
+    /// Brings every weight matrix of a model that is as its file has it back into the native layout, by letting go of the pages that
+    /// packing has written: they are then the file's again, and take no memory of this process.
+    pub(crate) fn forget_packing(&mut self, runtime: &Runtime) {
+        if self.map.reset().is_ok() {
+            for weight in self.multiplied_weights() {
+                weight.layout = Layout::Native;
+            }
+        } else {
+            self.unpack(runtime);
+        }
+    }
+
     fn arrange(&mut self, runtime: &Runtime, layout: Layout) -> usize {
         let mut ranges: Vec<Range<usize>> = Vec::new();
         let mut shapes: Vec<(BlockType, usize)> = Vec::new();

@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
-/// Positions of the first table.
-const FIRST_TABLE: usize = 512;
-/// Each table has twice as many positions as the one before, so that these reach further than any context.
+/// Positions whose angles are computed together, when the first of them is asked for.
+const PIECE: usize = 512;
+/// Each table has twice as many pieces as the one before, so that these reach further than any context.
 const TABLES: usize = 40;
 
 /// How fast each pair of a head turns: base^(−2i / dim) / scale / factor_i radians per position, for pairs i < dim / 2; and the
@@ -12,8 +12,8 @@ const TABLES: usize = 40;
 #[derive(Debug, Clone)]
 pub struct Rope {
     frequencies: Vec<f64>,
-    /// Table t has positions (2^t − 1) · [`FIRST_TABLE`] and on.
-    tables: [OnceLock<Angles>; TABLES],
+    /// Table t has the pieces from 2^t − 1 on. A piece takes memory only when it is there.
+    tables: [OnceLock<Box<[OnceLock<Angles>]>>; TABLES],
 }
 
 /// The cosines and sines of the angles of some positions, `[positions, pairs]` each.
@@ -48,18 +48,21 @@ impl Rope {
 
     /// Cosines and sines of the angles of one position, one of each per pair.
     pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let table = (position / FIRST_TABLE + 1).ilog2() as usize;
-        let first = ((1 << table) - 1) * FIRST_TABLE;
-        let angles = self.tables[table].get_or_init(|| self.angles(first, FIRST_TABLE << table));
+        let piece = position / PIECE;
+        let table = (piece + 1).ilog2() as usize;
+        let pieces = self.tables[table]
+            .get_or_init(|| (0..1usize << table).map(|_| OnceLock::new()).collect());
+        let angles = pieces[piece + 1 - (1 << table)].get_or_init(|| self.angles(piece * PIECE));
         let pairs = self.frequencies.len();
-        let range = (position - first) * pairs..(position - first + 1) * pairs;
+        let range = position % PIECE * pairs..(position % PIECE + 1) * pairs;
         (&angles.cosines[range.clone()], &angles.sines[range])
     }
 
-    fn angles(&self, first: usize, positions: usize) -> Angles {
-        let len = positions * self.frequencies.len();
+    /// Those of a piece, from its first position.
+    fn angles(&self, first: usize) -> Angles {
+        let len = PIECE * self.frequencies.len();
         let (mut cosines, mut sines) = (Vec::with_capacity(len), Vec::with_capacity(len));
-        for position in first..first + positions {
+        for position in first..first + PIECE {
             for frequency in &self.frequencies {
                 let (sine, cosine) = (position as f64 * frequency).sin_cos();
                 cosines.push(cosine as f32);
@@ -85,6 +88,8 @@ mod tests {
                 assert!((f64::from(sines[pair]) - angle.sin()).abs() < 1e-6);
             }
         }
-        assert!(rope.tables[8].get().is_none(), "tables are made as needed");
+        let made = rope.tables.iter().filter_map(OnceLock::get).flatten();
+        let made = made.filter(|piece| piece.get().is_some()).count();
+        assert_eq!(made, 7, "pieces are made as they are needed");
     }
 }

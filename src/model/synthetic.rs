@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Model, ModelError};
 use crate::gguf::{Value, Writer};
 use crate::kernels::Runtime;
+use crate::memory::Memory;
 use crate::quant::{BlockType, decode_row};
 
 /// Bytes that a thread fills at a time.
@@ -76,7 +77,13 @@ impl Model {
         runtime: &Runtime,
     ) -> Result<Self, ModelError> {
         let name = format!("{}-{}-synthetic", shape.name, block_type.name());
-        let file = writer(shape, block_type, &name).image(Path::new(&name))?;
+        let writer = writer(shape, block_type, &name);
+        let needed = writer.data_bytes() as u64;
+        let available = Memory::now().map_or(u64::MAX, |memory| memory.for_new());
+        if available < needed {
+            return Err(ModelError::Memory { needed, available });
+        }
+        let file = writer.image(Path::new(&name))?;
         let mut model = Self::load(file)?;
         model.fill(block_type, runtime);
         Ok(model)

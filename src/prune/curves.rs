@@ -17,7 +17,9 @@ use super::features::{features, inputs_per_unit, output_weight};
 use super::recipe::Restore;
 use super::restore::{Difference, restore_projection};
 use crate::kernels::{Activations, Phase, Runtime, Team};
-use crate::model::{KvCache, Model, Module, ModuleId, Predictions, Scratch, Unobserved};
+use crate::model::{
+    KvCache, Model, ModelError, Module, ModuleId, Predictions, Scratch, Unobserved,
+};
 use crate::progress::{self, Progress};
 
 /// Tokens of a sequence; each starts afresh.
@@ -58,7 +60,7 @@ pub fn measure(
     let units = Units::of_model(model, &scores, options.heads);
     let mut slice = Slice::new(model, runtime, text)?;
     let mut curves = Vec::with_capacity(units.len());
-    slice.predict();
+    slice.predict()?;
     let all = ModuleId::all(model.layers.len());
     for (module, module_units) in ModuleId::each(all).zip(&units) {
         let shares = match module.kind() {
@@ -69,10 +71,10 @@ pub fn measure(
         let stats = evidence.layer(model, runtime, module.layer())?;
         let kept: Vec<Vec<usize>> = levels.iter().map(|gone| module_units.kept(*gone)).collect();
         let variants = variants(model, runtime, module, stats, &kept, options.restore)?;
-        slice.enter(module);
+        slice.enter(module)?;
         let mut points = Vec::with_capacity(levels.len());
         for (gone, variant) in levels.into_iter().zip(&variants) {
-            let loss = slice.loss(module.next(), variant);
+            let loss = slice.loss(module.next(), variant)?;
             if !loss.is_finite() {
                 return Err(PruneErrorKind::not_finite(module).into());
             }
@@ -169,7 +171,7 @@ impl<'a> Slice<'a> {
     }
 
     /// Goes through the next module.
-    fn enter(&mut self, module: ModuleId) {
+    fn enter(&mut self, module: ModuleId) -> Result<(), ModelError> {
         let Self {
             model,
             runtime,
@@ -183,27 +185,29 @@ impl<'a> Slice<'a> {
             runtime.region(|team| {
                 let mut capture = Capture(&mut sequence.input);
                 let modules = module..module.next();
-                model.run_modules(team, modules, cache, scratch, &mut capture);
-            });
+                model.run_modules(team, modules, cache, scratch, &mut capture)
+            })?;
             sequence.residual.copy_from_slice(scratch.residual());
         }
+        Ok(())
     }
 
     /// Notes what the dense model predicts.
-    fn predict(&mut self) {
+    fn predict(&mut self) -> Result<(), ModelError> {
         let vocabulary = self.model.config.vocabulary;
         let mut predictions = std::mem::take(&mut self.predictions);
         for i in 0..self.sequences.len() {
             self.scratch.set_residual(&self.sequences[i].residual);
             self.finish(i, ModuleId::attention(0), &mut |team, _, logits| {
                 predictions.add(team, logits, vocabulary);
-            });
+            })?;
         }
         self.predictions = predictions;
+        Ok(())
     }
 
     /// The mean divergence, in nats, when the modules from `next` on follow, with the last module's projection changed.
-    fn loss(&mut self, next: ModuleId, variant: &Difference) -> f64 {
+    fn loss(&mut self, next: ModuleId, variant: &Difference) -> Result<f64, ModelError> {
         let predictions = std::mem::take(&mut self.predictions);
         let (mut sum, mut counted) = (0.0, 0);
         for i in 0..self.sequences.len() {
@@ -217,10 +221,10 @@ impl<'a> Slice<'a> {
                 let losses = predictions.divergences(team, first, logits);
                 sum += losses.iter().sum::<f64>();
                 counted += losses.len();
-            });
+            })?;
         }
         self.predictions = predictions;
-        sum / counted.max(1) as f64
+        Ok(sum / counted.max(1) as f64)
     }
 
     /// Takes the residual stream of sequence i, which lies in `scratch`, through the modules from `next` on, and shows the
@@ -230,7 +234,7 @@ impl<'a> Slice<'a> {
         i: usize,
         next: ModuleId,
         show: &mut (dyn FnMut(&Team, usize, &[f32]) + Send),
-    ) {
+    ) -> Result<(), ModelError> {
         let Self {
             model,
             runtime,
@@ -247,7 +251,7 @@ impl<'a> Slice<'a> {
         let rows = end - counted(&sequences[i])..end;
         runtime.region(|team| {
             let modules = next..ModuleId::all(model.layers.len()).end;
-            model.run_modules(team, modules, cache, scratch, &mut Unobserved);
+            model.run_modules(team, modules, cache, scratch, &mut Unobserved)?;
             scratch.want(rows.clone(), model.config.embedding_length);
             for first in (0..rows.len()).step_by(LOGIT_ROWS) {
                 let end = (first + LOGIT_ROWS).min(rows.len());
@@ -255,6 +259,7 @@ impl<'a> Slice<'a> {
                 show(team, place, logits);
                 place += end - first;
             }
-        });
+            Ok(())
+        })
     }
 }

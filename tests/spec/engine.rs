@@ -215,7 +215,7 @@ fn a_cache_that_cannot_be_written_is_no_error() {
 /// Saves the profile that a method needs.
 fn save_profile(workshop: &Workshop, name: &str, method: MethodOptions) -> std::path::PathBuf {
     let path = workshop.path(name);
-    let engine = workshop.open();
+    let mut engine = workshop.open();
     let (profile, report) = engine
         .calibrate(&method, &tokens(512), &mut ignore)
         .unwrap();
@@ -348,7 +348,7 @@ fn collected(
     workshop: &Workshop,
     calibration: &CalibrationOptions,
 ) -> Result<StoredProfile, EngineError> {
-    let engine = workshop.open();
+    let mut engine = workshop.open();
     let (profile, _) = engine.calibrate(&Method::Flap.into(), calibration, &mut ignore)?;
     Ok(profile)
 }

@@ -1652,6 +1652,19 @@ fn the_last_page_of_a_file_that_fills_it_in_part_is_kept() {
     assert_eq!(map.bytes()[2 * PAGE..], [0xAA; 10]);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_map_that_is_reset_is_the_file_again_to_the_last_byte() {
+    let bench = Bench::new();
+    let (mut map, original) = mapped(&bench, 2, 10);
+    map.bytes_mut().fill(0xAA);
+    map.reset().unwrap();
+    assert_eq!(map.bytes(), original);
+    if let Some(residency) = map.residency() {
+        assert_eq!(residency.private, 0);
+    }
+}
+
 #[test]
 fn ranges_without_a_whole_page_release_nothing() {
     let bench = Bench::new();

@@ -20,6 +20,7 @@ mod inspect;
 mod interrupt;
 mod kernels;
 mod leftovers;
+mod limits;
 mod memory;
 mod model;
 mod odd_files;

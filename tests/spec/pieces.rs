@@ -204,7 +204,7 @@ fn endless() -> (TextSource, Arc<AtomicUsize>) {
 #[test]
 fn a_text_is_read_as_far_as_it_is_needed() {
     let workshop = Workshop::new();
-    let engine = workshop.open();
+    let mut engine = workshop.open();
     let options = PerplexityOptions {
         context: 64,
         chunks: Some(3),

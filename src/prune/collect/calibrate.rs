@@ -93,7 +93,7 @@ pub fn calibrate_layers(
         runtime.region(|team| {
             model.embed(team, &batch, &mut scratch)?;
             let modules = ModuleId::all(layers.end);
-            model.run_modules(team, modules, &mut cache, &mut scratch, &mut recorder);
+            model.run_modules(team, modules, &mut cache, &mut scratch, &mut recorder)?;
             Ok::<(), PruneError>(())
         })?;
         done += take;

@@ -131,14 +131,14 @@ impl Streams {
         for sequence in sequences.iter_mut() {
             runtime.region(|team| {
                 scratch.set_residual(&sequence.dense);
-                model.run_modules(team, modules.clone(), cache, scratch, &mut Unobserved);
+                model.run_modules(team, modules.clone(), cache, scratch, &mut Unobserved)?;
                 sequence.dense.copy_from_slice(scratch.residual());
                 scratch.set_residual(&sequence.pruned);
                 let mut capture = Capture(&mut sequence.input);
-                model.run_modules(team, modules.clone(), cache, scratch, &mut capture);
+                model.run_modules(team, modules.clone(), cache, scratch, &mut capture)?;
                 sequence.pruned.copy_from_slice(scratch.residual());
                 if whole {
-                    return;
+                    return Ok(());
                 }
                 let width = weight.cols + d;
                 joint.resize(sequence.input.tokens().count * width, 0.0);
@@ -158,7 +158,8 @@ impl Streams {
                 if let Some(covariance) = &mut stats.covariance {
                     covariance.add(team, &joint, gram);
                 }
-            });
+                Ok::<(), PruneError>(())
+            })?;
         }
         if whole {
             return Ok(Restoration::default());
