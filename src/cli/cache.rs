@@ -11,8 +11,8 @@ use flapjack::hub;
 use flapjack::prune::Covariances;
 use serde::Serialize;
 
-use super::streams;
 use super::words::{megabytes, plural, target_words};
+use super::{heading, streams};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -20,7 +20,7 @@ pub struct CacheFolderArgs {
     #[command(subcommand)]
     action: Option<Action>,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(help_heading = heading::OUTPUT, long)]
     json: bool,
 }
 
@@ -31,6 +31,7 @@ enum Action {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = heading::REMOVAL)]
 struct ClearArgs {
     /// Only those that were not used for so long, for example 30d or 12h
     #[arg(long, value_name = "AGE", value_parser = parse_age)]

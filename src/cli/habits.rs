@@ -36,7 +36,7 @@ const OPTIONS: &[Words] = &[
     ),
     (
         &["-cl", "--cache-list"],
-        "'flapjack info' shows where the cache folder is",
+        "'flapjack cache' shows what is in the cache folder",
     ),
     (
         &[
@@ -371,7 +371,7 @@ const COMMANDS: &[Words] = &[
     ),
     (
         &["list", "ls", "ps", "stop"],
-        "models are plain files, and none stays loaded; 'flapjack info' shows where the default model is kept",
+        "models are plain files, and none stays loaded; 'flapjack cache' shows what is kept of those that ran",
     ),
     (
         &["show"],

@@ -15,11 +15,13 @@ pub mod heading {
     pub const METHOD: &str = "How to prune";
     pub const CALIBRATION: &str = "Calibration";
     pub const MACHINE: &str = "Machine";
+    /// What `cache clear` takes away.
+    pub const REMOVAL: &str = "What to remove";
     pub const OUTPUT: &str = "Output";
     pub const GENERAL: &str = "General";
 
     /// In the order of the help.
-    pub const ALL: [&str; 10] = [
+    pub const ALL: [&str; 11] = [
         MODEL,
         TEXT,
         SAMPLING,
@@ -28,6 +30,7 @@ pub mod heading {
         METHOD,
         CALIBRATION,
         MACHINE,
+        REMOVAL,
         OUTPUT,
         GENERAL,
     ];
@@ -144,6 +147,11 @@ pub const INFO: &str = "\
 Examples:
   flapjack info
   FLAPJACK_ISA=avx2 flapjack info    with an instruction set of your choice";
+
+pub const CACHE: &str = "\
+Examples:
+  flapjack cache
+  flapjack cache clear --older-than 30d";
 
 pub const INSPECT: &str = "\
 Examples:

@@ -73,6 +73,7 @@ enum Command {
     #[command(after_help = help::INFO)]
     Info(info::InfoArgs),
     /// Show what is kept from earlier runs, or remove it
+    #[command(after_help = help::CACHE)]
     Cache(cache::CacheFolderArgs),
 }
 

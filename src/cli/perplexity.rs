@@ -74,7 +74,6 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
     };
     // Before pruning, so that a text that cannot be read is known early.
     let tokens = engine.read(&text, options.most_tokens())?;
-    interrupt::check()?;
     let mut prune_ratio = 0.0;
     if let Some(options) = args.pruning.options_if_any(false)? {
         let prepared = engine.prepare(&options)?;

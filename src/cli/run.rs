@@ -37,9 +37,9 @@ pub struct RunArgs {
     /// One newline at its end is dropped.
     #[arg(help_heading = heading::TEXT, short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Generate at most N tokens (-1: to the end)
+    /// Generate at most N tokens (-1: no limit)
     ///
-    /// The end is where the model ends its text, or where the context is full; -2 means the same as -1.
+    /// In any case to where the model ends its text, or the context is full; -2 means the same as -1.
     #[arg(help_heading = heading::TEXT, short, long, visible_alias = "n-predict", alias = "predict", value_name = "N", default_value_t = 128, value_parser = parse_count)]
     n: usize,
     /// Positions to make room for (0: the model's own context)

@@ -8,7 +8,7 @@ use crate::common::engine::Workshop;
 use crate::common::program::{stderr, succeeded};
 
 /// A command line for each subcommand that prints results, on a small model that is named where FILE stands.
-const PRINTING: [&str; 14] = [
+const PRINTING: [&str; 17] = [
     "run -p x -n 4 -m FILE",
     "run -p x -n 4 -q -m FILE",
     "perplexity -c 32 --chunks 1 -f TEXT -m FILE",
@@ -19,6 +19,9 @@ const PRINTING: [&str; 14] = [
     "inspect FILE",
     "inspect --json FILE",
     "info",
+    "cache",
+    "cache --json",
+    "cache clear",
     "--help",
     "--version",
     "help run",
