@@ -348,6 +348,7 @@ impl BenchArgs {
             ..self.machine.options()
         };
         let mut engine = Engine::synthetic(shape, synthetic_type, options)?;
+        words::log(engine.notices());
         // Before packing, which rearranges the bytes.
         let file = (self.vs.is_some() && ratio == 0.0)
             .then(|| engine.image_file())

@@ -67,6 +67,10 @@ pub fn log(notices: &[Notice]) {
             Notice::KeyAdded { key } => {
                 tracing::info!("the file does not have {key}, which --override-kv adds");
             }
+            Notice::FewerThreads { asked, used } => tracing::warn!(
+                "computing with {} instead of {asked}: there are no more processors to run them",
+                plural(*used, "thread")
+            ),
             Notice::NotPacked(shortage) => tracing::warn!(
                 "weights stay as they lie in the file, which is slower: packing them takes {} and {} are free",
                 mebibytes(shortage.needed),

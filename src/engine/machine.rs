@@ -7,7 +7,7 @@ use crate::kernels::{ISA_VARIABLE, Isa, IsaError, Kernels};
 /// What the machine offers to compute with.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
-    /// Threads that run at once.
+    /// Threads of this process that run at once.
     pub processors: usize,
     /// All instruction sets that there are kernels for, from the plainest to the most capable.
     pub instruction_sets: Vec<InstructionSet>,
@@ -43,7 +43,8 @@ pub fn machine() -> Result<Machine, IsaError> {
     })
 }
 
-/// Threads that run at once; 1 where the system does not say.
+/// Threads of this process that run at once: processors that it may run on, as the system and its control groups have it. 1
+/// where the system does not say.
 pub(super) fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

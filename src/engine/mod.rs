@@ -145,9 +145,9 @@ impl Engine {
             tokenizer: Some(tokenizer),
             has_file: true,
             sampling,
-            notices,
             ..Self::of(model, runtime, cache, options)
         };
+        engine.notices.extend(notices);
         engine.notice_metadata();
         engine.pack_as_opened();
         Ok(engine)
@@ -184,12 +184,12 @@ impl Engine {
             cache,
             model,
             tokenizer: None,
+            notices: fewer_threads(&options, &runtime).into_iter().collect(),
             runtime,
             options,
             has_file: false,
             load_time: Duration::ZERO,
             pack_time: None,
-            notices: Vec::new(),
             sampling: SamplingDefaults::default(),
             touched: false,
             pruned: None,
@@ -251,8 +251,15 @@ impl Engine {
 }
 
 fn runtime(options: &OpenOptions) -> Result<Runtime, EngineError> {
-    let threads = options.threads.unwrap_or_else(machine::processors);
+    let processors = machine::processors();
+    let threads = options.threads.unwrap_or(processors).min(processors);
     Ok(Runtime::new(threads)?)
+}
+
+/// Whether there are fewer threads than were asked for.
+fn fewer_threads(options: &OpenOptions, runtime: &Runtime) -> Option<Notice> {
+    let (asked, used) = (options.threads?, runtime.pool.threads());
+    (used < asked).then_some(Notice::FewerThreads { asked, used })
 }
 
 /// The path of the default model, which is fetched first if it is not in the cache folder yet; see [`hub`].

@@ -13,7 +13,8 @@ use crate::prune::{Effort, HeadUnit, Method, Metric, Recipe, Restore, Structure,
 /// How to open a model.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// Threads to compute with; `None` for one for each processor.
+    /// Threads to compute with; `None` for one for each processor that this process may run on, and never more than these, which
+    /// would make nothing faster.
     pub threads: Option<usize>,
     pub pack: Pack,
     /// The folder in which profiles and outcomes are kept; `None` for the user's

@@ -223,6 +223,8 @@ pub enum Notice {
     Metadata(MetadataWarning),
     /// An override gives a value to a key that the file does not have.
     KeyAdded { key: String },
+    /// More threads were asked for than there are processors to run them, of which each has one.
+    FewerThreads { asked: usize, used: usize },
     /// There is not the memory to pack the weights, which stay as they lie in the file and are slower.
     NotPacked(Shortage),
     /// Packed weights leave too little memory to prune in: they go back to how they lie in the file.

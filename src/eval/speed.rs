@@ -159,8 +159,8 @@ pub fn read_bandwidth(map: &Map, bytes: usize, runtime: &Runtime) -> f64 {
     let start = Instant::now();
     runtime.region(|team| {
         let threads = team.threads();
-        team.each(|worker| {
-            let part = &data[data.len() * worker / threads..data.len() * (worker + 1) / threads];
+        team.shares(|share| {
+            let part = &data[data.len() * share / threads..data.len() * (share + 1) / threads];
             let mut streams = part.chunks((part.len() / STREAMS).max(LINE)).take(STREAMS);
             let streams: [&[[u8; LINE]]; STREAMS] =
                 std::array::from_fn(|_| streams.next().unwrap_or_default().as_chunks().0);

@@ -158,7 +158,7 @@ impl Activations {
         let kernels = team.kernels();
         let sink = self.sink(kernels, tokens, cols, readers, Keep::Nothing, precision);
         let some = if sink.forms.tiles { TILE_TOKENS } else { 1 };
-        team.items(tokens.count.div_ceil(some), |_, i| {
+        team.items(tokens.count.div_ceil(some), |i| {
             let tokens = i * some..((i + 1) * some).min(tokens.count);
             let fill = |x: &mut [f32]| {
                 for (t, row) in tokens.clone().zip(x.chunks_exact_mut(cols.max(1))) {
@@ -305,7 +305,7 @@ impl Activations {
             moments: None,
         };
         let some = if missing.tiles { TILE_TOKENS } else { 1 };
-        team.items(tokens.div_ceil(some), |_, i| {
+        team.items(tokens.div_ceil(some), |i| {
             let tokens = i * some..((i + 1) * some).min(tokens);
             let x = &values[tokens.start * cols..tokens.end * cols];
             // SAFETY: every item is handed out once and has its own tokens, which begin at a whole tile.

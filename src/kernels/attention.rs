@@ -253,7 +253,7 @@ impl<'a> Job<'a> {
         }
         // Those that see the most positions go first, so that the short ones fill the gaps at the end.
         blocks.sort_by_key(|block| std::cmp::Reverse(block.seen));
-        team.items(blocks.len() * group_sizes.len(), |_, item| {
+        team.items(blocks.len() * group_sizes.len(), |item| {
             let (block, group) = (&blocks[item / group_sizes.len()], item % group_sizes.len());
             let (first_head, size) = (self.first_heads[group], group_sizes[group]);
             let count = block.tokens.len();
@@ -321,7 +321,7 @@ impl<'a> Job<'a> {
             (vec![0.0; places * self.width], vec![0.0; places * heads]);
         let shared = SharedSlice::new(&mut results);
         let shared_sums = SharedSlice::new(&mut log_sums);
-        team.items(parts.len() * group_sizes.len(), |_, item| {
+        team.items(parts.len() * group_sizes.len(), |item| {
             let (part, group) = (&parts[item / group_sizes.len()], item % group_sizes.len());
             let (first, size) = (self.first_heads[group], group_sizes[group]);
             if size == 0 {
@@ -353,7 +353,7 @@ impl<'a> Job<'a> {
                 self.attend(q, &visible, &kv, result, Some(sums), scratch);
             });
         });
-        team.items(joined.len(), |_, i| {
+        team.items(joined.len(), |i| {
             let (token, places) = &joined[i];
             let whole = self.join(
                 &results[places.start * self.width..places.end * self.width],

@@ -96,7 +96,7 @@ pub fn matmul_then(
             .enumerate()
             .flat_map(|(j, job)| (0..job.stride).step_by(height).map(move |row| (j, row)))
             .collect();
-        team.items(panels.len(), |_, i| {
+        team.items(panels.len(), |i| {
             let (j, row) = panels[i];
             let end = (row + height).min(jobs[j].stride);
             // SAFETY: every panel is handed out once.
@@ -111,8 +111,8 @@ pub fn matmul_then(
     } else {
         let total: usize = jobs.iter().map(|job| job.weights.bytes()).sum();
         let threads = team.threads();
-        team.each(|worker| {
-            let share = total * worker / threads..total * (worker + 1) / threads;
+        team.shares(|share| {
+            let share = total * share / threads..total * (share + 1) / threads;
             let mut base = 0;
             let parts: Vec<sys::fk_rows> = jobs
                 .iter()
@@ -124,7 +124,7 @@ pub fn matmul_then(
                 })
                 .collect();
             // SAFETY: the weights' bytes, the activations (in the form that was asked for) and the output were checked against the
-            // shape above and by `MatrixView::new`; one worker's end is the next one's beginning, so that no row has two.
+            // shape above and by `MatrixView::new`; one share's end is the next one's beginning, so that no row has two.
             unsafe { call!(kernels, matvec(parts.as_ptr(), parts.len(), x.get())) };
             for (j, part) in parts.iter().enumerate() {
                 hand_over(j, part.begin..part.end);
@@ -230,12 +230,12 @@ fn by_panels(
     if one {
         let granule = least_common_multiple(GROUP, align);
         let threads = team.threads();
-        let border = |worker: usize| match worker {
-            w if w == threads => rows,
-            w => (rows * w / threads + granule / 2) / granule * granule,
+        let border = |share: usize| match share {
+            s if s == threads => rows,
+            s => (rows * s / threads + granule / 2) / granule * granule,
         };
-        team.each(|worker| {
-            let rows = border(worker).min(rows)..border(worker + 1).min(rows);
+        team.shares(|share| {
+            let rows = border(share).min(rows)..border(share + 1).min(rows);
             if rows.is_empty() {
                 return;
             }
@@ -302,7 +302,7 @@ fn by_panels(
     };
     let granule = least_common_multiple(kernels.table().row_granule, align);
     let height = panel_height(team, rows, granule);
-    team.items(rows.div_ceil(height), |_, i| {
+    team.items(rows.div_ceil(height), |i| {
         panel(i * height..((i + 1) * height).min(rows));
     });
 }

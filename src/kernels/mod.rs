@@ -10,6 +10,7 @@ mod matrix;
 mod moments;
 mod sys;
 mod team;
+mod waiting;
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -414,7 +415,7 @@ pub struct Runtime {
 
 impl Runtime {
     /// Runs `lead` with a team of all threads; see [`Pool::region`].
-    pub fn region<R: Send>(&self, lead: impl FnOnce(&Team) -> R + Send) -> R {
+    pub fn region<R>(&self, lead: impl FnOnce(&Team) -> R) -> R {
         self.pool.region(self.kernels, lead)
     }
 

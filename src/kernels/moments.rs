@@ -41,7 +41,7 @@ impl Moments {
         let mut moments = Self::default();
         let writer = moments.begin(kernels, tokens, cols);
         let each = writer.part_tokens;
-        team.items(tokens.div_ceil(each), |_, part| {
+        team.items(tokens.div_ceil(each), |part| {
             let tokens = part * each..((part + 1) * each).min(tokens);
             let x = &x[tokens.start * cols..tokens.end * cols];
             // SAFETY: every part is handed out once.

@@ -39,4 +39,5 @@ mod stop;
 mod streams;
 mod substitute;
 mod synthetic;
+mod threads;
 mod tokenizer;

@@ -114,9 +114,8 @@ impl Bench {
         path
     }
 
-    /// As [`flapjack`], with the cache of this folder, and with one thread: tests run side by side, and threads that wait
-    /// for each other lose most of their time where there are more of them than processors. (Results are the same for any
-    /// number, as other tests show.)
+    /// As [`flapjack`], with the cache of this folder, and with one thread: tests run side by side, so that more would
+    /// make nothing faster. (Results are the same for any number, as other tests show.)
     pub fn flapjack(&self, arguments: &[&str]) -> Output {
         let (command, rest) = arguments.split_first().expect("a subcommand");
         let arguments = [&[*command, "-t", "1"], rest].concat();
