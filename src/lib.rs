@@ -55,6 +55,7 @@
 //! | [`eval`] | perplexity and speed |
 //! | [`prune`] | FLAP and beyond, in steps from plain data to plain data |
 //! | [`tokenize`] | tokenizers from GGUF metadata |
+//! | [`chat`] | chat templates: from messages to text and tokens, and answers taken apart |
 //! | [`model`] | weights as views on the map, the KV cache, one readable forward pass ([`model::Model::forward`]) |
 //! | [`gguf`] | reading and writing GGUF, and the map itself |
 //! | [`quant`] | the block formats of weights |
@@ -69,6 +70,7 @@
 //! *ratio* of pruning is the share of the layers' attention and MLP weights, in parameters, that is removed. Matrices are
 //! row-major `[out_features, in_features]`.
 
+pub mod chat;
 mod count;
 pub mod engine;
 pub mod eval;
@@ -82,4 +84,5 @@ pub mod model;
 pub mod progress;
 pub mod prune;
 pub mod quant;
+pub mod serve;
 pub mod tokenize;

@@ -427,7 +427,7 @@ fn parse_fit(text: &str) -> Result<u64, String> {
     }
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || {
         let names = UNITS.map(|(name, _)| name).join(", ");
         format!("must be a number of bytes with a unit ({names}), for example 80MB")

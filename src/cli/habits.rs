@@ -178,14 +178,7 @@ const OPTIONS: &[Words] = &[
         "there is no speculative decoding: leave it out",
     ),
     (
-        &[
-            "-np",
-            "--parallel",
-            "-ns",
-            "--sequences",
-            "-cb",
-            "--cont-batching",
-        ],
+        &["-np", "-ns", "--sequences", "-cb", "--cont-batching"],
         "one text is generated at a time: leave it out",
     ),
     // The context.
@@ -225,7 +218,26 @@ const OPTIONS: &[Words] = &[
     // The prompt, and talking.
     (
         &["-no-cnv", "--no-conversation", "--no-jinja"],
-        "'flapjack run' continues the prompt as it stands: leave it out",
+        "'--raw' goes on with the prompt as it stands",
+    ),
+    (
+        &["-sys", "--system-prompt", "-sysf", "--system-prompt-file"],
+        "'--system TEXT' stands before the user's messages",
+    ),
+    (
+        &["--chat-template-file"],
+        "'--chat-template FILE' takes a file, or the name of a template",
+    ),
+    (
+        &[
+            "--reasoning-format",
+            "--reasoning-budget",
+            "--think",
+            "--hidethinking",
+            "-rea",
+            "--reasoning",
+        ],
+        "'--no-thinking' leaves out what the model thinks before it answers",
     ),
     (
         &[
@@ -239,23 +251,11 @@ const OPTIONS: &[Words] = &[
             "--single-turn",
             "-mli",
             "--multiline-input",
-            "-sys",
-            "--system-prompt",
-            "-sysf",
-            "--system-prompt-file",
             "--jinja",
-            "--chat-template",
-            "--chat-template-file",
             "--in-prefix",
             "--in-suffix",
-            "-rea",
-            "--reasoning",
-            "--reasoning-format",
-            "--reasoning-budget",
-            "--think",
-            "--hidethinking",
         ],
-        "'flapjack run' continues the prompt as it stands, and does not talk: write the turns of a chat into '-p TEXT' or '-f FILE'",
+        "'flapjack run' is a chat where there is no prompt, and answers a prompt by the model's chat template: leave it out",
     ),
     (
         &["-r", "--reverse-prompt"],
@@ -272,44 +272,15 @@ const OPTIONS: &[Words] = &[
     // Sampling.
     (
         &[
-            "--samplers",
             "--sampler-seq",
             "--sampling-seq",
-            "--typical",
-            "--typical-p",
-            "--top-nsigma",
-            "--top-n-sigma",
-            "--xtc-probability",
-            "--xtc-threshold",
-            "--presence-penalty",
-            "--frequency-penalty",
-            "--dry-multiplier",
-            "--dry-base",
-            "--dry-allowed-length",
-            "--dry-penalty-last-n",
-            "--dry-sequence-breaker",
-            "--dynatemp-range",
-            "--dynatemp-exp",
-            "--mirostat",
-            "--mirostat-lr",
-            "--mirostat-ent",
-            "-l",
-            "--logit-bias",
             "--adaptive-target",
             "--adaptive-decay",
         ],
         "what is sampled from is set by '--temp', '--top-k', '--top-p', '--min-p' and '--repeat-penalty'",
     ),
     (
-        &[
-            "--grammar",
-            "--grammar-file",
-            "-j",
-            "--json-schema",
-            "-jf",
-            "--json-schema-file",
-            "--format",
-        ],
+        &["-jf", "--format"],
         "answers cannot be held to a grammar yet",
     ),
     // What is printed.
@@ -336,7 +307,6 @@ const OPTIONS: &[Words] = &[
             "--no-display-prompt",
             "--verbose-prompt",
             "-sp",
-            "--special",
             "--perf",
             "--no-perf",
             "--show-timings",
@@ -377,13 +347,10 @@ const COMMANDS: &[Words] = &[
         &["show"],
         "'flapjack inspect FILE' shows what is in a model",
     ),
-    (
-        &["serve", "server", "start"],
-        "there is no server yet; 'flapjack run' generates one text",
-    ),
+    (&["server", "start"], "'flapjack serve' answers over HTTP"),
     (
         &["chat", "cli", "generate", "completion", "simple"],
-        "'flapjack run -p TEXT' generates text",
+        "'flapjack run' is a chat, and 'flapjack run -p TEXT' answers a text",
     ),
     (&["ppl"], "'flapjack perplexity -f FILE' scores a text"),
     (

@@ -9,6 +9,7 @@ pub mod heading {
     /// The prompt and what is generated behind it, or the text that is scored.
     pub const TEXT: &str = "Text";
     pub const SAMPLING: &str = "Sampling";
+    pub const SERVER: &str = "Server";
     /// What `bench` times.
     pub const TESTS: &str = "Tests";
     pub const AMOUNT: &str = "How much to prune";
@@ -21,9 +22,10 @@ pub mod heading {
     pub const GENERAL: &str = "General";
 
     /// In the order of the help.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 12] = [
         MODEL,
         TEXT,
+        SERVER,
         SAMPLING,
         TESTS,
         AMOUNT,
@@ -37,11 +39,16 @@ pub mod heading {
 }
 
 /// The options that `-h` shows, by their ids, where a command has more than [`FEW`]. `--help` shows all.
-const ESSENTIAL: [&str; 30] = [
+const ESSENTIAL: [&str; 35] = [
     "model",
     "synthetic",
     "prompt",
     "file",
+    "raw",
+    "host",
+    "port",
+    "api_key",
+    "compare",
     "n",
     "ctx",
     "stop",
@@ -117,10 +124,18 @@ Examples:
 
 pub const RUN: &str = "\
 Examples:
-  flapjack run -p \"Once upon a time\" -n 64                   the default model, 64 tokens at most
+  flapjack run                                               a chat with the default model
+  flapjack run -p \"What is the capital of France?\"           an answer
+  flapjack run --raw -p \"Once upon a time\" -n 64             a text that goes on, 64 tokens at most
   flapjack run -m model.gguf -f prompt.txt -n -1 --temp 0    to the end of the text, no chance
   flapjack run -m model.gguf --prune 0.3 -p \"Once upon a\"    without 30 % of the layers' weights
   flapjack run --fit 80MB --calib notes.txt -f prompt.txt    to a size, for text of your kind";
+
+pub const SERVE: &str = "\
+Examples:
+  flapjack serve                                             the default model, at port 8080
+  flapjack serve -m model.gguf --prune 0.2 --parallel 8      pruned, for many at once
+  flapjack serve -m model.gguf --prune 0.3 --compare         with the dense model beside it";
 
 pub const PRUNE: &str = "\
 Examples:

@@ -5,6 +5,7 @@ mod arguments;
 mod bench;
 mod cache;
 mod calibrate;
+mod chat;
 mod ending;
 mod habits;
 mod help;
@@ -18,6 +19,7 @@ mod prune;
 mod report;
 mod run;
 mod sampling;
+mod serve;
 mod streams;
 mod words;
 
@@ -51,9 +53,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Generate text from a prompt
+    /// Answer a prompt, go on with a text, or chat
     #[command(after_help = help::RUN)]
     Run(run::RunArgs),
+    /// Answer over HTTP: OpenAI's interface, Ollama's, and a page
+    #[command(after_help = help::SERVE)]
+    Serve(serve::ServeArgs),
     /// Prune a model and write it to a file that flapjack and llama.cpp run
     #[command(after_help = help::PRUNE)]
     Prune(prune::PruneArgs),
@@ -101,6 +106,7 @@ pub fn main() -> ExitCode {
     survive_file_limits();
     let result = interrupt::install().and_then(|()| match cli.command {
         Command::Run(args) => run::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Prune(args) => prune::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Perplexity(args) => perplexity::run(args),

@@ -17,6 +17,8 @@ pub struct Run {
     /// The dense model's speed on the same prompt, where the model was pruned.
     pub dense: Option<Timings>,
     pub pruned: Option<PruneReport>,
+    /// Whether the prompt was answered as a user's message, and not gone on with.
+    pub answers: bool,
 }
 
 /// What calibration took.
@@ -57,6 +59,7 @@ impl Run {
             model: engine.report(),
             dense: None,
             pruned: None,
+            answers: false,
         }
     }
 
@@ -76,6 +79,13 @@ impl Run {
             self.model.isa,
             plural(self.model.threads, "thread"),
         )];
+        let how = match self.answers {
+            true => {
+                "a user's message, by the model's chat template (--raw goes on with it instead)"
+            }
+            false => "gone on with as it stands",
+        };
+        lines.push(format!("  read as    {how}"));
         lines.push(format!("  map        {}", seconds(self.model.load_time)));
         if let Some(time) = self.model.pack_time {
             lines.push(format!("  pack       {}", seconds(time)));

@@ -1,27 +1,32 @@
 //! `flapjack run`
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use flapjack::engine::{Cancelled, Engine, GenerateOptions, Notice, SequenceOptions};
+use flapjack::chat::{AnswerParser, ChatOptions};
+use flapjack::engine::{
+    Cancelled, Engine, EngineError, GenerateOptions, Notice, PruneOptions, SequenceOptions,
+};
 use flapjack::generate::{Generation, Timings};
 
 use super::arguments::{
     AMOUNT, CacheArgs, ModelArgs, PruningArgs, WrongUse, parse_count, read_text, whole,
 };
+use super::chat::{self, ChatArgs, ChatSetup, Printer};
 use super::ending::Ending;
 use super::interrupt::{self, Watch};
 use super::progress::{Unit, Work};
 use super::sampling::SamplingArgs;
-use super::streams::Output;
 use super::{heading, progress, report, words};
 
 /// The dense model's speed is measured over at most so many tokens.
 const BASELINE_TOKENS: usize = 64;
+/// Tokens that are generated behind a prompt that is not answered.
+const DEFAULT_TOKENS: usize = 128;
 /// Reading a prompt of more tokens takes long enough to tell how far it is.
 const LONG_PROMPT: usize = 256;
 
@@ -37,11 +42,22 @@ pub struct RunArgs {
     /// One newline at its end is dropped.
     #[arg(help_heading = heading::TEXT, short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    chat: ChatArgs,
+    /// Go on with the prompt as it stands
+    ///
+    /// Without it, a model that has a chat template takes the prompt as a user's message, and answers it.
+    #[arg(help_heading = heading::TEXT, long)]
+    raw: bool,
+    /// Take control tokens that the prompt spells as such
+    #[arg(help_heading = heading::TEXT, long, requires = "raw")]
+    special: bool,
     /// Generate at most N tokens (-1: no limit)
     ///
-    /// In any case to where the model ends its text, or the context is full; -2 means the same as -1.
-    #[arg(help_heading = heading::TEXT, short, long, visible_alias = "n-predict", alias = "predict", value_name = "N", default_value_t = 128, value_parser = parse_count)]
-    n: usize,
+    /// By default 128, and no limit where the prompt is answered. In any case to where the model ends its text, or the context is full;
+    /// -2 means the same as -1.
+    #[arg(help_heading = heading::TEXT, short, long, visible_alias = "n-predict", alias = "predict", value_name = "N", value_parser = parse_count)]
+    n: Option<usize>,
     /// Positions to make room for (0: the model's own context)
     ///
     /// By default as many as prompt and -n need, up to what the model was trained for.
@@ -70,17 +86,40 @@ pub struct RunArgs {
 pub fn run(args: RunArgs) -> Result<()> {
     progress::set_quiet(args.quiet);
     let prompt = args.prompt_text()?;
+    let mut engine = args.model.open()?;
+    args.chat.prepare(&mut engine)?;
+    let answers = !args.raw && engine.shared_chat_template().is_some();
+    let options = args.generate_options(&engine, answers)?;
+    let Some(prompt) = prompt else {
+        return args.talk(engine, options);
+    };
     if prompt.trim().is_empty() {
         tracing::warn!("the prompt is empty: the model begins a text of its own");
     }
-    let mut engine = args.model.open()?;
-    let prompt = engine.prompt(&prompt)?;
-    let options = args.generate_options(&engine);
-    let place = args.sequence_options(&engine, prompt.len());
+    let rendered = answers
+        .then(|| {
+            engine.chat_text(
+                &args.chat.messages(&args.model, &prompt),
+                &ChatOptions::default(),
+            )
+        })
+        .transpose()?;
+    let prompt = match &rendered {
+        Some(rendered) => rendered
+            .encode(engine.tokenizer()?)
+            .map_err(EngineError::from)?,
+        None if args.special => {
+            let tokens = engine.tokenizer()?.encode_special(&prompt, None);
+            tokens.map_err(EngineError::from)?
+        }
+        None => engine.prompt(&prompt)?,
+    };
+    let place = args.sequence_options(&engine, prompt.len(), options.max_tokens);
 
     words::log(engine.check_sequence(place)?.as_slice());
 
     let mut report = report::Run::new(&engine);
+    report.answers = answers;
     if let Some(pruning) = args
         .pruning
         .options_if_any(!args.quiet && !args.no_baseline)?
@@ -101,7 +140,11 @@ pub fn run(args: RunArgs) -> Result<()> {
     let mut sequence = engine.sequence_with(place)?;
     let mut generation = engine.generate_behind(&mut sequence, prompt, &options)?;
     let watch = Watch::begin();
-    let text = write_answer(&mut generation, prompt_tokens, &watch)?;
+    let style = engine.answer_style().ok();
+    let parser = rendered.zip(style);
+    let parser = parser.map(|(rendered, style)| AnswerParser::new(&style, &rendered, false));
+    let printer = Printer::new(parser, !args.chat.no_thinking);
+    let text = write_answer(&mut generation, printer, prompt_tokens, &watch)?;
 
     let generated = generation.generated().expect("there are no more pieces");
     let ending = Ending {
@@ -121,8 +164,12 @@ pub fn run(args: RunArgs) -> Result<()> {
 }
 
 /// Lets the model answer, and writes what it says as it comes. A signal stops it; what was generated before is there then.
-fn write_answer(generation: &mut Generation, prompt: usize, watch: &Watch) -> Result<String> {
-    let mut out = Output::new();
+fn write_answer(
+    generation: &mut Generation,
+    mut printer: Printer,
+    prompt: usize,
+    watch: &Watch,
+) -> Result<String> {
     let mut text = String::new();
     let mut reading =
         (prompt > LONG_PROMPT).then(|| Work::begin("reading the prompt", Unit::Of("tokens")));
@@ -141,8 +188,7 @@ fn write_answer(generation: &mut Generation, prompt: usize, watch: &Watch) -> Re
             _ => reading = None,
         }
         if !piece.is_empty() {
-            out.write_all(piece.as_bytes())?;
-            out.flush()?;
+            printer.push(&piece)?;
             text += &piece;
         }
     };
@@ -150,25 +196,27 @@ fn write_answer(generation: &mut Generation, prompt: usize, watch: &Watch) -> Re
     // What was written stands on lines of its own, whatever comes behind it on standard error.
     if let Ok(rest) = &result {
         text += rest;
-        writeln!(out, "{rest}")?;
+        printer.push(rest)?;
+        printer.end()?;
     } else if !text.is_empty() {
-        writeln!(out)?;
+        printer.end()?;
     }
-    out.flush()?;
     result?;
     Ok(text)
 }
 
 impl RunArgs {
-    fn prompt_text(&self) -> Result<String> {
+    /// The prompt; `None` where there is a terminal to talk at instead.
+    fn prompt_text(&self) -> Result<Option<String>> {
         if let Some(prompt) = &self.prompt {
-            return Ok(prompt.clone());
+            return Ok(Some(prompt.clone()));
         }
         let mut text = match &self.file {
             Some(path) => read_text(path)?,
             None if self.pruning.reads_standard_input() => bail!(WrongUse::new(
                 "standard input cannot be both the prompt and the calibration text; give the prompt with -p TEXT or -f FILE"
             )),
+            None if io::stdin().is_terminal() => return Ok(None),
             None => read_standard_input()?,
         };
         if text.ends_with('\n') {
@@ -177,24 +225,63 @@ impl RunArgs {
                 text.pop();
             }
         }
-        Ok(text)
+        Ok(Some(text))
     }
 
-    fn generate_options(&self, engine: &Engine) -> GenerateOptions {
-        GenerateOptions {
-            max_tokens: self.n,
-            sampler: self.sampling.config(engine),
+    /// A chat in the terminal.
+    fn talk(&self, mut engine: Engine, options: GenerateOptions) -> Result<()> {
+        if self.raw || engine.shared_chat_template().is_none() {
+            bail!(WrongUse::new(
+                "there is no prompt, and without a chat template nothing to talk by; give a prompt with -p TEXT, -f FILE or on standard input"
+            ));
+        }
+        let mut pruning = PruneOptions::default();
+        if let Some(options) = self.pruning.options_if_any(false)? {
+            let prepared = engine.prepare(&options)?;
+            words::log(prepared.notices());
+            let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
+            words::log(&pruned.notices);
+            interrupt::check()?;
+            pruning = options;
+        }
+        let trained = engine.model().config.context_length;
+        let context = self.ctx.filter(|n| *n > 0).unwrap_or(trained);
+        words::log(engine.beyond_training(context).as_slice());
+        chat::talk(
+            engine,
+            ChatSetup {
+                generate: options,
+                sequence: SequenceOptions {
+                    context: Some(context),
+                    cache_type: self.cache.cache_type(),
+                },
+                system: self.chat.system(&self.model),
+                pruning,
+                show_thinking: !self.chat.no_thinking,
+                quiet: self.quiet,
+            },
+        )
+    }
+
+    /// How to generate; an answer of a chat goes to where the model ends it.
+    fn generate_options(&self, engine: &Engine, answers: bool) -> Result<GenerateOptions> {
+        let default = if answers { usize::MAX } else { DEFAULT_TOKENS };
+        Ok(GenerateOptions {
+            max_tokens: self.n.unwrap_or(default),
+            sampler: self.sampling.config(engine)?,
             stop: self.stop.clone(),
             ignore_end: self.ignore_eos,
-        }
+            grammar: self.sampling.grammar(engine)?,
+            ..GenerateOptions::default()
+        })
     }
 
-    fn sequence_options(&self, engine: &Engine, prompt: usize) -> SequenceOptions {
+    fn sequence_options(&self, engine: &Engine, prompt: usize, tokens: usize) -> SequenceOptions {
         let trained = engine.model().config.context_length;
         let context = match self.ctx {
             Some(0) => trained,
             Some(context) => context,
-            None => engine.context_for(prompt, self.n),
+            None => engine.context_for(prompt, tokens),
         };
         let notice = match self.ctx.is_none() && prompt > trained {
             true => Some(Notice::PromptBeyondTraining { prompt, trained }),
@@ -208,16 +295,10 @@ impl RunArgs {
     }
 }
 
-/// Reads standard input to its end, unless it is a terminal.
+/// Reads standard input to its end.
 fn read_standard_input() -> Result<String> {
-    let mut input = io::stdin();
-    if input.is_terminal() {
-        bail!(WrongUse::new(
-            "there is no prompt; give one with -p TEXT, -f FILE or on standard input"
-        ));
-    }
     let mut text = String::new();
-    input
+    io::stdin()
         .read_to_string(&mut text)
         .context("cannot read the prompt from standard input")?;
     Ok(text)
@@ -234,6 +315,7 @@ fn dense_speed(
         max_tokens: options.max_tokens.min(BASELINE_TOKENS),
         stop: Vec::new(),
         ignore_end: true,
+        grammar: None,
         ..options.clone()
     };
     let mut sequence = engine.sequence_with(place)?;

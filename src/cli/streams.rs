@@ -115,3 +115,8 @@ pub fn is_drawn() -> bool {
 pub fn has_colours() -> bool {
     is_drawn() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
+
+/// Whether what is written to standard output may have colours.
+pub fn output_has_colours() -> bool {
+    io::stdout().is_terminal() && has_colours()
+}

@@ -145,6 +145,9 @@ pub fn log(notices: &[Notice]) {
                 "{source} has {} in all, fewer than the {asked} of --calib-tokens; all of it is used",
                 plural(*tokens, "token")
             ),
+            Notice::ChatTemplate { problem } => {
+                tracing::warn!("the model's chat template cannot be used: {problem}");
+            }
         }
     }
 }

@@ -362,7 +362,7 @@ impl CalibrationText {
         }
         let limit = options.tokens.unwrap_or(most_tokens(&source, effort));
         let all = limit.saturating_add(EFFECT_TOKENS);
-        let tokenizer = engine.tokenizer.as_ref();
+        let tokenizer = engine.tokenizer.as_deref();
         let mut tokens = source.first_tokens(tokenizer, options.field.as_deref(), all)?;
         let beyond = tokens.split_off(limit.min(tokens.len()));
         notices.extend(fewer_tokens(&source, tokens.len(), options.tokens));

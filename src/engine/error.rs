@@ -1,15 +1,17 @@
 //! Why the engine could not do what it was asked.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::cache::CacheError;
 #[cfg(doc)]
 use super::options::OpenOptions;
 use super::report::Shortage;
 use super::text::TextError;
+use crate::chat::ChatError;
 use crate::count::count;
 use crate::eval::PerplexityError;
-use crate::generate::GenerateError;
+use crate::generate::{GenerateError, GrammarError};
 use crate::gguf::GgufError;
 use crate::hub::HubError;
 use crate::kernels::RuntimeError;
@@ -29,6 +31,9 @@ pub enum EngineError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Tokenize(#[from] TokenizeError),
+    /// The chat template is missing or unusable, or refuses the messages.
+    #[error(transparent)]
+    Chat(Arc<ChatError>),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
@@ -160,6 +165,12 @@ impl EngineError {
     }
 }
 
+impl From<ChatError> for EngineError {
+    fn from(error: ChatError) -> Self {
+        EngineError::Chat(Arc::new(error))
+    }
+}
+
 impl From<PruneError> for EngineError {
     /// Where pruning was cancelled and has changed nothing, there is nothing else to say.
     fn from(error: PruneError) -> Self {
@@ -176,6 +187,12 @@ impl From<GenerateError> for EngineError {
             GenerateError::Cancelled(cancelled) => cancelled.into(),
             error => EngineError::Generate(error),
         }
+    }
+}
+
+impl From<GrammarError> for EngineError {
+    fn from(error: GrammarError) -> Self {
+        GenerateError::from(error).into()
     }
 }
 

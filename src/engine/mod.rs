@@ -13,6 +13,8 @@
 //! | `target` | the ratio for a size, a speed, a perplexity |
 //! | `effect` | perplexities before and after |
 //! | `cache` | profiles and outcomes of earlier runs |
+//! | `chat` | the chat template, prompts by it, and where answers end |
+//! | `conversation` | turns with a model, whose keys and values stay |
 //! | `export` | the model as a file, with the record of how it was pruned |
 //! | `sampling` | how a model wants to be sampled |
 //! | `options`, `events`, `report`, `error` | what goes in and what comes out |
@@ -22,7 +24,9 @@
 //! | `synthetic` | small random models, for examples and tests |
 
 mod cache;
+mod chat;
 mod collection;
+mod conversation;
 mod effect;
 mod error;
 mod events;
@@ -42,11 +46,13 @@ mod text;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use crate::gguf::{MetadataWarning, Value as MetadataValue};
 pub use crate::progress::Cancelled;
 pub use crate::prune::{Found, Target};
+pub use conversation::{Conversation, OnStep, Reply};
 pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
 pub use events::{Event, Events, Stage, ignore};
 pub use machine::{InstructionSet, Machine, machine};
@@ -68,10 +74,13 @@ pub use cache::{
     CACHE_SIZE_VARIABLE, CacheContent, CacheEntry, CacheError, CacheFolder, Cleared,
     DEFAULT_CACHE_SIZE,
 };
+use chat::Chat;
 pub use sizes::{UNITS, parse_size};
 
 use crate::eval::{self, Perplexity, PerplexityOptions, SpeedRun, SpeedTest};
-use crate::generate::{Generation, Request, Scheduler, Sequence};
+use crate::generate::{
+    GenerateError, Generation, GrammarCompiler, GrammarError, Loaded, Request, Scheduler, Sequence,
+};
 use crate::gguf::{GgufError, GgufFile};
 use crate::hub::{self, HubError, Step};
 #[cfg(doc)]
@@ -84,7 +93,8 @@ use crate::tokenize::Tokenizer;
 pub struct Engine {
     model: Model,
     /// `None` for a model that was made in memory.
-    tokenizer: Option<Tokenizer>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    chat: Chat,
     runtime: Runtime,
     options: OpenOptions,
     cache: CacheFolder,
@@ -96,6 +106,8 @@ pub struct Engine {
     notices: Vec<Notice>,
     /// How the model wants to be sampled.
     sampling: SamplingDefaults,
+    /// What compiles grammars, made when it is first needed.
+    grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
     /// Whether some or all of the layers have been pruned.
     touched: bool,
     /// What pruning did; `None` before it is done, and where it broke off.
@@ -127,9 +139,11 @@ impl Engine {
         let file = GgufFile::open_with(path, &options.overrides)?;
         // What is no model has no tokenizer either, and that is not what is wrong with it.
         model::architecture(&file)?;
-        let tokenizer = Tokenizer::from_gguf(&file)?;
+        let mut tokenizer = Tokenizer::from_gguf(&file)?;
+        let chat = Chat::of(&file, &mut tokenizer);
         let added = file.added().map(|key| Notice::KeyAdded { key: key.into() });
         let mut notices: Vec<Notice> = added.collect();
+        notices.extend(chat.notice());
         let sampling = SamplingDefaults::read(&file, &mut notices);
         let model = Model::load(file)?;
         if tokenizer.vocab_size() > model.config.vocabulary {
@@ -142,7 +156,8 @@ impl Engine {
         let load_time = start.elapsed();
         let mut engine = Self {
             load_time,
-            tokenizer: Some(tokenizer),
+            tokenizer: Some(Arc::new(tokenizer)),
+            chat,
             has_file: true,
             sampling,
             ..Self::of(model, runtime, cache, options)
@@ -185,12 +200,14 @@ impl Engine {
             model,
             tokenizer: None,
             notices: fewer_threads(&options, &runtime).into_iter().collect(),
+            chat: Chat::default(),
             runtime,
             options,
             has_file: false,
             load_time: Duration::ZERO,
             pack_time: None,
             sampling: SamplingDefaults::default(),
+            grammars: OnceLock::new(),
             touched: false,
             pruned: None,
         }
@@ -198,7 +215,7 @@ impl Engine {
 
     /// Notices what of the metadata was passed over, or assumed.
     fn notice_metadata(&mut self) {
-        let tokenizer = self.tokenizer.iter().flat_map(Tokenizer::warnings);
+        let tokenizer = self.tokenizer.iter().flat_map(|t| t.warnings());
         let warnings = self.model.warnings.iter().chain(tokenizer);
         self.notices.extend(warnings.cloned().map(Notice::Metadata));
     }
@@ -234,6 +251,25 @@ impl Engine {
     fn unpack(&mut self) {
         self.model.forget_packing(&self.runtime);
         self.pack_time = None;
+    }
+
+    /// Opens the model's file again: the model is then as its file has it, whatever was done to it. Sequences of before cannot be used
+    /// any more.
+    ///
+    /// # Errors
+    /// [`EngineError::NoFile`] for a model that was made in memory; those of opening a file.
+    pub fn reopen(&mut self) -> Result<(), EngineError> {
+        self.must_have_file()?;
+        self.model = Model::load(self.file()?)?;
+        self.touched = false;
+        self.pruned = None;
+        self.pack_as_opened();
+        Ok(())
+    }
+
+    /// Whether pruning has begun to change the model, and so may have broken off in the middle.
+    pub fn is_touched(&self) -> bool {
+        self.touched
     }
 
     /// The same model once more, as it was when it was opened, from a map of its own.
@@ -299,7 +335,15 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NoTokenizer`] for a model that was made in memory.
     pub fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
-        self.tokenizer.as_ref().ok_or(EngineError::NoTokenizer)
+        self.tokenizer.as_deref().ok_or(EngineError::NoTokenizer)
+    }
+
+    /// The same, for whoever needs it elsewhere.
+    ///
+    /// # Errors
+    /// [`EngineError::NoTokenizer`] for a model that was made in memory.
+    pub fn shared_tokenizer(&self) -> Result<Arc<Tokenizer>, EngineError> {
+        self.tokenizer.clone().ok_or(EngineError::NoTokenizer)
     }
 
     /// What may be worth knowing about the file, and how it was opened.
@@ -373,6 +417,19 @@ impl Engine {
     /// How the model's makers recommend to sample from it. It is for whoever asks for text to follow it.
     pub fn sampling_defaults(&self) -> &SamplingDefaults {
         &self.sampling
+    }
+
+    /// What compiles grammars and JSON schemas, to which answers are then held.
+    ///
+    /// # Errors
+    /// If the model has no tokenizer, or none that grammars can be used with.
+    pub fn grammars(&self) -> Result<&GrammarCompiler, EngineError> {
+        let tokenizer = self.tokenizer()?;
+        let compiler = self
+            .grammars
+            .get_or_init(|| GrammarCompiler::new(tokenizer));
+        let compiler = compiler.as_ref().map_err(Clone::clone);
+        Ok(compiler.map_err(GenerateError::from)?)
     }
 
     /// An empty sequence, of as many positions as the model was trained for. It belongs to the model as it is now: one from
@@ -472,6 +529,9 @@ impl Engine {
             sampler: options.sampler.clone(),
             stop: options.stop.clone(),
             ignore_end: options.ignore_end,
+            grammar: options.grammar.clone(),
+            logprobs: options.logprobs,
+            prompt_logprobs: options.prompt_logprobs,
         };
         Ok(Generation::new(
             &self.model,
@@ -493,11 +553,45 @@ impl Engine {
         &self,
         cache_type: CacheType,
         blocks: Option<usize>,
-    ) -> Result<Scheduler<'_>, EngineError> {
+    ) -> Result<Scheduler, EngineError> {
+        self.tokenizer()?;
+        Ok(Scheduler::new(self.pool(cache_type, blocks)?))
+    }
+
+    /// A pool of this model's KV blocks, of at most so many; `None` for as many as it takes.
+    ///
+    /// # Errors
+    /// If the model's keys and values cannot be stored in this type.
+    pub fn pool(
+        &self,
+        cache_type: CacheType,
+        blocks: Option<usize>,
+    ) -> Result<KvPool, EngineError> {
         let limit = blocks.unwrap_or(usize::MAX);
-        let pool = KvPool::with_limit(&self.model, cache_type, limit)?;
-        let (model, runtime) = (&self.model, &self.runtime);
-        Ok(Scheduler::new(model, runtime, self.tokenizer()?, pool))
+        Ok(KvPool::with_limit(&self.model, cache_type, limit)?)
+    }
+
+    /// What the answers of a [`Scheduler`] are made with.
+    ///
+    /// # Errors
+    /// [`EngineError::NoTokenizer`] for a model that was made in memory.
+    pub fn loaded(&self) -> Result<Loaded<'_>, EngineError> {
+        Ok(Loaded {
+            model: &self.model,
+            runtime: &self.runtime,
+            tokenizer: self.tokenizer()?,
+        })
+    }
+
+    /// What a text is about, as a vector of length 1 and of the width of the residual stream: the mean of the model's outputs behind
+    /// the last norm.
+    ///
+    /// # Errors
+    /// If there are no tokens, one is not in the vocabulary, or the caches find no memory.
+    pub fn embedding(&self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let pool = self.pool(CacheType::F16, None)?;
+        memory::must_hold_contexts(&pool, tokens.len(), 1)?;
+        Ok(eval::embedding(&self.model, &self.runtime, tokens, &pool)?)
     }
 }
 
@@ -512,7 +606,7 @@ impl Engine {
     pub fn read(&self, source: &TextSource, limit: usize) -> Result<Vec<u32>, EngineError> {
         let mut tokens = Vec::from_iter(self.bos());
         let room = limit.saturating_sub(tokens.len());
-        tokens.extend(source.first_tokens(self.tokenizer.as_ref(), None, room)?);
+        tokens.extend(source.first_tokens(self.tokenizer.as_deref(), None, room)?);
         let tokenizer = self.tokenizer()?;
         if tokens.len() < limit && tokenizer.adds_eos() {
             tokens.extend(tokenizer.eos());

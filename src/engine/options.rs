@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::text::TextSource;
-use crate::generate::SamplerConfig;
+use crate::generate::{Grammar, SamplerConfig};
 #[cfg(doc)]
 use crate::gguf::GgufFile;
 use crate::gguf::Value as MetadataValue;
@@ -166,6 +166,12 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Go on after the model says that its text has ended.
     pub ignore_end: bool,
+    /// What the answer must be like; see [`Engine::grammars`](super::Engine::grammars).
+    pub grammar: Option<Grammar>,
+    /// Tell how likely the model held each token that was generated, and so many that it held most likely; `None` for not.
+    pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt, except the first.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Default for GenerateOptions {
@@ -175,6 +181,9 @@ impl Default for GenerateOptions {
             sampler: SamplerConfig::default(),
             stop: Vec::new(),
             ignore_end: false,
+            grammar: None,
+            logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }

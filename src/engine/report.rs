@@ -267,6 +267,8 @@ pub enum Notice {
         tokens: usize,
         asked: usize,
     },
+    /// The model has a chat template, which cannot be used.
+    ChatTemplate { problem: String },
 }
 
 /// What a file of the cache folder is.

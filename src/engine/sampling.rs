@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::report::Notice;
-use crate::generate::SamplerOptions;
+use crate::generate::{SamplerOptions, SamplerStep};
 use crate::gguf::{FromValue, GgufFile, Value};
 
 /// The name of the file beside a model.
@@ -123,6 +123,12 @@ impl Reader<'_> {
             min_p: self.number("general.sampling.min_p", SHARE),
             repetition_penalty: self.number("general.sampling.penalty_repeat", POSITIVE),
             repetition_window: self.count("general.sampling.penalty_last_n", usize::MAX),
+            xtc_probability: self.number("general.sampling.xtc_probability", SHARE),
+            xtc_threshold: self.number("general.sampling.xtc_threshold", SHARE),
+            mirostat: self.mirostat("general.sampling.mirostat"),
+            mirostat_tau: self.number("general.sampling.mirostat_tau", AT_LEAST_0),
+            mirostat_eta: self.number("general.sampling.mirostat_eta", AT_LEAST_0),
+            steps: self.steps("general.sampling.sequence"),
             ..SamplerOptions::default()
         }
     }
@@ -139,6 +145,8 @@ impl Reader<'_> {
             top_p: self.number("top_p", SHARE),
             min_p: self.number("min_p", SHARE),
             repetition_penalty: self.number("repetition_penalty", POSITIVE),
+            typical_p: self.number("typical_p", SHARE),
+            no_repeat_ngram: self.count("no_repeat_ngram_size", 0),
             ..SamplerOptions::default()
         }
     }
@@ -154,7 +162,7 @@ impl Reader<'_> {
             Source::Config(json) => {
                 let value = json_value(json, key)?;
                 let number = value.as_f64().map(|n| n as f32);
-                number.ok_or_else(|| value.to_string())
+                number.ok_or_else(|| shown(value))
             }
         };
         self.fitting(key, value, range.fits, range.words)
@@ -170,7 +178,7 @@ impl Reader<'_> {
             Source::Config(json) => {
                 let value = json_value(json, key)?;
                 let number = value.as_i64().map(i128::from);
-                number.ok_or_else(|| value.to_string())
+                number.ok_or_else(|| shown(value))
             }
         };
         let count = self.fitting(key, value, |_| true, "a whole number")?;
@@ -181,17 +189,42 @@ impl Reader<'_> {
     }
 
     fn flag(&mut self, key: &str) -> Option<bool> {
-        let value = match self.source {
-            Source::Metadata(file) => match file.metadata().get(key)? {
-                Value::Bool(flag) => Ok(*flag),
-                other => Err(other.to_string()),
-            },
-            Source::Config(json) => {
-                let value = json_value(json, key)?;
-                value.as_bool().ok_or_else(|| value.to_string())
+        let Source::Config(json) = self.source else {
+            return None;
+        };
+        let value = json_value(json, key)?;
+        let value = value.as_bool().ok_or_else(|| shown(value));
+        self.fitting(key, value, |_| true, "true or false")
+    }
+
+    /// Whether Mirostat 2.0 is recommended. Of the first version there is nothing here.
+    fn mirostat(&mut self, key: &str) -> Option<bool> {
+        let version = self.number(key, AT_LEAST_0)?;
+        let known = |version| version == 0.0 || version == 2.0;
+        let version = self.fitting(key, Ok(version), known, "0 or 2")?;
+        Some(version == 2.0)
+    }
+
+    /// Steps by their names. Those that nothing is known of are left out, with a notice.
+    fn steps(&mut self, key: &str) -> Option<Vec<SamplerStep>> {
+        let Source::Metadata(file) = self.source else {
+            return None;
+        };
+        let text = match file.metadata().get(key)? {
+            Value::String(text) => text,
+            other => {
+                self.ignored(key, format!("expected names of steps, found {other}"));
+                return None;
             }
         };
-        self.fitting(key, value, |_| true, "true or false")
+        let mut steps = Vec::new();
+        for name in text.split(';').map(str::trim).filter(|n| !n.is_empty()) {
+            match name.parse() {
+                Ok(step) => steps.push(step),
+                Err(error) => self.ignored(key, format!("{error}")),
+            }
+        }
+        (!steps.is_empty()).then_some(steps)
     }
 
     /// A value that fits; `Err` has the words of one of another type.
@@ -207,18 +240,32 @@ impl Reader<'_> {
             Ok(value) => value.to_string(),
             Err(other) => other,
         };
+        self.ignored(key, format!("expected {expected}, found {found}"));
+        None
+    }
+
+    fn ignored(&mut self, key: &str, problem: String) {
         self.notices.push(Notice::SamplingIgnored {
             path: self.path.to_owned(),
             key: Some(key.to_owned()),
-            problem: format!("expected {expected}, found {found}"),
+            problem,
         });
-        None
     }
 }
 
 /// A value that is there and not null.
 fn json_value<'a>(json: &'a Json, key: &str) -> Option<&'a Json> {
     json.get(key).filter(|value| !value.is_null())
+}
+
+/// A value for a message: of a long one the beginning.
+fn shown(value: &Json) -> String {
+    const SHOWN: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
 }
 
 /// Numbers that mean something.

@@ -1,9 +1,11 @@
-//! Measuring models: perplexity and speed.
+//! Measuring models, and texts with them: perplexity, speed, embeddings.
 
+mod embedding;
 mod perplexity;
 mod prediction;
 mod speed;
 
+pub use embedding::embedding;
 pub use perplexity::{Perplexity, PerplexityError, PerplexityOptions, perplexity};
 pub use prediction::TokenTime;
 pub use speed::{SpeedRun, SpeedTest, mean_and_deviation, median, read_bandwidth};

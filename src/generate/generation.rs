@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use super::answer::{Answer, Then};
+use super::logprobs::PromptScores;
 use super::sequence::{Buffers, PROMPT_BATCH};
-use super::{Finish, GenerateError, Generated, Request, Sequence, Timings};
+use super::{Finish, GenerateError, Generated, Request, Sequence, Timings, TokenLogprob};
 use crate::kernels::Runtime;
 use crate::model::Model;
 use crate::tokenize::Tokenizer;
@@ -19,7 +20,8 @@ pub struct Generation<'a> {
     model: &'a Model,
     runtime: &'a Runtime,
     sequence: &'a mut Sequence,
-    answer: Answer<'a>,
+    tokenizer: &'a Tokenizer,
+    answer: Answer,
     buffers: Buffers,
     state: State,
     timings: Timings,
@@ -58,12 +60,16 @@ impl<'a> Generation<'a> {
                 context: sequence.capacity(),
             });
         }
+        let history = [sequence.tokens(), &prompt].concat();
+        let scores = request.prompt_logprobs;
+        let scores = scores.map(|top| PromptScores::new(prompt.clone(), sequence.len(), top));
         Ok(Self {
             model,
             runtime,
             sequence,
-            answer: Answer::new(tokenizer, request),
-            buffers: Buffers::default(),
+            tokenizer,
+            answer: Answer::new(tokenizer, request, history),
+            buffers: Buffers::new(scores),
             timings: Timings::default(),
             state: State::Prompt(prompt, 0),
             generated: None,
@@ -73,6 +79,23 @@ impl<'a> Generation<'a> {
     /// What came out; `None` before the last piece was taken, and after an error.
     pub fn generated(&self) -> Option<&Generated> {
         self.generated.as_ref()
+    }
+
+    /// The tokens generated so far.
+    pub fn tokens(&self) -> &[u32] {
+        self.answer.tokens()
+    }
+
+    /// How likely the model held each of them, where this was asked for.
+    pub fn logprobs(&self) -> &[TokenLogprob] {
+        self.answer.logprobs()
+    }
+
+    /// How likely the model held the prompt's second token and those behind it, where this was asked for and the prompt has gone
+    /// through the model.
+    pub fn prompt_logprobs(&self) -> &[TokenLogprob] {
+        let scores = self.buffers.scores.as_ref();
+        scores.map_or(&[], PromptScores::scores)
     }
 
     /// What took how long so far.
@@ -94,16 +117,12 @@ impl<'a> Generation<'a> {
 
     /// Takes down what came out.
     fn ended(&mut self, finish: Finish) {
-        let tokens = self.answer.tokens().to_vec();
         // The last token was not fed, if one was generated at all.
-        if let Some(last) = tokens.get(self.timings.steps) {
+        if let Some(last) = self.answer.tokens().get(self.timings.steps) {
             self.sequence.leave_unseen(*last);
         }
-        self.generated = Some(Generated {
-            tokens,
-            finish,
-            timings: self.timings,
-        });
+        let scores = self.prompt_logprobs().to_vec();
+        self.generated = Some(self.answer.generated(finish, self.timings, scores));
     }
 
     /// Takes the next piece of the prompt in, or generates the next token. The text that this makes complete, which may be
@@ -138,7 +157,9 @@ impl<'a> Generation<'a> {
         }
         let start = Instant::now();
         let (position, room) = (sequence.len(), sequence.room());
-        let next = self.answer.next(&mut buffers.logits, position, room)?;
+        let next = self
+            .answer
+            .next(self.tokenizer, &buffers.logits, position, room)?;
         match next.then {
             Then::Token(token) => {
                 sequence.feed_generated(model, runtime, token, buffers)?;

@@ -1,8 +1,12 @@
 //! From logits to text: the sampler chain and stop conditions; one answer ([`Generation`]) or many side by side
 //! ([`Scheduler`]); and texts of the model's own ([`Texts`]).
+//! [`TokenLogprob`] tells how likely the model held a token, and a
+//! [`Grammar`] which tokens an answer may have.
 
 mod answer;
 mod generation;
+mod grammar;
+mod logprobs;
 mod request;
 mod sampler;
 mod scheduler;
@@ -11,9 +15,11 @@ mod stop;
 mod texts;
 
 pub use generation::Generation;
+pub use grammar::{Grammar, GrammarCompiler, GrammarError};
+pub use logprobs::TokenLogprob;
 pub use request::{Finish, Generated, Request, Timings};
-pub use sampler::{Sampler, SamplerConfig, SamplerOptions};
-pub use scheduler::{RequestId, Scheduler, Update};
+pub use sampler::{Sampler, SamplerConfig, SamplerOptions, SamplerStep, UnknownStep};
+pub use scheduler::{Loaded, RequestId, Scheduler, Update};
 pub use sequence::Sequence;
 pub use stop::StopStrings;
 pub use texts::Texts;
@@ -42,6 +48,8 @@ pub enum GenerateError {
         "the model's output at position {position} is not a number (NaN); its weights are damaged or not suited to this run"
     )]
     NotANumber { position: usize },
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
 }

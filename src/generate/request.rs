@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::SamplerConfig;
+use super::{Grammar, SamplerConfig, TokenLogprob};
 
 /// What to generate.
 #[derive(Debug, Clone)]
@@ -15,6 +15,38 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Go on after the model says that its text has ended.
     pub ignore_end: bool,
+    /// What the answer must be like; it ends where that is complete.
+    pub grammar: Option<Grammar>,
+    /// Tell how likely the model held each token that was generated, and so many that it held most likely; `None` for not.
+    pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt, except the first. The prompt is then computed anew, whatever others have of it.
+    pub prompt_logprobs: Option<usize>,
+}
+
+impl Default for Request {
+    /// An answer of 128 tokens to an empty prompt.
+    fn default() -> Self {
+        Self {
+            prompt: Vec::new(),
+            max_tokens: 128,
+            sampler: SamplerConfig::default(),
+            stop: Vec::new(),
+            ignore_end: false,
+            grammar: None,
+            logprobs: None,
+            prompt_logprobs: None,
+        }
+    }
+}
+
+impl Request {
+    /// A request with this prompt, and defaults for the rest.
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            ..Self::default()
+        }
+    }
 }
 
 /// Why a generation ended.
@@ -22,7 +54,7 @@ pub struct Request {
 pub enum Finish {
     /// It has as many tokens as were asked for.
     Length,
-    /// The model ended its text.
+    /// The model ended its text, or the grammar of the answer is complete.
     EndOfText,
     StopString,
     ContextFull,
@@ -63,6 +95,13 @@ pub struct Generated {
     pub tokens: Vec<u32>,
     pub finish: Finish,
     pub timings: Timings,
+    /// Of each token, where they were asked for.
+    pub logprobs: Vec<TokenLogprob>,
+    /// Of the token with which the model ended its text, which is not among the tokens; `None` if it did not, or they were not
+    /// asked for.
+    pub end_logprob: Option<TokenLogprob>,
+    /// Of the prompt's second token and of those behind it, where they were asked for.
+    pub prompt_logprobs: Vec<TokenLogprob>,
 }
 
 /// Tokens at the end of an answer that are looked at for repetition, and the longest piece that counts as one. A list or a

@@ -1,10 +1,11 @@
 //! Many answers at once, that come and go at different steps.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::answer::{Answer, Then};
+use super::logprobs::PromptScores;
 use super::sequence::PROMPT_BATCH;
-use super::{GenerateError, Generated, Request, Timings};
+use super::{GenerateError, Generated, Request, Timings, TokenLogprob};
 use crate::kernels::{KV_BLOCK, Phase, Runtime};
 use crate::model::{Batch, KvCache, KvPool, Model, ModelError, Scratch, Unobserved};
 use crate::tokenize::Tokenizer;
@@ -15,16 +16,28 @@ use crate::tokenize::Tokenizer;
 /// What prompts have in common at their beginnings, in whole blocks of the KV cache, is computed and kept once for all that are
 /// there at the same time.
 #[derive(Debug)]
-pub struct Scheduler<'m> {
-    model: &'m Model,
-    runtime: &'m Runtime,
-    tokenizer: &'m Tokenizer,
+pub struct Scheduler {
     pool: KvPool,
-    jobs: Vec<Job<'m>>,
+    jobs: Vec<Job>,
     next_id: u64,
+    /// Blocks that stay behind answers.
+    kept: usize,
+    pace: Pace,
     batch: Batch,
     scratch: Scratch,
+    /// The logits behind the last tokens of the answers that get a next one, in the order of their shares.
     logits: Vec<f32>,
+    /// One of them in the making.
+    row: Vec<f32>,
+}
+
+/// A model that is ready to run, with its threads and its tokenizer. Answers of a [`Scheduler`] are made with the same one from step
+/// to step, unless they are [paused](Scheduler::pause) in between.
+#[derive(Debug, Clone, Copy)]
+pub struct Loaded<'a> {
+    pub model: &'a Model,
+    pub runtime: &'a Runtime,
+    pub tokenizer: &'a Tokenizer,
 }
 
 /// Which request of a [`Scheduler`].
@@ -37,21 +50,112 @@ pub struct Update {
     pub id: RequestId,
     /// Text that has become complete; may be empty.
     pub text: String,
+    /// The token that was generated; `None` if the answer ended without one more.
+    pub token: Option<u32>,
+    /// How likely the model held it, where this was asked for.
+    pub logprob: Option<TokenLogprob>,
+    /// How likely the model held the prompt's second token and those behind it, where this was asked for: all of them, with the
+    /// first update.
+    pub prompt_logprobs: Vec<TokenLogprob>,
     /// What came out, where the answer has ended with this step.
     pub ended: Option<Result<Generated, GenerateError>>,
 }
 
+impl Update {
+    fn new(id: RequestId) -> Self {
+        Self {
+            id,
+            text: String::new(),
+            token: None,
+            logprob: None,
+            prompt_logprobs: Vec::new(),
+            ended: None,
+        }
+    }
+}
+
 /// A request and how far it is.
 #[derive(Debug)]
-struct Job<'m> {
+struct Job {
     id: RequestId,
     prompt: Vec<u32>,
     context: usize,
-    answer: Answer<'m>,
+    answer: Answer,
+    /// How likely the prompt's tokens are; `None` if nobody wants to know.
+    scores: Option<PromptScores>,
     timings: Timings,
     /// When the prompt began, and when the step before ended.
     since: Instant,
     state: State,
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.pool.keep(0);
+    }
+}
+
+impl Job {
+    fn is_under_way(&self) -> bool {
+        matches!(self.state, State::Generating(..))
+    }
+}
+
+/// What steps take, from which follows how much of a prompt goes into one beside answers that are under way: so much that a step
+/// takes no more than [`STRETCH`] times as long as without. What comes out does not depend on it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    /// Seconds of a step of answers alone; 0 where there was none.
+    answers: f64,
+    /// Seconds of a prompt's token; 0 where there was none.
+    token: f64,
+}
+
+/// How many times as long a step may take for a prompt.
+const STRETCH: f64 = 2.5;
+/// Tokens of a prompt that go into a step in any case.
+const LEAST_PROMPT: usize = 16;
+/// How much a new measurement counts.
+const NEW: f64 = 0.25;
+
+impl Pace {
+    /// Tokens of prompts that go into the next step, beside answers under way or alone.
+    fn prompt_tokens(&self, beside_answers: bool) -> usize {
+        if !beside_answers {
+            return PROMPT_BATCH;
+        }
+        if self.token <= 0.0 {
+            return LEAST_PROMPT;
+        }
+        let tokens = (STRETCH - 1.0) * self.answers / self.token;
+        (tokens as usize).clamp(LEAST_PROMPT, PROMPT_BATCH)
+    }
+
+    /// Takes down what a step took, with so many answers and tokens of prompts.
+    fn took(&mut self, time: Duration, answers: usize, tokens: usize) {
+        let time = time.as_secs_f64();
+        let learn = |old: &mut f64, new: f64| {
+            *old = if *old > 0.0 {
+                *old + NEW * (new - *old)
+            } else {
+                new
+            };
+        };
+        match (answers, tokens) {
+            (0, 0) => {}
+            (_, 0) => learn(&mut self.answers, time),
+            (0, _) => {
+                // A whole batch costs less a token than a small piece; until there was one, this is all that is known.
+                if self.token <= 0.0 {
+                    self.token = time / tokens as f64;
+                }
+            }
+            (..) => learn(
+                &mut self.token,
+                (time - self.answers).max(0.0) / tokens as f64,
+            ),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -85,28 +189,25 @@ struct Share {
     job: usize,
     /// Tokens of the prompt that go in, or 1 generated token.
     tokens: usize,
-    /// Whether the logits behind the last of them are wanted.
-    wants_logits: bool,
+    /// Whether the logits behind the last of them are wanted, for the next token.
+    wants_next: bool,
+    /// Of how many of them logits are wanted, from the last one backwards.
+    wanted: usize,
 }
 
-impl<'m> Scheduler<'m> {
-    /// A scheduler whose answers take their caches from this pool, which must be of this model.
-    pub fn new(
-        model: &'m Model,
-        runtime: &'m Runtime,
-        tokenizer: &'m Tokenizer,
-        pool: KvPool,
-    ) -> Self {
+impl Scheduler {
+    /// A scheduler whose answers take their caches from this pool, which must be of the model that they are made with.
+    pub fn new(pool: KvPool) -> Self {
         Self {
-            model,
-            runtime,
-            tokenizer,
             pool,
             jobs: Vec::new(),
             next_id: 0,
+            kept: 0,
+            pace: Pace::default(),
             batch: Batch::new(),
             scratch: Scratch::new(),
             logits: Vec::new(),
+            row: Vec::new(),
         }
     }
 
@@ -114,7 +215,12 @@ impl<'m> Scheduler<'m> {
     ///
     /// # Errors
     /// If the prompt has no tokens, one that is not in the vocabulary, or more than the context or the whole pool holds.
-    pub fn add(&mut self, request: Request, context: usize) -> Result<RequestId, GenerateError> {
+    pub fn add(
+        &mut self,
+        with: Loaded,
+        request: Request,
+        context: usize,
+    ) -> Result<RequestId, GenerateError> {
         let prompt = request.prompt.len();
         if prompt == 0 {
             return Err(GenerateError::EmptyPrompt);
@@ -128,7 +234,7 @@ impl<'m> Scheduler<'m> {
                 context,
             });
         }
-        let vocabulary = self.model.config.vocabulary;
+        let vocabulary = with.model.config.vocabulary;
         let known = |token: &u32| (*token as usize) < vocabulary;
         if let Some(place) = request.prompt.iter().position(|token| !known(token)) {
             return Err(ModelError::Token {
@@ -142,7 +248,10 @@ impl<'m> Scheduler<'m> {
         self.next_id += 1;
         self.jobs.push(Job {
             id,
-            answer: Answer::new(self.tokenizer, &request),
+            answer: Answer::new(with.tokenizer, &request, request.prompt.clone()),
+            scores: request
+                .prompt_logprobs
+                .map(|top| PromptScores::new(request.prompt.clone(), 0, top)),
             prompt: request.prompt,
             context,
             timings: Timings::default(),
@@ -159,6 +268,32 @@ impl<'m> Scheduler<'m> {
         self.jobs.len() < before
     }
 
+    /// Lets go of all that was computed, so that answers under way can go on with another model of the same vocabulary, whose pool
+    /// this is: it first reads what they have so far.
+    pub fn pause(&mut self, pool: KvPool) {
+        self.pool.keep(0);
+        pool.keep(self.kept);
+        for job in &mut self.jobs {
+            job.prompt = job.answer.history().to_vec();
+            job.state = State::Waiting;
+            if let Some(scores) = &mut job.scores {
+                scores.restart();
+            }
+        }
+        self.pool = pool;
+    }
+
+    /// Has so many blocks of the KV cache stay behind answers that have ended, for prompts to come that begin with the same tokens.
+    pub fn keep_prompts(&mut self, blocks: usize) {
+        self.kept = blocks;
+        self.pool.keep(blocks);
+    }
+
+    /// Blocks of the KV cache that answers hold.
+    pub fn used_blocks(&self) -> usize {
+        self.pool.used_blocks()
+    }
+
     /// Requests that are not answered yet.
     pub fn len(&self) -> usize {
         self.jobs.len()
@@ -172,12 +307,19 @@ impl<'m> Scheduler<'m> {
     ///
     /// # Errors
     /// Those of a forward pass that concern no single request; these are told in [`Update`].
-    pub fn step(&mut self) -> Result<Vec<Update>, GenerateError> {
+    pub fn step(&mut self, with: Loaded) -> Result<Vec<Update>, GenerateError> {
         let mut told = Vec::new();
         let shares = self.plan(&mut told);
         if !shares.is_empty() {
-            self.run(&shares)?;
-            self.choose(&shares, &mut told);
+            let start = Instant::now();
+            self.run(with, &shares)?;
+            let answers = shares
+                .iter()
+                .filter(|share| self.jobs[share.job].is_under_way());
+            let answers = answers.count();
+            let tokens = shares.iter().map(|share| share.tokens).sum::<usize>() - answers;
+            self.pace.took(start.elapsed(), answers, tokens);
+            self.choose(with, &shares, &mut told);
         }
         let ended: Vec<RequestId> = told
             .iter()
@@ -208,10 +350,11 @@ impl<'m> Scheduler<'m> {
             shares.push(Share {
                 job: j,
                 tokens: 1,
-                wants_logits: true,
+                wants_next: true,
+                wanted: 1,
             });
         }
-        let mut left = PROMPT_BATCH;
+        let mut left = self.pace.prompt_tokens(!shares.is_empty());
         for j in 0..self.jobs.len() {
             if left == 0 {
                 break;
@@ -235,10 +378,15 @@ impl<'m> Scheduler<'m> {
             }
             blocks -= needed;
             left -= tokens;
+            let wants_next = end == job.prompt.len();
             shares.push(Share {
                 job: j,
                 tokens,
-                wants_logits: end == job.prompt.len(),
+                wants_next,
+                wanted: match job.scores {
+                    Some(_) => tokens,
+                    None => usize::from(wants_next),
+                },
             });
         }
         shares
@@ -247,9 +395,8 @@ impl<'m> Scheduler<'m> {
     /// The end of a job for which there are no blocks.
     fn refused(&self, job: &Job, needed: usize) -> Update {
         Update {
-            id: job.id,
-            text: String::new(),
             ended: Some(Err(self.pool.why_not(needed).into())),
+            ..Update::new(job.id)
         }
     }
 
@@ -258,6 +405,12 @@ impl<'m> Scheduler<'m> {
     fn start(&mut self, j: usize) -> bool {
         let job = &self.jobs[j];
         if !matches!(job.state, State::Waiting) {
+            return true;
+        }
+        if job.scores.is_some() {
+            // What others have computed has no logits any more.
+            let cache = self.pool.cache(job.context);
+            self.begin(j, cache);
             return true;
         }
         let cache = self.pool.cache_for(&job.prompt, job.context);
@@ -273,22 +426,27 @@ impl<'m> Scheduler<'m> {
         if self.jobs.iter().any(shares_more) {
             return false;
         }
+        self.begin(j, cache);
+        true
+    }
+
+    /// Lets a job's prompt go on behind what is in the cache.
+    fn begin(&mut self, j: usize, cache: KvCache) {
         let job = &mut self.jobs[j];
         job.timings.prompt_tokens = job.prompt.len() - cache.len();
         job.since = Instant::now();
         job.state = State::Prompt(cache);
-        true
     }
 
     /// Runs what was shared out. The logits of the rows that want them are then there, in the order of the shares.
-    fn run(&mut self, shares: &[Share]) -> Result<(), GenerateError> {
+    fn run(&mut self, with: Loaded, shares: &[Share]) -> Result<(), GenerateError> {
+        let Loaded { model, runtime, .. } = with;
         let Self {
-            model,
-            runtime,
             jobs,
             batch,
             scratch,
             logits,
+            row,
             ..
         } = self;
         batch.clear();
@@ -298,29 +456,51 @@ impl<'m> Scheduler<'m> {
                 State::Generating(cache, token) => batch.add_generated(s, cache.len(), *token),
                 State::Prompt(cache) => {
                     let (first, n) = (cache.len(), share.tokens);
-                    let wanted = if share.wants_logits { n - 1..n } else { 0..0 };
+                    let wanted = n - share.wanted..n;
                     batch.add_prompt(s, first, &job.prompt[first..first + n], wanted);
                 }
                 State::Waiting => unreachable!("a share is of a job with a cache"),
             }
         }
-        let mut caches: Vec<Option<&mut KvCache>> =
-            jobs.iter_mut().map(|job| job.state.cache_mut()).collect();
-        let mut sequences: Vec<&mut KvCache> = shares
-            .iter()
-            .map(|share| caches[share.job].take().expect("one share for each job"))
+        // What a job has of a pass: its cache, and where it takes down how likely its prompt is.
+        let mut parts: Vec<Option<(&mut KvCache, Option<&mut PromptScores>)>> = jobs
+            .iter_mut()
+            .map(|job| Some((job.state.cache_mut()?, job.scores.as_mut())))
             .collect();
-        let wanted = shares.iter().filter(|share| share.wants_logits).count();
+        let (mut sequences, mut scores) = (Vec::new(), Vec::new());
+        for share in shares {
+            let (cache, score) = parts[share.job].take().expect("one share for each job");
+            sequences.push(cache);
+            scores.push(score);
+        }
         runtime.region(|team| {
             model.forward(team, batch.rows(), &mut sequences, scratch, &mut Unobserved)?;
-            model.logits(team, Phase::Decode, 0..wanted, scratch, logits);
+            if scores.iter().all(Option::is_none) {
+                let wanted = shares.iter().filter(|share| share.wants_next).count();
+                model.logits(team, Phase::Decode, 0..wanted, scratch, logits);
+                return Ok(());
+            }
+            // The rows are in the order of the shares.
+            let mut end = 0;
+            logits.clear();
+            for (share, score) in shares.iter().zip(&mut scores) {
+                let rows = end..end + share.wanted;
+                end = rows.end;
+                if share.wants_next {
+                    model.logits(team, Phase::Decode, end - 1..end, scratch, row);
+                    logits.extend_from_slice(row);
+                }
+                if let Some(score) = score {
+                    score.take(model, team, scratch, rows);
+                }
+            }
             Ok(())
         })
     }
 
     /// Chooses the next token of every answer whose logits are there.
-    fn choose(&mut self, shares: &[Share], told: &mut Vec<Update>) {
-        let mut rows = self.logits.chunks_exact_mut(self.model.config.vocabulary);
+    fn choose(&mut self, with: Loaded, shares: &[Share], told: &mut Vec<Update>) {
+        let mut rows = self.logits.chunks_exact(with.model.config.vocabulary);
         for share in shares {
             let job = &mut self.jobs[share.job];
             let Some(cache) = job.state.cache() else {
@@ -329,7 +509,7 @@ impl<'m> Scheduler<'m> {
             if let State::Prompt(cache) = &job.state {
                 cache.share(&job.prompt[..cache.len()]);
             }
-            if !share.wants_logits {
+            if !share.wants_next {
                 continue;
             }
             let Some(logits) = rows.next() else { break };
@@ -343,14 +523,19 @@ impl<'m> Scheduler<'m> {
                 job.timings.steps += 1;
                 job.timings.generation += elapsed;
             }
-            let mut update = Update {
-                id: job.id,
-                text: String::new(),
-                ended: None,
-            };
-            match job.answer.next(logits, position, room) {
+            let mut update = Update::new(job.id);
+            let scores = job.scores.as_ref().map_or(&[][..], PromptScores::scores);
+            if is_prompt {
+                update.prompt_logprobs = scores.to_vec();
+            }
+            let checked = job.scores.as_ref().map_or(Ok(()), PromptScores::check);
+            match checked.and_then(|()| job.answer.next(with.tokenizer, logits, position, room)) {
                 Ok(next) => {
                     update.text = next.text;
+                    update.token = next.token;
+                    if next.token.is_some() {
+                        update.logprob = job.answer.logprobs().last().cloned();
+                    }
                     match next.then {
                         Then::Token(token) => {
                             job.state = match std::mem::replace(&mut job.state, State::Waiting) {
@@ -361,11 +546,9 @@ impl<'m> Scheduler<'m> {
                             };
                         }
                         Then::End(finish) => {
-                            update.ended = Some(Ok(Generated {
-                                tokens: job.answer.tokens().to_vec(),
-                                finish,
-                                timings: job.timings,
-                            }));
+                            let scores = scores.to_vec();
+                            let generated = job.answer.generated(finish, job.timings, scores);
+                            update.ended = Some(Ok(generated));
                         }
                     }
                 }
@@ -373,5 +556,32 @@ impl<'m> Scheduler<'m> {
             }
             told.push(update);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_go_in_by_pieces_that_do_not_hold_answers_up() {
+        let ms = |n: f64| Duration::from_secs_f64(n / 1e3);
+        let mut pace = Pace::default();
+        assert_eq!(pace.prompt_tokens(false), PROMPT_BATCH);
+        assert_eq!(pace.prompt_tokens(true), LEAST_PROMPT, "nothing is known");
+        pace.took(ms(8.0), 2, 0);
+        pace.took(ms(100.0), 0, 512);
+        let first = pace.prompt_tokens(true);
+        assert_eq!(first, (1.5 * 8.0 / (100.0 / 512.0)) as usize);
+        // Small pieces turn out to be dearer.
+        for _ in 0..50 {
+            pace.took(ms(8.0 + 0.4 * 60.0), 2, 60);
+        }
+        assert_eq!(pace.prompt_tokens(true), (1.5 * 8.0 / 0.4) as usize);
+        for _ in 0..50 {
+            pace.took(ms(8.0 + 400.0), 2, 16);
+        }
+        assert_eq!(pace.prompt_tokens(true), LEAST_PROMPT);
+        assert_eq!(pace.prompt_tokens(false), PROMPT_BATCH);
     }
 }

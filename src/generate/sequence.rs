@@ -1,6 +1,7 @@
 //! A text that a model goes on with.
 
 use super::GenerateError;
+use super::logprobs::PromptScores;
 use crate::kernels::{Phase, Runtime};
 use crate::model::{Batch, KvCache, Model, Scratch, Unobserved};
 
@@ -25,6 +26,17 @@ pub(super) struct Buffers {
     scratch: Scratch,
     /// The logits behind the last token, `[vocabulary]`.
     pub logits: Vec<f32>,
+    /// How likely the prompt's tokens are; `None` if nobody wants to know.
+    pub scores: Option<PromptScores>,
+}
+
+impl Buffers {
+    pub fn new(scores: Option<PromptScores>) -> Self {
+        Self {
+            scores,
+            ..Self::default()
+        }
+    }
 }
 
 impl Sequence {
@@ -95,9 +107,13 @@ impl Sequence {
         is_last: bool,
         buffers: &mut Buffers,
     ) -> Result<(), GenerateError> {
-        let wanted = piece.len() - usize::from(is_last)..piece.len();
+        let wanted = match &buffers.scores {
+            Some(_) => 0,
+            None => piece.len() - usize::from(is_last),
+        };
         buffers.batch.clear();
         let position = self.cache.len();
+        let wanted = wanted..piece.len();
         buffers.batch.add_prompt(0, position, piece, wanted);
         self.feed(model, runtime, piece, buffers)
     }
@@ -130,13 +146,19 @@ impl Sequence {
             batch,
             scratch,
             logits,
+            scores,
         } = buffers;
         let rows = batch.rows();
+        let wanted = rows.iter().filter(|row| row.wants_logits).count();
         let sequences = &mut [&mut self.cache];
         runtime.region(|team| {
             model.forward(team, rows, sequences, scratch, &mut Unobserved)?;
-            if rows.iter().any(|row| row.wants_logits) {
-                model.logits(team, Phase::Decode, 0..1, scratch, logits);
+            if let Some(scores) = scores {
+                scores.take(model, team, scratch, 0..wanted);
+                scores.check()?;
+            }
+            if wanted > 0 {
+                model.logits(team, Phase::Decode, wanted - 1..wanted, scratch, logits);
             }
             Ok::<_, GenerateError>(())
         })?;

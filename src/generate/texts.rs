@@ -134,15 +134,7 @@ impl Text {
         tokens.truncate(texts.tokens);
         Self {
             tokens,
-            sampler: Sampler::new(SamplerConfig {
-                repetition_penalty: 1.0,
-                repetition_window: 0,
-                top_k: 0,
-                top_p: 1.0,
-                min_p: 0.0,
-                temperature: 1.0,
-                seed,
-            }),
+            sampler: Sampler::new(SamplerConfig::plain(seed)),
             failed: false,
         }
     }

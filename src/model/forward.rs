@@ -389,6 +389,20 @@ impl Model {
         matmul(team, input, &mut [Product { weights, out }]);
     }
 
+    /// The outputs behind the last norm of the rows whose logits are wanted, `[embedding_length]` each.
+    pub(crate) fn outputs<'a>(
+        &'a self,
+        scratch: &'a Scratch,
+    ) -> impl Iterator<Item = Vec<f32>> + 'a {
+        let (d, epsilon) = (self.config.embedding_length, self.config.rms_epsilon);
+        scratch.wanted.chunks_exact(d).map(move |x| {
+            let square: f32 = x.iter().map(|x| x * x).sum();
+            let scale = 1.0 / (square / d as f32 + epsilon).sqrt();
+            let weighted = x.iter().zip(&self.output_norm);
+            weighted.map(|(x, weight)| x * scale * weight).collect()
+        })
+    }
+
     /// input = norm(x), for these projections
     fn norm(
         &self,

@@ -27,16 +27,17 @@ mod spm;
 mod stream;
 mod vocab;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 pub use error::TokenizeError;
 pub use pieces::{PIECE, Pieces};
 pub use stream::DecodeStream;
+pub(crate) use stream::Decoder;
 
 use crate::gguf::{GgufFile, MetadataWarning};
 use literal::{Fragment, Literals};
-use vocab::{END_TEXTS, TokenBytes, TokenType, Vocabulary};
+use vocab::{END_TEXTS, MORE_END_TEXTS, TokenBytes, TokenType, Vocabulary};
 
 const MODEL: &str = "tokenizer.ggml.model";
 /// The key of the name of the pre-tokenizer.
@@ -47,6 +48,12 @@ const EOT: &str = "tokenizer.ggml.eot_token_id";
 const EOM: &str = "tokenizer.ggml.eom_token_id";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
+/// Lists of tokens that end a text, as some converters write them.
+const END_LISTS: [&str; 3] = [
+    "tokenizer.ggml.eos_token_ids",
+    "tokenizer.ggml.eot_token_ids",
+    "tokenizer.ggml.eog_token_ids",
+];
 
 /// The largest number of whitespace characters in a row that is accepted. The regular-expression engine that splits words
 /// keeps a stack entry for each of them, and fails silently with more than about a million.
@@ -84,6 +91,12 @@ pub struct Tokenizer {
     separate_words: bool,
     bytes: TokenBytes,
     literals: Literals,
+    /// The control tokens and the user-defined ones.
+    specials: Literals,
+    /// Text and id of each control token.
+    controls: BTreeMap<u32, String>,
+    /// The control tokens that are decoded to their texts, and not to nothing.
+    shown: BTreeSet<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
     adds_bos: bool,
@@ -132,11 +145,19 @@ impl Tokenizer {
         ends.extend(eos);
         ends.extend(id(EOT));
         ends.extend(id(EOM));
-        let literals = vocabulary
+        ends.extend(listed_ends(file, &vocabulary));
+        let controls = controls(&vocabulary, bos.into_iter().chain(ends.iter().copied()));
+        let more = controls
+            .iter()
+            .filter(|(_, text)| MORE_END_TEXTS.contains(&text.as_str()));
+        ends.extend(more.map(|(id, _)| *id));
+        let literals: Vec<(String, u32)> = vocabulary
             .iter()
             .filter(|(_, _, token_type)| *token_type == TokenType::UserDefined)
             .map(|(id, text, _)| (text.to_owned(), id))
             .collect();
+        let special = controls.iter().map(|(id, text)| (text.clone(), *id));
+        let specials = Literals::new(literals.iter().cloned().chain(special).collect());
 
         Ok(Self {
             kind: family.kind,
@@ -144,6 +165,9 @@ impl Tokenizer {
             separate_words: family.separate_words,
             bytes: family.bytes,
             literals: Literals::new(literals),
+            specials,
+            controls,
+            shown: BTreeSet::new(),
             adds_bos: adds(file, ADD_BOS, family.adds_bos, bos, &mut warnings),
             adds_eos: adds(file, ADD_EOS, false, eos, &mut warnings),
             bos,
@@ -184,6 +208,64 @@ impl Tokenizer {
         self.encode_to(text, &mut ids)?;
         ids.extend(self.eos.filter(|_| self.adds_eos));
         Ok(ids)
+    }
+
+    /// The ids of a text in which control tokens are written out, as a chat template writes it: their texts become the tokens. BOS and
+    /// EOS are not added.
+    ///
+    /// Where there is a `mark`, that character is no part of the text: it is taken out after the control tokens have been found, so
+    /// that a text with a mark in it becomes none. What lies between two control tokens has the ids that [`encode`](Self::encode)
+    /// gives it.
+    ///
+    /// # Errors
+    /// The errors of [`encode`](Self::encode).
+    pub fn encode_special(
+        &self,
+        text: &str,
+        mark: Option<char>,
+    ) -> Result<Vec<u32>, TokenizeError> {
+        let mut ids = Vec::new();
+        for fragment in self.specials.cut(text) {
+            match (fragment, mark) {
+                (Fragment::Token(id), _) => ids.push(id),
+                (Fragment::Text(stretch), Some(mark)) if stretch.contains(mark) => {
+                    self.encode_to(&stretch.replace(mark, ""), &mut ids)?;
+                }
+                (Fragment::Text(stretch), _) => self.encode_to(stretch, &mut ids)?,
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The control tokens with their texts, which [`encode_special`](Self::encode_special) finds.
+    pub fn controls(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.controls.iter().map(|(id, text)| (text.as_str(), *id))
+    }
+
+    /// What a token is written as: the text of a control token, and for others their bytes; `None` if these are not characters, and for
+    /// ids outside the vocabulary.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        let text = self.controls.get(&id).cloned();
+        let bytes = || {
+            std::str::from_utf8(self.token_bytes(id))
+                .ok()
+                .map(str::to_owned)
+        };
+        text.or_else(bytes).filter(|text| !text.is_empty())
+    }
+
+    /// Lets generation stop at a token too. One that is no control token is left alone: text may have it.
+    pub fn add_end(&mut self, id: u32) {
+        if self.controls.contains_key(&id) {
+            self.ends.insert(id);
+        }
+    }
+
+    /// Has a control token decoded to its text from now on, where it is in the vocabulary: it says something to whoever reads the
+    /// answer, as the marker of a tool call does.
+    pub fn show(&mut self, text: &str) {
+        let found = self.controls.iter().find(|(_, known)| *known == text);
+        self.shown.extend(found.map(|(id, _)| *id));
     }
 
     /// The text of ids that are a whole text. Control tokens are skipped, invalid UTF-8 becomes U+FFFD, and the space that
@@ -239,10 +321,16 @@ impl Tokenizer {
     }
 
     /// Whether generation stops at this token. It does at EOS, at the end of a turn or of a message
-    /// (`tokenizer.ggml.eot_token_id`, `tokenizer.ggml.eom_token_id`), and at tokens whose text is a well-known end marker such
-    /// as `<|im_end|>` or `</s>`.
+    /// (`tokenizer.ggml.eot_token_id`, `tokenizer.ggml.eom_token_id`, and lists such as `tokenizer.ggml.eos_token_ids`), at tokens
+    /// whose text is a well-known end marker such as `<|im_end|>` or `</s>`, and at those of [`add_end`](Self::add_end).
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.ends.contains(&id)
+    }
+
+    /// The bytes of the text that a control token is decoded to; empty for those that are decoded to nothing.
+    fn shown_bytes(&self, id: u32) -> &[u8] {
+        let text = self.controls.get(&id).filter(|_| self.shown.contains(&id));
+        text.map_or(&[], |text| text.as_bytes())
     }
 
     /// Whether this token is user-defined.
@@ -314,6 +402,24 @@ fn adds(
         ));
     }
     said.unwrap_or(default) && id.is_some()
+}
+
+/// The ids in the lists of tokens that end a text. What is no list of ids, or no id, is passed over.
+fn listed_ends(file: &GgufFile, vocabulary: &Vocabulary) -> Vec<u32> {
+    let lists = END_LISTS
+        .iter()
+        .filter_map(|key| file.get::<Vec<usize>>(key).ok().flatten());
+    let ids = lists.flatten().filter(|id| *id < vocabulary.len());
+    ids.filter_map(|id| u32::try_from(id).ok()).collect()
+}
+
+/// Id and text of the control tokens: those of this type, and those that the metadata name.
+fn controls(vocabulary: &Vocabulary, named: impl Iterator<Item = u32>) -> BTreeMap<u32, String> {
+    let named: BTreeSet<u32> = named.collect();
+    let tokens = vocabulary.iter().filter(|(id, text, token_type)| {
+        !text.is_empty() && (*token_type == TokenType::Control || named.contains(id))
+    });
+    tokens.map(|(id, text, _)| (id, text.to_owned())).collect()
 }
 
 /// Returns an error if a text has more than [`MAX_BLANK_RUN`] whitespace characters in a row.

@@ -10,6 +10,12 @@ use super::{Kind, Tokenizer};
 #[derive(Debug, Clone)]
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
+    decoder: Decoder,
+}
+
+/// How far a text is decoded. It is given the tokenizer with every id, and so can outlive a borrow of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Decoder {
     /// The bytes of a character that is not complete yet.
     pending: Vec<u8>,
     /// Whether a space at the beginning of the next token with text is to be left out.
@@ -20,8 +26,7 @@ impl<'a> DecodeStream<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
         Self {
             tokenizer,
-            pending: Vec::new(),
-            drop_space: false,
+            decoder: Decoder::default(),
         }
     }
 
@@ -31,30 +36,49 @@ impl<'a> DecodeStream<'a> {
     /// Source: SentencePiece's dummy prefix; `tokenizer.ggml.add_space_prefix`.
     #[must_use]
     pub fn at_text_start(mut self) -> Self {
-        self.drop_space = self.tokenizer.kind == Kind::SentencePiece { space_prefix: true };
+        self.decoder.drop_space = self.tokenizer.kind == Kind::SentencePiece { space_prefix: true };
         self
     }
 
     /// Decodes the next id and returns the text that is complete with it, which may be empty. Control tokens and ids outside
     /// the vocabulary add nothing; bytes that are not valid UTF-8 become U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
-        let mut text = String::new();
-        self.push_to(id, &mut text);
-        text
+        self.decoder.push(self.tokenizer, id)
     }
 
     /// Ends the stream and returns U+FFFD for a character that is still incomplete; the text is empty if there is none.
     pub fn finish(self) -> String {
-        String::from_utf8_lossy(&self.pending).into_owned()
+        self.decoder.finish()
     }
 
     /// Decodes the next id as [`push`](Self::push) does and appends the text to `text`.
     pub(super) fn push_to(&mut self, id: u32, text: &mut String) {
-        let mut bytes = self.tokenizer.token_bytes(id);
+        self.decoder.push_to(self.tokenizer, id, text);
+    }
+}
+
+impl Decoder {
+    /// See [`DecodeStream::push`].
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
+        let mut text = String::new();
+        self.push_to(tokenizer, id, &mut text);
+        text
+    }
+
+    /// See [`DecodeStream::finish`].
+    pub fn finish(self) -> String {
+        String::from_utf8_lossy(&self.pending).into_owned()
+    }
+
+    fn push_to(&mut self, tokenizer: &Tokenizer, id: u32, text: &mut String) {
+        let mut bytes = tokenizer.token_bytes(id);
+        if bytes.is_empty() {
+            bytes = tokenizer.shown_bytes(id);
+        }
         if bytes.is_empty() {
             return;
         }
-        if std::mem::take(&mut self.drop_space) && !self.tokenizer.is_literal(id) {
+        if std::mem::take(&mut self.drop_space) && !tokenizer.is_literal(id) {
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
         }
         self.pending.extend_from_slice(bytes);

@@ -22,6 +22,23 @@ pub(super) const END_TEXTS: &[&str] = &[
     "</s>",
 ];
 
+/// More such texts, which stand for an end only where the token is a control token.
+pub(super) const MORE_END_TEXTS: &[&str] = &[
+    "<eos>",
+    "<EOT>",
+    "[EOS]",
+    "[EOT]",
+    "<turn|>",
+    "<|eot|>",
+    "<|return|>",
+    "<|call|>",
+    "<|endofturn|>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>",
+];
+
 /// The types of tokens, as `tokenizer.ggml.token_type` numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenType {

@@ -244,7 +244,7 @@ fn at_temperature_1_with_nothing_cut_off_tokens_come_as_often_as_their_probabili
     let draws = 20_000;
     let mut counts = [0usize; 5];
     for _ in 0..draws {
-        counts[sampler.sample(&mut logits.clone(), &[]).unwrap() as usize] += 1;
+        counts[sampler.sample(&logits.clone(), &[]).unwrap() as usize] += 1;
     }
     let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
     for (count, logit) in counts.iter().zip(logits) {

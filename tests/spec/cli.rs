@@ -9,8 +9,9 @@ use crate::common::program::{
 };
 use crate::common::synthetic::{Shape, Synthetic};
 
-const PARIS: [&str; 7] = [
+const PARIS: [&str; 8] = [
     "run",
+    "--raw",
     "-p",
     "The capital of France is",
     "-n",
@@ -121,6 +122,7 @@ fn pruning_reports_what_was_gained() {
 fn pruning_by_nothing_changes_nothing() {
     let seeded = [
         "run",
+        "--raw",
         "-p",
         "Once upon a time",
         "-n",
@@ -133,7 +135,7 @@ fn pruning_by_nothing_changes_nothing() {
     let plain = succeed(&seeded);
     assert_eq!(succeed(&[&seeded[..], &["--prune", "0"]].concat()), plain);
     assert_ne!(
-        succeed(&[&seeded[..6], &["4", "--temp", "1"]].concat()),
+        succeed(&[&seeded[..7], &["4", "--temp", "1"]].concat()),
         plain
     );
 }
@@ -169,11 +171,11 @@ fn the_prompt_comes_from_an_argument_a_file_or_standard_input() {
     std::fs::write(&file, "The capital of France is\n").unwrap();
     let tail = ["-n", "8", "--temp", "0", "-q"];
     assert_eq!(
-        succeed(&[&["run", "-f", file.to_str().unwrap()], &tail[..]].concat()),
+        succeed(&[&["run", "--raw", "-f", file.to_str().unwrap()], &tail[..]].concat()),
         expected
     );
 
-    let arguments = [&["run"], &tail[..]].concat();
+    let arguments = [&["run", "--raw"], &tail[..]].concat();
     let output = flapjack_reading(&arguments, b"The capital of France is\n");
     assert_eq!(stdout(&output), expected);
     assert_eq!(stderr(&output), "", "quiet");
@@ -181,7 +183,7 @@ fn the_prompt_comes_from_an_argument_a_file_or_standard_input() {
 
 #[test]
 fn an_empty_prompt_begins_a_text() {
-    assert!(!succeed(&["run", "-p", "", "-n", "4", "--ignore-eos", "-q"]).is_empty());
+    assert!(!succeed(&["run", "--raw", "-p", "", "-n", "4", "--ignore-eos", "-q"]).is_empty());
 }
 
 #[test]
@@ -247,35 +249,57 @@ fn perplexity_prints_a_line_or_one_json_object() {
 fn bad_arguments_say_what_is_wrong() {
     for (arguments, words) in [
         (
-            vec!["run", "-p", "x", "--prune", "0.9"],
+            vec!["run", "--raw", "-p", "x", "--prune", "0.9"],
             vec!["0.9", "at least 0"],
         ),
-        (vec!["run", "-p", "x", "--prune", "-0.1"], vec!["--prune"]),
-        (vec!["run", "-p", "x", "--prune", "nan"], vec!["--prune"]),
-        (vec!["run", "-p", "x", "--temp", "-1"], vec!["--temp"]),
-        (vec!["run", "-p", "x", "--temp", "inf"], vec!["--temp"]),
-        (vec!["run", "-p", "x", "--top-p", "1.5"], vec!["--top-p"]),
-        (vec!["run", "-p", "x", "-t", "0"], vec!["--threads"]),
         (
-            vec!["run", "-p", "x", "-f", "y"],
+            vec!["run", "--raw", "-p", "x", "--prune", "-0.1"],
+            vec!["--prune"],
+        ),
+        (
+            vec!["run", "--raw", "-p", "x", "--prune", "nan"],
+            vec!["--prune"],
+        ),
+        (
+            vec!["run", "--raw", "-p", "x", "--temp", "-1"],
+            vec!["--temp"],
+        ),
+        (
+            vec!["run", "--raw", "-p", "x", "--temp", "inf"],
+            vec!["--temp"],
+        ),
+        (
+            vec!["run", "--raw", "-p", "x", "--top-p", "1.5"],
+            vec!["--top-p"],
+        ),
+        (
+            vec!["run", "--raw", "-p", "x", "-t", "0"],
+            vec!["--threads"],
+        ),
+        (
+            vec!["run", "--raw", "-p", "x", "-f", "y"],
             vec!["cannot be used with"],
         ),
-        (vec!["run", "-p", "x", "--calib", "y"], vec!["--prune"]),
         (
-            vec!["run", "-f", "/nonexistent/prompt"],
+            vec!["run", "--raw", "-p", "x", "--calib", "y"],
+            vec!["--prune"],
+        ),
+        (
+            vec!["run", "--raw", "-f", "/nonexistent/prompt"],
             vec!["/nonexistent/prompt"],
         ),
         (
-            vec!["run", "-p", "x", "-m", "/nonexistent.gguf"],
+            vec!["run", "--raw", "-p", "x", "-m", "/nonexistent.gguf"],
             vec!["/nonexistent.gguf"],
         ),
         (
-            vec!["run", "-p", "to be or not to be", "--ctx", "2"],
+            vec!["run", "--raw", "-p", "to be or not to be", "--ctx", "2"],
             vec!["context", "--ctx"],
         ),
         (
             vec![
                 "run",
+                "--raw",
                 "-p",
                 "x",
                 "--prune",
@@ -286,12 +310,22 @@ fn bad_arguments_say_what_is_wrong() {
             vec!["/nonexistent.txt"],
         ),
         (
-            vec!["run", "-p", "x", "--prune", "0.3", "--calib-tokens", "5"],
+            vec![
+                "run",
+                "--raw",
+                "-p",
+                "x",
+                "--prune",
+                "0.3",
+                "--calib-tokens",
+                "5",
+            ],
             vec!["5 tokens", "192"],
         ),
         (
             vec![
                 "run",
+                "--raw",
                 "-p",
                 "x",
                 "--prune",
@@ -349,7 +383,7 @@ fn one_way_of_asking_excludes_the_others() {
             "./self:many",
         ),
     ] {
-        let message = fail(&[&["run", "-p", "x"], &arguments[..]].concat());
+        let message = fail(&[&["run", "--raw", "-p", "x"], &arguments[..]].concat());
         assert!(message.contains(words), "{arguments:?}: {message}");
     }
     let message = fail(&["prune", "-o", "never.gguf"]);
@@ -429,7 +463,7 @@ fn what_cannot_be_done_is_told_with_what_to_do_instead() {
     // Both cannot come from standard input, and a profile needs a place.
     for (arguments, words) in [
         (
-            vec!["run", "--prune", "0.2", "--calib", "-"],
+            vec!["run", "--raw", "--prune", "0.2", "--calib", "-"],
             "both the prompt",
         ),
         (vec!["calibrate", "-o", &nowhere], "nowhere"),
@@ -555,7 +589,7 @@ fn files_that_are_no_models_say_so() {
         std::fs::write(&path, bytes).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let run = |path: &str| fail(&["run", "-p", "x", "-m", path]);
+    let run = |path: &str| fail(&["run", "--raw", "-p", "x", "-m", path]);
     assert!(run(&write("text.gguf", b"this is not a model")).contains("not a GGUF file"));
     assert!(run(&write("empty.gguf", b"")).contains("empty"));
     let whole = std::fs::read(crate::common::default_model()).unwrap();
@@ -568,14 +602,21 @@ fn files_that_are_no_models_say_so() {
 #[test]
 fn a_model_without_a_tokenizer_says_so() {
     let synthetic = Synthetic::new(Shape::default());
-    let message = fail(&["run", "-p", "x", "-m", synthetic.path.to_str().unwrap()]);
+    let message = fail(&[
+        "run",
+        "--raw",
+        "-p",
+        "x",
+        "-m",
+        synthetic.path.to_str().unwrap(),
+    ]);
     assert!(message.contains("tokenizer.ggml.model"), "{message}");
 }
 
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_flapjack"))
-        .args(["run", "-p", "Once upon a time", "-n", "64", "-q"])
+        .args(["run", "--raw", "-p", "Once upon a time", "-n", "64", "-q"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

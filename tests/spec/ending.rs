@@ -50,7 +50,9 @@ impl Changed {
     }
 
     fn run(&self, arguments: &[&str]) -> (String, String) {
-        succeeded(&flapjack(&[&["run", "-m", &self.path], arguments].concat()))
+        succeeded(&flapjack(
+            &[&["run", "--raw", "-m", &self.path], arguments].concat(),
+        ))
     }
 }
 
@@ -101,14 +103,21 @@ fn an_answer_that_ends_at_once_says_so_and_what_to_do() {
 
 #[test]
 fn a_stop_text_that_comes_first_is_told() {
-    let output = flapjack(&[&["run"], &PARIS[..], &["-n", "8", "--stop", " Paris"]].concat());
+    let output = flapjack(
+        &[
+            &["run", "--raw"],
+            &PARIS[..],
+            &["-n", "8", "--stop", " Paris"],
+        ]
+        .concat(),
+    );
     let (text, said) = succeeded(&output);
     assert_eq!(text, "\n");
     assert!(
         said.contains("--stop came before anything else") && said.contains("a stop text came"),
         "{said}"
     );
-    let output = flapjack(&[&["run"], &PARIS[..], &["--stop", ""]].concat());
+    let output = flapjack(&[&["run", "--raw"], &PARIS[..], &["--stop", ""]].concat());
     assert_eq!(
         output.status.code(),
         Some(2),
@@ -147,7 +156,7 @@ fn the_report_says_why_an_answer_ended() {
         (vec!["--stop", "."], "a stop text came"),
         (vec!["-c", "8", "-n", "20"], "all 8 positions are taken"),
     ] {
-        let output = flapjack(&[&["run"], &PARIS[..], &arguments].concat());
+        let output = flapjack(&[&["run", "--raw"], &PARIS[..], &arguments].concat());
         let (_, said) = succeeded(&output);
         assert!(said.contains(&format!("  end        {reason}")), "{said}");
     }
@@ -160,14 +169,16 @@ fn an_empty_prompt_is_told() {
     std::fs::write(&file, "\n").unwrap();
     let tail = ["-n", "2", "--ignore-eos"];
     for output in [
-        flapjack(&[&["run", "-p", ""], &tail[..]].concat()),
-        flapjack(&[&["run", "-f", file.to_str().unwrap()], &tail[..]].concat()),
-        flapjack_reading(&[&["run"], &tail[..]].concat(), b""),
+        flapjack(&[&["run", "--raw", "-p", ""], &tail[..]].concat()),
+        flapjack(&[&["run", "--raw", "-f", file.to_str().unwrap()], &tail[..]].concat()),
+        flapjack_reading(&[&["run", "--raw"], &tail[..]].concat(), b""),
     ] {
         let (_, said) = succeeded(&output);
         assert!(said.contains("the prompt is empty"), "{said}");
     }
-    let (_, said) = succeeded(&flapjack(&[&["run", "-p", "x"], &tail[..]].concat()));
+    let (_, said) = succeeded(&flapjack(
+        &[&["run", "--raw", "-p", "x"], &tail[..]].concat(),
+    ));
     assert!(!said.contains("the prompt is empty"), "{said}");
 }
 
@@ -178,6 +189,9 @@ fn generated(tokens: Vec<u32>) -> Generated {
         tokens,
         finish: Finish::Length,
         timings: Timings::default(),
+        logprobs: Vec::new(),
+        end_logprob: None,
+        prompt_logprobs: Vec::new(),
     }
 }
 
@@ -199,6 +213,7 @@ fn going_round_in_a_circle_is_told() {
     let prompt = "😀 😃 😄 😁 😀 😃 😄 😁 😀 😃 😄 😁 😀 😃";
     let arguments = [
         "run",
+        "--raw",
         "-p",
         prompt,
         "-n",
@@ -382,7 +397,16 @@ fn output_that_is_not_a_number_is_an_error() {
         writer.tensor(&tensor.name, &tensor.shape, tensor.block_type, bytes);
     }
     writer.save(&path).unwrap();
-    let output = flapjack(&["run", "-p", "x", "-n", "4", "-m", path.to_str().unwrap()]);
+    let output = flapjack(&[
+        "run",
+        "--raw",
+        "-p",
+        "x",
+        "-n",
+        "4",
+        "-m",
+        path.to_str().unwrap(),
+    ]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
         stderr(&output).contains("not a number"),

@@ -132,6 +132,7 @@ fn a_pruned_file_shows_which_heads_and_how_many_channels_stayed() {
     // It runs, and can be pruned again, onto itself.
     let text = succeed(&[
         "run",
+        "--raw",
         "-m",
         path,
         "-p",

@@ -80,8 +80,9 @@ fn flapjack(arguments: &[&str]) -> Command {
     command
 }
 
-const ENDLESS: [&str; 9] = [
+const ENDLESS: [&str; 10] = [
     "run",
+    "--raw",
     "-p",
     "Once upon a time",
     "-n",
@@ -121,6 +122,7 @@ fn a_long_prompt_is_not_waited_for() {
     .unwrap();
     let mut running = Running::start(&mut flapjack(&[
         "run",
+        "--raw",
         "-f",
         file.to_str().unwrap(),
         "-n",
@@ -246,7 +248,7 @@ fn a_bench_tells_what_it_has_measured() {
 /// What waits for standard input or a file looks at no signal, and so ends by the first one.
 #[test]
 fn waiting_for_a_prompt_ends_at_once() {
-    let mut command = flapjack(&["run"]);
+    let mut command = flapjack(&["run", "--raw"]);
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -119,7 +119,7 @@ fn a_download_that_was_killed_is_swept_by_a_run_that_needs_no_download() {
     let lock = workshop.write(&format!(".{name}.lock"), "");
     let lock = fs::File::options().write(true).open(lock).unwrap();
     lock.lock().unwrap();
-    let run = ["run", "-p", "a", "-n", "1"];
+    let run = ["run", "--raw", "-p", "a", "-n", "1"];
     succeeded(&workshop.flapjack(&run));
     assert!(half.exists(), "another process is at it");
     drop(lock);

@@ -356,7 +356,9 @@ const MB: u64 = 1_000_000;
 fn what_does_not_fit_packed_runs_unpacked_and_says_so() {
     let workshop = Workshop::new();
     let model = large(&workshop);
-    let run = ["run", "-m", &model, "-t", "1", "-p", "Hello", "-n", "4"];
+    let run = [
+        "run", "--raw", "-m", &model, "-t", "1", "-p", "Hello", "-n", "4",
+    ];
     let Some(group) = Group::new(40 * MB) else {
         return;
     };
@@ -380,6 +382,7 @@ fn pruning_fits_in_the_limit() {
     let prune = |ratio: &'static str| {
         [
             "run",
+            "--raw",
             "-m",
             &model,
             "-t",
@@ -448,7 +451,7 @@ fn a_context_that_nobody_could_hold_is_refused_with_what_it_takes() {
         assert!(matches!(checked, Err(EngineError::Context { .. })));
     }
     for context in ["18446744073709551615", "1000000000000"] {
-        let output = workshop.flapjack(&["run", "-c", context, "-p", "Hi", "-n", "2"]);
+        let output = workshop.flapjack(&["run", "--raw", "-c", context, "-p", "Hi", "-n", "2"]);
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(
@@ -507,7 +510,8 @@ fn where_the_memory_is_used_up_generation_ends_with_an_error() {
     };
     for kv in ["f16", "q8_0"] {
         let output = limited(&[
-            "run", "-m", &model, "-t", "1", "-c", "30000", "-p", "Hello", "-n", "4", "--kv", kv,
+            "run", "--raw", "-m", &model, "-t", "1", "-c", "30000", "-p", "Hello", "-n", "4",
+            "--kv", kv,
         ]);
         let said = stderr(&output);
         assert!(
@@ -518,6 +522,7 @@ fn where_the_memory_is_used_up_generation_ends_with_an_error() {
     }
     let output = limited(&[
         "run",
+        "--raw",
         "-m",
         &model,
         "-t",

@@ -4,7 +4,7 @@
 use std::fs;
 
 use flapjack::engine::{Engine, Notice};
-use flapjack::generate::SamplerOptions;
+use flapjack::generate::{SamplerOptions, SamplerStep};
 use flapjack::gguf::{GgufFile, Value};
 
 use crate::common::copy_of;
@@ -54,6 +54,15 @@ fn the_metadata_of_a_file_recommend_how_to_sample() {
             ("general.sampling.min_p", Value::F64(0.0)),
             ("general.sampling.penalty_repeat", Value::F32(1.5)),
             ("general.sampling.penalty_last_n", Value::I32(-1)),
+            ("general.sampling.xtc_probability", Value::F32(0.5)),
+            ("general.sampling.xtc_threshold", Value::F32(0.25)),
+            ("general.sampling.mirostat", Value::I32(2)),
+            ("general.sampling.mirostat_tau", Value::F32(4.0)),
+            ("general.sampling.mirostat_eta", Value::F32(0.5)),
+            (
+                "general.sampling.sequence",
+                Value::String("top_k;min_p;temperature".into()),
+            ),
         ],
     );
     let engine = workshop.open();
@@ -64,6 +73,16 @@ fn the_metadata_of_a_file_recommend_how_to_sample() {
         min_p: Some(0.0),
         repetition_penalty: Some(1.5),
         repetition_window: Some(usize::MAX),
+        xtc_probability: Some(0.5),
+        xtc_threshold: Some(0.25),
+        mirostat: Some(true),
+        mirostat_tau: Some(4.0),
+        mirostat_eta: Some(0.5),
+        steps: Some(vec![
+            SamplerStep::TopK,
+            SamplerStep::MinP,
+            SamplerStep::Temperature,
+        ]),
         ..SamplerOptions::default()
     };
     assert_eq!(recommended(&engine), expected);
@@ -76,7 +95,7 @@ fn a_generation_config_beside_the_file_recommends_too_and_the_file_comes_first()
     workshop.write(
         "generation_config.json",
         r#"{"do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": null, "repetition_penalty": 1.05,
-            "eos_token_id": [1, 2], "transformers_version": "4.51.0"}"#,
+            "typical_p": 0.9, "no_repeat_ngram_size": 3, "eos_token_id": [1, 2], "transformers_version": "4.51.0"}"#,
     );
     let options = recommended(&workshop.open());
     let expected = SamplerOptions {
@@ -84,6 +103,8 @@ fn a_generation_config_beside_the_file_recommends_too_and_the_file_comes_first()
         top_k: Some(20),
         top_p: Some(0.8),
         repetition_penalty: Some(1.05),
+        typical_p: Some(0.9),
+        no_repeat_ngram: Some(3),
         ..SamplerOptions::default()
     };
     assert_eq!(options, expected);
@@ -110,17 +131,31 @@ fn a_recommendation_that_makes_no_sense_is_passed_over_with_a_notice() {
             ("general.sampling.top_p", Value::F32(1.5)),
             ("general.sampling.min_p", Value::F32(0.25)),
             ("general.sampling.penalty_repeat", Value::F32(-1.0)),
+            ("general.sampling.mirostat", Value::I32(1)),
+            (
+                "general.sampling.sequence",
+                Value::String("infill;top_k".into()),
+            ),
         ],
     );
     let engine = workshop.open();
     let expected = SamplerOptions {
         min_p: Some(0.25),
+        // What is known of the steps is taken.
+        steps: Some(vec![SamplerStep::TopK]),
         ..SamplerOptions::default()
     };
     assert_eq!(recommended(&engine), expected);
     let found = ignored(&engine);
     let keys: Vec<_> = found.iter().map(|(key, _)| key.unwrap()).collect();
-    let expected = ["temp", "top_k", "top_p", "penalty_repeat"];
+    let expected = [
+        "temp",
+        "top_k",
+        "top_p",
+        "penalty_repeat",
+        "mirostat",
+        "sequence",
+    ];
     assert_eq!(keys, expected.map(|key| format!("general.sampling.{key}")));
     assert_eq!(found[1].1, "expected a whole number, found \"many\"");
     assert_eq!(found[2].1, "expected a number from 0 to 1, found 1.5");
@@ -238,6 +273,17 @@ fn numbers_below_zero_mean_what_they_mean_elsewhere_or_are_refused_with_the_rang
         ("--repeat-penalty", "-1", "above 0"),
         ("--repeat-last-n", "-2", "-1 for all"),
         ("--seed", "-2", "-1 for any"),
+        ("--frequency-penalty", "inf", "must be a number"),
+        ("--dry-base", "0.5", "of at least 1"),
+        ("--dry-penalty-last-n", "-2", "-1 for all"),
+        ("--typical", "2", "from 0 to 1"),
+        ("--xtc-probability", "-1", "from 0 to 1"),
+        ("--xtc-threshold", "7", "from 0 to 1"),
+        ("--top-n-sigma", "-2", "-1 for all"),
+        ("--mirostat", "1", "0 (off) or 2"),
+        ("--samplers", "top_k;infill", "penalties;dry;top_n_sigma"),
+        ("--logit-bias", "15", "15043+1"),
+        ("--logit-bias", "x+nan", "15043+1"),
     ] {
         let output = run(&[option, value]);
         assert_eq!(output.status.code(), Some(2), "{option}");
@@ -246,4 +292,75 @@ fn numbers_below_zero_mean_what_they_mean_elsewhere_or_are_refused_with_the_rang
         assert!(message.contains(option), "{message}");
         assert!(message.contains(range), "{message}");
     }
+}
+
+#[test]
+fn a_bias_is_for_a_token_by_its_id_or_by_its_text() {
+    let workshop = Workshop::new();
+    let run = |bias: &str| {
+        let options = ["--temp", "0", "--logit-bias", bias];
+        let run = ["run", "-p", "abc", "-n", "6", "-q"];
+        workshop.flapjack(&[&run[..], &options].concat())
+    };
+    let text = |bias: &str| succeeded(&run(bias)).0;
+    let engine = workshop.open();
+    let id = engine.tokenizer().unwrap().encode("x").unwrap()[0];
+    assert_eq!(text(&format!("{id}+1000")), "xxxxxx\n");
+    assert_eq!(text("x+1e3"), "xxxxxx\n");
+    assert_eq!(text("-+1e3"), "------\n");
+    // Each token of a text of several.
+    let several = text("-y+1e3");
+    assert!(
+        several.trim().chars().all(|c| "-y".contains(c)),
+        "{several}"
+    );
+    let plain = text("x+0");
+    let first = plain.chars().next().unwrap();
+    if first.is_ascii_alphanumeric() {
+        let banned = text(&format!("{first}-inf"));
+        assert!(!banned.contains(first), "{banned}");
+    }
+    let output = run("9999999+1");
+    assert!(!output.status.success());
+    let message = stderr(&output);
+    assert!(message.contains("--logit-bias"), "{message}");
+    assert!(message.contains("there is no token 9999999"), "{message}");
+}
+
+#[test]
+fn every_option_of_sampling_is_taken() {
+    let workshop = Workshop::new();
+    let options = "--frequency-penalty 0.1 --presence-penalty 0.2 --dry-multiplier 0.3 --dry-base 1.5 \
+        --dry-allowed-length 3 --dry-penalty-last-n -1 --dry-sequence-breaker none --dry-sequence-breaker \\n \
+        --no-repeat-ngram 4 --top-n-sigma 2 --typical 0.9 --xtc-probability 0.4 --xtc-threshold 0.2 --dynatemp-range 0.1 \
+        --dynatemp-exp 2 --mirostat 0 --mirostat-lr 0.2 --mirostat-ent 6 --samplers top_k;temp --seed 7";
+    let options: Vec<&str> = options.split_whitespace().collect();
+    let run = ["run", "-v", "-p", "abc", "-n", "2", "-q"];
+    let (_, log) = succeeded(&workshop.flapjack(&[&run, &options[..]].concat()));
+    let expected = [
+        "frequency_penalty 0.1",
+        "presence_penalty 0.2",
+        "dry_multiplier 0.3",
+        "dry_base 1.5",
+        "dry_allowed_length 3",
+        "dry_window 18446744073709551615",
+        r#"dry_breakers ["\n"]"#,
+        "no_repeat_ngram 4",
+        "top_n_sigma 2.0",
+        "typical_p 0.9",
+        "xtc_probability 0.4",
+        "xtc_threshold 0.2",
+        "dynatemp_range 0.1",
+        "dynatemp_exponent 2.0",
+        "mirostat false",
+        "mirostat_tau 6.0",
+        "mirostat_eta 0.2",
+        "steps [TopK, Temperature]",
+        "seed 7",
+    ];
+    let line = log.lines().find(|line| line.contains("by options:"));
+    assert!(
+        line.is_some_and(|line| line.ends_with(&expected.join(", "))),
+        "{log}"
+    );
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::common::synthetic::runtime;
 use flapjack::generate::{
-    Finish, GenerateError, Generated, Generation, Request, RequestId, SamplerConfig, Scheduler,
-    Sequence,
+    Finish, GenerateError, Generated, Generation, Loaded, Request, RequestId, SamplerConfig,
+    Scheduler, Sequence,
 };
 use flapjack::gguf::GgufFile;
 use flapjack::kernels::{KV_BLOCK, Runtime};
@@ -13,32 +13,40 @@ use flapjack::model::{CacheType, KvPool, Model, ModelError};
 use flapjack::prune::calibrate;
 use flapjack::tokenize::Tokenizer;
 
-struct Loaded {
+struct Subject {
     model: Model,
     tokenizer: Tokenizer,
     runtime: Runtime,
 }
 
-fn load() -> Loaded {
+fn load() -> Subject {
     let file = GgufFile::open(crate::common::default_model()).unwrap();
     let tokenizer = Tokenizer::from_gguf(&file).unwrap();
     let runtime = runtime(2);
     let mut model = Model::load(file).unwrap();
     model.pack(&runtime);
-    Loaded {
+    Subject {
         model,
         tokenizer,
         runtime,
     }
 }
 
-impl Loaded {
+impl Subject {
     fn pool(&self) -> KvPool {
         KvPool::new(&self.model, CacheType::F16).unwrap()
     }
 
-    fn scheduler(&self, pool: &KvPool) -> Scheduler<'_> {
-        Scheduler::new(&self.model, &self.runtime, &self.tokenizer, pool.clone())
+    fn scheduler(&self, pool: &KvPool) -> Scheduler {
+        Scheduler::new(pool.clone())
+    }
+
+    fn loaded(&self) -> Loaded<'_> {
+        Loaded {
+            model: &self.model,
+            runtime: &self.runtime,
+            tokenizer: &self.tokenizer,
+        }
     }
 
     fn alone(&self, request: &Request, context: usize) -> (String, Generated) {
@@ -62,8 +70,8 @@ fn request(prompt: Vec<u32>, max_tokens: usize, sampler: SamplerConfig) -> Reque
         prompt,
         max_tokens,
         sampler,
-        stop: Vec::new(),
         ignore_end: true,
+        ..Request::default()
     }
 }
 
@@ -72,8 +80,8 @@ fn request(prompt: Vec<u32>, max_tokens: usize, sampler: SamplerConfig) -> Reque
 struct Told(BTreeMap<RequestId, (String, Option<Result<Generated, GenerateError>>)>);
 
 impl Told {
-    fn step(&mut self, scheduler: &mut Scheduler) {
-        for update in scheduler.step().unwrap() {
+    fn step(&mut self, scheduler: &mut Scheduler, with: Loaded) {
+        for update in scheduler.step(with).unwrap() {
             let told = self.0.entry(update.id).or_default();
             assert!(told.1.is_none(), "nothing comes after the end");
             told.0 += &update.text;
@@ -111,12 +119,16 @@ fn eight_answers_that_come_and_go_are_token_for_token_what_they_are_alone() {
     let mut told = Told::default();
     let mut ids = Vec::new();
     for request in &requests {
-        ids.push(scheduler.add(request.clone(), 800).unwrap());
-        told.step(&mut scheduler);
-        told.step(&mut scheduler);
+        ids.push(
+            scheduler
+                .add(loaded.loaded(), request.clone(), 800)
+                .unwrap(),
+        );
+        told.step(&mut scheduler, loaded.loaded());
+        told.step(&mut scheduler, loaded.loaded());
     }
     while !scheduler.is_empty() {
-        told.step(&mut scheduler);
+        told.step(&mut scheduler, loaded.loaded());
     }
     assert_eq!(pool.used_blocks(), 0, "all blocks are free again");
     for (id, request) in ids.iter().zip(&requests) {
@@ -145,11 +157,15 @@ fn what_prompts_have_in_common_is_computed_once() {
     // All at the same time: the others wait for the first.
     let ids: Vec<RequestId> = requests
         .iter()
-        .map(|request| scheduler.add(request.clone(), 300).unwrap())
+        .map(|request| {
+            scheduler
+                .add(loaded.loaded(), request.clone(), 300)
+                .unwrap()
+        })
         .collect();
     let mut most = 0;
     while !scheduler.is_empty() {
-        told.step(&mut scheduler);
+        told.step(&mut scheduler, loaded.loaded());
         most = most.max(pool.used_blocks());
     }
     let shared = common.len() / KV_BLOCK;
@@ -175,29 +191,30 @@ fn a_cancelled_answer_frees_its_blocks_and_a_full_pool_makes_others_wait() {
         |i: usize, tokens| request(loaded.prompt(500 * i, tokens), 3, SamplerConfig::greedy());
     // What no pool of this size could hold.
     assert!(matches!(
-        scheduler.add(ask(0, 200), 300),
+        scheduler.add(loaded.loaded(), ask(0, 200), 300),
         Err(GenerateError::PromptTooLong { room: 192, .. })
     ));
     assert!(matches!(
-        scheduler.add(ask(0, 0), 300),
+        scheduler.add(loaded.loaded(), ask(0, 0), 300),
         Err(GenerateError::EmptyPrompt)
     ));
     let unknown = request(vec![1, u32::MAX], 3, SamplerConfig::greedy());
     assert!(matches!(
-        scheduler.add(unknown, 300),
+        scheduler.add(loaded.loaded(), unknown, 300),
         Err(GenerateError::Model(ModelError::Token { place: 1, .. }))
     ));
 
     let [a, b, c] = [ask(0, 100), ask(1, 100), ask(2, 60)];
-    let [a_id, b_id, c_id] = [&a, &b, &c].map(|r| scheduler.add(r.clone(), 300).unwrap());
-    told.step(&mut scheduler);
+    let [a_id, b_id, c_id] =
+        [&a, &b, &c].map(|r| scheduler.add(loaded.loaded(), r.clone(), 300).unwrap());
+    told.step(&mut scheduler, loaded.loaded());
     assert_eq!(pool.used_blocks(), 2);
     assert!(!told.0.contains_key(&b_id), "there is no room for it yet");
     assert!(scheduler.cancel(a_id));
     assert!(!scheduler.cancel(a_id));
     assert_eq!(pool.used_blocks(), 0);
     while !scheduler.is_empty() {
-        told.step(&mut scheduler);
+        told.step(&mut scheduler, loaded.loaded());
     }
     for (id, request) in [(b_id, &b), (c_id, &c)] {
         assert_eq!(told.ended(id).0, loaded.alone(request, 300).0);

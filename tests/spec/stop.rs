@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::common::program::{flapjack, succeeded};
 use crate::common::synthetic::runtime;
 use flapjack::generate::{
-    Finish, Generated, Generation, Request, SamplerConfig, Scheduler, Sequence,
+    Finish, Generated, Generation, Loaded, Request, SamplerConfig, Scheduler, Sequence,
 };
 use flapjack::gguf::GgufFile;
 use flapjack::model::{CacheType, KvCache, KvPool, Model};
@@ -24,12 +24,12 @@ const PROMPTS: [&str; 4] = [
     "😀 😃 😄 😁 😀 😃 😄 😁 😀 😃 😄 😁 😀 😃",
 ];
 
-struct Loaded {
+struct Subject {
     model: Model,
     tokenizer: Tokenizer,
 }
 
-impl Loaded {
+impl Subject {
     fn new() -> Self {
         let file = GgufFile::open(crate::common::default_model()).unwrap();
         Self {
@@ -45,6 +45,7 @@ impl Loaded {
             sampler: SamplerConfig::greedy(),
             stop: stop.iter().map(|&text| text.to_owned()).collect(),
             ignore_end: true,
+            ..Request::default()
         }
     }
 
@@ -64,14 +65,19 @@ impl Loaded {
     fn together(&self, requests: &[Request]) -> Vec<(Vec<String>, Generated)> {
         let runtime = runtime(1);
         let pool = KvPool::new(&self.model, CacheType::F16).unwrap();
-        let mut scheduler = Scheduler::new(&self.model, &runtime, &self.tokenizer, pool);
+        let mut scheduler = Scheduler::new(pool);
+        let with = Loaded {
+            model: &self.model,
+            runtime: &runtime,
+            tokenizer: &self.tokenizer,
+        };
         let ids: Vec<_> = requests
             .iter()
-            .map(|request| scheduler.add(request.clone(), CONTEXT).unwrap())
+            .map(|request| scheduler.add(with, request.clone(), CONTEXT).unwrap())
             .collect();
         let mut answers: Vec<_> = ids.iter().map(|_| (Vec::new(), None)).collect();
         while !scheduler.is_empty() {
-            for update in scheduler.step().unwrap() {
+            for update in scheduler.step(with).unwrap() {
                 let place = ids.iter().position(|id| *id == update.id).unwrap();
                 answers[place].0.push(update.text);
                 if let Some(ended) = update.ended {
@@ -121,7 +127,7 @@ fn stops_in(text: &str) -> Vec<&str> {
 }
 
 fn check(
-    loaded: &Loaded,
+    loaded: &Subject,
     whole: &(String, Generated),
     stop: &str,
     answer: (Vec<String>, Generated),
@@ -150,7 +156,7 @@ fn check(
 
 #[test]
 fn text_is_cut_exactly_where_a_stop_text_begins_alone_and_side_by_side() {
-    let loaded = Loaded::new();
+    let loaded = Subject::new();
     let (mut requests, mut expected) = (Vec::new(), Vec::new());
     let (mut crossing, mut within) = (0, 0);
     for prompt in PROMPTS {
@@ -183,7 +189,7 @@ fn text_is_cut_exactly_where_a_stop_text_begins_alone_and_side_by_side() {
 
 #[test]
 fn what_looks_like_a_stop_text_and_is_none_is_shown_to_the_end() {
-    let loaded = Loaded::new();
+    let loaded = Subject::new();
     for prompt in PROMPTS {
         let (pieces, generated) = loaded.alone(&loaded.request(prompt, &[]));
         let text = pieces.concat();
@@ -205,7 +211,7 @@ fn what_looks_like_a_stop_text_and_is_none_is_shown_to_the_end() {
 
 #[test]
 fn the_program_cuts_there_too_and_counts_the_tokens_that_were_generated() {
-    let loaded = Loaded::new();
+    let loaded = Subject::new();
     let prompt = PROMPTS[1];
     let (pieces, generated) = loaded.alone(&loaded.request(prompt, &[]));
     let text = pieces.concat();
@@ -213,6 +219,7 @@ fn the_program_cuts_there_too_and_counts_the_tokens_that_were_generated() {
     let tokens = loaded.tokens_until(&generated.tokens, &stop);
     let output = flapjack(&[
         "run",
+        "--raw",
         "-p",
         prompt,
         "-n",

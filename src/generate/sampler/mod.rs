@@ -1,63 +1,223 @@
-//! Choosing the next token from logits.
+//! Choosing the next token from logits: a chain of steps over the tokens that are still in the choice.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `config` | what can be chosen, and in which order the steps come |
+//! | `candidates` | the tokens that are still in the choice |
+//! | `penalties` | repetition, frequency and presence penalties; n-grams that may not come twice |
+//! | `dry` | a penalty for going on with a repetition |
+//! | `cuts` | top-n-sigma, typical, min-p, and the exclusion of top choices |
+//! | `temperature` | temperature, fixed or dynamic |
+//! | `mirostat` | Mirostat 2.0 |
+//!
+//! Biases and bans come first. Then the steps follow in [`SamplerConfig::steps`]' order, by default llama.cpp's: penalties, DRY,
+//! top-n-sigma, top-k, typical, top-p, min-p, XTC, temperature. At temperature 0 nothing is cut: what is most likely after biases,
+//! bans and penalties is taken. With Mirostat biases, bans, penalties and temperature come first too, and it takes the place of the
+//! rest.
 
+mod candidates;
 mod config;
+mod cuts;
+mod dry;
+mod mirostat;
+mod penalties;
+mod temperature;
 
-pub use config::{SamplerConfig, SamplerOptions};
+pub use config::{SamplerConfig, SamplerOptions, SamplerStep, UnknownStep};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use crate::tokenize::Tokenizer;
+use candidates::{Candidates, weight};
+use dry::Breakers;
+use mirostat::Mirostat;
 
 /// A sampler chain with its random numbers.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     config: SamplerConfig,
     random: ChaCha8Rng,
-    /// Token and logit, and then probability, of what is still in the choice.
-    candidates: Vec<(u32, f32)>,
+    breakers: Breakers,
+    mirostat: Mirostat,
+    /// The logits that are added to single tokens, in the order of their numbers.
+    bias: Vec<(u32, f32)>,
+    candidates: Candidates,
 }
 
 impl Sampler {
+    /// A sampler that knows no texts of tokens, and so none of DRY's breakers.
     pub fn new(config: SamplerConfig) -> Self {
+        // Several for one token add up.
+        let mut bias = config.logit_bias.clone();
+        bias.retain(|(_, bias)| !bias.is_nan());
+        bias.sort_by_key(|(token, _)| *token);
+        bias.dedup_by(|next, kept| {
+            let same = next.0 == kept.0;
+            if same {
+                kept.1 += next.1;
+            }
+            same
+        });
         Self {
             random: ChaCha8Rng::seed_from_u64(config.seed),
+            breakers: Breakers::default(),
+            mirostat: Mirostat::new(&config),
+            bias,
             config,
-            candidates: Vec::new(),
+            candidates: Candidates::default(),
         }
     }
 
-    /// The next token after `history`; `None` if a logit is not a number. `logits` are changed by the penalty.
-    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Option<u32> {
-        if logits.is_empty() || logits.iter().any(|l| l.is_nan()) {
+    pub fn with_tokenizer(config: SamplerConfig, tokenizer: &Tokenizer) -> Self {
+        let breakers = match dry::is_on(&config) {
+            true => Breakers::new(&config.dry_breakers, tokenizer),
+            false => Breakers::default(),
+        };
+        Self {
+            breakers,
+            ..Self::new(config)
+        }
+    }
+
+    /// The next token after `history`, which is prompt and answer; `None` if a logit is not a number.
+    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Option<u32> {
+        self.sample_among(logits, history, None)
+    }
+
+    /// The same among tokens that are allowed: some, in the order of their numbers, or all (`None`).
+    ///
+    /// # Panics
+    /// If a token that is allowed has no logit.
+    pub fn sample_among(
+        &mut self,
+        logits: &[f32],
+        history: &[u32],
+        allowed: Option<&[u32]>,
+    ) -> Option<u32> {
+        let is_nothing = logits.is_empty() || allowed.is_some_and(<[u32]>::is_empty);
+        if is_nothing || logits.iter().any(|l| l.is_nan()) {
             return None;
         }
-        self.penalise(logits, history);
-        if self.config.temperature <= 0.0 {
-            return Some(most_likely(logits));
+        let greedy = self.config.temperature <= 0.0;
+        if allowed.is_none() && !self.changes_logits() {
+            if greedy {
+                return Some(most_likely(logits));
+            }
+            if self.only_temperature() {
+                return Some(self.draw_from_all(logits));
+            }
         }
-        if self.keeps_all() {
-            return Some(self.draw_from_all(logits));
+        self.candidates.fill(logits, allowed);
+        self.candidates.change(&self.bias, |logit, bias| {
+            let sum = *logit + bias;
+            // Infinity and its opposite: who sets a bias decides.
+            *logit = if sum.is_nan() { *bias } else { sum };
+        });
+        penalties::ban_ngrams(&mut self.candidates, self.config.no_repeat_ngram, history);
+        for i in 0..self.config.steps.len() {
+            let step = self.config.steps[i];
+            let cuts = !matches!(
+                step,
+                SamplerStep::Penalties | SamplerStep::Dry | SamplerStep::Temperature
+            );
+            let skipped = match step {
+                SamplerStep::Temperature => greedy,
+                _ => cuts && (greedy || self.config.mirostat),
+            };
+            if !skipped {
+                self.apply(step, history);
+            }
         }
-        self.candidates.clear();
-        self.candidates
-            .extend(logits.iter().enumerate().map(|(i, l)| (i as u32, *l)));
-        self.keep_top_k();
-        softmax(&mut self.candidates);
-        self.keep_top_p();
-        self.keep_min_p();
-        self.draw()
+        if greedy {
+            return Some(self.candidates.best().token);
+        }
+        let uniform = uniform(&mut self.random);
+        let drawn = match self.config.mirostat {
+            true => self
+                .mirostat
+                .draw(&mut self.candidates, &self.config, uniform),
+            false => self.candidates.draw(uniform),
+        };
+        Some(drawn.token)
     }
 
-    fn keeps_all(&self) -> bool {
-        self.config.top_k == 0 && self.config.top_p >= 1.0 && self.config.min_p <= 0.0
+    fn has(&self, step: SamplerStep) -> bool {
+        self.config.steps.contains(&step)
     }
 
-    /// Where nothing is cut off, nothing need be sorted.
+    /// Whether logits are changed before anything is cut.
+    fn changes_logits(&self) -> bool {
+        !self.bias.is_empty()
+            || self.config.no_repeat_ngram > 0
+            || self.has(SamplerStep::Penalties) && penalties::is_on(&self.config)
+            || self.has(SamplerStep::Dry) && dry::is_on(&self.config)
+    }
+
+    /// Whether nothing is cut.
+    fn only_temperature(&self) -> bool {
+        let SamplerConfig {
+            mirostat,
+            dynatemp_range,
+            ..
+        } = self.config;
+        let mut steps = self.config.steps.iter();
+        !mirostat && dynatemp_range <= 0.0 && !steps.any(|step| self.cuts(*step))
+    }
+
+    /// Whether a step takes tokens out of the choice.
+    fn cuts(&self, step: SamplerStep) -> bool {
+        let config = &self.config;
+        match step {
+            SamplerStep::TopNSigma => config.top_n_sigma > 0.0,
+            SamplerStep::TopK => config.top_k > 0,
+            SamplerStep::Typical => config.typical_p < 1.0,
+            SamplerStep::TopP => config.top_p < 1.0,
+            SamplerStep::MinP => config.min_p > 0.0,
+            // Two tokens cannot both have more than half.
+            SamplerStep::Xtc => config.xtc_probability > 0.0 && config.xtc_threshold <= 0.5,
+            SamplerStep::Penalties | SamplerStep::Dry | SamplerStep::Temperature => false,
+        }
+    }
+
+    fn apply(&mut self, step: SamplerStep, history: &[u32]) {
+        let cuts = self.cuts(step);
+        let Self {
+            config, candidates, ..
+        } = self;
+        match step {
+            SamplerStep::Penalties if penalties::is_on(config) => {
+                penalties::penalise(candidates, config, history);
+            }
+            SamplerStep::Dry if dry::is_on(config) => {
+                dry::penalise(candidates, config, &self.breakers, history);
+            }
+            SamplerStep::Temperature => temperature::apply(candidates, config),
+            SamplerStep::TopNSigma if cuts => cuts::top_n_sigma(candidates, config.top_n_sigma),
+            SamplerStep::TopK if cuts => candidates.keep_best(config.top_k),
+            SamplerStep::Typical if cuts => cuts::typical(candidates, config.typical_p),
+            SamplerStep::TopP if cuts => candidates.keep_probability(config.top_p),
+            SamplerStep::MinP if cuts => cuts::min_p(candidates, config.min_p),
+            SamplerStep::Xtc if cuts => {
+                let happens = uniform(&mut self.random) < f64::from(config.xtc_probability);
+                if happens {
+                    cuts::exclude_top_choices(candidates, config.xtc_threshold);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Where nothing is cut off, nothing need be collected.
     fn draw_from_all(&mut self, logits: &[f32]) -> u32 {
+        let temperature = match self.has(SamplerStep::Temperature) {
+            true => self.config.temperature,
+            false => 1.0,
+        };
         let best = logits[most_likely(logits) as usize];
         let weight = |l: f32| match l == best {
-            // As in `softmax`: of equal infinities the difference is not a number.
             true => 1.0,
-            false => ((l - best) / self.config.temperature).exp(),
+            false => weight((l - best) / temperature, 0.0),
         };
         let total: f64 = logits.iter().map(|l| f64::from(weight(*l))).sum();
         let mut left = uniform(&mut self.random) * total;
@@ -68,74 +228,6 @@ impl Sampler {
             }
         }
         most_likely(logits)
-    }
-
-    fn penalise(&self, logits: &mut [f32], history: &[u32]) {
-        let penalty = self.config.repetition_penalty;
-        if penalty == 1.0 {
-            return;
-        }
-        let window = history.len().min(self.config.repetition_window);
-        let mut recent = history[history.len() - window..].to_vec();
-        recent.sort_unstable();
-        recent.dedup();
-        for token in recent {
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = if *logit > 0.0 {
-                    *logit / penalty
-                } else {
-                    *logit * penalty
-                };
-            }
-        }
-    }
-
-    /// Sorts by falling logit (by token where equal, so that the order is fixed) and cuts.
-    fn keep_top_k(&mut self) {
-        let by_rank = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        let k = self.config.top_k;
-        if k > 0 && k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(k - 1, by_rank);
-            self.candidates.truncate(k);
-        }
-        self.candidates.sort_unstable_by(by_rank);
-    }
-
-    fn keep_top_p(&mut self) {
-        if self.config.top_p >= 1.0 {
-            return;
-        }
-        let mut sum = 0.0;
-        let enough = self.candidates.iter().position(|(_, p)| {
-            sum += p;
-            sum >= self.config.top_p
-        });
-        if let Some(last) = enough {
-            self.candidates.truncate(last + 1);
-        }
-    }
-
-    fn keep_min_p(&mut self) {
-        let least = self.candidates[0].1 * self.config.min_p;
-        self.candidates.retain(|(_, p)| *p >= least);
-    }
-
-    /// Draws with probabilities p^(1 / temperature), which is what dividing the logits amounts to.
-    fn draw(&mut self) -> Option<u32> {
-        let best = self.candidates[0].1;
-        let exponent = 1.0 / self.config.temperature;
-        for (_, p) in &mut self.candidates {
-            *p = (*p / best).powf(exponent);
-        }
-        let total: f32 = self.candidates.iter().map(|(_, p)| p).sum();
-        let mut left = uniform(&mut self.random) as f32 * total;
-        for (token, p) in &self.candidates {
-            left -= p;
-            if left < 0.0 {
-                return Some(*token);
-            }
-        }
-        self.candidates.last().map(|(token, _)| *token)
     }
 }
 
@@ -153,15 +245,4 @@ fn most_likely(logits: &[f32]) -> u32 {
         }
     }
     best as u32
-}
-
-/// Logits, sorted by fall, to probabilities.
-fn softmax(candidates: &mut [(u32, f32)]) {
-    let best = candidates[0].1;
-    for (_, l) in candidates.iter_mut() {
-        // Where everything is −∞ but the best, or all are equal infinities, the difference must not be NaN.
-        *l = if *l == best { 1.0 } else { (*l - best).exp() };
-    }
-    let total: f32 = candidates.iter().map(|(_, p)| p).sum();
-    candidates.iter_mut().for_each(|(_, p)| *p /= total);
 }
