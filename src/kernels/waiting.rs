@@ -5,8 +5,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a waiting thread looks before it sleeps: longer than most gaps between steps of a pass, and about as long as it takes to
-/// wake a thread. (Of 20, 30, 50 and 100 µs this was the best on a quiet machine and on a busy one; with 1 ms a quiet one was 2 to
-/// 7 % slower too.)
+/// wake a thread. (Beside busy threads 20 to 50 µs were up to 15 % faster than 100; on a quiet machine these were alike within noise,
+/// and 1 ms was 2 to 8 % slower.)
 const PATIENCE: Duration = Duration::from_micros(50);
 
 /// How often it looks before it looks at the clock.
