@@ -51,8 +51,9 @@
 //! | room | what lives in it |
 //! | --- | --- |
 //! | [`engine`] | open, prune to a target, sequences, export: the pipeline, its cache, its events, its report as data |
-//! | [`generate`] | sampler chain, stop conditions, sequences |
-//! | [`eval`] | perplexity and speed |
+//! | [`serve`] | an HTTP server over the engine, and its page |
+//! | [`generate`] | sampling, grammars, stop conditions; one answer, or many side by side |
+//! | [`eval`] | perplexity, speed, embeddings |
 //! | [`prune`] | FLAP and beyond, in steps from plain data to plain data |
 //! | [`tokenize`] | tokenizers from GGUF metadata |
 //! | [`chat`] | chat templates: from messages to text and tokens, and answers taken apart |

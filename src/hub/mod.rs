@@ -33,9 +33,8 @@ pub const CACHE_VARIABLE: &str = "FLAPJACK_CACHE";
 /// The environment variable that names the Python interpreter whose `pip` is used.
 pub const PYTHON_VARIABLE: &str = "FLAPJACK_PYTHON";
 
-/// What stands before conversations with the default model unless its user says something else. The message that its template has for
-/// that speaks of what the model is called and who made it, which leads so small a model astray: of "What is the capital of
-/// France?" it then makes French words.
+/// The system message of conversations with the default model, unless the user gives another one. The one in its chat template speaks
+/// of the model's name and makers, and behind that so small a model answers "What is the capital of France?" with nonsense.
 pub const DEFAULT_SYSTEM: &str = "You answer questions correctly and briefly.";
 
 /// The default model, which is used if no other is given: SmolLM2-135M-Instruct in Q4_1.
