@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use flapjack::engine::{
     CalibrationReport, Effect, EffectText, Engine, Found, LayerSnapshot, ModelReport, NoEffects,
-    ProfileFrom, PruneReport, Target,
+    ProfileFrom, PruneReport, SpeedComparison, Spread, Target, Turns,
 };
-use flapjack::generate::{Generated, Timings};
+use flapjack::generate::Generated;
 
 use super::words::{self, mebibytes, megabytes, millions, plural, seconds, target_words};
 
@@ -14,9 +14,9 @@ use super::words::{self, mebibytes, megabytes, millions, plural, seconds, target
 pub struct Run {
     /// The model as it was opened.
     model: ModelReport,
-    /// The dense model's speed on the same prompt, where the model was pruned.
-    pub dense: Option<Timings>,
     pub pruned: Option<PruneReport>,
+    /// How fast the pruned model is beside the dense one; `None` where that was not measured.
+    pub comparison: Option<SpeedComparison>,
     /// Whether the prompt was answered as a user's message, and not gone on with.
     pub answers: bool,
 }
@@ -57,8 +57,8 @@ impl Run {
     pub fn new(engine: &Engine) -> Self {
         Self {
             model: engine.report(),
-            dense: None,
             pruned: None,
+            comparison: None,
             answers: false,
         }
     }
@@ -104,19 +104,19 @@ impl Run {
 
     fn speed_lines(&self, generated: &Generated) -> Vec<String> {
         let timings = &generated.timings;
-        let dense = self.dense.as_ref();
-        let mut lines = vec![speed_line(
-            "prompt",
-            &plural(timings.prompt_tokens, "token"),
-            Some(timings.prompt_speed()),
-            dense.map(Timings::prompt_speed),
-        )];
-        lines.push(speed_line(
-            "generate",
-            &plural(generated.tokens.len(), "token"),
-            timings.generation_speed(),
-            dense.and_then(Timings::generation_speed),
-        ));
+        let mut lines = vec![
+            speed_line(
+                "prompt",
+                &plural(timings.prompt_tokens, "token"),
+                Some(timings.prompt_speed()),
+            ),
+            speed_line(
+                "generate",
+                &plural(generated.tokens.len(), "token"),
+                timings.generation_speed(),
+            ),
+        ];
+        lines.extend(self.comparison.iter().flat_map(comparison_lines));
         lines
     }
 }
@@ -326,23 +326,51 @@ fn types_line<'a>(name: &str, layers: impl Iterator<Item = (&'a str, &'a str)>) 
     (!changes.is_empty()).then(|| format!("  types      {name} {}", changes.join(", ")))
 }
 
-fn speed_line(name: &str, amount: &str, speed: Option<f64>, dense: Option<f64>) -> String {
-    let mut line = format!("  {name:<10} {amount}");
-    match (speed, dense) {
-        (Some(speed), Some(dense)) => {
-            let _ = write!(
-                line,
-                ", {speed:.1} tokens/s; dense {dense:.1} tokens/s, ratio {:.2}",
-                speed / dense
-            );
-        }
-        (Some(speed), None) => {
-            let _ = write!(line, ", {speed:.1} tokens/s");
-        }
-        // Nothing was generated behind the first token, so there is no speed.
-        (None, _) => {}
+/// `None` where nothing was generated behind the first token.
+fn speed_line(name: &str, amount: &str, speed: Option<f64>) -> String {
+    let speed = speed.map_or(String::new(), |speed| format!(", {speed:.1} tokens/s"));
+    format!("  {name:<10} {amount}{speed}")
+}
+
+/// The pruned model beside the dense one, in turns.
+fn comparison_lines(comparison: &SpeedComparison) -> Vec<String> {
+    let SpeedComparison {
+        prompt_tokens,
+        generated,
+        prompt,
+        generation,
+    } = comparison;
+    let line = |name: &str, tokens: usize, turns: &Turns| {
+        format!(
+            "  {name:<10} {}: dense {}, pruned {} tokens/s; {} times as fast",
+            plural(tokens, "token"),
+            spread_words(turns.dense(), 1),
+            spread_words(turns.pruned(), 1),
+            spread_words(turns.ratio(), 2),
+        )
+    };
+    let mut lines = vec![
+        format!(
+            "  in turns   {} each; medians (least to most)",
+            plural(prompt.dense.len(), "turn")
+        ),
+        line("  prompt", *prompt_tokens, prompt),
+        line("  generate", *generated, generation),
+    ];
+    if prompt.ratio().is_wide() || generation.ratio().is_wide() {
+        lines.push("  busy       the turns differ widely: other work on this machine disturbs them, and these figures say little".to_owned());
     }
-    line
+    lines
+}
+
+/// "20.1 (19.8 to 20.4)".
+fn spread_words(spread: Spread, digits: usize) -> String {
+    let Spread {
+        median,
+        least,
+        most,
+    } = spread;
+    format!("{median:.digits$} ({least:.digits$} to {most:.digits$})")
 }
 
 #[cfg(test)]
@@ -371,14 +399,40 @@ mod tests {
     }
 
     #[test]
-    fn a_speed_is_told_with_its_ratio_to_dense_where_there_is_one() {
+    fn speeds_are_told() {
         assert_eq!(
-            speed_line("generate", "3 tokens", Some(30.0), Some(20.0)),
-            "  generate   3 tokens, 30.0 tokens/s; dense 20.0 tokens/s, ratio 1.50"
+            speed_line("generate", "3 tokens", Some(30.0)),
+            "  generate   3 tokens, 30.0 tokens/s"
         );
         assert_eq!(
-            speed_line("generate", "1 token", None, Some(20.0)),
+            speed_line("generate", "1 token", None),
             "  generate   1 token"
         );
+    }
+
+    #[test]
+    fn a_comparison_is_told_as_medians_with_their_spread() {
+        let turns = |dense: [f64; 3], pruned: [f64; 3]| Turns {
+            dense: dense.to_vec(),
+            pruned: pruned.to_vec(),
+        };
+        let mut comparison = SpeedComparison {
+            prompt_tokens: 7,
+            generated: 32,
+            prompt: turns([100.0, 104.0, 102.0], [150.0, 156.0, 153.0]),
+            generation: turns([20.0, 21.0, 20.0], [24.0, 25.2, 26.0]),
+        };
+        assert_eq!(
+            comparison_lines(&comparison),
+            [
+                "  in turns   3 turns each; medians (least to most)",
+                "    prompt   7 tokens: dense 102.0 (100.0 to 104.0), pruned 153.0 (150.0 to 156.0) tokens/s; 1.50 (1.50 to 1.50) times as fast",
+                "    generate 32 tokens: dense 20.0 (20.0 to 21.0), pruned 25.2 (24.0 to 26.0) tokens/s; 1.20 (1.20 to 1.30) times as fast",
+            ]
+        );
+        // A compiler ran beside one of the turns.
+        comparison.generation.pruned[1] = 6.0;
+        let lines = comparison_lines(&comparison);
+        assert!(lines[3].contains("differ widely"), "{lines:?}");
     }
 }

@@ -1,7 +1,6 @@
 //! `flapjack run`
 
 use std::io::{self, IsTerminal, Read};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -9,9 +8,9 @@ use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use flapjack::chat::{AnswerParser, ChatOptions};
 use flapjack::engine::{
-    Cancelled, Engine, EngineError, GenerateOptions, Notice, PruneOptions, SequenceOptions,
+    Engine, EngineError, GenerateOptions, Notice, PruneOptions, SequenceOptions, SpeedComparison,
 };
-use flapjack::generate::{Generation, Timings};
+use flapjack::generate::Generation;
 
 use super::arguments::{
     AMOUNT, CacheArgs, ModelArgs, PruningArgs, WrongUse, parse_count, read_text, whole,
@@ -23,8 +22,6 @@ use super::progress::{Unit, Work};
 use super::sampling::SamplingArgs;
 use super::{heading, progress, report, words};
 
-/// The dense model's speed is measured over at most so many tokens.
-const BASELINE_TOKENS: usize = 64;
 /// Tokens that are generated behind a prompt that is not answered.
 const DEFAULT_TOKENS: usize = 128;
 /// Reading a prompt of more tokens takes long enough to tell how far it is.
@@ -75,7 +72,7 @@ pub struct RunArgs {
     ignore_eos: bool,
     #[command(flatten)]
     pruning: PruningArgs,
-    /// Do not measure the dense model before pruning
+    /// Do not measure what pruning gains and costs
     #[arg(help_heading = heading::OUTPUT, long, requires = AMOUNT)]
     no_baseline: bool,
     /// Print no report
@@ -126,9 +123,6 @@ pub fn run(args: RunArgs) -> Result<()> {
     {
         let prepared = engine.prepare(&pruning)?;
         words::log(prepared.notices());
-        if !args.no_baseline {
-            report.dense = Some(dense_speed(&engine, &prompt, &options, place)?);
-        }
         let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
         words::log(&pruned.notices);
         report.pruned = Some(pruned);
@@ -136,15 +130,14 @@ pub fn run(args: RunArgs) -> Result<()> {
     }
 
     let trained = engine.model().config.context_length;
-    let prompt_tokens = prompt.len();
     let mut sequence = engine.sequence_with(place)?;
-    let mut generation = engine.generate_behind(&mut sequence, prompt, &options)?;
+    let mut generation = engine.generate_behind(&mut sequence, prompt.clone(), &options)?;
     let watch = Watch::begin();
     let style = engine.answer_style().ok();
     let parser = rendered.zip(style);
     let parser = parser.map(|(rendered, style)| AnswerParser::new(&style, &rendered, false));
     let printer = Printer::new(parser, !args.chat.no_thinking);
-    let text = write_answer(&mut generation, printer, prompt_tokens, &watch)?;
+    let text = write_answer(&mut generation, printer, prompt.len(), &watch)?;
 
     let generated = generation.generated().expect("there are no more pieces");
     let ending = Ending {
@@ -156,6 +149,10 @@ pub fn run(args: RunArgs) -> Result<()> {
     };
     for notice in ending.notices() {
         tracing::warn!("{notice}");
+    }
+    let stopped = watch.flow().is_break();
+    if report.pruned.is_some() && !args.no_baseline && !args.quiet && !stopped {
+        report.comparison = args.compare(&engine, &prompt, &options);
     }
     if !args.quiet {
         report.print(generated, &ending.reason());
@@ -226,6 +223,21 @@ impl RunArgs {
             }
         }
         Ok(Some(text))
+    }
+
+    /// The speeds of the pruned and the dense model. The answer is there, so that what goes wrong here is only told, and a signal ends no
+    /// more than this; `None` then.
+    fn compare(
+        &self,
+        engine: &Engine,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Option<SpeedComparison> {
+        let (sampler, kv) = (&options.sampler, self.cache.cache_type());
+        let compared = engine.compare_speeds(prompt, sampler, kv, &mut progress::bars());
+        compared
+            .inspect_err(|error| tracing::warn!("not timed against the dense model: {error}"))
+            .ok()
     }
 
     /// A chat in the terminal.
@@ -302,34 +314,4 @@ fn read_standard_input() -> Result<String> {
         .read_to_string(&mut text)
         .context("cannot read the prompt from standard input")?;
     Ok(text)
-}
-
-/// The speed of the model as it is, on the same prompt; the text is thrown away.
-fn dense_speed(
-    engine: &Engine,
-    prompt: &[u32],
-    options: &GenerateOptions,
-    place: SequenceOptions,
-) -> Result<Timings> {
-    let options = GenerateOptions {
-        max_tokens: options.max_tokens.min(BASELINE_TOKENS),
-        stop: Vec::new(),
-        ignore_end: true,
-        grammar: None,
-        ..options.clone()
-    };
-    let mut sequence = engine.sequence_with(place)?;
-    let mut generation = engine.generate_behind(&mut sequence, prompt.to_vec(), &options)?;
-    let watch = Watch::begin();
-    let mut work = Work::begin("measuring the dense model", Unit::Of("tokens"));
-    let mut steps = 0;
-    while generation.step()?.is_some() {
-        if watch.flow() == ControlFlow::Break(()) {
-            return Err(Cancelled.into());
-        }
-        steps += 1;
-        work.at(steps, options.max_tokens as u64);
-    }
-    let generated = generation.generated().expect("there are no more pieces");
-    Ok(generated.timings)
 }

@@ -99,6 +99,12 @@ pub enum EngineError {
         mebibytes(shortage.needed), mebibytes(shortage.allowed)
     )]
     PruningMemory { shortage: Shortage },
+    /// The dense model does not fit beside the pruned one.
+    #[error(
+        "the dense model takes {} beside the pruned one, and {} are available",
+        mebibytes(shortage.needed), mebibytes(shortage.allowed)
+    )]
+    DenseMemory { shortage: Shortage },
     #[error(
         "the profile {} takes up to {} in memory, and {} are available",
         path.display(), mebibytes(shortage.needed), mebibytes(shortage.allowed)

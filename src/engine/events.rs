@@ -43,6 +43,8 @@ pub enum Stage {
     Pruning,
     /// The effect of pruning is measured; chunks of text.
     Effects,
+    /// The pruned and the dense model are timed in turns; turns.
+    Comparing,
     /// A text is scored; chunks of it.
     Scoring,
     /// The model is written to a file; bytes.

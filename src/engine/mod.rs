@@ -12,6 +12,7 @@
 //! | `profile` | a profile from a file; pruning by a profile |
 //! | `target` | the ratio for a size, a speed, a perplexity |
 //! | `effect` | perplexities before and after |
+//! | `comparison` | speeds of the pruned and the dense model, in turns |
 //! | `cache` | profiles and outcomes of earlier runs |
 //! | `chat` | the chat template, prompts by it, and where answers end |
 //! | `conversation` | turns with a model, whose keys and values stay |
@@ -26,6 +27,7 @@
 mod cache;
 mod chat;
 mod collection;
+mod comparison;
 mod conversation;
 mod effect;
 mod error;
@@ -52,6 +54,7 @@ use std::time::{Duration, Instant};
 pub use crate::gguf::{MetadataWarning, Value as MetadataValue};
 pub use crate::progress::Cancelled;
 pub use crate::prune::{Found, Target};
+pub use comparison::{SpeedComparison, Spread, Turns};
 pub use conversation::{Conversation, OnStep, Reply};
 pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
 pub use events::{Event, Events, Stage, ignore};

@@ -89,8 +89,9 @@ fn pruning_reports_what_was_gained() {
         "weights",
         "prompt",
         "generate",
+        "in turns",
         "dense",
-        "ratio",
+        "times as fast",
     ] {
         assert!(report.contains(word), "{word} in {report}");
     }

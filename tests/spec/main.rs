@@ -10,6 +10,7 @@ mod cancel;
 mod chat;
 mod cli;
 mod common;
+mod comparison;
 mod conversation;
 mod ending;
 mod engine;
