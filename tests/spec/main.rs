@@ -42,6 +42,7 @@ mod sampling;
 mod scheduler;
 mod search;
 mod serve;
+mod soak;
 mod stop;
 mod streams;
 mod substitute;

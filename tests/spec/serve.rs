@@ -556,6 +556,33 @@ fn many_at_once_get_what_each_gets_alone() {
 }
 
 #[test]
+fn a_prompt_with_several_answers_is_read_once() {
+    let counted = |served: &Served| -> usize {
+        let text = served.get("/metrics").body;
+        let mut lines = text.lines();
+        let line = lines.find_map(|line| line.strip_prefix("flapjack_prompt_tokens_total "));
+        line.expect("it is counted").parse().unwrap()
+    };
+    let served = serve(options());
+    // Not in whole blocks of the KV cache, so that each answer reads a little of it.
+    let mut request = json!({ "prompt": "x".repeat(300), "max_tokens": 4, "ignore_eos": true });
+    served.post("/v1/completions", request.clone());
+    let alone = counted(&served);
+    assert!(alone >= 300, "{alone}");
+
+    let served = serve(options());
+    request["n"] = json!(4);
+    let answer = served.post("/v1/completions", request).json();
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 4);
+    let together = counted(&served);
+    let block = flapjack::kernels::KV_BLOCK;
+    assert!(
+        together <= alone + 3 * block,
+        "{together} tokens for {alone}"
+    );
+}
+
+#[test]
 fn what_a_chat_has_said_is_not_read_again() {
     let served = serve(options());
     let long = "A long beginning that both have in common. ".repeat(8);

@@ -1,0 +1,184 @@
+//! How the server does with many clients: tokens per second of eight at once against one alone, and how long running answers wait
+//! while a long prompt is read.
+//!
+//! `cargo bench --bench serve` takes the default model, `cargo bench --bench serve -- MODEL.gguf` another one.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use flapjack::engine::{self, Engine, OpenOptions};
+use flapjack::eval::median;
+use flapjack::generate::SamplerConfig;
+use flapjack::serve::{ServeModel, ServeOptions, Server};
+use serde_json::{Value, json};
+
+const CLIENTS: usize = 8;
+const TOKENS: usize = 128;
+/// Tokens of the long prompt, about.
+const LONG: usize = 4000;
+const TURNS: usize = 5;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let model = arguments.find(|argument| !argument.starts_with('-'));
+    let model = model.map_or_else(
+        || engine::default_model(&mut engine::ignore).expect("the default model can be had"),
+        Into::into,
+    );
+    let engine = Engine::open(&model, OpenOptions::default()).expect("a model");
+    let context = engine.model().config.context_length;
+    let model = ServeModel {
+        name: "model".to_owned(),
+        engine,
+        system: None,
+        sampling: SamplerConfig::greedy(),
+    };
+    let options = ServeOptions {
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        parallel: CLIENTS,
+        ..ServeOptions::default()
+    };
+    let server = Server::start(vec![model], options).expect("the server starts");
+    let address = server.address();
+    throughput(address);
+    if context > LONG + TOKENS {
+        gaps(address);
+    } else {
+        println!("the model was trained for {context} tokens, too few for a prompt of {LONG}");
+    }
+    server.stop();
+}
+
+/// One client and eight of them, in turns.
+fn throughput(address: SocketAddr) {
+    let speed = |clients: usize, turn: usize| {
+        let begin = Instant::now();
+        let answers: Vec<String> = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..clients)
+                .map(|client| scope.spawn(move || answer(address, client, turn)))
+                .collect();
+            let joined = asked.into_iter().map(|thread| thread.join());
+            joined.map(|text| text.expect("an answer")).collect()
+        });
+        let speed = (clients * TOKENS) as f64 / begin.elapsed().as_secs_f64();
+        (speed, answers)
+    };
+    speed(1, TURNS);
+    let (mut one, mut many, mut ratios, mut equal) = (Vec::new(), Vec::new(), Vec::new(), true);
+    for turn in 0..TURNS {
+        let (alone, first) = speed(1, turn);
+        let (together, all) = speed(CLIENTS, turn);
+        equal &= first[0] == all[0];
+        one.push(alone);
+        many.push(together);
+        ratios.push(together / alone);
+    }
+    // Every answer of the last turn, alone.
+    let (_, all) = speed(CLIENTS, TURNS);
+    for (client, text) in all.iter().enumerate() {
+        equal &= *text == answer(address, client, TURNS);
+    }
+    println!(
+        "answers of {TOKENS} tokens: one client {:.1} tokens/s, {CLIENTS} clients {:.1} tokens/s, {:.2} times as much (medians of {TURNS}); answers {}",
+        median(&one),
+        median(&many),
+        median(&ratios),
+        if equal {
+            "are equal to those alone"
+        } else {
+            "DIFFER from those alone"
+        }
+    );
+}
+
+fn answer(address: SocketAddr, client: usize, turn: usize) -> String {
+    let prompt = format!("Story {client} of day {turn}. Once upon a time");
+    let request = json!({ "prompt": prompt, "max_tokens": TOKENS, "ignore_eos": true });
+    let mut stream = send(address, &request);
+    let mut body = String::new();
+    while !body.ends_with("\r\n\r\n") {
+        assert!(stream.read_line(&mut body).expect("headers") > 0);
+    }
+    body.clear();
+    std::io::Read::read_to_string(&mut stream, &mut body).expect("a body");
+    let json: Value = serde_json::from_str(&body).expect("JSON");
+    json["choices"][0]["text"]
+        .as_str()
+        .expect("a text")
+        .to_owned()
+}
+
+/// The times between tokens of an answer, alone and while a long prompt is read.
+fn gaps(address: SocketAddr) {
+    let mut worst = Vec::new();
+    for turn in 0..TURNS {
+        let request = json!({
+            "prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": true, "stream": true
+        });
+        let mut lines = send(address, &request).lines();
+        let mut times = Vec::new();
+        let mut until = |times: &mut Vec<Instant>, end: &dyn Fn(&[Instant]) -> bool| {
+            while !end(times) {
+                let line = lines.next().expect("a line").expect("UTF-8");
+                assert!(line != "data: [DONE]", "the answer was too short");
+                if line.starts_with("data: ") {
+                    times.push(Instant::now());
+                }
+            }
+        };
+        until(&mut times, &|times| times.len() == 100);
+        let alone = intervals(&times[50..]);
+        let reading = std::thread::spawn(move || {
+            // A beginning of its own, so that nothing of it is there already.
+            let words = format!("{turn} ") + &"one two three four five ".repeat(LONG / 5);
+            let request = json!({ "prompt": words, "max_tokens": 1 });
+            let begin = Instant::now();
+            let mut stream = send(address, &request);
+            let mut body = String::new();
+            std::io::Read::read_to_string(&mut stream, &mut body).expect("an answer");
+            assert!(body.starts_with("HTTP/1.1 200"), "{body}");
+            begin.elapsed()
+        });
+        times.drain(..times.len() - 1);
+        until(&mut times, &|_| reading.is_finished());
+        let took = reading.join().expect("it was read");
+        let beside = intervals(&times);
+        let step = median(&alone);
+        let longest = beside.iter().copied().fold(0.0, f64::max);
+        println!(
+            "a prompt of about {LONG} tokens read in {:.2} s beside an answer: step alone {:.1} ms, longest gap {:.1} ms ({:.1} steps), median gap {:.1} ms",
+            took.as_secs_f64(),
+            step * 1e3,
+            longest * 1e3,
+            longest / step,
+            median(&beside) * 1e3,
+        );
+        worst.push(longest / step);
+    }
+    println!(
+        "longest gap: {:.2} steps (median of {TURNS})",
+        median(&worst)
+    );
+}
+
+fn intervals(times: &[Instant]) -> Vec<f64> {
+    let pairs = times.windows(2);
+    pairs
+        .map(|pair| (pair[1] - pair[0]).as_secs_f64())
+        .collect()
+}
+
+fn send(address: SocketAddr, request: &Value) -> BufReader<TcpStream> {
+    let body = request.to_string();
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    let time = Some(Duration::from_secs(120));
+    stream.set_read_timeout(time).expect("a time limit");
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).expect("it is sent");
+    stream.write_all(body.as_bytes()).expect("it is sent");
+    BufReader::new(stream)
+}
