@@ -119,6 +119,9 @@ fn real_template(name: &str) -> Result<ChatTemplate> {
     Ok(ChatTemplate::from_file(data(&format!("{name}.jinja")))?)
 }
 
+/// The template that reads `tools` where there are none: Python breaks off, and here they are nothing.
+const LENIENT: &str = "hermes-2-pro-tool-use";
+
 #[test]
 fn templates_render_as_jinja2_does() -> Result {
     let templates: BTreeMap<String, Specials> = read("templates.json")?;
@@ -165,9 +168,11 @@ fn templates_render_as_jinja2_does() -> Result {
                     message == theirs
                 }
                 (Err(error), Expected::Failed(_)) => !matches!(error, ChatError::Refused { .. }),
-                // Messages are fitted to templates that cannot read them as they are, and what is not there counts as nothing where
-                // Python breaks off: there is nothing to be alike to.
-                (Ok(_), Expected::Failed(_)) => true,
+                (Ok(_), Expected::Failed(_)) => {
+                    // Messages in parts and with calls are fitted to templates that cannot read them as they are.
+                    let calls = |message: &Message| !message.tool_calls.is_empty();
+                    in_parts || case.messages.iter().any(calls) || name == LENIENT
+                }
                 _ => false,
             };
             if !alike {
