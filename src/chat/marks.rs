@@ -5,9 +5,13 @@
 //! character of the token's text, so that the tokenizer does not find it. When the tokenizer has found those that the template wrote,
 //! the marks go, and the rest is encoded as plain text, exactly as it would be without control tokens.
 //!
+//! User-defined tokens that the template itself writes, such as `<tool_call>`, count as control tokens here, except in the model's own
+//! messages.
+//!
 //! What stands at the ends of a message is marked too if it could become a control token together with what comes before or behind
 //! it: `<|im_` in one message, or part of one, and `end|>` in the next.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use serde_json::Value as Json;
@@ -32,6 +36,10 @@ pub struct ChatTokens {
     lengths: Vec<usize>,
     /// The first characters of the texts.
     firsts: HashSet<char>,
+    /// The texts of user-defined tokens, which are found in any text.
+    user_defined: Vec<String>,
+    /// Those of them that a template writes; they are among the control tokens then.
+    pub(super) markers: Vec<String>,
 }
 
 impl ChatTokens {
@@ -59,6 +67,8 @@ impl ChatTokens {
             controls,
             reversed,
             lengths,
+            user_defined: Vec::new(),
+            markers: Vec::new(),
         }
     }
 
@@ -66,7 +76,34 @@ impl ChatTokens {
     pub fn of(tokenizer: &Tokenizer) -> Self {
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id));
         let controls = tokenizer.controls().map(|(text, _)| text.to_owned());
-        Self::new(text(tokenizer.bos()), text(tokenizer.eos()), controls)
+        Self {
+            user_defined: tokenizer.user_defined().map(str::to_owned).collect(),
+            ..Self::new(text(tokenizer.bos()), text(tokenizer.eos()), controls)
+        }
+    }
+
+    /// The same for a template of this source: with the user-defined tokens that it writes, unless they are mere letters or blanks.
+    pub(super) fn for_template(&self, source: &str) -> Cow<'_, Self> {
+        let is_marker = |text: &&String| {
+            let ends = [text.chars().next(), text.chars().next_back()];
+            text.chars().count() > 2
+                && ends.into_iter().flatten().all(|c| c.is_ascii_punctuation())
+                && source.contains(text.as_str())
+        };
+        let markers: Vec<String> = self
+            .user_defined
+            .iter()
+            .filter(is_marker)
+            .cloned()
+            .collect();
+        if markers.is_empty() {
+            return Cow::Borrowed(self);
+        }
+        let controls = self.controls.iter().chain(&markers).cloned();
+        Cow::Owned(Self {
+            markers: markers.clone(),
+            ..Self::new(self.bos.clone(), self.eos.clone(), controls)
+        })
     }
 
     /// The control tokens whose texts stand in `text`, and where.

@@ -105,7 +105,8 @@ impl ChatTemplate {
         check(messages, options)?;
         let variant = self.variant(options)?;
         let (conversation, text) = variant.fitted(messages, options, tokens)?;
-        let marked = variant.marked(&conversation, &text, options, tokens)?;
+        let tokens = tokens.for_template(&variant.source);
+        let marked = variant.marked(&conversation, &text, options, &tokens)?;
         Ok(Rendered { text, marked })
     }
 
@@ -405,19 +406,17 @@ impl Variant {
                 .as_ref()
                 .is_ok_and(|marked| marked.replace(mark, "") == text)
         };
-        let marked = render(&[]);
+        let marked = render(&tokens.markers);
         if same(&marked) {
             return Ok(Some((marked?, mark)));
         }
         // The template looks for some of these tokens in the model's own messages, as for the end of its reasoning.
-        let spelt = marks::spelt(tokens, &conversation.answers());
-        let mut spared = Vec::new();
+        let mut spelt = marks::spelt(tokens, &conversation.answers());
+        spelt.retain(|text| !tokens.markers.contains(text));
+        let mut spared = tokens.markers.clone();
         for one in spelt.iter().take(MAX_TRIED) {
-            let others: Vec<String> = spelt
-                .iter()
-                .filter(|other| *other != one)
-                .cloned()
-                .collect();
+            let others = spelt.iter().filter(|other| *other != one);
+            let others: Vec<String> = others.chain(&tokens.markers).cloned().collect();
             if !same(&render(&others)) {
                 spared.push(one.clone());
             }

@@ -23,6 +23,14 @@ impl Literals {
         Self { tokens }
     }
 
+    /// None at all.
+    pub(super) const NONE: Self = Self { tokens: Vec::new() };
+
+    /// The texts of the tokens.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
+        self.tokens.iter().map(|(text, _)| text.as_str())
+    }
+
     /// Whether a token is user-defined.
     pub(super) fn contains(&self, id: u32) -> bool {
         self.tokens.iter().any(|(_, literal)| *literal == id)

@@ -213,9 +213,9 @@ impl Tokenizer {
     /// The ids of a text in which control tokens are written out, as a chat template writes it: their texts become the tokens. BOS and
     /// EOS are not added.
     ///
-    /// Where there is a `mark`, that character is no part of the text: it is taken out after the control tokens have been found, so
-    /// that a text with a mark in it becomes none. What lies between two control tokens has the ids that [`encode`](Self::encode)
-    /// gives it.
+    /// Where there is a `mark`, that character is no part of the text: it is taken out after control and user-defined tokens have been
+    /// found, so that a text with a mark in it becomes none. What else lies between two control tokens has the ids that
+    /// [`encode`](Self::encode) gives it.
     ///
     /// # Errors
     /// The errors of [`encode`](Self::encode).
@@ -229,7 +229,10 @@ impl Tokenizer {
             match (fragment, mark) {
                 (Fragment::Token(id), _) => ids.push(id),
                 (Fragment::Text(stretch), Some(mark)) if stretch.contains(mark) => {
-                    self.encode_to(&stretch.replace(mark, ""), &mut ids)?;
+                    // Those without a mark have been cut out.
+                    let (text, literals) = (stretch.replace(mark, ""), &Literals::NONE);
+                    let rest = self.encode_front(&text, PIECE, literals, &mut ids)?;
+                    self.encode_piece(rest, literals, &mut ids)?;
                 }
                 (Fragment::Text(stretch), _) => self.encode_to(stretch, &mut ids)?,
             }
@@ -240,6 +243,11 @@ impl Tokenizer {
     /// The control tokens with their texts, which [`encode_special`](Self::encode_special) finds.
     pub fn controls(&self) -> impl Iterator<Item = (&str, u32)> {
         self.controls.iter().map(|(id, text)| (text.as_str(), *id))
+    }
+
+    /// The texts of user-defined tokens, which are found in any text.
+    pub fn user_defined(&self) -> impl Iterator<Item = &str> {
+        self.literals.texts()
     }
 
     /// What a token is written as: the text of a control token, and for others their bytes; `None` if these are not characters, and for
@@ -340,16 +348,21 @@ impl Tokenizer {
 
     /// Appends the ids of plain text to `ids`, encoded in pieces if it is long.
     fn encode_to(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
-        let rest = self.encode_front(text, PIECE, ids)?;
-        self.encode_piece(rest, ids)
+        let rest = self.encode_front(text, PIECE, &self.literals, ids)?;
+        self.encode_piece(rest, &self.literals, ids)
     }
 
-    /// Appends the ids of plain text to `ids`, encoded at once.
-    fn encode_piece(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
+    /// Appends the ids of plain text to `ids`, encoded at once. Of user-defined tokens it finds these.
+    fn encode_piece(
+        &self,
+        text: &str,
+        literals: &Literals,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizeError> {
         if self.kind == Kind::ByteLevel {
             check_blank_runs(text)?;
         }
-        for fragment in self.literals.cut(text) {
+        for fragment in literals.cut(text) {
             let stretch = match fragment {
                 Fragment::Text(stretch) => stretch,
                 Fragment::Token(id) => {

@@ -14,7 +14,7 @@
 //! User-defined tokens are searched for before all this, and a cut must keep clear of any. Where there is no such place, the piece
 //! grows until there is one.
 
-use super::{Kind, TokenizeError, Tokenizer};
+use super::{Kind, Literals, TokenizeError, Tokenizer};
 
 /// Bytes that are encoded at a time, unless another number is asked for.
 pub const PIECE: usize = 1 << 16;
@@ -60,7 +60,7 @@ impl<'t> Pieces<'t> {
         }
         let rest = self
             .tokenizer
-            .encode_front(&self.pending, self.size, ids)?
+            .encode_front(&self.pending, self.size, &self.tokenizer.literals, ids)?
             .len();
         let done = self.pending.len() - rest;
         self.pending.drain(..done);
@@ -79,7 +79,8 @@ impl<'t> Pieces<'t> {
     /// # Errors
     /// Those of [`Tokenizer::encode`].
     pub fn finish(self, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
-        self.tokenizer.encode_piece(&self.pending, ids)
+        self.tokenizer
+            .encode_piece(&self.pending, &self.tokenizer.literals, ids)
     }
 }
 
@@ -95,13 +96,14 @@ impl Tokenizer {
         &self,
         mut text: &'a str,
         size: usize,
+        literals: &Literals,
         ids: &mut Vec<u32>,
     ) -> Result<&'a str, TokenizeError> {
         let mut window = size.max(1);
         while text.len() > size {
             match self.last_cut(text, window) {
                 Some(cut) => {
-                    self.encode_piece(&text[..cut.end], ids)?;
+                    self.encode_piece(&text[..cut.end], literals, ids)?;
                     text = &text[cut.next..];
                     window = size.max(1);
                 }

@@ -850,7 +850,48 @@ fn user_defined_tokens_are_read_wherever_they_stand() -> Result {
     // A mark in the text of a control token leaves it text, and is not there afterwards.
     let marked = tokenizer.encode_special("<^|im_start|>a<tool_call>b", Some('^'))?;
     assert_eq!(marked, tokenizer.encode(text)?);
+    let marked = tokenizer.encode_special("a<^tool_call>b", Some('^'))?;
+    assert!(!marked.contains(&1) && marked.len() > 4, "{marked:?}");
     assert_eq!(tokenizer.encode_special("", None)?, [0u32; 0]);
+    Ok(())
+}
+
+#[test]
+fn user_defined_tokens_that_the_template_writes_are_text_in_what_a_user_writes() -> Result {
+    let folder = tempfile::tempdir()?;
+    let tokens = [
+        ("<|im_start|>", CONTROL),
+        ("<tool_call>", USER_DEFINED),
+        ("<table>", USER_DEFINED),
+        ("ab", USER_DEFINED),
+    ];
+    let tokenizer = Tokenizer::from_gguf(&vocabulary(folder.path(), &tokens, &[])?)?;
+    let source = "{% for m in messages %}<|im_start|>{{ m.content }}<tool_call>ab{% endfor %}";
+    let template = ChatTemplate::new(source)?;
+    let chat = ChatTokens::of(&tokenizer);
+    let user = "x<tool_call>y<table>ab";
+    let messages = [Message::user(user), Message::assistant("x<tool_call>y")];
+    let rendered = template.render(&messages, &ChatOptions::default(), &chat)?;
+    assert_eq!(
+        rendered.text(),
+        format!("<|im_start|>{user}<tool_call>ab<|im_start|>x<tool_call>y<tool_call>ab")
+    );
+    let letters = |text: &str| -> Result<Vec<u32>> {
+        let ids = text.chars().map(|c| tokenizer.encode(&c.to_string()));
+        Ok(ids.collect::<std::result::Result<Vec<_>, _>>()?.concat())
+    };
+    // The template's own, the model's own, and those that are no markers of the template are tokens.
+    let expected = [
+        vec![0],
+        letters("x<tool_call>y")?,
+        vec![2, 3, 1, 3],
+        vec![0],
+        letters("x")?,
+        vec![1],
+        letters("y")?,
+        vec![1, 3],
+    ];
+    assert_eq!(rendered.encode(&tokenizer)?, expected.concat());
     Ok(())
 }
 
