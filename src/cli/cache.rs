@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -11,7 +11,7 @@ use flapjack::hub;
 use flapjack::prune::Covariances;
 use serde::Serialize;
 
-use super::words::{megabytes, plural, target_words};
+use super::words::{ago, megabytes, plural, printable, target_words};
 use super::{heading, streams};
 
 #[derive(Debug, Args)]
@@ -232,31 +232,6 @@ fn content_words(
     }
 }
 
-/// How long ago that was, in its largest unit.
-fn ago(last_used: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let age = now.map_or(0, |now| now.as_secs().saturating_sub(last_used));
-    let (count, noun) = match age {
-        0..60 => return "just now".to_owned(),
-        60..3600 => (age / 60, "minute"),
-        3600..86_400 => (age / 3600, "hour"),
-        _ => (age / 86_400, "day"),
-    };
-    format!("{} ago", plural(count as usize, noun))
-}
-
-/// Names from files, without what would control a terminal.
-fn printable(text: &str) -> String {
-    let shown = |c: char| {
-        if c.is_control() {
-            char::REPLACEMENT_CHARACTER
-        } else {
-            c
-        }
-    };
-    text.chars().map(shown).collect()
-}
-
 // ---- removing ----
 
 fn clear(cache: &CacheFolder, args: &ClearArgs) -> Result<()> {
@@ -305,23 +280,5 @@ mod tests {
         ] {
             assert!(parse_age(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn an_age_is_told_in_its_largest_unit() {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_secs();
-        for (age, words) in [
-            (0, "just now"),
-            (60, "1 minute ago"),
-            (7300, "2 hours ago"),
-            (900_000, "10 days ago"),
-        ] {
-            assert_eq!(ago(now - age), words);
-        }
-        // A clock that was set back.
-        assert_eq!(ago(now + 1000), "just now");
     }
 }

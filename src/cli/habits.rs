@@ -36,7 +36,7 @@ const OPTIONS: &[Words] = &[
     ),
     (
         &["-cl", "--cache-list"],
-        "'flapjack cache' shows what is in the cache folder",
+        "'flapjack models' shows which models are in the cache folder",
     ),
     (
         &[
@@ -336,12 +336,16 @@ const OPTIONS: &[Words] = &[
 /// Commands of Ollama and of other programs.
 const COMMANDS: &[Words] = &[
     (
-        &["pull", "push", "create", "cp", "rm", "get", "download"],
+        &["pull", "push", "create", "cp", "get", "download"],
         "models are plain files: download the .gguf file and name it with 'flapjack run -m FILE'",
     ),
     (
         &["list", "ls", "ps", "stop"],
-        "models are plain files, and none stays loaded; 'flapjack cache' shows what is kept of those that ran",
+        "models are plain files, and none stays loaded; 'flapjack models' shows those in the cache folder",
+    ),
+    (
+        &["rm", "delete"],
+        "'flapjack models remove NAME' removes a model from the cache folder; others are plain files",
     ),
     (
         &["show"],

@@ -16,7 +16,7 @@ pub mod heading {
     pub const METHOD: &str = "How to prune";
     pub const CALIBRATION: &str = "Calibration";
     pub const MACHINE: &str = "Machine";
-    /// What `cache clear` takes away.
+    /// What `cache clear` and `models remove` take away.
     pub const REMOVAL: &str = "What to remove";
     pub const OUTPUT: &str = "Output";
     pub const GENERAL: &str = "General";
@@ -167,6 +167,12 @@ pub const CACHE: &str = "\
 Examples:
   flapjack cache
   flapjack cache clear --older-than 30d";
+
+pub const MODELS: &str = "\
+Examples:
+  flapjack models
+  flapjack models remove SmolLM2-135M-Instruct.Q4_1
+  llama-cli -m \"$(flapjack models path SmolLM2-135M-Instruct.Q4_1)\"";
 
 pub const INSPECT: &str = "\
 Examples:

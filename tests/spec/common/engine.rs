@@ -3,7 +3,7 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use flapjack::engine::{
     CalibrationOptions, Engine, EngineError, Event, MethodOptions, OpenOptions, PruneOptions,
@@ -12,7 +12,7 @@ use flapjack::engine::{
 use flapjack::prune::Method;
 use tempfile::TempDir;
 
-use super::program::run_with_input;
+use super::program::{program, run_with_input};
 
 /// The name that the program gives the folder for profiles and outcomes.
 pub const CACHE: &str = "profiles";
@@ -73,7 +73,7 @@ impl Workshop {
 
     /// The same with something on its standard input.
     pub fn flapjack_reading(&self, arguments: &[&str], input: &[u8]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flapjack"));
+        let mut command = program();
         command.args(arguments).arg("-m").arg(&self.model);
         // Profiles are in a folder inside the one for model files.
         command.env("FLAPJACK_CACHE", self.folder.path());

@@ -7,6 +7,11 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
+/// The program.
+pub fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_flapjack"))
+}
+
 pub fn flapjack(arguments: &[&str]) -> Output {
     flapjack_with(arguments, &[])
 }
@@ -15,7 +20,7 @@ pub fn flapjack(arguments: &[&str]) -> Output {
 pub fn flapjack_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     // Fetched here, so that a test's time and output are its own.
     super::default_model();
-    Command::new(env!("CARGO_BIN_EXE_flapjack"))
+    program()
         .args(arguments)
         .envs(environment.iter().copied())
         .stdin(Stdio::null())
@@ -26,7 +31,7 @@ pub fn flapjack_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output
 /// As [`flapjack`], with something on its standard input.
 pub fn flapjack_reading(arguments: &[&str], input: &[u8]) -> Output {
     super::default_model();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_flapjack"));
+    let mut command = program();
     command.args(arguments);
     run_with_input(command, input)
 }
