@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser, ValueHint};
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Id, ValueEnum};
 use flapjack::engine::{
     Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions, Target,
@@ -28,6 +29,42 @@ pub struct WrongUse(pub String);
 impl WrongUse {
     pub fn new(words: impl Into<String>) -> Self {
         Self(words.into())
+    }
+}
+
+/// The options of a command that are typed, or in the environment, and so no defaults. It must be the first field of its structure, since
+/// the parser hands values over in the order of the fields.
+#[derive(Debug, Clone, Default)]
+pub struct Given(Vec<Id>);
+
+impl Given {
+    pub fn has(&self, id: &str) -> bool {
+        self.0.iter().any(|given| given == id)
+    }
+}
+
+impl FromArgMatches for Given {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = matches.ids().filter(|id| {
+            let source = matches.value_source(id.as_str());
+            source.is_some_and(|source| source != ValueSource::DefaultValue)
+        });
+        Ok(Self(given.cloned().collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Given {
+    fn augment_args(command: Command) -> Command {
+        command
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        command
     }
 }
 
@@ -261,11 +298,13 @@ impl MethodArgs {
 #[group(skip)]
 #[command(next_help_heading = heading::CALIBRATION)]
 pub struct CalibrationArgs {
+    #[command(flatten)]
+    given: Given,
     /// Calibrate on another text than the built-in one
     ///
     /// A text file, a folder of text files, a file of JSON lines (.jsonl), - for standard input, or self:N for N tokens that the
     /// model writes itself (self alone: 8192).
-    #[arg(long, value_name = "SOURCE", value_parser = parse_source)]
+    #[arg(long, value_name = "SOURCE", value_parser = parse_source, value_hint = ValueHint::AnyPath)]
     calib: Option<TextSource>,
     /// The field of JSON lines that holds the text [default: text]
     #[arg(long, value_name = "NAME", requires = "calib", value_parser = NonEmptyStringValueParser::new())]
@@ -282,17 +321,29 @@ pub struct CalibrationArgs {
 
 impl CalibrationArgs {
     pub fn options(&self) -> Result<CalibrationOptions, WrongUse> {
-        if let (Some(TextSource::Own(_)), Some(_)) = (&self.calib, &self.calib_field) {
+        let own = matches!(self.calib, Some(TextSource::Own(_)));
+        if own && self.given.has("calib_field") {
             return Err(WrongUse::new(
                 "--calib-field is about JSON lines, and the model writes none for --calib self",
             ));
         }
         Ok(CalibrationOptions {
             source: self.calib.clone().unwrap_or_default(),
-            field: self.calib_field.clone(),
+            field: self.calib_field.clone().filter(|_| self.field_counts()),
             tokens: self.calib_tokens,
             memory: self.memory,
         })
+    }
+
+    /// Whether the field of JSON lines is meant for this text: a default of the user's is not, where another text is named that is none.
+    fn field_counts(&self) -> bool {
+        let lines = match &self.calib {
+            Some(TextSource::Path(path)) => path.extension().is_some_and(|e| {
+                e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson")
+            }),
+            _ => false,
+        };
+        self.given.has("calib_field") || !self.given.has("calib") || lines
     }
 }
 

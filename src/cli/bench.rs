@@ -16,7 +16,8 @@ use flapjack::prune::Restore;
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{
-    AMOUNT, CacheArgs, MachineArgs, MethodArgs, ModelArgs, WithAmount, WrongUse, parse_ratio, whole,
+    AMOUNT, CacheArgs, Given, MachineArgs, MethodArgs, ModelArgs, WithAmount, WrongUse,
+    parse_ratio, whole,
 };
 use super::interrupt::{self, Watch};
 use super::overrides::OverrideArgs;
@@ -27,6 +28,8 @@ use super::{heading, progress, streams, words};
 // Loss curves would only cost time, since speed hardly depends on which units go.
 #[command(mut_arg("effort", |effort| effort.default_value("fast")))]
 pub struct BenchArgs {
+    #[command(flatten)]
+    given: Given,
     /// A GGUF model; may be given several times [default: SmolLM2-135M-Instruct]
     #[arg(help_heading = heading::MODEL, short, long, value_name = "FILE")]
     model: Vec<PathBuf>,
@@ -164,7 +167,15 @@ struct Subject {
     bandwidth: Vec<f64>,
 }
 
-pub fn run(args: BenchArgs) -> Result<()> {
+pub fn run(mut args: BenchArgs) -> Result<()> {
+    // Of a default of the user's and what is typed, which do not go together, the second counts.
+    if args.vs.is_some() && args.cache.cache_type() != CacheType::F16 {
+        if !args.given.has("cache_type") {
+            args.cache = CacheArgs::default();
+        } else if !args.given.has("vs") {
+            args.vs = None;
+        }
+    }
     let tests = args.tests();
     args.check(&tests)?;
     let mut subjects = args.subjects()?;
@@ -241,7 +252,10 @@ impl BenchArgs {
                 "there is nothing to time: give -p or -n a number above 0",
             ));
         }
-        if self.parallel != [1] && tests.iter().all(|t| t.generate == 0) {
+        if self.given.has("parallel")
+            && self.parallel != [1]
+            && tests.iter().all(|t| t.generate == 0)
+        {
             return Err(WrongUse::new(
                 "--parallel is about generating, and -n 0 leaves that out",
             ));

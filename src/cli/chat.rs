@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::ValueHint;
 use flapjack::chat::{self, AnswerParser, ChatOptions, ChatTemplate, Message, Piece};
 use flapjack::engine::{
     Conversation, Engine, EngineError, GenerateOptions, PruneOptions, Reply, SequenceOptions,
@@ -34,7 +35,7 @@ pub struct ChatArgs {
     ///
     /// Names are chatml, deepseek, gemma, llama2, llama3, mistral, phi3 and zephyr. By default the one of the model's file, or of a
     /// chat_template.jinja or tokenizer_config.json beside it.
-    #[arg(long, value_name = "FILE|NAME")]
+    #[arg(long, value_name = "FILE|NAME", value_hint = ValueHint::FilePath)]
     chat_template: Option<String>,
     /// Do not show what the model thinks before it answers
     #[arg(long)]

@@ -174,6 +174,12 @@ Examples:
   flapjack models remove SmolLM2-135M-Instruct.Q4_1
   llama-cli -m \"$(flapjack models path SmolLM2-135M-Instruct.Q4_1)\"";
 
+pub const CONFIG: &str = "\
+Examples:
+  flapjack config
+  \"$EDITOR\" \"$(flapjack config --path)\"
+  FLAPJACK_CONFIG= flapjack run      without the file";
+
 pub const INSPECT: &str = "\
 Examples:
   flapjack inspect small.gguf

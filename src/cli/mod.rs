@@ -1,11 +1,14 @@
 //! One file per subcommand, and what they share: `arguments` and the engine's options that they stand for, options of `sampling`,
-//! the order of the `help`, `habits` of users of other programs, `words`, `progress` bars, and the lines of a `report`.
+//! the order of the `help`, `habits` of users of other programs, `defaults` of the user's own, `words`, `progress` bars, and the lines of
+//! a `report`.
 
 mod arguments;
 mod bench;
 mod cache;
 mod calibrate;
 mod chat;
+mod config;
+mod defaults;
 mod ending;
 mod habits;
 mod help;
@@ -84,6 +87,9 @@ enum Command {
     /// Show which models are in the cache folder, or remove some
     #[command(after_help = help::MODELS)]
     Models(models::ModelsArgs),
+    /// Show the config file and the defaults that it sets
+    #[command(after_help = help::CONFIG)]
+    Config(config::ConfigArgs),
 }
 
 /// The command line as it is parsed, with its options in the order of the help.
@@ -91,22 +97,30 @@ fn command() -> clap::Command {
     help::arrange(Cli::command())
 }
 
-/// Parses the arguments, or says what is wrong with them.
-fn parse() -> Result<Cli, clap::Error> {
+/// Parses the arguments, or says what is wrong with them; also the defaults that were taken from the config file, in words.
+fn parse() -> anyhow::Result<(Cli, Option<String>)> {
     let arguments: Vec<_> = std::env::args_os().collect();
     let mut command = command();
     command.build();
-    habits::check(&mut command, &arguments)
-        .and_then(|()| command.try_get_matches_from_mut(arguments))
-        .and_then(|matches| Cli::from_arg_matches(&matches))
+    habits::check(&mut command, &arguments)?;
+    let parsed = defaults::parse(self::command, &arguments)?;
+    Ok((Cli::from_arg_matches(&parsed.matches)?, parsed.taken))
 }
 
 pub fn main() -> ExitCode {
-    let cli = match parse() {
-        Ok(cli) => cli,
-        Err(message) => return show(&message),
+    let (cli, defaults) = match parse() {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            return match error.downcast_ref() {
+                Some(message) => show(message),
+                None => fail(&error),
+            };
+        }
     };
     start_logging(cli.verbose);
+    if let Some(defaults) = defaults {
+        tracing::info!("defaults of {defaults}");
+    }
     survive_file_limits();
     let result = interrupt::install().and_then(|()| match cli.command {
         Command::Run(args) => run::run(args),
@@ -119,6 +133,7 @@ pub fn main() -> ExitCode {
         Command::Info(args) => info::run(args),
         Command::Cache(args) => cache::run(args),
         Command::Models(args) => models::run(args),
+        Command::Config(args) => config::run(&args, command()),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,7 +13,7 @@ use flapjack::engine::{
 use flapjack::generate::Generation;
 
 use super::arguments::{
-    AMOUNT, CacheArgs, ModelArgs, PruningArgs, WrongUse, parse_count, read_text, whole,
+    AMOUNT, CacheArgs, Given, ModelArgs, PruningArgs, WrongUse, parse_count, read_text, whole,
 };
 use super::chat::{self, ChatArgs, ChatSetup, Printer};
 use super::ending::Ending;
@@ -29,6 +29,8 @@ const LONG_PROMPT: usize = 256;
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    #[command(flatten)]
+    given: Given,
     #[command(flatten)]
     model: ModelArgs,
     /// The prompt
@@ -80,9 +82,11 @@ pub struct RunArgs {
     quiet: bool,
 }
 
-pub fn run(args: RunArgs) -> Result<()> {
+pub fn run(mut args: RunArgs) -> Result<()> {
     progress::set_quiet(args.quiet);
     let prompt = args.prompt_text()?;
+    // A default of the user's for prompts; a chat has none.
+    args.raw &= prompt.is_some() || args.given.has("raw");
     let mut engine = args.model.open()?;
     args.chat.prepare(&mut engine)?;
     let answers = !args.raw && engine.shared_chat_template().is_some();

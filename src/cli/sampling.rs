@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::ValueHint;
 use flapjack::engine::Engine;
 use flapjack::generate::{Grammar, SamplerConfig, SamplerOptions, SamplerStep};
 
@@ -108,12 +109,13 @@ pub struct SamplingArgs {
         short = 'j',
         long,
         value_name = "SCHEMA",
+        value_hint = ValueHint::FilePath,
         alias = "json-schema-file",
         conflicts_with = "grammar"
     )]
     json_schema: Option<String>,
     /// Answer by this grammar, in Lark or GBNF: its text, or the name of a file with it
-    #[arg(long, value_name = "GRAMMAR", alias = "grammar-file")]
+    #[arg(long, value_name = "GRAMMAR", alias = "grammar-file", value_hint = ValueHint::FilePath)]
     grammar: Option<String>,
     /// The same seed gives the same text; -1: another one each time [default: 0]
     #[arg(short, long, value_name = "N", value_parser = parse_seed, allow_negative_numbers = true)]

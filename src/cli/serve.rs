@@ -8,7 +8,7 @@ use clap::Args;
 use flapjack::engine::{Engine, PruneOptions};
 use flapjack::serve::{ServeModel, ServeOptions, Server};
 
-use super::arguments::{CacheArgs, ModelArgs, PruningArgs, WrongUse, parse_size, whole};
+use super::arguments::{CacheArgs, Given, ModelArgs, PruningArgs, WrongUse, parse_size, whole};
 use super::chat::ChatArgs;
 use super::interrupt::Watch;
 use super::sampling::SamplingArgs;
@@ -16,6 +16,8 @@ use super::{heading, interrupt, progress, words};
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
+    #[command(flatten)]
+    given: Given,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -58,8 +60,13 @@ struct ServerArgs {
     /// Refuse larger requests
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "4MiB")]
     max_body: u64,
-    /// Want this key as bearer token [default: FLAPJACK_API_KEY, if it is set]
-    #[arg(long, value_name = "KEY")]
+    /// Want this key as bearer token
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "FLAPJACK_API_KEY",
+        hide_env_values = true
+    )]
     api_key: Option<String>,
     /// Let pages of other origins use the server
     #[arg(long)]
@@ -89,7 +96,8 @@ pub fn run(args: ServeArgs) -> Result<()> {
             report.removed * 100.0
         ));
     }
-    if args.server.compare && pruning.is_none() && !args.server.allow_prune {
+    let comparable = pruning.is_some() || args.server.allow_prune;
+    if args.given.has("compare") && !comparable {
         bail!(WrongUse::new(
             "there is nothing to compare; prune the model, or let requests do it with --allow-prune"
         ));
@@ -102,7 +110,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         }
     };
     let mut models = Vec::new();
-    if args.server.compare {
+    if args.server.compare && comparable {
         let dense = args.model.open()?;
         models.push(args.serve(format!("{name}:dense"), dense)?);
     }
@@ -150,10 +158,7 @@ impl ServeArgs {
             timeout: Some(server.timeout)
                 .filter(|n| *n > 0)
                 .map(Duration::from_secs),
-            api_key: server
-                .api_key
-                .clone()
-                .or_else(|| std::env::var("FLAPJACK_API_KEY").ok()),
+            api_key: server.api_key.clone(),
             cors: server.cors,
             pruning: server.allow_prune.then(|| pruning.unwrap_or_default()),
             ..ServeOptions::default()

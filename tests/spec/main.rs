@@ -11,6 +11,7 @@ mod chat;
 mod cli;
 mod common;
 mod comparison;
+mod config;
 mod conversation;
 mod ending;
 mod engine;

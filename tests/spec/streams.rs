@@ -8,7 +8,7 @@ use crate::common::engine::Workshop;
 use crate::common::program::{stderr, succeeded};
 
 /// A command line for each subcommand that prints results, on a small model that is named where FILE stands.
-const PRINTING: [&str; 19] = [
+const PRINTING: [&str; 21] = [
     "run -p x -n 4 -m FILE",
     "run -p x -n 4 -q -m FILE",
     "perplexity -c 32 --chunks 1 -f TEXT -m FILE",
@@ -24,6 +24,8 @@ const PRINTING: [&str; 19] = [
     "cache clear",
     "models",
     "models --json",
+    "config",
+    "config --path",
     "--help",
     "--version",
     "help run",

@@ -7,9 +7,11 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// The program.
+/// The program, without the config file of whoever runs the tests.
 pub fn program() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_flapjack"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flapjack"));
+    command.env("FLAPJACK_CONFIG", "");
+    command
 }
 
 pub fn flapjack(arguments: &[&str]) -> Output {
