@@ -23,7 +23,7 @@ use super::arguments::WrongUse;
 pub const VARIABLE: &str = "FLAPJACK_CONFIG";
 
 /// Commands that take nothing from the file, since they must work whatever is in it.
-const EXEMPT: [&str; 2] = ["config", "help"];
+const EXEMPT: [&str; 4] = ["completions", "config", "help", "man"];
 
 /// Where the file is, if it exists; `None` where there is to be none.
 pub fn path() -> Option<PathBuf> {

@@ -348,12 +348,16 @@ const COMMANDS: &[Words] = &[
         "'flapjack models remove NAME' removes a model from the cache folder; others are plain files",
     ),
     (
+        &["completion"],
+        "'flapjack completions SHELL' prints a script for a shell, and 'flapjack run --raw' goes on with a text",
+    ),
+    (
         &["show"],
         "'flapjack inspect FILE' shows what is in a model",
     ),
     (&["server", "start"], "'flapjack serve' answers over HTTP"),
     (
-        &["chat", "cli", "generate", "completion", "simple"],
+        &["chat", "cli", "generate", "simple"],
         "'flapjack run' is a chat, and 'flapjack run -p TEXT' answers a text",
     ),
     (&["ppl"], "'flapjack perplexity -f FILE' scores a text"),

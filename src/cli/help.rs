@@ -180,6 +180,17 @@ Examples:
   \"$EDITOR\" \"$(flapjack config --path)\"
   FLAPJACK_CONFIG= flapjack run      without the file";
 
+pub const COMPLETIONS: &str = "\
+Examples:
+  flapjack completions bash > ~/.local/share/bash-completion/completions/flapjack
+  flapjack completions zsh > ~/.zfunc/_flapjack
+  flapjack completions fish > ~/.config/fish/completions/flapjack.fish";
+
+pub const MAN: &str = "\
+Examples:
+  flapjack man | man -l -
+  flapjack man ~/.local/share/man/man1";
+
 pub const INSPECT: &str = "\
 Examples:
   flapjack inspect small.gguf

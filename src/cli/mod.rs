@@ -7,6 +7,7 @@ mod bench;
 mod cache;
 mod calibrate;
 mod chat;
+mod completions;
 mod config;
 mod defaults;
 mod ending;
@@ -15,6 +16,7 @@ mod help;
 mod info;
 mod inspect;
 mod interrupt;
+mod man;
 mod models;
 mod overrides;
 mod perplexity;
@@ -90,6 +92,12 @@ enum Command {
     /// Show the config file and the defaults that it sets
     #[command(after_help = help::CONFIG)]
     Config(config::ConfigArgs),
+    /// Print a script that completes the command line in a shell
+    #[command(after_help = help::COMPLETIONS)]
+    Completions(completions::CompletionsArgs),
+    /// Write the help as manual pages
+    #[command(after_help = help::MAN)]
+    Man(man::ManArgs),
 }
 
 /// The command line as it is parsed, with its options in the order of the help.
@@ -134,6 +142,8 @@ pub fn main() -> ExitCode {
         Command::Cache(args) => cache::run(args),
         Command::Models(args) => models::run(args),
         Command::Config(args) => config::run(&args, command()),
+        Command::Completions(args) => completions::run(&args, command()),
+        Command::Man(args) => man::run(&args, command()),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -320,6 +320,10 @@ fn what_is_wrong_is_told_with_file_line_and_the_nearest_that_is_right() {
         ("[run]\nverbose = 1\n", &["line 2", "verbose"]),
         ("[run]\nhelp = true\n", &["line 2", "help"]),
         (
+            "[completions]\nshell = 'bash'\n",
+            &["line 1", "[completions]"],
+        ),
+        (
             "[run]\ntemp = true\n",
             &["line 2", "temp", "a number, and is true or false"],
         ),
@@ -395,7 +399,15 @@ fn a_file_that_is_named_must_be_there_and_be_text() {
 #[test]
 fn help_and_what_mends_a_file_work_whatever_is_in_it() {
     let place = Place::new("[rnu]\n");
-    for arguments in ["--help", "run --help", "help run", "-V", "config --path"] {
+    for arguments in [
+        "--help",
+        "run --help",
+        "help run",
+        "-V",
+        "completions bash",
+        "man",
+        "config --path",
+    ] {
         place.succeed(arguments);
     }
     assert!(place.refused("config").contains("[rnu]"));

@@ -45,6 +45,7 @@ mod scheduler;
 mod search;
 mod serve;
 mod soak;
+mod shell;
 mod stop;
 mod streams;
 mod substitute;

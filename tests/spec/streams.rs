@@ -8,7 +8,7 @@ use crate::common::engine::Workshop;
 use crate::common::program::{stderr, succeeded};
 
 /// A command line for each subcommand that prints results, on a small model that is named where FILE stands.
-const PRINTING: [&str; 21] = [
+const PRINTING: [&str; 24] = [
     "run -p x -n 4 -m FILE",
     "run -p x -n 4 -q -m FILE",
     "perplexity -c 32 --chunks 1 -f TEXT -m FILE",
@@ -26,6 +26,9 @@ const PRINTING: [&str; 21] = [
     "models --json",
     "config",
     "config --path",
+    "completions bash",
+    "completions zsh",
+    "man",
     "--help",
     "--version",
     "help run",
@@ -33,10 +36,11 @@ const PRINTING: [&str; 21] = [
 ];
 
 /// Those that say something on standard error only, or both.
-const SAYING: [&str; 4] = [
+const SAYING: [&str; 5] = [
     "run -p x -n 4 --prune 0.2 --method flap --calib-tokens 256 -m FILE",
     "prune --ratio 0.2 --method flap --calib-tokens 256 -o OUT -m FILE",
     "calibrate --method flap --calib-tokens 256 -o OUT -m FILE",
+    "man MANUAL",
     "run --wrong",
 ];
 
@@ -59,6 +63,7 @@ impl Place {
                 "FILE" => self.workshop.model.to_str().unwrap().to_owned(),
                 "TEXT" => name("text.txt"),
                 "OUT" => name("out"),
+                "MANUAL" => name("manual"),
                 word => word.to_owned(),
             });
         }
