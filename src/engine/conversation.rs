@@ -6,8 +6,7 @@ use super::{Engine, EngineError, GenerateOptions, SequenceOptions};
 use crate::chat::{AnswerParser, ChatOptions, Message, Piece};
 use crate::generate::{Finish, GenerateError, Sequence, Timings};
 
-/// A conversation with a model. It belongs to the model as it is; after pruning [`Conversation::forget_cache`] has what was said
-/// read again.
+/// A conversation with a model. Where the model has been pruned since the last turn, or is another one, what was said is read again.
 ///
 /// Where the context is full, the oldest turns are left out of what the model reads; the system message stays.
 #[derive(Debug)]
@@ -22,6 +21,8 @@ pub struct Conversation {
     chat: ChatOptions,
     /// What the model has read; `None` before the first turn.
     sequence: Option<Sequence>,
+    /// The number of the weights that have read it.
+    weights: u64,
 }
 
 /// What came of a turn.
@@ -65,6 +66,7 @@ impl Conversation {
             options,
             chat,
             sequence: None,
+            weights: 0,
         }
     }
 
@@ -197,10 +199,13 @@ impl Conversation {
         let newly_left_out = left_out - self.left_out;
         self.left_out = left_out;
 
-        let mut sequence = match self.sequence.take() {
+        // Keys and values are of no use to other weights than those that they were computed by.
+        let kept = self.sequence.take();
+        let mut sequence = match kept.filter(|_| self.weights == engine.weights) {
             Some(sequence) => sequence,
             None => engine.sequence_with(self.options)?,
         };
+        self.weights = engine.weights;
         // What the model has read of this already; the last token must be read again, since what comes behind it is wanted.
         let common = sequence
             .tokens()

@@ -48,6 +48,7 @@ mod text;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -113,6 +114,8 @@ pub struct Engine {
     grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
     /// Whether some or all of the layers have been pruned.
     touched: bool,
+    /// The number of the weights that keys and values are computed by: no other weights of this process have it.
+    weights: u64,
     /// What pruning did; `None` before it is done, and where it broke off.
     pruned: Option<Box<PruneReport>>,
 }
@@ -212,6 +215,7 @@ impl Engine {
             sampling: SamplingDefaults::default(),
             grammars: OnceLock::new(),
             touched: false,
+            weights: new_weights(),
             pruned: None,
         }
     }
@@ -265,6 +269,7 @@ impl Engine {
         self.must_have_file()?;
         self.model = Model::load(self.file()?)?;
         self.touched = false;
+        self.weights = new_weights();
         self.pruned = None;
         self.pack_as_opened();
         Ok(())
@@ -273,6 +278,12 @@ impl Engine {
     /// Whether pruning has begun to change the model, and so may have broken off in the middle.
     pub fn is_touched(&self) -> bool {
         self.touched
+    }
+
+    /// Takes down that the weights are others than before.
+    fn touch(&mut self) {
+        self.touched = true;
+        self.weights = new_weights();
     }
 
     /// The same model once more, as it was when it was opened, from a map of its own.
@@ -287,6 +298,12 @@ impl Engine {
         }
         Ok(model)
     }
+}
+
+/// A number that no weights have had.
+fn new_weights() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn runtime(options: &OpenOptions) -> Result<Runtime, EngineError> {

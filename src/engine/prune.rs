@@ -24,8 +24,8 @@ use super::target;
 use crate::eval::TokenTime;
 use crate::model::Model;
 use crate::prune::{
-    Found, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind, Recipe, StoredProfile,
-    Target,
+    Found, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind, RATIOS, Recipe,
+    StoredProfile, Target,
 };
 
 /// Tokens of the calibration text that a [`Target::PerplexityRise`] is judged on.
@@ -94,6 +94,11 @@ impl Engine {
     /// Those of [`Engine::prune`].
     pub fn prepare(&self, options: &PruneOptions) -> Result<Prepared, EngineError> {
         self.must_be_dense()?;
+        if let Target::Ratio(ratio) = options.target
+            && !RATIOS.contains(&ratio)
+        {
+            return Err(PruneError::from(PruneErrorKind::Ratio(ratio)).into());
+        }
         let (recipe, source) = match &options.profile {
             Some(path) => self.profile_of_file(path, options)?,
             None => self.profile_of_text(options)?,
@@ -224,7 +229,7 @@ impl Engine {
         let before = Snapshot::take(&self.model);
         let progress = &mut Stage::Pruning.progress(events);
         match outcome.apply(&mut self.model, &self.runtime, progress) {
-            Ok(()) => self.touched = true,
+            Ok(()) => self.touch(),
             Err(error) if matches!(error.kind, PruneErrorKind::OtherShape(_)) => {
                 tracing::warn!("a kept outcome does not fit the model ({error}); pruning anew");
                 return Ok(None);
@@ -342,7 +347,7 @@ impl Engine {
         let Engine { model, runtime, .. } = self;
         match calibrated.prune(model, runtime, recipe, ratio, layers, passes) {
             Ok(plan) => {
-                self.touched = true;
+                self.touch();
                 Ok(plan)
             }
             Err(error) => Err(self.broken_off(error)),
@@ -351,7 +356,9 @@ impl Engine {
 
     /// Takes down whether pruning has changed the model before it broke off.
     fn broken_off(&mut self, error: PruneError) -> EngineError {
-        self.touched |= !error.is_untouched();
+        if !error.is_untouched() {
+            self.touch();
+        }
         error.into()
     }
 

@@ -5,9 +5,11 @@ use std::ops::ControlFlow;
 use crate::common::engine::{Workshop, flap};
 use flapjack::chat::{ChatOptions, ChatTemplate, Message, Piece};
 use flapjack::engine::{
-    Conversation, Engine, EngineError, GenerateOptions, Reply, SequenceOptions, ignore,
+    Conversation, Engine, EngineError, GenerateOptions, PruneOptions, Reply, SequenceOptions,
+    Snapshot, ignore,
 };
 use flapjack::generate::{Finish, GenerateError, SamplerConfig};
+use flapjack::prune::Target;
 
 fn engine() -> (Workshop, Engine) {
     let workshop = Workshop::new();
@@ -208,4 +210,28 @@ fn a_conversation_goes_on_from_messages_and_on_a_pruned_model() {
     ]);
     conversation.forget_cache();
     assert_eq!(ask(&mut conversation, &engine, "c").text, before.text);
+}
+
+#[test]
+fn what_other_weights_have_read_is_read_again() {
+    let (workshop, mut engine) = engine();
+    let mut conversation = conversation(None);
+    let first = ask(&mut conversation, &engine, "One").timings.prompt_tokens;
+    let second = ask(&mut conversation, &engine, "Two").timings.prompt_tokens;
+    // So little goes that all KV heads stay, and keys and values would fit.
+    let pruning = PruneOptions {
+        target: Target::Ratio(0.1),
+        ..flap()
+    };
+    let pruned = engine.prune(&pruning, &mut ignore).unwrap();
+    let kv_heads = |snapshot: &Snapshot| snapshot.layers.iter().map(|l| l.kv_heads).sum::<usize>();
+    assert_eq!(kv_heads(&pruned.before), kv_heads(&pruned.after));
+    let third = ask(&mut conversation, &engine, "Three");
+    assert!(third.timings.prompt_tokens > first + second);
+    let mut other = workshop.open();
+    other.set_chat_template(ChatTemplate::builtin("chatml").unwrap());
+    let fourth = ask(&mut conversation, &other, "Four");
+    assert!(fourth.timings.prompt_tokens > third.timings.prompt_tokens);
+    let fifth = ask(&mut conversation, &other, "Five");
+    assert!(fifth.timings.prompt_tokens < first + second);
 }
