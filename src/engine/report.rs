@@ -1,6 +1,6 @@
 //! What was done, as data. The words are for whoever shows it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
@@ -13,6 +13,7 @@ use crate::prune::{Found, Method, Plan, Recipe, Target};
 /// A model that was opened.
 #[derive(Debug, Clone, Serialize)]
 pub struct ModelReport {
+    #[serde(serialize_with = "path_as_text")]
     pub path: PathBuf,
     pub layers: usize,
     pub parameters: usize,
@@ -242,7 +243,10 @@ pub enum Notice {
     /// There is not even memory for the covariances of one layer, so that biases make up for what goes.
     BiasesForMemory(Shortage),
     /// The profile has no covariances, so that biases make up for what goes.
-    BiasesForProfile { profile: PathBuf },
+    BiasesForProfile {
+        #[serde(serialize_with = "path_as_text")]
+        profile: PathBuf,
+    },
     /// A profile or an outcome is larger than all that the cache may hold, so that the next run has to do without.
     TooLargeToKeep {
         kind: CacheKind,
@@ -253,6 +257,7 @@ pub enum Notice {
     CannotKeep { kind: CacheKind, problem: String },
     /// A recommendation for sampling is of no use, and is passed over: that of one key, or (`None`) the whole file's.
     SamplingIgnored {
+        #[serde(serialize_with = "path_as_text")]
         path: PathBuf,
         key: Option<String>,
         problem: String,
@@ -290,6 +295,11 @@ pub struct Shortage {
     pub allowed: u64,
     /// Whether these were set; else they are what there is, or a share of it.
     pub set: bool,
+}
+
+/// A path, of which text cannot show everything.
+fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
