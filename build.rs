@@ -43,6 +43,11 @@ fn main() {
         return;
     }
 
+    // Crates that have an interface for C of their own are not to show it as ours.
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+        println!("cargo::rustc-link-arg-cdylib=-Wl,--exclude-libs,ALL");
+    }
+
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");
 
     std::thread::scope(|scope| {

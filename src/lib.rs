@@ -52,6 +52,7 @@
 //! | --- | --- |
 //! | [`engine`] | open, prune to a target, sequences, export: the pipeline, its cache, its events, its report as data |
 //! | [`serve`] | an HTTP server over the engine, and its page |
+//! | [`ffi`] | the interface for C, over the engine |
 //! | [`generate`] | sampling, grammars, stop conditions; one answer, or many side by side |
 //! | [`eval`] | perplexity, speed, embeddings |
 //! | [`prune`] | FLAP and beyond, in steps from plain data to plain data |
@@ -75,6 +76,7 @@ pub mod chat;
 mod count;
 pub mod engine;
 pub mod eval;
+pub mod ffi;
 mod files;
 pub mod generate;
 pub mod gguf;
@@ -87,3 +89,8 @@ pub mod prune;
 pub mod quant;
 pub mod serve;
 pub mod tokenize;
+
+/// The examples of the guide to the library, which must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+struct Guide;

@@ -4,6 +4,7 @@
 mod batches;
 mod bench;
 mod block_formats;
+mod c_interface;
 mod cache;
 mod calibration;
 mod cancel;
