@@ -17,7 +17,7 @@ use super::sampling::{self, MOST_ALTERNATIVES, SamplingFields};
 use super::{App, Model, now, unique};
 use crate::chat::Piece;
 use crate::generate::{Request, TokenLogprob};
-use crate::tokenize::Tokenizer;
+use crate::tokenize::{Decoder, Tokenizer};
 
 /// Answers that one request may ask for, over all its prompts.
 const MOST_ANSWERS: usize = 1024;
@@ -35,35 +35,51 @@ pub(super) enum Prompts {
 }
 
 impl Prompts {
-    /// The tokens of each prompt. Text begins as the model's texts begin.
+    /// The tokens of each prompt. Text begins as the model's texts begin; with `parse_special`, control tokens that it spells are
+    /// taken as such.
     ///
     /// # Errors
     /// If a text cannot be encoded, a token is not in the vocabulary, or a prompt is empty.
-    pub async fn tokens(self, model: &Model) -> Result<Vec<Vec<u32>>, ApiError> {
+    pub async fn tokens(self, model: &Model, parse_special: bool) -> Result<Vec<Prompt>, ApiError> {
         let (texts, many) = match self {
             Prompts::Text(text) => (vec![text], Vec::new()),
             Prompts::Texts(texts) => (texts, Vec::new()),
             Prompts::Tokens(tokens) => (Vec::new(), vec![tokens]),
             Prompts::ManyTokens(many) => (Vec::new(), many),
         };
-        let mut all = many;
+        let given = |tokens| Prompt { tokens, added: 0 };
+        let mut all: Vec<Prompt> = many.into_iter().map(given).collect();
+        let bos = model.tokenizer.bos().filter(|_| model.tokenizer.adds_bos());
+        let bos = bos.and_then(|bos| model.tokenizer.token_text(bos));
         for text in texts {
-            all.push(model.encode(text, true, false).await?);
+            let own = bos.as_ref().is_none_or(|bos| text.starts_with(bos));
+            all.push(Prompt {
+                tokens: model.encode(text, true, parse_special).await?,
+                added: usize::from(!own),
+            });
         }
         if all.is_empty() {
             return Err(ApiError::field("prompt", "there is no prompt"));
         }
-        for (i, tokens) in all.iter_mut().enumerate() {
+        for (i, Prompt { tokens, added }) in all.iter_mut().enumerate() {
             model.check_tokens(tokens)?;
             if tokens.is_empty() {
                 let first = model.tokenizer.bos().or(model.tokenizer.eos());
                 let first = first
                     .ok_or_else(|| ApiError::field("prompt", format!("prompt {i} is empty")))?;
                 tokens.push(first);
+                *added = 1;
             }
         }
         Ok(all)
     }
+}
+
+/// A prompt as the model reads it.
+pub(super) struct Prompt {
+    pub tokens: Vec<u32>,
+    /// Tokens in front that the client did not send: the one that begins texts, or none.
+    added: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -140,7 +156,8 @@ pub(super) async fn complete(
     if fields.best_of.is_some_and(|best| best != sampling.choices) {
         return Err(ApiError::field("best_of", "must be the same as n"));
     }
-    let prompts = fields.prompt.tokens(model).await?;
+    // What a template has written comes as text too.
+    let prompts = fields.prompt.tokens(model, true).await?;
     if prompts.len() * sampling.choices > MOST_ANSWERS {
         return Err(ApiError::field(
             "prompt",
@@ -150,17 +167,21 @@ pub(super) async fn complete(
     let asked = fields.max_tokens.or(Some(DEFAULT_TOKENS));
     let mut requests = Vec::new();
     let mut made = Vec::new();
-    for prompt in prompts {
-        let max_tokens = sampling::answer_tokens(asked, prompt.len(), model.context)?;
+    for Prompt { tokens, added } in prompts {
+        let max_tokens = sampling::answer_tokens(asked, tokens.len(), model.context)?;
         let request = Request {
             max_tokens,
             grammar: grammar.clone(),
             logprobs: alternatives,
             prompt_logprobs: alternatives.filter(|_| fields.echo),
-            ..Request::new(prompt)
+            ..Request::new(tokens)
         };
         for request in sampling.requests(&request) {
-            made.push(Made::of(&request, fields.echo, &model.tokenizer));
+            made.push(Made::of(
+                &request,
+                fields.echo.then_some(added),
+                &model.tokenizer,
+            ));
             requests.push(request);
         }
     }
@@ -193,17 +214,32 @@ struct Made {
 }
 
 impl Made {
-    fn of(request: &Request, echo: bool, tokenizer: &Tokenizer) -> Self {
+    /// `echo` has the prompt told again, from behind so many tokens on.
+    fn of(request: &Request, echo: Option<usize>, tokenizer: &Tokenizer) -> Self {
+        let (text, logprobs) = match echo {
+            Some(added) => (
+                tokenizer.decode_special(&request.prompt[added..]),
+                LegacyLogprobs::of_prompt(tokenizer, added),
+            ),
+            None => (String::new(), LegacyLogprobs::default()),
+        };
         Self {
-            echo: echo.then(|| request.prompt.clone()),
+            echo: echo.map(|_| request.prompt.clone()),
             prompt_tokens: request.prompt.len(),
-            text: match echo {
-                true => tokenizer.decode(&request.prompt),
-                false => String::new(),
-            },
-            logprobs: LegacyLogprobs::default(),
+            text,
+            logprobs,
             end: None,
             tokens: 0,
+        }
+    }
+
+    /// Tells the tokens of the prompt, if that has not been done, with what those behind the first are worth. (Of a prompt of one
+    /// token nothing is known.)
+    fn score_prompt(&mut self, tokenizer: &Tokenizer, scored: &[TokenLogprob]) {
+        let prompt = self.echo.take().unwrap_or_default();
+        let scored = std::iter::once(None).chain(scored.iter().map(Some));
+        for (token, scored) in prompt.into_iter().zip(scored) {
+            self.logprobs.push(tokenizer, token, scored);
         }
     }
 }
@@ -214,29 +250,62 @@ struct LegacyLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<Option<f32>>,
     top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Where the text of each token begins, in characters. For what is only a part of a character that is where the character
+    /// begins, so that the offsets are those of the text as it is told.
     text_offset: Vec<usize>,
-    /// Characters so far.
+    /// The text so far.
+    decoder: Decoder,
+    /// Its characters.
     length: usize,
+    /// Tokens to come that are no part of the text.
+    hidden: usize,
 }
 
 impl LegacyLogprobs {
+    /// For a text that begins with a prompt, of whose tokens so many in front are no part of it.
+    fn of_prompt(tokenizer: &Tokenizer, hidden: usize) -> Self {
+        Self {
+            decoder: Decoder::at_text_start(tokenizer),
+            hidden,
+            ..Self::default()
+        }
+    }
+
     fn push(&mut self, tokenizer: &Tokenizer, token: u32, scored: Option<&TokenLogprob>) {
-        let text = |token: u32| String::from_utf8_lossy(tokenizer.token_bytes(token)).into_owned();
-        let own = text(token);
+        let text = |token: u32| match tokenizer.token_text(token) {
+            Some(text) => text,
+            None => String::from_utf8_lossy(tokenizer.token_bytes(token)).into_owned(),
+        };
         self.text_offset.push(self.length);
-        self.length += own.chars().count();
+        match self.hidden {
+            0 => self.length += self.decoder.push_shown(tokenizer, token).chars().count(),
+            _ => self.hidden -= 1,
+        }
         self.token_logprobs
             .push(scored.map(|scored| scored.logprob));
         let others = |scored: &TokenLogprob| {
             let mut top = Map::new();
-            for (token, logprob) in &scored.top {
-                // Tokens of half a character may look the same; the likeliest of them counts.
+            // Tokens of half a character may look the same; the likeliest of them counts. The token itself is always there, as
+            // with OpenAI.
+            let own = (scored.token, scored.logprob);
+            for (token, logprob) in scored.top.iter().chain([&own]) {
                 top.entry(text(*token)).or_insert(json!(logprob));
             }
             top
         };
         self.top_logprobs.push(scored.map(others));
-        self.tokens.push(own);
+        self.tokens.push(text(token));
+    }
+
+    /// Forgets what there is, and goes on behind it.
+    fn go_on(&mut self) {
+        let next = Self {
+            decoder: self.decoder.clone(),
+            length: self.length,
+            hidden: self.hidden,
+            ..Self::default()
+        };
+        *self = next;
     }
 
     fn json(&self) -> Value {
@@ -271,21 +340,14 @@ impl Shape {
     /// Notes what was said.
     fn note(&self, said: Said, made: &mut [Made]) {
         match said {
-            Said::Prompt { choice, scored } => {
-                let made = &mut made[choice];
-                let prompt = made.echo.take().unwrap_or_default();
-                // Nothing comes before the first token.
-                let scored = std::iter::once(None).chain(scored.iter().map(Some));
-                for (token, scored) in prompt.into_iter().zip(scored) {
-                    made.logprobs.push(&self.tokenizer, token, scored);
-                }
-            }
+            Said::Prompt { choice, scored } => made[choice].score_prompt(&self.tokenizer, &scored),
             Said::Parts {
                 choice,
                 parts,
                 scored,
             } => {
                 let made = &mut made[choice];
+                made.score_prompt(&self.tokenizer, &[]);
                 for part in parts {
                     if let Piece::Text(text) = part {
                         made.text += &text;
@@ -298,6 +360,13 @@ impl Shape {
             }
             Said::Ended { choice, generated } => {
                 let made = &mut made[choice];
+                made.score_prompt(&self.tokenizer, &[]);
+                // The token that ends the text is no part of it, and yet was chosen: those who measure leave out what was
+                // generated, and must find something to leave out.
+                if let Some(scored) = &generated.end_logprob {
+                    made.logprobs
+                        .push(&self.tokenizer, scored.token, Some(scored));
+                }
                 made.end = Some((finish_reason(generated.finish, false), timings(&generated)));
                 made.tokens = generated.tokens.len();
             }
@@ -365,11 +434,7 @@ impl Shape {
                 // What was told is not told again.
                 let told = &mut made[choice];
                 told.text.clear();
-                let length = told.logprobs.length;
-                told.logprobs = LegacyLogprobs {
-                    length,
-                    ..LegacyLogprobs::default()
-                };
+                told.logprobs.go_on();
                 if let Some((_, timings)) = &told.end {
                     ended += 1;
                     object["timings"] = timings.clone();

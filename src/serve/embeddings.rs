@@ -43,25 +43,47 @@ pub(super) async fn embed(
             format!("embeddings of this model have {width} dimensions"),
         ));
     }
-    let (mut data, mut tokens) = (Vec::new(), 0);
-    for (index, prompt) in fields.input.tokens(model).await?.into_iter().enumerate() {
-        if prompt.len() > model.context {
-            return Err(ApiError::too_long(prompt.len(), model.context));
-        }
-        tokens += prompt.len();
-        let embedding = app.orders.embed(number, prompt).await?;
+    let prompts = fields.input.tokens(model, false).await?;
+    let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.tokens).collect();
+    let tokens: usize = prompts.iter().map(Vec::len).sum();
+    let embeddings = all(&app, number, prompts).await?;
+    let object = |(index, embedding): (usize, &Vec<f32>)| {
         let value = match base64 {
-            true => json!(encode(&embedding)),
+            true => json!(encode(embedding)),
             false => json!(embedding),
         };
-        data.push(json!({ "object": "embedding", "index": index, "embedding": value }));
-    }
+        json!({ "object": "embedding", "index": index, "embedding": value })
+    };
+    let data: Vec<Value> = embeddings.iter().enumerate().map(object).collect();
     Ok(Json(json!({
         "object": "list",
         "model": model.name,
         "data": data,
         "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
     })))
+}
+
+/// The embedding of each text.
+///
+/// # Errors
+/// If one is empty or beyond the context, or too much is waiting already.
+pub(super) async fn all(
+    app: &App,
+    number: usize,
+    texts: Vec<Vec<u32>>,
+) -> Result<Vec<Vec<f32>>, ApiError> {
+    let context = app.models[number].context;
+    let mut embeddings = Vec::new();
+    for text in texts {
+        if text.is_empty() {
+            return Err(ApiError::invalid("an empty text has no embedding"));
+        }
+        if text.len() > context {
+            return Err(ApiError::too_long(text.len(), context));
+        }
+        embeddings.push(app.orders.embed(number, text).await?);
+    }
+    Ok(embeddings)
 }
 
 /// Little-endian floats in base64, which the `openai` package asks for by itself.

@@ -155,6 +155,14 @@ impl ApiError {
         self.respond(body)
     }
 
+    /// The answer at an address: those of Ollama's interface have its form.
+    pub fn at(self, path: &str) -> Response {
+        match path.starts_with("/api/") {
+            true => self.for_ollama(),
+            false => self.into_response(),
+        }
+    }
+
     fn respond(self, body: impl IntoResponse) -> Response {
         let mut response = (self.status, body).into_response();
         if let Some(seconds) = self.retry_after {

@@ -27,7 +27,7 @@ pub(super) async fn check_key(
         // Digests take the same time to compare wherever they differ.
         let digest = |text: &str| Sha256::digest(text.trim().as_bytes());
         if given.map(digest) != Some(digest(key)) {
-            return ApiError::unauthorised().into_response();
+            return ApiError::unauthorised().at(request.uri().path());
         }
     }
     next.run(request).await
@@ -51,15 +51,13 @@ pub(super) async fn check_origin(
                 .split_once("://")
                 .is_some_and(|(_, authority)| authority == host);
             if !own {
-                return ApiError::forbidden("pages of other origins may not use this server; it can be started so that they may")
-                    .into_response();
+                let words = "pages of other origins may not use this server; it can be started so that they may";
+                return ApiError::forbidden(words).at(request.uri().path());
             }
         }
         if app.options.address.ip().is_loopback() && host.is_some_and(|host| !is_local(host)) {
-            return ApiError::forbidden(
-                "this server is asked by a name that is not of this machine",
-            )
-            .into_response();
+            let words = "this server is asked by a name that is not of this machine";
+            return ApiError::forbidden(words).at(request.uri().path());
         }
     }
     next.run(request).await

@@ -40,6 +40,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::Uri;
 use axum::routing::{get, post};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -288,6 +289,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
         .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::running))
+        .route("/api/embed", post(ollama::embed))
+        .route("/api/embeddings", post(ollama::embed_one))
         .route("/api/show", post(ollama::show))
         .route("/api/version", get(ollama::version))
         .route("/metrics", get(metrics::show))
@@ -297,8 +301,12 @@ fn router(app: Arc<App>) -> Router {
         ));
     let mut router = open
         .merge(guarded)
-        .fallback(async || ApiError::not_found("there is nothing at this address"))
-        .method_not_allowed_fallback(async || ApiError::wrong_method())
+        .fallback(async |address: Uri| {
+            ApiError::not_found("there is nothing at this address").at(address.path())
+        })
+        .method_not_allowed_fallback(async |address: Uri| {
+            ApiError::wrong_method().at(address.path())
+        })
         .layer(DefaultBodyLimit::max(app.options.body_bytes))
         .layer(axum::middleware::from_fn_with_state(
             app.clone(),

@@ -14,10 +14,10 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::answers::{Answers, Said};
-use super::body::Body;
+use super::body::{Body, OneOrMany};
 use super::error::ApiError;
 use super::sampling::{self, SamplingFields};
-use super::{App, Model, timestamp};
+use super::{App, Model, embeddings, timestamp};
 use crate::chat::{AnswerParser, ChatOptions, Message, Piece, ToolCall};
 use crate::generate::{Finish, Generated, Grammar, Request};
 
@@ -105,7 +105,8 @@ pub(super) async fn generate(
         }
         let ready = match fields.raw || model.template.is_none() {
             true => Ready {
-                request: Request::new(model.encode(fields.prompt, true, false).await?),
+                // Whoever sends text as it stands has written it as the template would, control tokens and all.
+                request: Request::new(model.encode(fields.prompt, true, true).await?),
                 parser: None,
             },
             false => {
@@ -329,6 +330,81 @@ impl Shape {
 pub(super) async fn tags(State(app): State<Arc<App>>) -> Json<Value> {
     let models: Vec<Value> = app.models.iter().map(Model::tag).collect();
     Json(json!({ "models": models }))
+}
+
+/// `GET /api/ps`: what is in memory, which is all.
+pub(super) async fn running(State(app): State<Arc<App>>) -> Json<Value> {
+    let running = |model: &Model| {
+        let mut object = model.tag();
+        object["size_vram"] = json!(0);
+        object["context_length"] = json!(model.context);
+        // Nothing is ever taken out of memory.
+        object["expires_at"] = json!("9999-12-31T23:59:59Z");
+        object
+    };
+    let models: Vec<Value> = app.models.iter().map(running).collect();
+    Json(json!({ "models": models }))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct EmbedFields {
+    model: Option<String>,
+    input: OneOrMany<String>,
+    /// Whether texts beyond the context are cut; they are refused otherwise.
+    truncate: Option<bool>,
+}
+
+/// `POST /api/embed`
+pub(super) async fn embed(
+    State(app): State<Arc<App>>,
+    body: Result<Body<EmbedFields>, ApiError>,
+) -> Response {
+    let answer = async {
+        let begin = Instant::now();
+        let Body(fields) = body?;
+        let (number, model) = app.model(fields.model.as_deref());
+        let mut prompts = Vec::new();
+        for text in fields.input.into_vec() {
+            let mut tokens = model.encode(text, true, false).await?;
+            if fields.truncate != Some(false) {
+                tokens.truncate(model.context);
+            }
+            prompts.push(tokens);
+        }
+        let count: usize = prompts.iter().map(Vec::len).sum();
+        let embeddings = embeddings::all(&app, number, prompts).await?;
+        Ok(Json(json!({
+            "model": model.name,
+            "embeddings": embeddings,
+            "total_duration": begin.elapsed().as_nanos() as u64,
+            "load_duration": 0,
+            "prompt_eval_count": count,
+        }))
+        .into_response())
+    };
+    answer.await.unwrap_or_else(ApiError::for_ollama)
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct EmbedOneFields {
+    model: Option<String>,
+    prompt: String,
+}
+
+/// `POST /api/embeddings`, which older clients use.
+pub(super) async fn embed_one(
+    State(app): State<Arc<App>>,
+    body: Result<Body<EmbedOneFields>, ApiError>,
+) -> Response {
+    let answer = async {
+        let Body(fields) = body?;
+        let (number, model) = app.model(fields.model.as_deref());
+        let mut tokens = model.encode(fields.prompt, true, false).await?;
+        tokens.truncate(model.context);
+        let embeddings = embeddings::all(&app, number, vec![tokens]).await?;
+        Ok(Json(json!({ "embedding": embeddings.into_iter().next() })).into_response())
+    };
+    answer.await.unwrap_or_else(ApiError::for_ollama)
 }
 
 #[derive(Debug, Deserialize)]

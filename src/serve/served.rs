@@ -119,7 +119,8 @@ impl Model {
             .map_err(|error| ApiError::field("messages", error.to_string()))
     }
 
-    /// The tokens of a text, on a thread where that may take its time.
+    /// The tokens of a text, on a thread where that may take its time. `add_special` puts those around it that begin and end texts,
+    /// and `parse_special` takes control tokens that it spells as such.
     ///
     /// # Errors
     /// If the text cannot be encoded.
@@ -141,6 +142,9 @@ impl Model {
                     && tokens.first() != Some(&bos)
                 {
                     tokens.insert(0, bos);
+                }
+                if add_special && tokenizer.adds_eos() {
+                    tokens.extend(tokenizer.eos());
                 }
                 Ok(tokens)
             }

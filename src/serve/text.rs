@@ -22,9 +22,9 @@ pub(super) struct TokenizeFields {
     /// Whether the token that begins texts comes first, where the model wants one.
     #[serde(alias = "add_special_tokens")]
     add_special: Option<bool>,
-    /// Whether control tokens that the text spells are taken as such.
-    #[serde(default)]
-    parse_special: bool,
+    /// Whether control tokens that the text spells are taken as such; by default they are, as in llama.cpp and vLLM. lm-eval finds
+    /// the token that ends texts by it.
+    parse_special: Option<bool>,
     /// Tell the text of each token, too.
     #[serde(default)]
     with_pieces: bool,
@@ -45,7 +45,7 @@ pub(super) async fn tokenize(
         ));
     };
     let tokens = model
-        .encode(text, add_special, fields.parse_special)
+        .encode(text, add_special, fields.parse_special.unwrap_or(true))
         .await?;
     let count = tokens.len();
     let shown: Vec<Value> = match fields.with_pieces {
@@ -73,7 +73,7 @@ pub(super) async fn detokenize(
 ) -> Result<Json<Value>, ApiError> {
     let (_, model) = app.model(fields.model.as_deref());
     model.check_tokens(&fields.tokens)?;
-    let text = model.tokenizer.decode(&fields.tokens);
+    let text = model.tokenizer.decode_special(&fields.tokens);
     // Both names are in use.
     Ok(Json(json!({ "content": text, "prompt": text })))
 }

@@ -291,6 +291,14 @@ impl Tokenizer {
         text
     }
 
+    /// The text of ids with control tokens written out, as [`encode_special`](Self::encode_special) takes it.
+    pub fn decode_special(&self, ids: &[u32]) -> String {
+        let mut decoder = Decoder::at_text_start(self);
+        let mut text: String = ids.iter().map(|id| decoder.push_shown(self, *id)).collect();
+        text.push_str(&decoder.finish());
+        text
+    }
+
     /// The bytes that a token stands for, which may be parts of characters. The slice is empty for control and unknown tokens
     /// and for ids outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> &[u8] {

@@ -36,7 +36,7 @@ impl<'a> DecodeStream<'a> {
     /// Source: SentencePiece's dummy prefix; `tokenizer.ggml.add_space_prefix`.
     #[must_use]
     pub fn at_text_start(mut self) -> Self {
-        self.decoder.drop_space = self.tokenizer.kind == Kind::SentencePiece { space_prefix: true };
+        self.decoder = Decoder::at_text_start(self.tokenizer);
         self
     }
 
@@ -58,11 +58,31 @@ impl<'a> DecodeStream<'a> {
 }
 
 impl Decoder {
+    /// See [`DecodeStream::at_text_start`].
+    pub fn at_text_start(tokenizer: &Tokenizer) -> Self {
+        Self {
+            pending: Vec::new(),
+            drop_space: tokenizer.kind == Kind::SentencePiece { space_prefix: true },
+        }
+    }
+
     /// See [`DecodeStream::push`].
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
         let mut text = String::new();
         self.push_to(tokenizer, id, &mut text);
         text
+    }
+
+    /// The same, with the texts of control tokens in their places.
+    pub fn push_shown(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
+        match tokenizer.controls.get(&id) {
+            None => self.push(tokenizer, id),
+            Some(text) => {
+                // A character that was begun before it is not gone on with behind it, and a text begins anew.
+                let before = std::mem::replace(self, Self::at_text_start(tokenizer));
+                before.finish() + text
+            }
+        }
     }
 
     /// See [`DecodeStream::finish`].

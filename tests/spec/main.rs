@@ -47,6 +47,7 @@ mod search;
 mod serve;
 mod soak;
 mod shell;
+mod serve_texts;
 mod stop;
 mod streams;
 mod substitute;

@@ -8,17 +8,18 @@ use serde_json::{Value, json};
 
 use crate::common::engine::{Workshop, flap};
 use flapjack::chat::ChatTemplate;
+use flapjack::engine::Engine;
 use flapjack::generate::SamplerConfig;
 use flapjack::serve::{ServeModel, ServeOptions, Server};
 
 /// A server of the small model at a port that is free.
-struct Served {
+pub struct Served {
     server: Option<Server>,
-    address: SocketAddr,
+    pub address: SocketAddr,
     _workshop: Workshop,
 }
 
-fn options() -> ServeOptions {
+pub fn options() -> ServeOptions {
     ServeOptions {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         grace: Duration::from_secs(1),
@@ -26,9 +27,13 @@ fn options() -> ServeOptions {
     }
 }
 
-fn serve(options: ServeOptions) -> Served {
+pub fn serve(options: ServeOptions) -> Served {
     let workshop = Workshop::new();
-    let mut engine = workshop.open();
+    let engine = workshop.open();
+    serve_engine(workshop, engine, options)
+}
+
+pub fn serve_engine(workshop: Workshop, mut engine: Engine, options: ServeOptions) -> Served {
     engine.set_chat_template(ChatTemplate::builtin("chatml").unwrap());
     let model = ServeModel {
         name: "tiny".to_owned(),
@@ -51,14 +56,14 @@ impl Drop for Served {
 }
 
 /// An answer: status, headers, body.
-struct Answer {
-    status: u16,
-    headers: String,
-    body: String,
+pub struct Answer {
+    pub status: u16,
+    pub headers: String,
+    pub body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
     }
 
@@ -71,7 +76,7 @@ impl Answer {
     }
 
     /// The events of a stream, without the last one that says that it has ended.
-    fn events(&self) -> Vec<Value> {
+    pub fn events(&self) -> Vec<Value> {
         let data = self
             .body
             .lines()
@@ -104,11 +109,11 @@ impl Served {
         read(self.send(&request))
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, "", "")
     }
 
-    fn post(&self, path: &str, body: Value) -> Answer {
+    pub fn post(&self, path: &str, body: Value) -> Answer {
         self.ask(
             "POST",
             path,
