@@ -10,6 +10,7 @@ mod calibration;
 mod cancel;
 mod chat;
 mod cli;
+mod clients;
 mod common;
 mod comparison;
 mod config;
