@@ -8,7 +8,7 @@ use super::App;
 use super::error::ApiError;
 use super::worker::{Asked, Reply};
 use crate::chat::{AnswerParser, Piece};
-use crate::generate::{Finish, Generated, Request, TokenLogprob};
+use crate::generate::{Finish, Generated, Request, Timings, TokenLogprob};
 
 /// The answers to one prompt, side by side.
 pub(super) struct Answers {
@@ -32,6 +32,8 @@ pub(super) enum Said {
         choice: usize,
         parts: Vec<Piece>,
         scored: Vec<TokenLogprob>,
+        /// How fast the answer has come so far; `None` for what is told at its end.
+        timings: Option<Timings>,
     },
     Ended {
         choice: usize,
@@ -100,6 +102,7 @@ impl Answers {
                     choice,
                     text,
                     scored,
+                    timings,
                 } => {
                     let parts = match &mut self.parsers[choice] {
                         Some(parser) => parser.push(&text),
@@ -111,6 +114,7 @@ impl Answers {
                             choice,
                             parts,
                             scored,
+                            timings: Some(timings),
                         });
                     }
                 }
@@ -123,6 +127,7 @@ impl Answers {
                             choice,
                             parts,
                             scored: Vec::new(),
+                            timings: None,
                         });
                     }
                     self.said.push_back(Said::Ended { choice, generated });
@@ -139,6 +144,15 @@ pub(super) fn finish_reason(finish: Finish, calls: bool) -> &'static str {
         _ if calls => "tool_calls",
         _ => "stop",
     }
+}
+
+/// How fast an answer has come so far, in the same form.
+pub(super) fn timings_so_far(timings: &Timings) -> serde_json::Value {
+    serde_json::json!({
+        "predicted_n": timings.steps + 1,
+        "predicted_ms": timings.generation.as_secs_f64() * 1e3,
+        "predicted_per_second": timings.generation_speed(),
+    })
 }
 
 /// Speeds, as llama.cpp's server tells them.

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::answers::{Answers, Said, finish_reason, timings};
+use super::answers::{Answers, Said, finish_reason, timings, timings_so_far};
 use super::body::Body;
 use super::error::ApiError;
 use super::sampling::{self, MOST_ALTERNATIVES, SamplingFields};
@@ -34,6 +34,9 @@ pub(super) struct ChatFields {
     #[serde(default)]
     stream: bool,
     stream_options: Option<StreamOptions>,
+    /// As in llama.cpp: tell with each part of a stream how fast it comes.
+    #[serde(default)]
+    timings_per_token: bool,
     #[serde(default)]
     logprobs: bool,
     top_logprobs: Option<usize>,
@@ -196,6 +199,7 @@ pub(super) async fn complete(
         model: model.name.clone(),
         prompt_tokens: chat.prompt_tokens,
         logprobs: chat.logprobs,
+        timings: fields.timings_per_token,
         tokens: TokenTexts(model.tokenizer.clone()),
     };
     match fields.stream {
@@ -214,6 +218,8 @@ struct Shape {
     model: String,
     prompt_tokens: usize,
     logprobs: bool,
+    /// Whether parts of a stream tell how fast they come.
+    timings: bool,
     tokens: TokenTexts,
 }
 
@@ -283,6 +289,7 @@ impl Shape {
                     choice,
                     parts,
                     scored,
+                    ..
                 } => {
                     let whole = &mut made[choice];
                     for part in parts {
@@ -403,7 +410,9 @@ impl Shape {
                 choice,
                 parts,
                 scored,
+                timings,
             } => {
+                let timings = timings.filter(|_| self.timings);
                 let mut deltas: Vec<Value> = parts
                     .into_iter()
                     .map(|part| match part {
@@ -425,6 +434,9 @@ impl Shape {
                         let told: Vec<Value> =
                             scored.iter().map(|s| self.tokens.scored(s)).collect();
                         chunk["choices"][0]["logprobs"] = json!({ "content": told });
+                    }
+                    if let Some(timings) = &timings {
+                        chunk["timings"] = timings_so_far(timings);
                     }
                     send(chunk);
                 }

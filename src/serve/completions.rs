@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answers::{Answers, Said, finish_reason, timings};
+use super::answers::{Answers, Said, finish_reason, timings, timings_so_far};
 use super::body::Body;
 use super::chat::{StreamOptions, events};
 use super::error::ApiError;
@@ -96,6 +96,9 @@ pub(super) struct CompletionFields {
     #[serde(default)]
     stream: bool,
     stream_options: Option<StreamOptions>,
+    /// As in llama.cpp: tell with each part of a stream how fast it comes.
+    #[serde(default)]
+    timings_per_token: bool,
     response_format: Option<Value>,
     /// As in llama.cpp: a grammar in GBNF.
     grammar: Option<String>,
@@ -192,6 +195,7 @@ pub(super) async fn complete(
         model: model.name.clone(),
         tokenizer: model.tokenizer.clone(),
         with_logprobs: alternatives.is_some(),
+        timings: fields.timings_per_token,
     };
     match fields.stream {
         true => {
@@ -324,6 +328,8 @@ struct Shape {
     model: String,
     tokenizer: Arc<Tokenizer>,
     with_logprobs: bool,
+    /// Whether parts of a stream tell how fast they come.
+    timings: bool,
 }
 
 impl Shape {
@@ -345,6 +351,7 @@ impl Shape {
                 choice,
                 parts,
                 scored,
+                ..
             } => {
                 let made = &mut made[choice];
                 made.score_prompt(&self.tokenizer, &[]);
@@ -429,8 +436,15 @@ impl Shape {
                     Err(error) => return send(error.json()),
                 };
                 let choice = said.choice();
+                let so_far = match &said {
+                    Said::Parts { timings, .. } => timings.filter(|_| self.timings),
+                    _ => None,
+                };
                 self.note(said, &mut made);
                 let mut object = self.object(json!([self.choice(choice, &made[choice])]));
+                if let Some(timings) = &so_far {
+                    object["timings"] = timings_so_far(timings);
+                }
                 // What was told is not told again.
                 let told = &mut made[choice];
                 told.text.clear();

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::error::ApiError;
 use super::metrics::Metrics;
 use crate::engine::{Engine, EngineError, Event, PruneOptions, PruneReport};
-use crate::generate::{Generated, Request, RequestId, Scheduler, TokenLogprob};
+use crate::generate::{Generated, Request, RequestId, Scheduler, Timings, TokenLogprob};
 use crate::model::CacheType;
 use std::ops::ControlFlow;
 
@@ -38,8 +38,19 @@ pub(super) struct Job {
     replies: UnboundedSender<Reply>,
     /// When the answer is given up; `None` for never.
     deadline: Option<Instant>,
+    pace: Pace,
     /// Its place among those that are under way or waiting.
     _place: Place,
+}
+
+/// How fast an answer comes, by the time that its own model works: where two models answer, they take turns, and by the clock on
+/// the wall each would be as fast as the other.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    /// Whether the prompt is read.
+    begun: bool,
+    steps: usize,
+    time: Duration,
 }
 
 /// What becomes of a [`Job`].
@@ -55,6 +66,7 @@ pub(super) enum Reply {
         choice: usize,
         text: String,
         scored: Vec<TokenLogprob>,
+        timings: Timings,
     },
     Ended {
         choice: usize,
@@ -120,6 +132,7 @@ impl Orders {
                 context: asked.context,
                 replies: replies.clone(),
                 deadline: asked.deadline,
+                pace: Pace::default(),
                 _place: place,
             })))?;
         }
@@ -361,11 +374,19 @@ impl Served {
                 return;
             }
         };
-        metrics.steps.observe(start.elapsed().as_secs_f64());
+        let time = start.elapsed();
+        metrics.steps.observe(time.as_secs_f64());
+        for job in self.running.values_mut().filter(|job| job.pace.begun) {
+            job.pace.time += time;
+        }
         for update in updates {
-            let Some(job) = self.running.get(&update.id) else {
+            let Some(job) = self.running.get_mut(&update.id) else {
                 continue;
             };
+            match job.pace.begun {
+                true => job.pace.steps += 1,
+                false => job.pace.begun = true,
+            }
             if !update.prompt_logprobs.is_empty() {
                 job.reply(Reply::Prompt {
                     choice: job.choice,
@@ -377,11 +398,20 @@ impl Served {
                     choice: job.choice,
                     text: update.text,
                     scored: update.logprob.into_iter().collect(),
+                    timings: job.pace.timings(),
                 });
             }
             match update.ended {
                 None => continue,
-                Some(Ok(generated)) => {
+                Some(Ok(mut generated)) => {
+                    let Timings {
+                        steps, generation, ..
+                    } = job.pace.timings();
+                    generated.timings = Timings {
+                        steps,
+                        generation,
+                        ..generated.timings
+                    };
                     metrics
                         .prompt_tokens
                         .inc_by(generated.timings.prompt_tokens as u64);
@@ -421,6 +451,17 @@ impl Served {
         }
         scheduler.pause(engine.pool(limits.cache_type, limits.cache_blocks)?);
         pruned
+    }
+}
+
+impl Pace {
+    /// With nothing of the prompt.
+    fn timings(&self) -> Timings {
+        Timings {
+            steps: self.steps,
+            generation: self.time,
+            ..Timings::default()
+        }
     }
 }
 

@@ -92,21 +92,11 @@ impl Answer {
 
 impl Served {
     fn send(&self, request: &str) -> BufReader<TcpStream> {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        BufReader::new(stream)
+        send_to(self.address, request)
     }
 
     fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}",
-            self.address,
-            body.len()
-        );
-        read(self.send(&request))
+        ask_at(self.address, method, path, headers, body)
     }
 
     pub fn get(&self, path: &str) -> Answer {
@@ -121,6 +111,23 @@ impl Served {
             &body.to_string(),
         )
     }
+}
+
+fn send_to(address: SocketAddr, request: &str) -> BufReader<TcpStream> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    BufReader::new(stream)
+}
+
+pub fn ask_at(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}",
+        body.len()
+    );
+    read(send_to(address, &request))
 }
 
 /// Reads an answer to its end, chunked or not.

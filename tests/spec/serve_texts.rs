@@ -3,8 +3,12 @@
 
 use serde_json::{Value, json};
 
-use crate::serve::{Served, options, serve};
-use flapjack::serve::ServeOptions;
+use crate::common::default_model;
+use crate::common::engine::Workshop;
+use crate::serve::{Answer, Served, ask_at, options, serve};
+use flapjack::engine::{Engine, OpenOptions};
+use flapjack::generate::SamplerConfig;
+use flapjack::serve::{ServeModel, ServeOptions, Server};
 
 /// Tokens of the small model: `<s>` and `</s>` are these, and a byte b is b + 4.
 const BOS: u64 = 1;
@@ -193,6 +197,48 @@ fn our_own_template_knows_tools() {
     );
 }
 
+/// Two models take turns, and yet each is as fast as it is: of a small one and a large one, side by side, one sees which is which.
+#[test]
+fn speeds_are_of_the_time_that_a_model_works_itself() {
+    let workshop = Workshop::new();
+    let large = Engine::open(&default_model(), OpenOptions::default()).unwrap();
+    let models = [("large", large), ("small", workshop.open())];
+    let models = models.map(|(name, engine)| ServeModel {
+        name: name.to_owned(),
+        engine,
+        system: None,
+        sampling: SamplerConfig::greedy(),
+    });
+    let server = Server::start(models.into(), options()).unwrap();
+    let ask = |model: &str, tokens: usize| {
+        let request = json!({
+            "model": model, "prompt": "Once", "max_tokens": tokens, "ignore_eos": true, "stream": true, "timings_per_token": true,
+        });
+        ask_at(
+            server.address(),
+            "POST",
+            "/v1/completions",
+            "",
+            &request.to_string(),
+        )
+    };
+    let speeds = |answer: &Answer| -> Vec<f64> {
+        let events = answer.events();
+        let of = |event: &Value| event["timings"]["predicted_per_second"].as_f64();
+        events.iter().filter_map(of).collect()
+    };
+    let (large, small) = std::thread::scope(|scope| {
+        let large = scope.spawn(|| ask("large", 60));
+        let small = scope.spawn(|| ask("small", 60));
+        (large.join().unwrap(), small.join().unwrap())
+    });
+    let (large, small) = (speeds(&large), speeds(&small));
+    assert!(large.len() > 30 && small.len() > 5, "told all along");
+    let (large, small) = (large.last().unwrap(), small.last().unwrap());
+    assert!(small > &(large * 4.0), "{small} and {large}");
+    server.stop();
+}
+
 #[test]
 fn clients_of_ollama_get_embeddings_and_what_runs() {
     let served = serve(options());
@@ -220,7 +266,7 @@ fn clients_of_ollama_get_embeddings_and_what_runs() {
 
 #[test]
 fn errors_at_ollamas_addresses_are_a_sentence() {
-    let sentence = |answer: crate::serve::Answer, status: u16| {
+    let sentence = |answer: Answer, status: u16| {
         assert_eq!(answer.status, status, "{}", answer.body);
         assert!(answer.json()["error"].is_string(), "{}", answer.body);
     };
