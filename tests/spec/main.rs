@@ -35,6 +35,7 @@ mod models;
 mod odd_files;
 mod outcome;
 mod overrides;
+mod page;
 mod perplexity;
 mod pieces;
 mod progress;

@@ -48,7 +48,7 @@ function blocks(lines) {
       const [list, end] = listFrom(lines, i);
       made.push(list);
       i = end;
-    } else if (line.includes("|") && i + 1 < lines.length && lines[i + 1].includes("-") && tableLine.test(lines[i + 1])) {
+    } else if (line.includes("|") && i + 1 < lines.length && isTableLine(lines[i + 1], line)) {
       let end = i + 2;
       while (end < lines.length && lines[end].includes("|")) end += 1;
       made.push(table(lines[i], lines.slice(i + 2, end)));
@@ -61,6 +61,11 @@ function blocks(lines) {
     }
   }
   return made;
+}
+
+/** Whether a line is that below the head of a table: it has as many cells. */
+function isTableLine(line, head) {
+  return tableLine.test(line) && cells(line).length === cells(head).length;
 }
 
 function startsParagraph(line) {
@@ -78,9 +83,10 @@ function listFrom(lines, start) {
     const match = item.exec(lines[i]);
     if (!match || match[1].length !== space.length || /\d/.test(match[2]) !== ordered) break;
     const inside = [match[3]];
+    const indent = lines[i].length - match[3].length;
     i += 1;
     while (i < lines.length && further(lines, i, space.length)) {
-      inside.push(lines[i].slice(Math.min(space.length + 2, lines[i].length - lines[i].trimStart().length)));
+      inside.push(lines[i].slice(Math.min(indent, lines[i].length - lines[i].trimStart().length)));
       i += 1;
     }
     const parts = blocks(inside);
@@ -96,8 +102,11 @@ function further(lines, i, space) {
   return lines[i].length - lines[i].trimStart().length > space;
 }
 
+function cells(line) {
+  return line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+}
+
 function table(head, rows) {
-  const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
   const row = (name) => (line) => node("tr", ...cells(line).map((cell) => node(name, ...inline(cell))));
   return node("table", node("thead", row("th")(head)), node("tbody", ...rows.map(row("td"))));
 }

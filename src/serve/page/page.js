@@ -113,7 +113,7 @@ async function loadModels() {
   await loadPruning();
 }
 
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const megabytes = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
 function describe(model) {
   const pruned = model.meta.pruned;
@@ -236,21 +236,21 @@ async function answerWith(model, turn, place, signal) {
   place.append(box);
   const answer = { text: "", thinking: "" };
   turn.answers[model.id] = answer;
-  let first = null;
-  let pieces = 0;
   let drawn = true;
+  let over = false;
   const draw = () => {
     drawn = true;
+    // What was asked for before the end may come behind it.
+    if (over) return;
     follow(() => {
       thinking.textContent = answer.thinking;
       render(body, answer.text);
-      const seconds = (performance.now() - first) / 1000;
-      if (pieces > 1 && seconds > 0) {
-        figures.textContent = `${((pieces - 1) / seconds).toFixed(1)} tokens/s · ${megabytes(model.meta.bytes)}`;
-      }
+      // By the time that this model works: where two answer, they take turns.
+      const speed = answer.timings?.predicted_per_second;
+      if (speed) figures.textContent = `${speed.toFixed(1)} tokens/s · ${megabytes(model.meta.bytes)}`;
     });
   };
-  const body_ = { model: model.id, stream: true, stream_options: { include_usage: true }, ...settings() };
+  const body_ = { model: model.id, stream: true, stream_options: { include_usage: true }, timings_per_token: true, ...settings() };
   const chat = model.meta.chat;
   try {
     const reply = chat
@@ -262,8 +262,6 @@ async function answerWith(model, turn, place, signal) {
       const more = choice?.delta?.content ?? choice?.text ?? "";
       const thought = choice?.delta?.reasoning_content ?? "";
       if (more || thought) {
-        first ??= performance.now();
-        pieces += 1;
         answer.text += more;
         answer.thinking += thought;
         if (drawn) {
@@ -279,6 +277,7 @@ async function answerWith(model, turn, place, signal) {
     if (error.name !== "AbortError") say(error.message);
     answer.finish ??= "stopped";
   }
+  over = true;
   follow(() => {
     body.classList.remove("writing");
     thinking.textContent = answer.thinking;
@@ -386,6 +385,7 @@ for (const input of fields()) {
 $("system").addEventListener("input", keepSettings);
 $("key").addEventListener("change", () => {
   keepSettings();
+  say("");
   loadModels().catch((error) => say(error.message));
 });
 $("ratio").addEventListener("input", showRatio);

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod blocks;
+pub mod browser;
 pub mod engine;
 pub mod program;
 pub mod pruning;
