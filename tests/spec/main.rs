@@ -54,5 +54,7 @@ mod stop;
 mod streams;
 mod substitute;
 mod synthetic;
+#[cfg(unix)]
+mod terminal_chat;
 mod threads;
 mod tokenizer;
