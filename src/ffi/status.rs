@@ -128,6 +128,7 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::LayerMemory { .. }
         | EngineError::PruningMemory { .. }
         | EngineError::ProfileMemory { .. }
+        | EngineError::DenseMemory { .. }
         | EngineError::SequentialMemory { .. }
         | EngineError::Context { .. }
         | EngineError::ContextMemory { .. } => FlapjackStatus::Memory,
