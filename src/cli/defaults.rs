@@ -389,7 +389,7 @@ impl Setting {
 
     /// Whether it changes anything: not where a switch is off, or a list is empty.
     fn is_active(&self) -> bool {
-        !self.values.is_empty() && !(self.values == ["false"])
+        !self.values.is_empty() && self.values != ["false"]
     }
 }
 

@@ -156,7 +156,7 @@ impl Own {
             threads: Some(1),
             ..OpenOptions::default()
         };
-        let engine = Engine::open(&default_model(), options).unwrap();
+        let engine = Engine::open(default_model(), options).unwrap();
         Self { engine }
     }
 

@@ -92,7 +92,7 @@ fn comparing_page() -> Option<Page> {
 
 /// The model that a user gets, as it is started by itself.
 fn real() -> ServeModel {
-    let engine = Engine::open(&default_model(), OpenOptions::default()).unwrap();
+    let engine = Engine::open(default_model(), OpenOptions::default()).unwrap();
     ServeModel {
         system: Some(DEFAULT_SYSTEM.to_owned()),
         ..model("SmolLM2-135M-Instruct", engine)

@@ -201,7 +201,7 @@ fn our_own_template_knows_tools() {
 #[test]
 fn speeds_are_of_the_time_that_a_model_works_itself() {
     let workshop = Workshop::new();
-    let large = Engine::open(&default_model(), OpenOptions::default()).unwrap();
+    let large = Engine::open(default_model(), OpenOptions::default()).unwrap();
     let models = [("large", large), ("small", workshop.open())];
     let models = models.map(|(name, engine)| ServeModel {
         name: name.to_owned(),
