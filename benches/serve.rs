@@ -1,7 +1,8 @@
 //! How the server does with many clients: tokens per second of eight at once against one alone, and how long running answers wait
 //! while a long prompt is read.
 //!
-//! `cargo bench --bench serve` takes the default model, `cargo bench --bench serve -- MODEL.gguf` another one.
+//! `cargo bench --bench serve` takes the default model, or the one that `FLAPJACK_BENCH_MODEL` names. With a filter for other
+//! benchmarks it does nothing.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,9 +21,11 @@ const LONG: usize = 4000;
 const TURNS: usize = 5;
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let model = arguments.find(|argument| !argument.starts_with('-'));
-    let model = model.map_or_else(
+    let mut filters = std::env::args().skip(1);
+    if filters.any(|argument| !argument.starts_with('-') && !"serve".contains(&argument)) {
+        return;
+    }
+    let model = std::env::var_os("FLAPJACK_BENCH_MODEL").map_or_else(
         || engine::default_model(&mut engine::ignore).expect("the default model can be had"),
         Into::into,
     );
