@@ -42,6 +42,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::Uri;
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use thiserror::Error;
 use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -253,6 +254,12 @@ async fn listen_until(
     grace: Duration,
 ) {
     let mut late = stopped.clone();
+    // Each token is told at once, and not held back until the client has acknowledged the one before.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!("tokens may be held back: {error}");
+        }
+    });
     let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     });
