@@ -112,57 +112,100 @@ fn answer(address: SocketAddr, client: usize, turn: usize) -> String {
         .to_owned()
 }
 
-/// The times between tokens of an answer, alone and while a long prompt is read.
+/// The times between tokens of an answer: alone, and at the same depths while a long prompt is read.
 fn gaps(address: SocketAddr) {
-    let mut worst = Vec::new();
+    let (mut worst, mut late) = (Vec::new(), Vec::new());
     for turn in 0..TURNS {
+        // A beginning of its own, so that nothing of it is there already.
+        let words = format!("{turn} ") + &"one two three four five ".repeat(LONG / 5);
+        let (mut beside, took) = Running::start(address).until_read(address, words);
+        let mut alone = Running::start(address).next(beside.len());
+        // The first wait is for the prompt, and some of it is the other one's.
+        alone.drain(..SKIPPED);
+        beside.drain(..SKIPPED);
+        let step = median(&alone);
+        let [alone_longest, longest] = [&alone, &beside].map(|gaps| share(gaps, 1.0));
+        let [alone_late, slow] = [&alone, &beside].map(|gaps| share(gaps, 0.99));
+        println!(
+            "a prompt of about {LONG} tokens read in {took:.2} s beside {} tokens of an answer: step alone {:.1} ms (longest {:.1}, 99 of 100 below {:.1}), beside it {:.1} ms (longest {:.1}, 99 of 100 below {:.1})",
+            beside.len(),
+            step * 1e3,
+            alone_longest * 1e3,
+            alone_late * 1e3,
+            median(&beside) * 1e3,
+            longest * 1e3,
+            slow * 1e3,
+        );
+        worst.push(longest / step);
+        late.push(slow / step);
+    }
+    println!(
+        "longest gap {:.2} steps, 99 of 100 below {:.2} (medians of {TURNS})",
+        median(&worst),
+        median(&late),
+    );
+}
+
+/// Tokens of an answer that are not looked at: until the prompt has arrived.
+const SKIPPED: usize = 20;
+
+/// The value below which this share of them lies.
+fn share(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[((sorted.len() - 1) as f64 * share) as usize]
+}
+
+/// An answer that streams.
+struct Running {
+    lines: std::io::Lines<BufReader<TcpStream>>,
+    times: Vec<Instant>,
+}
+
+impl Running {
+    fn start(address: SocketAddr) -> Self {
         let request = json!({
-            "prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": true, "stream": true
+            "prompt": "Once upon a time", "max_tokens": 7000, "ignore_eos": true, "stream": true
         });
-        let mut lines = send(address, &request).lines();
-        let mut times = Vec::new();
-        let mut until = |times: &mut Vec<Instant>, end: &dyn Fn(&[Instant]) -> bool| {
-            while !end(times) {
-                let line = lines.next().expect("a line").expect("UTF-8");
-                assert!(line != "data: [DONE]", "the answer was too short");
-                if line.starts_with("data: ") {
-                    times.push(Instant::now());
-                }
+        let (lines, times) = (send(address, &request).lines(), Vec::new());
+        Self { lines, times }
+    }
+
+    fn token(&mut self) {
+        loop {
+            let line = self.lines.next().expect("a line").expect("UTF-8");
+            assert!(line != "data: [DONE]", "the answer was too short");
+            if line.starts_with("data: ") {
+                self.times.push(Instant::now());
+                return;
             }
-        };
-        until(&mut times, &|times| times.len() == 100);
-        let alone = intervals(&times[50..]);
+        }
+    }
+
+    /// The times between its next tokens.
+    fn next(mut self, count: usize) -> Vec<f64> {
+        (0..=count).for_each(|_| self.token());
+        intervals(&self.times)
+    }
+
+    /// The times between its tokens until another request's prompt is read, and the seconds that this takes.
+    fn until_read(mut self, address: SocketAddr, prompt: String) -> (Vec<f64>, f64) {
+        (0..SKIPPED).for_each(|_| self.token());
         let reading = std::thread::spawn(move || {
-            // A beginning of its own, so that nothing of it is there already.
-            let words = format!("{turn} ") + &"one two three four five ".repeat(LONG / 5);
-            let request = json!({ "prompt": words, "max_tokens": 1 });
+            let request = json!({ "prompt": prompt, "max_tokens": 1 });
             let begin = Instant::now();
             let mut stream = send(address, &request);
             let mut body = String::new();
             std::io::Read::read_to_string(&mut stream, &mut body).expect("an answer");
             assert!(body.starts_with("HTTP/1.1 200"), "{body}");
-            begin.elapsed()
+            begin.elapsed().as_secs_f64()
         });
-        times.drain(..times.len() - 1);
-        until(&mut times, &|_| reading.is_finished());
+        while !reading.is_finished() {
+            self.token();
+        }
         let took = reading.join().expect("it was read");
-        let beside = intervals(&times);
-        let step = median(&alone);
-        let longest = beside.iter().copied().fold(0.0, f64::max);
-        println!(
-            "a prompt of about {LONG} tokens read in {:.2} s beside an answer: step alone {:.1} ms, longest gap {:.1} ms ({:.1} steps), median gap {:.1} ms",
-            took.as_secs_f64(),
-            step * 1e3,
-            longest * 1e3,
-            longest / step,
-            median(&beside) * 1e3,
-        );
-        worst.push(longest / step);
+        (intervals(&self.times), took)
     }
-    println!(
-        "longest gap: {:.2} steps (median of {TURNS})",
-        median(&worst)
-    );
 }
 
 fn intervals(times: &[Instant]) -> Vec<f64> {

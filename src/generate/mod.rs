@@ -7,6 +7,7 @@ mod answer;
 mod generation;
 mod grammar;
 mod logprobs;
+mod piece;
 mod request;
 mod sampler;
 mod scheduler;

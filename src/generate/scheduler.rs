@@ -1,9 +1,10 @@
 //! Many answers at once, that come and go at different steps.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::answer::{Answer, Then};
 use super::logprobs::PromptScores;
+use super::piece::{Pace, Piece};
 use super::sequence::PROMPT_BATCH;
 use super::{GenerateError, Generated, Request, Timings, TokenLogprob};
 use crate::kernels::{KV_BLOCK, Phase, Runtime};
@@ -11,7 +12,7 @@ use crate::model::{Batch, KvCache, KvPool, Model, ModelError, Scratch, Unobserve
 use crate::tokenize::Tokenizer;
 
 /// Answers requests side by side. Every step is one pass through the model, in which each answer that is under way gets its
-/// next token and prompts that wait go in by pieces. An answer is token for token what it would be alone.
+/// next token, and prompts that wait go on as far as the answers can bear. An answer is token for token what it would be alone.
 ///
 /// What prompts have in common at their beginnings, in whole blocks of the KV cache, is computed and kept once for all that are
 /// there at the same time.
@@ -23,6 +24,12 @@ pub struct Scheduler {
     /// Blocks that stay behind answers.
     kept: usize,
     pace: Pace,
+    /// A piece of a prompt that is on its way through the layers beside answers.
+    piece: Option<Piece>,
+    /// Buffers for the next one.
+    piece_scratch: Scratch,
+    /// The logits behind one, `[vocabulary]`.
+    piece_row: Vec<f32>,
     batch: Batch,
     scratch: Scratch,
     /// The logits behind the last tokens of the answers that get a next one, in the order of their shares.
@@ -95,69 +102,6 @@ impl Drop for Scheduler {
     }
 }
 
-impl Job {
-    fn is_under_way(&self) -> bool {
-        matches!(self.state, State::Generating(..))
-    }
-}
-
-/// What steps take, from which follows how much of a prompt goes into one beside answers that are under way: so much that a step
-/// takes no more than [`STRETCH`] times as long as without. What comes out does not depend on it.
-#[derive(Debug, Clone, Copy, Default)]
-struct Pace {
-    /// Seconds of a step of answers alone; 0 where there was none.
-    answers: f64,
-    /// Seconds of a prompt's token; 0 where there was none.
-    token: f64,
-}
-
-/// How many times as long a step may take for a prompt.
-const STRETCH: f64 = 2.5;
-/// Tokens of a prompt that go into a step in any case.
-const LEAST_PROMPT: usize = 16;
-/// How much a new measurement counts.
-const NEW: f64 = 0.25;
-
-impl Pace {
-    /// Tokens of prompts that go into the next step, beside answers under way or alone.
-    fn prompt_tokens(&self, beside_answers: bool) -> usize {
-        if !beside_answers {
-            return PROMPT_BATCH;
-        }
-        if self.token <= 0.0 {
-            return LEAST_PROMPT;
-        }
-        let tokens = (STRETCH - 1.0) * self.answers / self.token;
-        (tokens as usize).clamp(LEAST_PROMPT, PROMPT_BATCH)
-    }
-
-    /// Takes down what a step took, with so many answers and tokens of prompts.
-    fn took(&mut self, time: Duration, answers: usize, tokens: usize) {
-        let time = time.as_secs_f64();
-        let learn = |old: &mut f64, new: f64| {
-            *old = if *old > 0.0 {
-                *old + NEW * (new - *old)
-            } else {
-                new
-            };
-        };
-        match (answers, tokens) {
-            (0, 0) => {}
-            (_, 0) => learn(&mut self.answers, time),
-            (0, _) => {
-                // A whole batch costs less a token than a small piece; until there was one, this is all that is known.
-                if self.token <= 0.0 {
-                    self.token = time / tokens as f64;
-                }
-            }
-            (..) => learn(
-                &mut self.token,
-                (time - self.answers).max(0.0) / tokens as f64,
-            ),
-        }
-    }
-}
-
 #[derive(Debug)]
 enum State {
     /// Nothing is computed yet.
@@ -204,6 +148,9 @@ impl Scheduler {
             next_id: 0,
             kept: 0,
             pace: Pace::default(),
+            piece: None,
+            piece_scratch: Scratch::new(),
+            piece_row: Vec::new(),
             batch: Batch::new(),
             scratch: Scratch::new(),
             logits: Vec::new(),
@@ -271,6 +218,7 @@ impl Scheduler {
     /// Lets go of all that was computed, so that answers under way can go on with another model of the same vocabulary, whose pool
     /// this is: it first reads what they have so far.
     pub fn pause(&mut self, pool: KvPool) {
+        self.piece = None;
         self.pool.keep(0);
         pool.keep(self.kept);
         for job in &mut self.jobs {
@@ -303,24 +251,37 @@ impl Scheduler {
         self.jobs.is_empty()
     }
 
-    /// Takes one pass through the model, and tells what it brought. Does nothing where there are no requests.
+    /// Gives every answer its next token and takes prompts further, and tells what that brought. Does nothing where there are no
+    /// requests.
     ///
     /// # Errors
     /// Those of a forward pass that concern no single request; these are told in [`Update`].
     pub fn step(&mut self, with: Loaded) -> Result<Vec<Update>, GenerateError> {
         let mut told = Vec::new();
-        let shares = self.plan(&mut told);
+        // A block for every answer, and for prompts as many as the tokens that go in and the beginnings of as many blocks.
+        let most = 2 * self.jobs.len() + PROMPT_BATCH / KV_BLOCK;
+        let mut blocks = self.pool.blocks_of(most);
+        let mut shares = self.plan_answers(&mut blocks, &mut told);
+        let read = self.read_piece(with, !shares.is_empty(), blocks)?;
         if !shares.is_empty() {
             let start = Instant::now();
             self.run(with, &shares)?;
-            let answers = shares
-                .iter()
-                .filter(|share| self.jobs[share.job].is_under_way());
-            let answers = answers.count();
-            let tokens = shares.iter().map(|share| share.tokens).sum::<usize>() - answers;
-            self.pace.took(start.elapsed(), answers, tokens);
-            self.choose(with, &shares, &mut told);
+            self.pace.answers_took(start.elapsed());
+        } else if read.is_none() {
+            shares = self.plan_prompts(blocks, &mut told);
+            if !shares.is_empty() {
+                self.run(with, &shares)?;
+            }
+        } else {
+            self.logits.clear();
         }
+        if let Some(read) = read {
+            if read.wants_next {
+                self.logits.extend_from_slice(&self.piece_row);
+            }
+            shares.push(read);
+        }
+        self.choose(with, &shares, &mut told);
         let ended: Vec<RequestId> = told
             .iter()
             .filter(|update| update.ended.is_some())
@@ -330,23 +291,19 @@ impl Scheduler {
         Ok(told)
     }
 
-    /// Shares the next pass out: a token for every answer under way, and prompts in the order in which they came, as far as
-    /// [`PROMPT_BATCH`] tokens and the pool allow. An answer for whose next token there is no block is ended.
-    fn plan(&mut self, told: &mut Vec<Update>) -> Vec<Share> {
+    /// A token for every answer under way. One for whose next token there is no block is ended.
+    fn plan_answers(&self, blocks: &mut usize, told: &mut Vec<Update>) -> Vec<Share> {
         let mut shares = Vec::new();
-        // A block for every answer, and for prompts as many as the tokens that go in and the beginnings of as many blocks.
-        let most = 2 * self.jobs.len() + PROMPT_BATCH / KV_BLOCK;
-        let mut blocks = self.pool.blocks_of(most);
         for (j, job) in self.jobs.iter().enumerate() {
             let State::Generating(cache, _) = &job.state else {
                 continue;
             };
             let needed = usize::from(cache.len().is_multiple_of(KV_BLOCK));
-            if needed > blocks {
+            if needed > *blocks {
                 told.push(self.refused(job, needed));
                 continue;
             }
-            blocks -= needed;
+            *blocks -= needed;
             shares.push(Share {
                 job: j,
                 tokens: 1,
@@ -354,42 +311,143 @@ impl Scheduler {
                 wanted: 1,
             });
         }
-        let mut left = self.pace.prompt_tokens(!shares.is_empty());
+        shares
+    }
+
+    /// Prompts in the order in which they came, as far as [`PROMPT_BATCH`] tokens and these blocks allow, where no answer is under
+    /// way. Where nothing can go in, the first of them is ended.
+    fn plan_prompts(&mut self, mut blocks: usize, told: &mut Vec<Update>) -> Vec<Share> {
+        let mut shares = Vec::new();
+        let mut left = PROMPT_BATCH;
         for j in 0..self.jobs.len() {
             if left == 0 {
                 break;
             }
-            if !self.start(j) {
-                continue;
-            }
-            let job = &self.jobs[j];
-            let State::Prompt(cache) = &job.state else {
+            let Some((share, needed)) = self.next_share(j, left) else {
                 continue;
             };
-            let tokens = left.min(job.prompt.len() - cache.len());
-            let end = cache.len() + tokens;
-            let needed = end.div_ceil(KV_BLOCK) - cache.len().div_ceil(KV_BLOCK);
             if needed > blocks {
                 // Blocks come back when an answer ends; where none is under way, nothing would ever change.
                 if shares.is_empty() && told.is_empty() {
-                    told.push(self.refused(job, needed));
+                    told.push(self.refused(&self.jobs[j], needed));
                 }
                 break;
             }
             blocks -= needed;
-            left -= tokens;
-            let wants_next = end == job.prompt.len();
-            shares.push(Share {
-                job: j,
-                tokens,
-                wants_next,
-                wanted: match job.scores {
-                    Some(_) => tokens,
-                    None => usize::from(wants_next),
-                },
-            });
+            left -= share.tokens;
+            shares.push(share);
         }
         shares
+    }
+
+    /// What goes in next of a job's prompt, of at most so many tokens, and the blocks that it takes; `None` if all of it is there or
+    /// it waits for another.
+    fn next_share(&mut self, j: usize, most: usize) -> Option<(Share, usize)> {
+        if !self.start(j) {
+            return None;
+        }
+        let job = &self.jobs[j];
+        let State::Prompt(cache) = &job.state else {
+            return None;
+        };
+        let tokens = most.min(job.prompt.len() - cache.len());
+        let end = cache.len() + tokens;
+        let wants_next = end == job.prompt.len();
+        let share = Share {
+            job: j,
+            tokens,
+            wants_next,
+            wanted: match job.scores {
+                Some(_) => tokens,
+                None => usize::from(wants_next),
+            },
+        };
+        let needed = end.div_ceil(KV_BLOCK) - cache.len().div_ceil(KV_BLOCK);
+        Some((share, needed))
+    }
+
+    /// Takes a piece of a prompt further through the layers, as far as answers under way can bear, and to its end where there are
+    /// none. What the piece was if it came to its end: `piece_row` then has the logits behind it, if they are wanted.
+    fn read_piece(
+        &mut self,
+        with: Loaded,
+        beside_answers: bool,
+        blocks: usize,
+    ) -> Result<Option<Share>, GenerateError> {
+        let Loaded { model, runtime, .. } = with;
+        let begun = match self.begun_piece() {
+            None if beside_answers => self.begin_piece(with, blocks)?,
+            begun => begun,
+        };
+        let Some((mut piece, j)) = begun else {
+            return Ok(None);
+        };
+        let job = &mut self.jobs[j];
+        let State::Prompt(cache) = &mut job.state else {
+            unreachable!("a piece is of a prompt")
+        };
+        let time = beside_answers.then(|| self.pace.time());
+        if !runtime.region(|team| piece.go_on((model, team), cache, time))? {
+            self.piece = Some(piece);
+            return Ok(None);
+        }
+        if beside_answers {
+            self.pace.slowest_module_took(piece.slowest);
+        }
+        let share = Share {
+            job: j,
+            tokens: piece.tokens,
+            wants_next: cache.len() == job.prompt.len(),
+            wanted: piece.wanted,
+        };
+        let (scratch, rows) = (&mut piece.scratch, 0..piece.wanted);
+        runtime.region(|team| {
+            if share.wants_next {
+                let last = rows.end - 1..rows.end;
+                model.logits(team, Phase::Decode, last, scratch, &mut self.piece_row);
+            }
+            if let Some(scores) = &mut job.scores {
+                scores.take(model, team, scratch, rows);
+            }
+        });
+        self.piece_scratch = piece.scratch;
+        Ok(Some(share))
+    }
+
+    /// The piece that is on its way and its job, if that is still there.
+    fn begun_piece(&mut self) -> Option<(Piece, usize)> {
+        let piece = self.piece.take()?;
+        match self.jobs.iter().position(|job| job.id == piece.id) {
+            Some(j) => Some((piece, j)),
+            None => {
+                self.piece_scratch = piece.scratch;
+                None
+            }
+        }
+    }
+
+    /// Begins the next piece of the first prompt that has one, if there are so many blocks for it.
+    fn begin_piece(
+        &mut self,
+        with: Loaded,
+        blocks: usize,
+    ) -> Result<Option<(Piece, usize)>, GenerateError> {
+        let most = self.pace.tokens();
+        let next = (0..self.jobs.len()).find_map(|j| self.next_share(j, most));
+        let Some((share, _)) = next.filter(|(_, needed)| *needed <= blocks) else {
+            return Ok(None);
+        };
+        let job = &mut self.jobs[share.job];
+        let State::Prompt(cache) = &mut job.state else {
+            unreachable!("a share that is read is of a prompt")
+        };
+        let tokens = &job.prompt[cache.len()..][..share.tokens];
+        let what = (job.id, tokens, share.wanted);
+        let scratch = std::mem::take(&mut self.piece_scratch);
+        let piece = with
+            .runtime
+            .region(|team| Piece::begin(what, (with.model, team), cache, scratch))?;
+        Ok(Some((piece, share.job)))
     }
 
     /// The end of a job for which there are no blocks.
@@ -556,32 +614,5 @@ impl Scheduler {
             }
             told.push(update);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prompts_go_in_by_pieces_that_do_not_hold_answers_up() {
-        let ms = |n: f64| Duration::from_secs_f64(n / 1e3);
-        let mut pace = Pace::default();
-        assert_eq!(pace.prompt_tokens(false), PROMPT_BATCH);
-        assert_eq!(pace.prompt_tokens(true), LEAST_PROMPT, "nothing is known");
-        pace.took(ms(8.0), 2, 0);
-        pace.took(ms(100.0), 0, 512);
-        let first = pace.prompt_tokens(true);
-        assert_eq!(first, (1.5 * 8.0 / (100.0 / 512.0)) as usize);
-        // Small pieces turn out to be dearer.
-        for _ in 0..50 {
-            pace.took(ms(8.0 + 0.4 * 60.0), 2, 60);
-        }
-        assert_eq!(pace.prompt_tokens(true), (1.5 * 8.0 / 0.4) as usize);
-        for _ in 0..50 {
-            pace.took(ms(8.0 + 400.0), 2, 16);
-        }
-        assert_eq!(pace.prompt_tokens(true), LEAST_PROMPT);
-        assert_eq!(pace.prompt_tokens(false), PROMPT_BATCH);
     }
 }

@@ -295,6 +295,37 @@ impl Model {
         });
     }
 
+    /// Begins to take a prompt's tokens, which follow those in the cache, through the layers: [`Model::run_modules`] goes on with
+    /// them, over all modules in order, and [`Model::end_prompt`] ends it.
+    ///
+    /// # Errors
+    /// If a token is not in the vocabulary, or the cache has no room or is of a model of other widths.
+    pub(crate) fn begin_prompt(
+        &self,
+        team: &Team,
+        tokens: &[u32],
+        cache: &mut KvCache,
+        scratch: &mut Scratch,
+    ) -> Result<(), ModelError> {
+        if !cache.is_of(self) {
+            return Err(ModelError::CacheShape);
+        }
+        self.embed(team, tokens, scratch)?;
+        cache.reserve(tokens.len())
+    }
+
+    /// Counts a prompt's tokens, which have gone through all modules, in their cache, and asks for the logits of the last `wanted`.
+    pub(crate) fn end_prompt(
+        &self,
+        tokens: usize,
+        wanted: usize,
+        cache: &mut KvCache,
+        scratch: &mut Scratch,
+    ) {
+        cache.advance(tokens);
+        scratch.want(tokens - wanted..tokens, self.config.embedding_length);
+    }
+
     /// Takes the residual stream in `scratch`, of a prompt's tokens that follow those in the cache, through some modules. The
     /// cache takes on their keys and values, but does not count them.
     ///

@@ -258,3 +258,96 @@ fn a_sequence_goes_on_where_it_ended() {
     let went_on = run(&mut sequence, &nothing);
     assert_eq!(went_on.len(), 5);
 }
+
+#[test]
+fn a_prompt_beside_an_answer_goes_in_over_several_steps_and_can_be_dropped_or_paused_in_the_middle()
+{
+    let loaded = load();
+    let sampler = SamplerConfig::greedy();
+    let running = request(loaded.prompt(0, 20), 60, sampler.clone());
+    let long = request(loaded.prompt(30, 600), 4, sampler);
+    let pool = loaded.pool();
+    let mut scheduler = loaded.scheduler(&pool);
+    let mut told = Told::default();
+    let add = |scheduler: &mut Scheduler, request: &Request| {
+        scheduler
+            .add(loaded.loaded(), request.clone(), 700)
+            .unwrap()
+    };
+    let answer = add(&mut scheduler, &running);
+    for _ in 0..3 {
+        told.step(&mut scheduler, loaded.loaded());
+    }
+    let before = scheduler.used_blocks();
+
+    // Dropped in the middle, its blocks are free, and the answer goes on.
+    let dropped = add(&mut scheduler, &long);
+    for _ in 0..2 {
+        told.step(&mut scheduler, loaded.loaded());
+    }
+    assert!(!told.0.contains_key(&dropped), "the prompt is not read yet");
+    assert!(scheduler.used_blocks() > before);
+    assert!(scheduler.cancel(dropped));
+    assert_eq!(scheduler.used_blocks(), before);
+
+    // Another one is begun; a pause forgets how far it was.
+    let prompt = add(&mut scheduler, &long);
+    for _ in 0..2 {
+        told.step(&mut scheduler, loaded.loaded());
+    }
+    scheduler.pause(loaded.pool());
+    let mut steps = 0;
+    while !told.0.contains_key(&prompt) {
+        told.step(&mut scheduler, loaded.loaded());
+        steps += 1;
+    }
+    while !scheduler.is_empty() {
+        told.step(&mut scheduler, loaded.loaded());
+    }
+    assert!(steps > 0);
+    let (text, generated) = told.ended(prompt);
+    let (alone, expected) = loaded.alone(&long, 700);
+    assert_eq!((text, &generated.tokens), (&*alone, &expected.tokens));
+    assert_eq!(told.ended(answer).1.tokens.len(), 60);
+}
+
+#[test]
+fn answers_go_on_at_every_step_while_a_long_prompt_is_read() {
+    let loaded = load();
+    let sampler = SamplerConfig::greedy();
+    let running = request(loaded.prompt(0, 20), 400, sampler.clone());
+    let long = request(loaded.prompt(30, 600), 4, sampler);
+    let pool = loaded.pool();
+    let mut scheduler = loaded.scheduler(&pool);
+    let mut told = Told::default();
+    let answer = scheduler
+        .add(loaded.loaded(), running.clone(), 700)
+        .unwrap();
+    for _ in 0..3 {
+        told.step(&mut scheduler, loaded.loaded());
+    }
+    let prompt = scheduler.add(loaded.loaded(), long.clone(), 700).unwrap();
+    let mut steps = 0;
+    while !told.0.contains_key(&prompt) {
+        let updates = scheduler.step(loaded.loaded()).unwrap();
+        let tokens = updates
+            .iter()
+            .filter(|update| update.id == answer && update.token.is_some());
+        assert_eq!(tokens.count(), 1, "a token of the answer in step {steps}");
+        for update in updates {
+            let told = told.0.entry(update.id).or_default();
+            told.0 += &update.text;
+            told.1 = update.ended;
+        }
+        steps += 1;
+    }
+    assert!(steps > 3, "{steps} steps for a prompt of 600 tokens");
+    while !scheduler.is_empty() {
+        told.step(&mut scheduler, loaded.loaded());
+    }
+    for (id, request) in [(answer, running), (prompt, long)] {
+        let (alone, expected) = loaded.alone(&request, 700);
+        let (text, generated) = told.ended(id);
+        assert_eq!((text, &generated.tokens), (&*alone, &expected.tokens));
+    }
+}
