@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser, ValueHint};
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Command, FromArgMatches, Id, ValueEnum};
+use clap::{ArgGroup, ArgMatches, Args, Command, FromArgMatches, Id, ValueEnum};
 use flapjack::engine::{
-    Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions, Target,
-    TextSource,
+    Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions,
+    SparseOptions, Target, TextSource,
 };
 use flapjack::model::CacheType;
+use flapjack::prune::sparse::{Allocate, Sparsity};
 use flapjack::prune::{self, Effort, HeadUnit, Method, Metric, Restore, Structure};
 use flapjack::{engine, hub};
 
@@ -169,9 +170,13 @@ impl CacheArgs {
 // ---- how much to prune, and how ----
 
 #[derive(Debug, Args)]
+#[group(skip)]
+#[command(group = ArgGroup::new(AMOUNT).args(["prune", "fit", "speedup", "max_ppl", "sparse"]).multiple(true))]
 pub struct PruningArgs {
     #[command(flatten)]
     amount: Amount,
+    #[command(flatten)]
+    sparse: SparseArgs,
     #[command(flatten)]
     calibration: WithAmount<CalibrationArgs>,
     /// Use a profile that `flapjack calibrate` made, and do not calibrate
@@ -187,12 +192,16 @@ pub struct PruningArgs {
 impl PruningArgs {
     /// What to prune; `None` if no amount is given.
     pub fn options(&self, effects: bool) -> Result<Option<PruneOptions>> {
-        let Some(target) = self.amount.target() else {
-            return Ok(None);
+        let sparse = self.sparse.options();
+        let target = match (self.amount.target(), sparse) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => Target::Ratio(0.0),
+            (Some(target), _) => target,
         };
         Ok(Some(PruneOptions {
             target,
             method: self.method.0.options(),
+            sparse,
             calibration: self.calibration.0.options()?,
             profile: self.profile.clone(),
             cache: match self.no_profile_cache {
@@ -206,7 +215,10 @@ impl PruningArgs {
     /// What to prune; `None` if that is nothing.
     pub fn options_if_any(&self, effects: bool) -> Result<Option<PruneOptions>> {
         let options = self.options(effects)?;
-        Ok(options.filter(|options| options.target != Target::Ratio(0.0)))
+        let some = |options: &PruneOptions| {
+            options.target != Target::Ratio(0.0) || options.sparse.is_some()
+        };
+        Ok(options.filter(some))
     }
 
     pub fn reads_standard_input(&self) -> bool {
@@ -214,13 +226,13 @@ impl PruningArgs {
     }
 }
 
-/// The name of the group of [`Amount`], one of which other arguments need.
+/// The name of the group of [`Amount`] and `--sparse`, one of which other arguments need.
 pub const AMOUNT: &str = "amount";
 
 /// How much to prune.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = heading::AMOUNT)]
-#[group(id = "amount", multiple = false)]
+#[group(id = "target", multiple = false)]
 struct Amount {
     /// Remove this share of the layers' weights, like 0.3
     ///
@@ -249,6 +261,29 @@ impl Amount {
             .or(self.fit.map(Target::Bytes))
             .or(self.speedup.map(Target::Speedup))
             .or(self.max_ppl.map(Target::PerplexityRise))
+    }
+}
+
+/// Which single weights go.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[group(skip)]
+pub struct SparseArgs {
+    /// Set single weights to zero, like wanda:0.5 or wanda:2:4
+    ///
+    /// METHOD:SHARE removes this share of the weights, METHOD:N:M lets N of every M stay; the method is wanda, magnitude or sparsegpt.
+    /// With --prune heads and channels go first. The zeros take as many bytes as other values.
+    #[arg(help_heading = heading::AMOUNT, long, value_name = "METHOD:SHARE", value_parser = parse_sparsity)]
+    sparse: Option<Sparsity>,
+    /// How --sparse shares the budget out: the same share of every module, or by loss curves
+    #[arg(help_heading = heading::METHOD, long, value_name = "HOW", value_parser = one_of(Allocate::ALL, Allocate::name), default_value_t = Allocate::default(), requires = "sparse")]
+    allocate: Allocate,
+}
+
+impl SparseArgs {
+    fn options(self) -> Option<SparseOptions> {
+        let allocate = self.allocate;
+        self.sparse
+            .map(|sparsity| SparseOptions { sparsity, allocate })
     }
 }
 
@@ -466,6 +501,10 @@ pub fn parse_ratio(text: &str) -> Result<f64, String> {
             prune::RATIOS.end
         )),
     }
+}
+
+pub fn parse_sparsity(text: &str) -> Result<Sparsity, String> {
+    text.parse()
 }
 
 /// A size; what `--fit` of llama.cpp takes is told from it.

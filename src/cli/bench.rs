@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use flapjack::engine::{
     Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions,
     SyntheticType, Target, TemporaryFile, TextSource,
@@ -13,11 +13,12 @@ use flapjack::engine::{
 use flapjack::eval::{SpeedTest, mean_and_deviation, median};
 use flapjack::model::{CacheType, Shape};
 use flapjack::prune::Restore;
+use flapjack::prune::sparse::Sparsity;
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{
     AMOUNT, CacheArgs, Given, MachineArgs, MethodArgs, ModelArgs, WithAmount, WrongUse,
-    parse_ratio, whole,
+    parse_ratio, parse_sparsity, whole,
 };
 use super::interrupt::{self, Watch};
 use super::overrides::OverrideArgs;
@@ -27,6 +28,7 @@ use super::{heading, progress, streams, words};
 #[derive(Debug, Args)]
 // Loss curves would only cost time, since speed hardly depends on which units go.
 #[command(mut_arg("effort", |effort| effort.default_value("fast")))]
+#[command(group = ArgGroup::new(AMOUNT).args(["prune", "sparse"]).multiple(true))]
 pub struct BenchArgs {
     #[command(flatten)]
     given: Given,
@@ -74,8 +76,13 @@ pub struct BenchArgs {
     /// Also time the model pruned by this ratio; may be given several times
     ///
     /// The dense model always comes first.
-    #[arg(help_heading = heading::AMOUNT, long, value_name = "RATIO", value_parser = parse_ratio, group = AMOUNT)]
+    #[arg(help_heading = heading::AMOUNT, long, value_name = "RATIO", value_parser = parse_ratio)]
     prune: Vec<f64>,
+    /// Also time the model with single weights set to zero, like wanda:0.5 or wanda:2:4; may be given several times
+    ///
+    /// By itself, and after every ratio of --prune. The zeros take as many bytes as other values.
+    #[arg(help_heading = heading::AMOUNT, long, value_name = "METHOD:SHARE", value_parser = parse_sparsity)]
+    sparse: Vec<Sparsity>,
     #[command(flatten)]
     method: WithAmount<MethodArgs>,
     /// Calibrate on N tokens of the built-in text before pruning; speed does not depend on it
@@ -141,6 +148,9 @@ struct Row {
     median_ts: f64,
     /// The share of the layers' weights that was removed.
     prune_ratio: f64,
+    /// How single weights were set to zero; `None` where none were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sparse: Option<Sparsity>,
     isa: &'static str,
     /// Bytes of weights that generating a token reads.
     bytes_per_token: usize,
@@ -164,7 +174,27 @@ struct Subject {
     /// Where a random model lies as a file, for the peer.
     file: Option<TemporaryFile>,
     prune_ratio: f64,
+    sparse: Option<Sparsity>,
     bandwidth: Vec<f64>,
+}
+
+/// How a model is pruned before it is timed.
+#[derive(Debug, Clone, Copy)]
+struct Point {
+    ratio: f64,
+    sparse: Option<Sparsity>,
+}
+
+impl Point {
+    fn is_dense(self) -> bool {
+        self.ratio == 0.0 && self.sparse.is_none()
+    }
+}
+
+impl Subject {
+    fn is_dense(&self) -> bool {
+        self.prune_ratio == 0.0 && self.sparse.is_none()
+    }
 }
 
 pub fn run(mut args: BenchArgs) -> Result<()> {
@@ -199,7 +229,7 @@ pub fn run(mut args: BenchArgs) -> Result<()> {
                 }
                 samples[s][t].push(subject.engine.speed(*test)?);
                 // The peer's program has no texts side by side.
-                if let (Some(peer), 0.0, 1) = (&peer, subject.prune_ratio, test.parallel) {
+                if let (Some(peer), true, 1) = (&peer, subject.is_dense(), test.parallel) {
                     let model = subject.engine.report();
                     let path = subject.file.as_ref().map_or(&*model.path, |f| &**f);
                     match peer.sample(path, model.threads, *test) {
@@ -308,6 +338,9 @@ impl BenchArgs {
         let ratios: Vec<f64> = std::iter::once(0.0)
             .chain(self.prune.iter().copied().filter(|r| *r > 0.0))
             .collect();
+        let sparse = || std::iter::once(None).chain(self.sparse.iter().copied().map(Some));
+        let with = |sparse| ratios.iter().map(move |&ratio| Point { ratio, sparse });
+        let points: Vec<Point> = sparse().flat_map(with).collect();
         let mut subjects = Vec::new();
         let no_model = self.model.is_empty() && self.synthetic.is_empty();
         for model in no_model
@@ -315,19 +348,19 @@ impl BenchArgs {
             .into_iter()
             .chain(self.model.iter().cloned().map(Some))
         {
-            for &ratio in &ratios {
-                subjects.push(self.stored(model.clone(), ratio)?);
+            for &point in &points {
+                subjects.push(self.stored(model.clone(), point)?);
             }
         }
         for &size in &self.synthetic {
-            for &ratio in &ratios {
-                subjects.push(self.synthetic(size, ratio)?);
+            for &point in &points {
+                subjects.push(self.synthetic(size, point)?);
             }
         }
         Ok(subjects)
     }
 
-    fn stored(&self, model: Option<PathBuf>, ratio: f64) -> Result<Subject> {
+    fn stored(&self, model: Option<PathBuf>, point: Point) -> Result<Subject> {
         let model = ModelArgs {
             model,
             machine: self.machine.clone(),
@@ -336,7 +369,7 @@ impl BenchArgs {
         let mut engine = model.open()?;
         let prune_ratio = self.prune(
             &mut engine,
-            ratio,
+            point,
             self.method.0.options(),
             TextSource::BuiltIn,
         )?;
@@ -344,11 +377,12 @@ impl BenchArgs {
             engine,
             file: None,
             prune_ratio,
+            sparse: point.sparse,
             bandwidth: Vec::new(),
         })
     }
 
-    fn synthetic(&self, size: Size, ratio: f64) -> Result<Subject> {
+    fn synthetic(&self, size: Size, point: Point) -> Result<Subject> {
         let shape = match size {
             Size::OneBillion => Shape::LLAMA_1B,
             Size::SevenBillion => Shape::LLAMA_7B,
@@ -364,7 +398,7 @@ impl BenchArgs {
         let mut engine = Engine::synthetic(shape, synthetic_type, options)?;
         words::log(engine.notices());
         // Before packing, which rearranges the bytes.
-        let file = (self.vs.is_some() && ratio == 0.0)
+        let file = (self.vs.is_some() && point.is_dense())
             .then(|| engine.image_file())
             .transpose()
             .context("the random model cannot be written to a file for the peer")?;
@@ -379,29 +413,31 @@ impl BenchArgs {
             restore: Some(Restore::Bias),
             ..self.method.0.options()
         };
-        let prune_ratio = self.prune(&mut engine, ratio, method, TextSource::Tokens(tokens))?;
+        let prune_ratio = self.prune(&mut engine, point, method, TextSource::Tokens(tokens))?;
         Ok(Subject {
             engine,
             file,
             prune_ratio,
+            sparse: point.sparse,
             bandwidth: Vec::new(),
         })
     }
 
-    /// Prunes by a ratio, if it is above 0; the share of the layers' weights that is gone.
+    /// Prunes as a point says; the share of the layers' weights that is gone.
     fn prune(
         &self,
         engine: &mut Engine,
-        ratio: f64,
+        point: Point,
         method: MethodOptions,
         source: TextSource,
     ) -> Result<f64> {
-        if ratio == 0.0 {
+        if point.is_dense() {
             return Ok(0.0);
         }
         let options = PruneOptions {
-            target: Target::Ratio(ratio),
+            target: Target::Ratio(point.ratio),
             method,
+            sparse: point.sparse.map(Into::into),
             calibration: CalibrationOptions {
                 source,
                 tokens: Some(self.calib_tokens),
@@ -437,6 +473,7 @@ impl Row {
             samples_ts: samples.to_vec(),
             median_ts,
             prune_ratio: subject.prune_ratio,
+            sparse: subject.sparse,
             isa: model.isa,
             bytes_per_token,
             bandwidth_share: (test.generate > 0).then(|| {
@@ -445,7 +482,7 @@ impl Row {
             }),
             pack_rate: model
                 .pack_time
-                .filter(|_| subject.prune_ratio == 0.0)
+                .filter(|_| subject.is_dense())
                 .map(|time| model.bytes as f64 / time.as_secs_f64()),
             peer_ts,
             ratio_to_peer: peer_ts.map(|peer| median_ts / peer),
@@ -499,11 +536,12 @@ fn print_markdown(out: &mut impl Write, rows: &[Row], with_peer: bool) -> io::Re
     for row in rows {
         write!(
             out,
-            "| {} | {} | {} | {:.1} % | {} | {:.1} | {:.1} | {:.1} | {} |",
+            "| {} | {} | {} | {:.1} %{} | {} | {:.1} | {:.1} | {:.1} | {} |",
             row.file_name(),
             row.isa,
             row.n_threads,
             row.prune_ratio * 100.0,
+            row.sparse.map_or(String::new(), |s| format!(", {s}")),
             row.test_name(),
             row.median_ts,
             row.stddev_ts,
@@ -523,13 +561,13 @@ fn print_markdown(out: &mut impl Write, rows: &[Row], with_peer: bool) -> io::Re
 fn print_csv(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
     writeln!(
         out,
-        "model_filename,isa,n_threads,prune_ratio,n_prompt,n_gen,n_depth,n_parallel,median_ts,avg_ts,stddev_ts,bytes_per_token,bandwidth_share,peer_ts,ratio_to_peer"
+        "model_filename,isa,n_threads,prune_ratio,n_prompt,n_gen,n_depth,n_parallel,median_ts,avg_ts,stddev_ts,bytes_per_token,bandwidth_share,peer_ts,ratio_to_peer,sparse"
     )?;
     let optional = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
     for row in rows {
         writeln!(
             out,
-            "\"{}\",{},{},{},{},{},{},{},{},{},{},{},{},{},{}",
+            "\"{}\",{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}",
             row.model_filename.replace('"', "\"\""),
             row.isa,
             row.n_threads,
@@ -545,6 +583,7 @@ fn print_csv(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
             optional(row.bandwidth_share),
             optional(row.peer_ts),
             optional(row.ratio_to_peer),
+            row.sparse.map_or(String::new(), |s| s.to_string()),
         )?;
     }
     Ok(())

@@ -280,10 +280,7 @@ impl Chat {
                 self.engine.reopen()?;
             }
             let pruned = pruned?;
-            say(&format!(
-                "{:.1} % of the layers' weights are gone",
-                pruned.removed * 100.0
-            ));
+            say(&words::gone(&pruned));
         }
         self.stats();
         Ok(())
@@ -328,10 +325,7 @@ impl Chat {
             words::megabytes(model.bytes),
             words::millions(model.parameters),
             match self.engine.pruned() {
-                Some(pruned) => format!(
-                    "{:.1} % of the layers' weights are gone",
-                    pruned.removed * 100.0
-                ),
+                Some(pruned) => words::gone(pruned),
                 None => "dense".to_owned(),
             }
         ));

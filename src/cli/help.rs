@@ -39,7 +39,7 @@ pub mod heading {
 }
 
 /// The options that `-h` shows, by their ids, where a command has more than [`FEW`]. `--help` shows all.
-const ESSENTIAL: [&str; 35] = [
+const ESSENTIAL: [&str; 36] = [
     "model",
     "synthetic",
     "prompt",
@@ -66,6 +66,7 @@ const ESSENTIAL: [&str; 35] = [
     "fit",
     "speedup",
     "max_ppl",
+    "sparse",
     "effort",
     "calib",
     "profile",

@@ -56,6 +56,8 @@ struct Output {
     isa: &'static str,
     /// The share of the layers' weights that was removed.
     prune_ratio: f64,
+    /// The share of the weights left that was set to zero.
+    sparse_ratio: f64,
     seconds: f64,
 }
 
@@ -74,7 +76,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
     };
     // Before pruning, so that a text that cannot be read is known early.
     let tokens = engine.read(&text, options.most_tokens())?;
-    let mut prune_ratio = 0.0;
+    let (mut prune_ratio, mut sparse_ratio) = (0.0, 0.0);
     if let Some(options) = args.pruning.options_if_any(false)? {
         let prepared = engine.prepare(&options)?;
         words::log(prepared.notices());
@@ -82,6 +84,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         words::log(&pruned.notices);
         interrupt::check()?;
         prune_ratio = pruned.removed;
+        sparse_ratio = pruned.sparse.as_ref().map_or(0.0, |sparse| sparse.removed);
         if let Some(search) = &pruned.search {
             words::say(&found_words(pruned.target, pruned.ratio, &search.found));
         }
@@ -119,6 +122,7 @@ pub fn run(args: PerplexityArgs) -> Result<()> {
         all_positions: args.all_positions,
         isa: model.isa,
         prune_ratio,
+        sparse_ratio,
         seconds: start.elapsed().as_secs_f64(),
     };
     streams::print(|out| match args.json {

@@ -281,6 +281,7 @@ fn title(stage: Stage) -> (String, Unit) {
         Stage::Curves => ("measuring loss curves", Unit::Of("modules")),
         Stage::Searching => ("looking for the ratio", Unit::Of("models")),
         Stage::Pruning => ("pruning", Unit::Of("layers")),
+        Stage::Sparsifying => ("removing single weights", Unit::Of("layers")),
         Stage::Effects => ("measuring the effect", Unit::Of("chunks")),
         Stage::Comparing => ("timing against the dense model", Unit::Of("turns")),
         Stage::Scoring => ("scoring", Unit::Of("chunks")),

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use flapjack::engine::{
     CalibrationReport, Effect, EffectText, Engine, Found, LayerSnapshot, ModelReport, NoEffects,
-    ProfileFrom, PruneReport, SpeedComparison, Spread, Target, Turns,
+    ProfileFrom, PruneReport, SparseReport, SpeedComparison, Spread, Target, Turns,
 };
 use flapjack::generate::Generated;
+use flapjack::prune::sparse::Allocate;
 
 use super::words::{self, mebibytes, megabytes, millions, plural, seconds, target_words};
 
@@ -26,11 +27,16 @@ pub fn calibration_lines(report: &CalibrationReport) -> Vec<String> {
     let how = match report.profile {
         ProfileFrom::File => "from a profile".to_owned(),
         ProfileFrom::Unread => "not again".to_owned(),
+        ProfileFrom::NotNeeded => "layer by layer".to_owned(),
         ProfileFrom::Now => format!(
             "{:.0} tokens/s",
             report.tokens as f64 / report.time.as_secs_f64().max(1e-9)
         ),
     };
+    if report.profile == ProfileFrom::NotNeeded && report.tokens == 0 {
+        // No text was looked at.
+        return Vec::new();
+    }
     let mut lines = vec![format!(
         "  calibrate  {}  {} of {}, {how}",
         seconds(report.time),
@@ -126,6 +132,58 @@ type Of<T> = fn(&LayerSnapshot) -> T;
 
 /// Ratio, widths, sizes and memory, before and after.
 pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
+    let PruneReport { before, after, .. } = report;
+    let mut lines = match report.calibration.profile {
+        ProfileFrom::NotNeeded => Vec::new(),
+        _ => structured_lines(report),
+    };
+    lines.extend(report.sparse.iter().flat_map(sparse_lines));
+    lines.push(change_line(
+        "parameters",
+        millions(before.parameters),
+        millions(after.parameters),
+        after.parameters as f64 / before.parameters as f64,
+    ));
+    lines.push(change_line(
+        "weights",
+        mebibytes(before.bytes as u64),
+        mebibytes(after.bytes as u64),
+        after.bytes as f64 / before.bytes as f64,
+    ));
+    lines.extend(
+        report
+            .effects
+            .iter()
+            .map(|effect| effect_line(report, effect)),
+    );
+    lines.extend(report.no_effects.map(no_effects_line));
+    if let (Some(resident), Some(private), Some(resident_after), Some(private_after)) = (
+        before.map_resident,
+        before.map_private,
+        after.map_resident,
+        after.map_private,
+    ) {
+        lines.push(format!(
+            "  map        resident {} -> {}, of it private {} -> {}",
+            mebibytes(resident),
+            mebibytes(resident_after),
+            mebibytes(private),
+            mebibytes(private_after)
+        ));
+    }
+    if let (Some(was), Some(is)) = (before.process_resident, after.process_resident) {
+        lines.push(change_line(
+            "process",
+            format!("resident {}", mebibytes(was)),
+            mebibytes(is),
+            is as f64 / was as f64,
+        ));
+    }
+    lines
+}
+
+/// How heads and channels were removed, and what is left of them.
+fn structured_lines(report: &PruneReport) -> Vec<String> {
     let PruneReport {
         recipe,
         before,
@@ -167,46 +225,36 @@ pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
             layers().map(|(was, is)| (of(was), of(is))),
         ));
     }
-    lines.push(change_line(
-        "parameters",
-        millions(before.parameters),
-        millions(after.parameters),
-        after.parameters as f64 / before.parameters as f64,
-    ));
-    lines.push(change_line(
-        "weights",
-        mebibytes(before.bytes as u64),
-        mebibytes(after.bytes as u64),
-        after.bytes as f64 / before.bytes as f64,
-    ));
-    lines.extend(
-        report
-            .effects
-            .iter()
-            .map(|effect| effect_line(report, effect)),
-    );
-    lines.extend(report.no_effects.map(no_effects_line));
-    if let (Some(resident), Some(private), Some(resident_after), Some(private_after)) = (
-        before.map_resident,
-        before.map_private,
-        after.map_resident,
-        after.map_private,
-    ) {
+    lines
+}
+
+/// Single weights that are gone.
+fn sparse_lines(report: &SparseReport) -> Vec<String> {
+    let how = match report.allocate {
+        Allocate::Even => "the same share of every module",
+        Allocate::Curves => "shared out by loss curves",
+    };
+    let mut lines = vec![format!(
+        "  sparse     {}  {}, {how}: {:.1} % of the layers' weights are zero",
+        seconds(report.time),
+        report.sparsity,
+        100.0 * report.removed,
+    )];
+    if let Some(curves) = report.curves {
+        let shares = |first: usize| {
+            let shares = report.shares.iter().skip(first).step_by(2);
+            let shares: Vec<String> = shares
+                .map(|share| format!("{:.0}", 100.0 * share))
+                .collect();
+            shares.join(" ")
+        };
         lines.push(format!(
-            "  map        resident {} -> {}, of it private {} -> {}",
-            mebibytes(resident),
-            mebibytes(resident_after),
-            mebibytes(private),
-            mebibytes(private_after)
+            "  curves     {}  what each module is worth, on {} held back",
+            seconds(curves.time),
+            plural(curves.tokens, "token")
         ));
-    }
-    if let (Some(was), Some(is)) = (before.process_resident, after.process_resident) {
-        lines.push(change_line(
-            "process",
-            format!("resident {}", mebibytes(was)),
-            mebibytes(is),
-            is as f64 / was as f64,
-        ));
+        lines.push(format!("  attention  by layer, in per cent: {}", shares(0)));
+        lines.push(format!("  MLP        by layer, in per cent: {}", shares(1)));
     }
     lines
 }

@@ -91,10 +91,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         let report = engine.prune_prepared(prepared, &mut progress::bars())?;
         words::log(&report.notices);
         interrupt::check()?;
-        words::say(&format!(
-            "pruned: {:.1} % of the layers' weights are gone",
-            report.removed * 100.0
-        ));
+        words::say(&format!("pruned: {}", words::gone(&report)));
     }
     let comparable = pruning.is_some() || args.server.allow_prune;
     if args.given.has("compare") && !comparable {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use flapjack::engine::UNITS;
 use flapjack::engine::{
     CACHE_SIZE_VARIABLE, CacheKind, Cancelled, EngineError, MetadataWarning, Notice, OutOfReach,
-    Target, TextError, Unsuited,
+    PruneReport, Target, TextError, Unsuited,
 };
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
@@ -74,6 +74,31 @@ pub fn target_words(target: Target) -> String {
         }
         Target::Speedup(factor) => format!("--speedup {factor}x"),
         Target::PerplexityRise(rise) => format!("--max-ppl +{}%", percent(rise)),
+    }
+}
+
+/// What pruning has removed.
+pub fn gone(report: &PruneReport) -> String {
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let structured = format!(
+        "{} of the layers' weights are gone",
+        percent(report.removed)
+    );
+    match &report.sparse {
+        None => structured,
+        Some(sparse) => {
+            let zero = format!(
+                "{} of the layers' weights are zero",
+                percent(sparse.removed)
+            );
+            match report.removed > 0.0 {
+                true => format!(
+                    "{structured}, and {} of the others are zero",
+                    percent(sparse.removed)
+                ),
+                false => zero,
+            }
+        }
     }
 }
 
@@ -170,6 +195,22 @@ pub fn log(notices: &[Notice]) {
                 "{source} has {} in all, fewer than the {asked} of --calib-tokens; all of it is used",
                 plural(*tokens, "token")
             ),
+            Notice::TypesForZeros { changes } => {
+                for change in changes {
+                    tracing::warn!(
+                        "{} in {} {} {} now, which takes more bytes: {} has no code that always stands for zero",
+                        plural(change.projections, "projection"),
+                        change.from,
+                        if change.projections == 1 {
+                            "is in"
+                        } else {
+                            "are in"
+                        },
+                        change.to,
+                        change.from,
+                    );
+                }
+            }
             Notice::ChatTemplate { problem } => {
                 tracing::warn!("the model's chat template cannot be used: {problem}");
             }
@@ -291,6 +332,13 @@ fn engine_advice(error: &EngineError) -> Option<String> {
         EngineError::SequentialMemory { .. } => {
             "; take fewer tokens with --calib-tokens, or --restore lsq"
         }
+        EngineError::SparseTarget => {
+            "; give --prune RATIO beside --sparse, or leave one of the two out"
+        }
+        EngineError::CurvesOfGroups { .. } => "; take --sparse METHOD:SHARE, or --allocate even",
+        EngineError::SparseMemory { .. } => {
+            "; take fewer tokens with --calib-tokens, a smaller file type, or allow more memory"
+        }
         EngineError::Context { .. } => "; leave --ctx out, or ask for less",
         EngineError::ContextMemory { .. } => {
             "; ask for fewer tokens, or take --kv q8_0 for about half of that"
@@ -315,6 +363,9 @@ fn engine_advice(error: &EngineError) -> Option<String> {
 
 fn unsuited_advice(unsuited: &Unsuited) -> String {
     match unsuited {
+        Unsuited::SingleWeights => {
+            "; name the text with --calib instead of --profile".to_owned()
+        }
         Unsuited::Sequential => {
             "; name the text with --calib instead of --profile, or take --restore lsq".to_owned()
         }

@@ -48,9 +48,20 @@ pub(super) struct Collection {
     time: Duration,
 }
 
+/// A text of which no profile is collected.
+#[derive(Debug)]
+pub(super) struct TextAlone {
+    pub text: CalibrationText,
+    pub notices: Vec<Notice>,
+    /// The fingerprint of the model's file.
+    model: String,
+    /// What it took so far.
+    time: Duration,
+}
+
 /// A text for calibration.
 #[derive(Debug)]
-struct CalibrationText {
+pub(super) struct CalibrationText {
     source: TextSource,
     /// Zeros where the model has not written them yet.
     tokens: Vec<u32>,
@@ -143,7 +154,7 @@ impl Collection {
     ) -> Result<Calibrated, EngineError> {
         let start = Instant::now();
         let kept = self.kept(engine);
-        if !self.text.is_there && self.reads_text(kept.is_some()) {
+        if self.reads_text(kept.is_some()) {
             self.text.write(engine, events)?;
         }
         let mut groups = self.groups(&engine.model, kept.is_none());
@@ -176,7 +187,16 @@ impl Collection {
 
     /// Whether the text is the built-in one.
     pub fn is_built_in(&self) -> bool {
-        matches!(self.text.source, TextSource::BuiltIn)
+        self.text.is_built_in()
+    }
+
+    pub fn text(&self) -> &CalibrationText {
+        &self.text
+    }
+
+    /// The text. One that the model writes itself is there only when it is [written](CalibrationText::write).
+    pub fn text_mut(&mut self) -> &mut CalibrationText {
+        &mut self.text
     }
 
     /// The profile of an earlier run, and its hash.
@@ -310,12 +330,12 @@ impl Collection {
 
     /// See [`Calibrated::unseen`].
     fn unseen(&self) -> Vec<u32> {
-        let CalibrationText { beyond, .. } = &self.text;
         if self.is_built_in() || !self.text.is_there {
             return Vec::new();
         }
-        if beyond.len() == EFFECT_TOKENS {
-            return beyond.clone();
+        let beyond = self.text.unseen();
+        if !beyond.is_empty() {
+            return beyond;
         }
         let curves = self.parts().curves;
         curves[..curves.len().min(EFFECT_TOKENS)].to_vec()
@@ -330,6 +350,41 @@ impl Collection {
             hash,
             model: self.origin.model.clone(),
             time,
+            curves: None,
+            groups: None,
+            notices: self.notices.clone(),
+        }
+    }
+}
+
+impl TextAlone {
+    /// Reads a text.
+    pub fn read(
+        engine: &Engine,
+        options: &CalibrationOptions,
+        effort: Effort,
+    ) -> Result<Self, EngineError> {
+        let start = Instant::now();
+        let mut notices = Vec::new();
+        let text = CalibrationText::read(engine, options, effort, &mut notices)?;
+        Ok(Self {
+            text,
+            notices,
+            model: engine.identity()?.0,
+            time: start.elapsed(),
+        })
+    }
+
+    /// What it took, where so many of its tokens were used.
+    pub fn report(&self, tokens: usize) -> CalibrationReport {
+        CalibrationReport {
+            source: self.text.name(),
+            tokens,
+            all_tokens: self.text.tokens().len(),
+            profile: ProfileFrom::NotNeeded,
+            hash: String::new(),
+            model: self.model.clone(),
+            time: self.time,
             curves: None,
             groups: None,
             notices: self.notices.clone(),
@@ -382,8 +437,37 @@ impl CalibrationText {
         })
     }
 
-    /// Lets the model write the tokens, in texts that fill a sequence of calibration each.
-    fn write(&mut self, engine: &Engine, events: &mut Events) -> Result<(), EngineError> {
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// What messages call it.
+    pub fn name(&self) -> String {
+        self.source.to_string()
+    }
+
+    pub fn is_built_in(&self) -> bool {
+        matches!(self.source, TextSource::BuiltIn)
+    }
+
+    /// Tokens of the source behind the text, for measuring the effect of pruning; empty where there are too few, or the source is the
+    /// built-in text.
+    pub fn unseen(&self) -> Vec<u32> {
+        match self.is_there && !self.is_built_in() && self.beyond.len() == EFFECT_TOKENS {
+            true => self.beyond.clone(),
+            false => Vec::new(),
+        }
+    }
+
+    /// Lets the model write the tokens, in texts that fill a sequence of calibration each, unless they are there.
+    pub fn write(&mut self, engine: &Engine, events: &mut Events) -> Result<(), EngineError> {
+        if self.is_there {
+            return Ok(());
+        }
         let tokenizer = engine.tokenizer()?;
         let sequence = calibrate::SEQUENCE.min(engine.model.config.context_length);
         // Where calibration puts the token that begins texts in front, it is not part of the text.

@@ -4,7 +4,6 @@ use super::Engine;
 use super::collection::EFFECT_TOKENS;
 use super::error::{Doing, EngineError};
 use super::events::{Events, Stage};
-use super::profile::Calibrated;
 use super::report::{Effect, EffectText};
 use super::text::first_tokens;
 use crate::eval::{self, PerplexityOptions};
@@ -51,28 +50,25 @@ struct ProbeText {
 }
 
 impl Probe {
-    /// Measures the dense model. Of a source of which too little is left that statistics have not seen, there is nothing to
-    /// measure.
+    /// Measures the dense model on tokens of a source that statistics have `unseen`. Where there are too few of them, there is nothing
+    /// to measure.
     pub fn new(
         engine: &Engine,
-        calibrated: &Calibrated,
+        unseen: &[u32],
+        source: &str,
+        bos: Option<u32>,
         events: &mut Events,
     ) -> Result<Self, EngineError> {
         let mut probe = Self {
             texts: Vec::new(),
-            bos: calibrated.bos,
+            bos,
         };
-        if calibrated.unseen.len() < LEAST_TOKENS {
+        if unseen.len() < LEAST_TOKENS {
             return Ok(probe);
         }
-        let source = &calibrated.report.source;
         let built_in = first_tokens(engine.tokenizer()?, calibrate::TEXT, EFFECT_TOKENS)?;
         for (text, name, tokens) in [
-            (
-                EffectText::Unseen,
-                source.clone(),
-                calibrated.unseen.clone(),
-            ),
+            (EffectText::Unseen, source.to_owned(), unseen.to_vec()),
             (
                 EffectText::BuiltIn,
                 "the built-in text".to_owned(),

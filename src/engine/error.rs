@@ -17,6 +17,7 @@ use crate::hub::HubError;
 use crate::kernels::RuntimeError;
 use crate::model::ModelError;
 use crate::progress::Cancelled;
+use crate::prune::sparse::Pattern;
 use crate::prune::{HeadUnit, Metric, ProfileError, PruneError, Restore};
 use crate::tokenize::{self, TokenizeError};
 
@@ -139,6 +140,21 @@ pub enum EngineError {
         bytes: f64,
         available: u64,
     },
+    /// Removing single weights takes shares, not something to reach.
+    #[error(
+        "a size, a speed or a perplexity to reach is looked for among heads and channels alone; together with single weights these are removed by a ratio"
+    )]
+    SparseTarget,
+    /// Of every group as many weights go.
+    #[error(
+        "{pattern} takes as many weights of every group, so that there is nothing to share out by loss curves"
+    )]
+    CurvesOfGroups { pattern: Pattern },
+    #[error(
+        "removing single weights rewrites all weights of the layers and holds the text in memory, {}, and {} are available",
+        mebibytes(shortage.needed), mebibytes(shortage.allowed)
+    )]
+    SparseMemory { shortage: Shortage },
     #[error("{} has changed since pruning began; try again", path.display())]
     FileChanged { path: PathBuf },
     #[error(transparent)]
@@ -236,6 +252,9 @@ pub enum Unsuited {
     /// Restoring in sequence reads the text itself.
     #[error("restoring in sequence reads the calibration text itself, which no profile holds")]
     Sequential,
+    /// Removing single weights reads the text itself.
+    #[error("removing single weights reads the calibration text itself, which no profile holds")]
+    SingleWeights,
     #[error("{} has no loss curves", profile.display())]
     NoCurves { profile: PathBuf },
     /// Curves belong to a metric, a unit of heads and a restoration.

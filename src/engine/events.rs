@@ -41,6 +41,8 @@ pub enum Stage {
     Searching,
     /// The model is pruned; layers.
     Pruning,
+    /// Single weights are removed; layers.
+    Sparsifying,
     /// The effect of pruning is measured; chunks of text.
     Effects,
     /// The pruned and the dense model are timed in turns; turns.

@@ -11,6 +11,7 @@
 //! | `collection` | a profile from the cache folder, or collected from a text |
 //! | `profile` | a profile from a file; pruning by a profile |
 //! | `target` | the ratio for a size, a speed, a perplexity |
+//! | `sparse` | single weights, by themselves or after heads and channels |
 //! | `effect` | perplexities before and after |
 //! | `comparison` | speeds of the pruned and the dense model, in turns |
 //! | `cache` | profiles and outcomes of earlier runs |
@@ -42,6 +43,7 @@ mod prune;
 mod report;
 mod sampling;
 mod sizes;
+mod sparse;
 mod synthetic;
 mod target;
 mod text;
@@ -62,12 +64,13 @@ pub use events::{Event, Events, Stage, ignore};
 pub use machine::{InstructionSet, Machine, machine};
 pub use options::{
     Cache, CalibrationOptions, GenerateOptions, MethodOptions, OpenOptions, Pack, PruneOptions,
-    SequenceOptions,
+    SequenceOptions, SparseOptions,
 };
 pub use prune::Prepared;
 pub use report::{
     CacheKind, CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot,
     ModelReport, NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
+    SparseReport,
 };
 pub use sampling::SamplingDefaults;
 pub use synthetic::{SyntheticType, TINY, write_synthetic};

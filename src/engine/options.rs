@@ -8,6 +8,7 @@ use crate::generate::{Grammar, SamplerConfig};
 use crate::gguf::GgufFile;
 use crate::gguf::Value as MetadataValue;
 use crate::model::{CacheType, Model};
+use crate::prune::sparse::{Allocate, Sparsity};
 use crate::prune::{Effort, HeadUnit, Method, Metric, Recipe, Restore, Structure, Target};
 
 /// How to open a model.
@@ -41,9 +42,12 @@ pub enum Pack {
 /// How to prune.
 #[derive(Debug, Clone)]
 pub struct PruneOptions {
-    /// What to reach; by default a ratio of 0.3.
+    /// What to reach by removing heads and channels; by default a ratio of 0.3.
     pub target: Target,
     pub method: MethodOptions,
+    /// Single weights to remove, after heads and channels if the target removes any: a ratio of 0 leaves these be, and no profile
+    /// is collected then. `None` for no single weights. The target must be a ratio.
+    pub sparse: Option<SparseOptions>,
     pub calibration: CalibrationOptions,
     /// A profile to prune by; `None` to find or collect one. The method must not need more than it has.
     pub profile: Option<PathBuf>,
@@ -58,10 +62,28 @@ impl Default for PruneOptions {
         Self {
             target: Target::Ratio(0.3),
             method: MethodOptions::default(),
+            sparse: None,
             calibration: CalibrationOptions::default(),
             profile: None,
             cache: Cache::default(),
             effects: false,
+        }
+    }
+}
+
+/// Which single weights to remove.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SparseOptions {
+    pub sparsity: Sparsity,
+    /// How the budget is shared out among the modules.
+    pub allocate: Allocate,
+}
+
+impl From<Sparsity> for SparseOptions {
+    fn from(sparsity: Sparsity) -> Self {
+        Self {
+            sparsity,
+            allocate: Allocate::default(),
         }
     }
 }

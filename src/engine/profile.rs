@@ -38,14 +38,16 @@ pub(super) struct Calibrated {
 }
 
 impl Calibrated {
-    /// Prunes a model in place. `layers` counts those that are pruned, `passes` the tokens of each pass over the text for
+    /// Prunes a model in place, to widths that are multiples of `step`. `layers` counts those that are pruned, `passes` the tokens of each pass over the text for
     /// covariances.
+    #[allow(clippy::too_many_arguments)] // what is pruned, by what, and who is told
     pub fn prune<'a>(
         &'a mut self,
         model: &mut Model,
         runtime: &Runtime,
         recipe: Recipe,
         ratio: f64,
+        step: usize,
         layers: &mut Progress,
         passes: &'a mut Progress<'a>,
     ) -> Result<Plan, PruneError> {
@@ -61,7 +63,7 @@ impl Calibrated {
                 Evidence::with_text(profile, text)
             }
         };
-        prune::prune(model, runtime, evidence, recipe, ratio, layers)
+        prune::prune_in_steps(model, runtime, evidence, recipe, ratio, step, layers)
     }
 }
 

@@ -5,27 +5,29 @@
 //! 2. look whether an earlier run has left the outcome (`cache.rs`); then only that is carried out;
 //! 3. find the profile in the cache, or run the text through the model for it (`collection.rs`);
 //! 4. find the ratio that reaches the target (`target.rs`);
-//! 5. prune in place, and measure what that does to predictions (`effect.rs`);
-//! 6. keep the outcome for the next run, and report (`report.rs`).
+//! 5. prune in place, and keep the outcome for the next run;
+//! 6. remove single weights, if any are to go (`sparse.rs`): this is done anew every time;
+//! 7. measure what all this does to predictions (`effect.rs`), and report (`report.rs`).
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Engine;
-use super::collection::Collection;
+use super::collection::{Collection, TextAlone};
 use super::effect::Probe;
 use super::error::EngineError;
 use super::events::{Events, Shared, Stage};
 use super::memory::{self, Room};
-use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions};
+use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions, SparseOptions};
 use super::profile::{self, Calibrated};
 use super::report::{CalibrationReport, NoEffects, Notice, PruneReport, SearchReport, Snapshot};
+use super::sparse::{self, Removing};
 use super::target;
 use crate::eval::TokenTime;
 use crate::model::Model;
 use crate::prune::{
-    Found, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind, RATIOS, Recipe,
-    StoredProfile, Target,
+    Effort, Found, LayerPlan, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind, RATIOS,
+    Recipe, StoredProfile, Target,
 };
 
 /// Tokens of the calibration text that a [`Target::PerplexityRise`] is judged on.
@@ -37,6 +39,9 @@ pub struct Prepared {
     target: Target,
     method: Method,
     recipe: Recipe,
+    effort: Effort,
+    /// Single weights to remove; `None` for none.
+    sparse: Option<SparseOptions>,
     source: ProfileSource,
     /// Whether packed weights must make room.
     unpack: bool,
@@ -49,6 +54,17 @@ pub struct Prepared {
 enum ProfileSource {
     File(Box<Calibrated>),
     Text(Box<Collection>),
+    /// No heads and channels go, and so there is none.
+    NotNeeded(Box<TextAlone>),
+}
+
+/// Perplexities that are to be measured when the model is pruned.
+#[derive(Default)]
+struct Effects {
+    /// `None` where none are.
+    probe: Option<Probe>,
+    /// Why there will be none where there is too little text for them.
+    unmeasured: Option<NoEffects>,
 }
 
 impl Prepared {
@@ -57,6 +73,7 @@ impl Prepared {
         match &self.source {
             ProfileSource::File(calibrated) => &calibrated.report.notices,
             ProfileSource::Text(collection) => &collection.notices,
+            ProfileSource::NotNeeded(alone) => &alone.notices,
         }
     }
 
@@ -65,9 +82,15 @@ impl Prepared {
         let reason = match &self.source {
             ProfileSource::File(_) => NoEffects::ProfileOfFile,
             ProfileSource::Text(collection) if collection.is_built_in() => return None,
-            ProfileSource::Text(_) => reason,
+            ProfileSource::NotNeeded(alone) if alone.text.is_built_in() => return None,
+            ProfileSource::Text(_) | ProfileSource::NotNeeded(_) => reason,
         };
         self.effects.then_some(reason)
+    }
+
+    /// What numbers of channels must be multiples of, beside what block formats need.
+    fn step(&self) -> usize {
+        self.sparse.map_or(1, |s| s.sparsity.pattern.group())
     }
 }
 
@@ -76,7 +99,7 @@ impl Engine {
     ///
     /// # Errors
     /// If the text or the profile is of no use, there is too little memory, the target is out of reach, or `events` cancels.
-    /// The model is then as it was, unless a [`PruneError`] names layers that are pruned already. When all are, cancelling
+    /// The model is then as it was, unless a [`PruneError`] names layers that are pruned already. When all is done, cancelling
     /// only leaves effects unmeasured.
     pub fn prune(
         &mut self,
@@ -99,23 +122,38 @@ impl Engine {
         {
             return Err(PruneError::from(PruneErrorKind::Ratio(ratio)).into());
         }
+        if let Some(sparse) = options.sparse {
+            sparse::check(&self.model, sparse, options)?;
+        }
         let (recipe, source) = match &options.profile {
+            _ if options.sparse.is_some() && options.target == Target::Ratio(0.0) => {
+                let (calibration, effort) = (&options.calibration, options.method.effort);
+                let alone = TextAlone::read(self, calibration, effort)?;
+                let recipe = options.method.recipe();
+                (recipe, ProfileSource::NotNeeded(Box::new(alone)))
+            }
             Some(path) => self.profile_of_file(path, options)?,
             None => self.profile_of_text(options)?,
         };
         let unpack = match &source {
             ProfileSource::File(calibrated) => calibrated.unpack,
             ProfileSource::Text(collection) => collection.unpack,
+            ProfileSource::NotNeeded(_) => false,
         };
-        Ok(Prepared {
+        let prepared = Prepared {
             target: options.target,
             method: options.method.method,
             recipe,
+            effort: options.method.effort,
+            sparse: options.sparse,
             source,
             unpack,
             cache: self.usable_cache(options.cache),
             effects: options.effects,
-        })
+        };
+        // What is too short for single weights, or too much for the memory, is known before anything takes long.
+        self.removing(&prepared)?;
+        Ok(prepared)
     }
 
     /// The second half of [`Engine::prune`].
@@ -124,7 +162,7 @@ impl Engine {
     /// Those of [`Engine::prune`].
     pub fn prune_prepared(
         &mut self,
-        prepared: Prepared,
+        mut prepared: Prepared,
         events: &mut Events,
     ) -> Result<PruneReport, EngineError> {
         self.must_be_dense()?;
@@ -132,10 +170,33 @@ impl Engine {
         if unpack {
             self.unpack();
         }
-        let report = match self.repeat(&prepared, events)? {
-            Some(report) => report,
-            None => self.prune_anew(prepared, events)?,
+        let removing = match prepared.sparse {
+            // The dense model writes the text, where it is its own.
+            Some(sparse) if sparse::reads_text(sparse) => {
+                match &mut prepared.source {
+                    ProfileSource::Text(collection) => collection.text_mut().write(self, events)?,
+                    ProfileSource::NotNeeded(alone) => alone.text.write(self, events)?,
+                    ProfileSource::File(_) => {}
+                }
+                self.removing(&prepared)?
+            }
+            _ => self.removing(&prepared)?,
         };
+        let structured = !matches!(prepared.source, ProfileSource::NotNeeded(_));
+        let (mut report, effects) = match structured {
+            false => self.prune_nothing(&prepared, removing.as_ref(), events)?,
+            true => match self.repeat(&prepared, events)? {
+                Some(report) => (report, Effects::default()),
+                None => self.prune_anew(prepared, events)?,
+            },
+        };
+        if let Some(removing) = removing {
+            let (done, notice) = removing.carry_out(self, structured, events)?;
+            report.after = Snapshot::take(&self.model);
+            report.sparse = Some(done);
+            report.notices.extend(notice);
+        }
+        self.measure(effects, &mut report, events)?;
         self.pruned = Some(Box::new(report.clone()));
         // Pruned weights may fit packed.
         if unpack {
@@ -213,6 +274,7 @@ impl Engine {
         let calibration = match &prepared.source {
             ProfileSource::File(calibrated) => Some(calibrated.report.clone()),
             ProfileSource::Text(collection) => collection.unread(self),
+            ProfileSource::NotNeeded(_) => None,
         };
         let Some(calibration) = calibration else {
             return Ok(None);
@@ -220,7 +282,7 @@ impl Engine {
         let key = outcome_key(
             prepared.target,
             prepared.recipe,
-            prepared.cache,
+            self.outcome_cache(prepared),
             &calibration,
         );
         let Some(outcome) = key.and_then(|key| self.cache.find_outcome(&key)) else {
@@ -251,6 +313,7 @@ impl Engine {
             plan: outcome.plan,
             calibration,
             search,
+            sparse: None,
             effects: Vec::new(),
             no_effects: prepared.without_effects(NoEffects::Repeated),
             after: Snapshot::take(&self.model),
@@ -265,20 +328,22 @@ impl Engine {
         &mut self,
         prepared: Prepared,
         events: &mut Events,
-    ) -> Result<PruneReport, EngineError> {
+    ) -> Result<(PruneReport, Effects), EngineError> {
         let unmeasured = prepared.without_effects(NoEffects::LittleText);
+        let cache = self.outcome_cache(&prepared);
+        let step = prepared.step();
         let Prepared {
             target,
             method,
             recipe,
             source,
-            unpack: _,
-            cache,
             effects,
+            ..
         } = prepared;
         let mut calibrated = match source {
             ProfileSource::File(calibrated) => *calibrated,
             ProfileSource::Text(collection) => collection.carry_out(self, events)?,
+            ProfileSource::NotNeeded(_) => unreachable!("there are heads and channels to remove"),
         };
         let calibration = calibrated.report.clone();
         let mut notices = std::mem::take(&mut calibrated.notices);
@@ -290,13 +355,16 @@ impl Engine {
         memory::must_hold_pruned(&self.model, ratio)?;
 
         let probe = match effects {
-            true => Some(Probe::new(self, &calibrated, events)?),
+            true => {
+                let (unseen, source) = (&calibrated.unseen, &calibration.source);
+                Some(Probe::new(self, unseen, source, calibrated.bos, events)?)
+            }
             false => None,
         };
         let dense = columns(&self.model);
         let before = Snapshot::take(&self.model);
         let start = Instant::now();
-        let plan = self.carry_out(calibrated, recipe, ratio, events)?;
+        let plan = self.carry_out(calibrated, recipe, ratio, step, events)?;
         let time = start.elapsed();
         let after = Snapshot::take(&self.model);
 
@@ -306,15 +374,7 @@ impl Engine {
                 .keep_outcome(&outcome, &key, &model_name, &mut notices);
         }
         let search = self.search_report(found, search_time)?;
-        let (effects, no_effects) = match probe.map(|probe| probe.effects(self, events)) {
-            Some(Ok(effects)) if effects.is_empty() => (effects, unmeasured),
-            Some(Ok(effects)) => (effects, None),
-            // It is too late to leave the model as it was.
-            Some(Err(EngineError::Cancelled(_))) => (Vec::new(), Some(NoEffects::Cancelled)),
-            Some(Err(error)) => return Err(error),
-            None => (Vec::new(), None),
-        };
-        Ok(PruneReport {
+        let report = PruneReport {
             target,
             ratio,
             removed: plan.ratio(),
@@ -323,14 +383,116 @@ impl Engine {
             plan,
             calibration,
             search,
-            effects,
-            no_effects,
+            sparse: None,
+            effects: Vec::new(),
+            no_effects: None,
             before,
             after,
             time,
             repeated: false,
             notices,
-        })
+        };
+        Ok((report, Effects { probe, unmeasured }))
+    }
+
+    /// The report of pruning by which all heads and channels stay, as single weights are to go.
+    fn prune_nothing(
+        &self,
+        prepared: &Prepared,
+        removing: Option<&Removing>,
+        events: &mut Events,
+    ) -> Result<(PruneReport, Effects), EngineError> {
+        let ProfileSource::NotNeeded(alone) = &prepared.source else {
+            unreachable!("heads and channels go by a profile");
+        };
+        let calibration = alone.report(removing.map_or(0, Removing::scored));
+        let probe = match prepared.effects {
+            true => {
+                let (unseen, bos) = (alone.text.unseen(), alone.text.bos());
+                Some(Probe::new(self, &unseen, &calibration.source, bos, events)?)
+            }
+            false => None,
+        };
+        let before = Snapshot::take(&self.model);
+        let layers = self.model.layers.iter().map(|layer| LayerPlan {
+            heads: (0..layer.heads()).collect(),
+            channels: (0..layer.channels()).collect(),
+            types: [None; 2],
+        });
+        let report = PruneReport {
+            target: prepared.target,
+            ratio: 0.0,
+            removed: 0.0,
+            method: prepared.method,
+            recipe: prepared.recipe,
+            plan: Plan {
+                layers: layers.collect(),
+                removed: 0,
+                total: self.model.layer_parameters(),
+            },
+            calibration,
+            search: None,
+            sparse: None,
+            effects: Vec::new(),
+            no_effects: None,
+            after: before.clone(),
+            before,
+            time: Duration::ZERO,
+            repeated: false,
+            notices: Vec::new(),
+        };
+        let unmeasured = prepared.without_effects(NoEffects::LittleText);
+        Ok((report, Effects { probe, unmeasured }))
+    }
+
+    /// The removal of single weights, if any are to go; a text that the model writes itself need not be there yet.
+    fn removing(&self, prepared: &Prepared) -> Result<Option<Removing>, EngineError> {
+        let Some(sparse) = prepared.sparse else {
+            return Ok(None);
+        };
+        let (tokens, bos) = match &prepared.source {
+            ProfileSource::File(_) => (&[][..], None),
+            ProfileSource::Text(collection) => {
+                (collection.text().tokens(), collection.text().bos())
+            }
+            ProfileSource::NotNeeded(alone) => (alone.text.tokens(), alone.text.bos()),
+        };
+        let held_back = prepared.effort.curve_levels().tokens;
+        Removing::new(&self.model, sparse, held_back, tokens, bos).map(Some)
+    }
+
+    /// Measures what is to be measured of the pruned model.
+    fn measure(
+        &self,
+        effects: Effects,
+        report: &mut PruneReport,
+        events: &mut Events,
+    ) -> Result<(), EngineError> {
+        let Some(probe) = effects.probe else {
+            return Ok(());
+        };
+        match probe.effects(self, events) {
+            Ok(measured) if measured.is_empty() => report.no_effects = effects.unmeasured,
+            Ok(measured) => report.effects = measured,
+            // It is too late to leave the model as it was.
+            Err(EngineError::Cancelled(_)) => report.no_effects = Some(NoEffects::Cancelled),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// What is taken from the cache folder and kept there: no outcomes where groups of single weights ask for widths that are not those
+    /// of the key.
+    fn outcome_cache(&self, prepared: &Prepared) -> Cache {
+        let step = prepared.step();
+        let whole = |len: usize| len.is_multiple_of(step);
+        let blocks = self.model.layers.iter();
+        let mut blocks = blocks.map(|layer| layer.down.weight.block_type.block_len());
+        // Long blocks may change to those of 32.
+        match (whole(32) && blocks.all(whole), prepared.cache) {
+            (false, Cache::All) => Cache::Profiles,
+            (_, cache) => cache,
+        }
     }
 
     /// Prunes in place. The profile is given back, so that memory can be looked at afterwards.
@@ -339,13 +501,14 @@ impl Engine {
         mut calibrated: Calibrated,
         recipe: Recipe,
         ratio: f64,
+        step: usize,
         events: &mut Events,
     ) -> Result<Plan, EngineError> {
         let events = Shared::new(events);
         let layers = &mut events.progress(Stage::Pruning);
         let passes = &mut events.progress(Stage::Covariances);
         let Engine { model, runtime, .. } = self;
-        match calibrated.prune(model, runtime, recipe, ratio, layers, passes) {
+        match calibrated.prune(model, runtime, recipe, ratio, step, layers, passes) {
             Ok(plan) => {
                 self.touch();
                 Ok(plan)

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::gguf::MetadataWarning;
 use crate::memory;
 use crate::model::Model;
+use crate::prune::sparse::{Allocate, SparseLayer, Sparsity, TypeChange};
 use crate::prune::{Found, Method, Plan, Recipe, Target};
 
 /// A model that was opened.
@@ -47,19 +48,42 @@ pub struct PruneReport {
     pub calibration: CalibrationReport,
     /// How the ratio was found; `None` where it was the target.
     pub search: Option<SearchReport>,
+    /// Single weights that were removed; `None` where none were to be.
+    pub sparse: Option<SparseReport>,
     /// Perplexities before and after, where they were measured.
     pub effects: Vec<Effect>,
     /// Why there are none, where some were asked for of a text other than the built-in one.
     pub no_effects: Option<NoEffects>,
     pub before: Snapshot,
     pub after: Snapshot,
-    /// What pruning alone took.
+    /// What removing heads and channels alone took.
     #[serde(serialize_with = "seconds")]
     pub time: Duration,
     /// Whether the outcome of an earlier run was taken from the cache folder.
     pub repeated: bool,
     /// What came up meanwhile, beside what was known [before](super::Prepared::notices).
     pub notices: Vec<Notice>,
+}
+
+/// Single weights that were removed.
+#[derive(Debug, Clone, Serialize)]
+pub struct SparseReport {
+    pub sparsity: Sparsity,
+    pub allocate: Allocate,
+    /// Tokens that scores were taken from; 0 where they look at no text.
+    pub tokens: usize,
+    /// The share of the layers' weights that was removed, of those that were there before.
+    pub removed: f64,
+    /// The share of each module that was to go: attention and MLP of the first layer, and so on.
+    pub shares: Vec<f64>,
+    pub layers: Vec<SparseLayer>,
+    /// Loss curves that were measured; `None` where shares are even.
+    pub curves: Option<CurvesReport>,
+    /// Bytes of all weights before and after. Zeros take as many bytes as other values.
+    pub bytes_before: usize,
+    pub bytes_after: usize,
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
 }
 
 /// A profile, and what it took to get it.
@@ -72,7 +96,7 @@ pub struct CalibrationReport {
     /// All tokens of the text: also those of loss curves, and those that were kept for judging.
     pub all_tokens: usize,
     pub profile: ProfileFrom,
-    /// The profile's [hash](crate::prune::StoredProfile::hash).
+    /// The profile's [hash](crate::prune::StoredProfile::hash); empty where there is no profile.
     pub hash: String,
     /// The [fingerprint](crate::gguf::GgufFile::fingerprint) of the model's file.
     pub model: String,
@@ -104,6 +128,8 @@ pub enum ProfileFrom {
     File,
     /// It is in the cache folder, and was not needed.
     Unread,
+    /// There is none: only single weights were removed, for which the text itself is read.
+    NotNeeded,
 }
 
 /// A search for the ratio.
@@ -272,6 +298,8 @@ pub enum Notice {
         tokens: usize,
         asked: usize,
     },
+    /// Projections whose type has no code for 0 have changed it, so that single weights could go, and take more bytes.
+    TypesForZeros { changes: Vec<TypeChange> },
     /// The model has a chat template, which cannot be used.
     ChatTemplate { problem: String },
 }

@@ -103,7 +103,7 @@ fn for_perplexity(
         memory::must_hold_pruned(&model, ratio)?;
         let layers = &mut |_, _| events.tell(Stage::Searching, tried, 0);
         let passes = &mut events.progress(Stage::Covariances);
-        calibrated.prune(&mut model, runtime, recipe, ratio, layers, passes)?;
+        calibrated.prune(&mut model, runtime, recipe, ratio, 1, layers, passes)?;
         let rise = judge(&model, tried)? / dense - 1.0;
         tracing::info!("ratio {ratio:.4}: perplexity {:+.1} %", rise * 100.0);
         tried += 1;

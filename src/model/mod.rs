@@ -16,6 +16,7 @@ mod loss;
 mod module;
 mod pack;
 mod rope;
+mod single;
 mod synthetic;
 mod weights;
 

@@ -130,7 +130,7 @@ fn variants(
 }
 
 /// A slice of text on its way through the dense model, module by module.
-struct Slice<'a> {
+pub(super) struct Slice<'a> {
     model: &'a Model,
     runtime: &'a Runtime,
     sequences: Vec<Sequence>,
@@ -151,7 +151,15 @@ struct Sequence {
 }
 
 impl<'a> Slice<'a> {
-    fn new(model: &'a Model, runtime: &'a Runtime, text: Calibration) -> Result<Self, PruneError> {
+    /// The slice before the first module.
+    ///
+    /// # Errors
+    /// If a token is not in the vocabulary.
+    pub fn new(
+        model: &'a Model,
+        runtime: &'a Runtime,
+        text: Calibration,
+    ) -> Result<Self, PruneError> {
         let length = SEQUENCE.min(model.config.context_length);
         let sequences = embed_sequences(model, runtime, text.tokens, text.bos, length)?;
         let sequences = sequences.into_iter().map(|residual| Sequence {
@@ -170,8 +178,13 @@ impl<'a> Slice<'a> {
         })
     }
 
+    /// The residual streams where the slice has arrived, `[tokens, d]` of each sequence.
+    pub fn residuals(&self) -> impl Iterator<Item = &[f32]> {
+        self.sequences.iter().map(|sequence| &sequence.residual[..])
+    }
+
     /// Goes through the next module.
-    fn enter(&mut self, module: ModuleId) -> Result<(), ModelError> {
+    pub fn enter(&mut self, module: ModuleId) -> Result<(), ModelError> {
         let Self {
             model,
             runtime,
@@ -193,7 +206,7 @@ impl<'a> Slice<'a> {
     }
 
     /// Notes what the dense model predicts.
-    fn predict(&mut self) -> Result<(), ModelError> {
+    pub fn predict(&mut self) -> Result<(), ModelError> {
         let vocabulary = self.model.config.vocabulary;
         let mut predictions = std::mem::take(&mut self.predictions);
         for i in 0..self.sequences.len() {
@@ -208,15 +221,32 @@ impl<'a> Slice<'a> {
 
     /// The mean divergence, in nats, when the modules from `next` on follow, with the last module's projection changed.
     fn loss(&mut self, next: ModuleId, variant: &Difference) -> Result<f64, ModelError> {
+        self.mean_divergence(next, |slice, i| {
+            let Sequence { input, residual } = &mut slice.sequences[i];
+            let change = &mut slice.change;
+            slice.runtime.region(|team| {
+                variant.apply(team, input, residual, change);
+            });
+            slice.scratch.set_residual(change);
+        })
+    }
+
+    /// The mean divergence, in nats, when the modules from `next` on follow these streams, `[tokens, d]` of each sequence.
+    pub fn loss_of(&mut self, next: ModuleId, streams: &[Vec<f32>]) -> Result<f64, ModelError> {
+        self.mean_divergence(next, |slice, i| slice.scratch.set_residual(&streams[i]))
+    }
+
+    /// The mean divergence, in nats, when the modules from `next` on follow the residual streams that `put` puts into `scratch`
+    /// for each sequence.
+    fn mean_divergence(
+        &mut self,
+        next: ModuleId,
+        mut put: impl FnMut(&mut Self, usize),
+    ) -> Result<f64, ModelError> {
         let predictions = std::mem::take(&mut self.predictions);
         let (mut sum, mut counted) = (0.0, 0);
         for i in 0..self.sequences.len() {
-            let Sequence { input, residual } = &mut self.sequences[i];
-            let change = &mut self.change;
-            self.runtime.region(|team| {
-                variant.apply(team, input, residual, change);
-            });
-            self.scratch.set_residual(change);
+            put(self, i);
             self.finish(i, next, &mut |team, first, logits| {
                 let losses = predictions.divergences(team, first, logits);
                 sum += losses.iter().sum::<f64>();

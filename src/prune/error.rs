@@ -40,12 +40,19 @@ pub enum PruneErrorKind {
         "this way of sharing out the budget needs a profile with loss curves, and this one has none"
     )]
     NoCurves,
-    #[error(
-        "restoring in sequence reads the calibration text itself, and there is only its profile"
-    )]
+    #[error("this way of pruning reads the calibration text itself, and there is only its profile")]
     NoText,
     #[error("the profile was made for a model of another shape: {0}")]
     OtherShape(String),
+    /// Groups of neighbouring columns do not fill the rows of a projection.
+    #[error("groups of {group} columns do not fill {which}, which has {columns}")]
+    Group {
+        group: usize,
+        which: String,
+        columns: usize,
+    },
+    #[error("there is no memory for weights that take more bytes than before: {0}")]
+    Room(std::io::Error),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error("giving memory back to the system failed: {0}")]

@@ -11,7 +11,9 @@
 //! | `apply` | [`apply()`] compacts the weights in place; [`restore_and_apply`] does both, layer by layer |
 //! | `keep` | [`store`] keeps profiles as files, [`outcome`] what pruning made of a model; [`record`] is what a pruned file tells of its origin |
 //!
-//! Beside them stand the choices by name ([`Recipe`], [`Method`]) and [`curves`], which measures by choosing and restoring what a
+//! [`sparse`] removes single weights, by themselves or after that.
+//!
+//! Beside the steps stand the choices by name ([`Recipe`], [`Method`]) and [`curves`], which measures by choosing and restoring what a
 //! module is worth. [`prune`] follows a recipe from a profile to the pruned model. `docs/pruning.md` has the formulas and what
 //! they measure.
 //!
@@ -30,6 +32,7 @@ pub mod method;
 mod names;
 mod recipe;
 mod restore;
+pub mod sparse;
 
 pub use apply::{apply, apply_layer, restore_and_apply};
 pub use choose::{
@@ -69,7 +72,24 @@ pub fn prune(
     ratio: f64,
     progress: &mut Progress,
 ) -> Result<Plan, PruneError> {
-    let plan = Planner::new(model, runtime, evidence.profile, recipe)?.plan(ratio)?;
+    prune_in_steps(model, runtime, evidence, recipe, ratio, 1, progress)
+}
+
+/// [`prune`] to numbers of channels that are multiples of `step`, of which the numbers there are must be multiples too.
+///
+/// # Errors
+/// Those of [`prune`].
+pub fn prune_in_steps(
+    model: &mut Model,
+    runtime: &Runtime,
+    evidence: Evidence,
+    recipe: Recipe,
+    ratio: f64,
+    step: usize,
+    progress: &mut Progress,
+) -> Result<Plan, PruneError> {
+    let planner = Planner::new(model, runtime, evidence.profile, recipe)?;
+    let plan = planner.in_steps(step).plan(ratio)?;
     restore_and_apply(model, runtime, evidence, &plan, recipe.restore, progress)?;
     Ok(plan)
 }

@@ -10,4 +10,4 @@ pub use layers::{apply, restore_and_apply};
 
 pub(super) use compact::Columns;
 pub(super) use projection::EncodedProjection;
-pub(super) use tally::tallied;
+pub(super) use tally::{Tally, tallied};

@@ -3,7 +3,7 @@
 use super::compact::{Columns, apply_columns};
 use crate::kernels::Runtime;
 use crate::model::Model;
-use crate::progress::{self, Progress};
+use crate::progress::{self, Cancelled, Progress};
 use crate::prune::choose::LayerPlan;
 use crate::prune::error::PruneError;
 
@@ -22,7 +22,8 @@ pub fn tallied(
         layers,
         progress,
     };
-    let result = tally.report().and_then(|()| work(&mut tally));
+    let begun = tally.report().map_err(PruneError::from);
+    let result = begun.and_then(|()| work(&mut tally));
     let touched = tally.touched;
     result.map_err(|error| PruneError { touched, ..error })
 }
@@ -48,13 +49,24 @@ impl Tally<'_> {
         kept: &LayerPlan,
         columns: [Columns; 2],
     ) -> Result<(), PruneError> {
-        self.touched.push(l);
+        self.touch(l);
         apply_columns(model, runtime, l, kept, columns)?;
-        self.report()
+        self.report()?;
+        Ok(())
     }
 
-    fn report(&mut self) -> Result<(), PruneError> {
-        progress::report(self.progress, self.touched.len(), self.layers)?;
-        Ok(())
+    /// Takes down that a layer, the same as before or another one, is no longer as it was.
+    pub fn touch(&mut self, l: usize) {
+        if self.touched.last() != Some(&l) {
+            self.touched.push(l);
+        }
+    }
+
+    /// Tells how many layers are pruned.
+    ///
+    /// # Errors
+    /// If the progress breaks.
+    pub fn report(&mut self) -> Result<(), Cancelled> {
+        progress::report(self.progress, self.touched.len(), self.layers)
     }
 }

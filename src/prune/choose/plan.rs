@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::metric::LayerScores;
 use crate::model::{Layer, Linear, Model};
 use crate::quant::BlockType;
 
@@ -70,6 +71,36 @@ impl Plan {
         self.removed as f64 / self.total.max(1) as f64
     }
 
+    /// The plan with numbers of channels that are multiples of `step` and of whole blocks, the nearest to those that it has: channels
+    /// of the highest scores come back, or those of the lowest go too.
+    pub(super) fn in_steps(mut self, model: &Model, scores: &[LayerScores], step: usize) -> Self {
+        if step == 1 {
+            return self;
+        }
+        let layers = model.layers.iter().zip(&mut self.layers).zip(scores);
+        for ((layer, kept), scores) in layers {
+            let down = &layer.down.weight;
+            let block = kept.types[1].unwrap_or(down.block_type).block_len();
+            let step = step / greatest_divisor(step, block) * block;
+            let have = kept.channels.len();
+            if have.is_multiple_of(step) || !down.cols.is_multiple_of(step) {
+                continue;
+            }
+            let want = (have + step / 2) / step * step;
+            let mut order: Vec<usize> = (0..down.cols).collect();
+            // Those that stay first, each lot by falling score.
+            order.sort_by(|a, b| {
+                let stays = |c: &usize| kept.channels.binary_search(c).is_ok();
+                let by_score = scores.mlp[*b].total_cmp(&scores.mlp[*a]);
+                stays(b).cmp(&stays(a)).then(by_score)
+            });
+            kept.channels = order[..want].to_vec();
+            kept.channels.sort_unstable();
+            self.removed = self.removed + 3 * down.rows * have - 3 * down.rows * want;
+        }
+        self
+    }
+
     /// Bytes of all weight matrices once the plan is carried out, as [`Model::bytes`] will tell them.
     ///
     /// # Panics
@@ -81,5 +112,12 @@ impl Plan {
             .map(|(layer, kept)| layer.bytes() - kept.bytes(layer, model.config.head_dim))
             .sum();
         model.bytes() - spared
+    }
+}
+
+fn greatest_divisor(a: usize, b: usize) -> usize {
+    match b {
+        0 => a,
+        _ => greatest_divisor(b, a % b),
     }
 }

@@ -98,6 +98,8 @@ pub struct Planner<'a> {
     recipe: Recipe,
     scores: Vec<LayerScores>,
     choices: Vec<Option<Choice>>,
+    /// What numbers of channels are multiples of, beside what block formats need.
+    step: usize,
 }
 
 impl<'a> Planner<'a> {
@@ -117,7 +119,13 @@ impl<'a> Planner<'a> {
             model,
             profile,
             recipe,
+            step: 1,
         })
+    }
+
+    /// Lets plans have numbers of channels that are multiples of `step`, of which the model's must be multiples too.
+    pub fn in_steps(self, step: usize) -> Self {
+        Self { step, ..self }
     }
 
     /// The plan of a ratio.
@@ -131,7 +139,8 @@ impl<'a> Planner<'a> {
             curves: self.profile.curves.as_ref(),
             choices: &self.choices,
         };
-        plan(self.model, &self.scores, by, ratio)
+        let plan = plan(self.model, &self.scores, by, ratio)?;
+        Ok(plan.in_steps(self.model, &self.scores, self.step))
     }
 
     /// The plan of the largest ratio, below the end of [`RATIOS`].

@@ -166,7 +166,13 @@ impl Observer for Recorder {
     }
 }
 
-fn record(stats: &mut FeatureStats, team: &Team, x: &Activations, scratch: &mut GramScratch) {
+/// Adds the inputs of a projection to its statistics.
+pub(in crate::prune) fn record(
+    stats: &mut FeatureStats,
+    team: &Team,
+    x: &Activations,
+    scratch: &mut GramScratch,
+) {
     match x.moments() {
         Some(moments) => stats.add(team, moments),
         None => stats.add(team, &Moments::of(team, x.values(), x.cols())),

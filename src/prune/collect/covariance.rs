@@ -170,6 +170,18 @@ impl Covariance {
         self.count += n as u64;
     }
 
+    /// The mean of the product of two features; 0 before the first token.
+    pub fn second_moment(&self, i: usize, j: usize) -> f64 {
+        if self.count == 0 {
+            return 0.0;
+        }
+        let (row, column) = (i.max(j), i.min(j));
+        let n = self.count as f64;
+        let product = f64::from(self.products[row * self.features() + column]);
+        let (a, b) = (f64::from(self.shift[i]), f64::from(self.shift[j]));
+        (product + a * self.sums[j] + b * self.sums[i]) / n + a * b
+    }
+
     /// The sample covariance of two features, with n − 1; 0 for fewer than two tokens.
     pub fn get(&self, i: usize, j: usize) -> f64 {
         if self.count < 2 {

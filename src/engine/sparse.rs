@@ -1,0 +1,227 @@
+//! Removing single weights, by themselves or after structured pruning: what is refused beforehand, shares, and the work itself.
+
+use std::time::Instant;
+
+use super::Engine;
+use super::error::{EngineError, Unsuited};
+use super::events::{Events, Shared, Stage};
+use super::memory;
+use super::options::{PruneOptions, SparseOptions};
+use super::report::{CurvesReport, Notice, SparseReport};
+use crate::model::{Model, Module};
+use crate::prune::sparse::{self, Allocate, Pattern, Removal, SparseLayer, TypeChange, allocate};
+use crate::prune::{Calibration, Curve, PruneError, PruneErrorKind, Target, calibrate, curves};
+
+/// Refuses what cannot be asked for together, before anything takes long.
+///
+/// # Errors
+/// If the target is none that is found together with single weights, groups do not fill rows, shares by curves are asked for where groups
+/// leave no choice, or there is a profile in the place of the text.
+pub(super) fn check(
+    model: &Model,
+    sparse: SparseOptions,
+    options: &PruneOptions,
+) -> Result<(), EngineError> {
+    let pattern = sparse.sparsity.pattern;
+    let Target::Ratio(ratio) = options.target else {
+        return Err(EngineError::SparseTarget);
+    };
+    if pattern.group() > 1 && sparse.allocate == Allocate::Curves {
+        return Err(EngineError::CurvesOfGroups { pattern });
+    }
+    pattern.check(model)?;
+    let head_dim = model.config.head_dim;
+    if ratio > 0.0 && !head_dim.is_multiple_of(pattern.group()) {
+        // Any number of heads may be left.
+        let kind = PruneErrorKind::Group {
+            group: pattern.group(),
+            which: "a head".to_owned(),
+            columns: head_dim,
+        };
+        return Err(PruneError::from(kind).into());
+    }
+    if options.profile.is_some() && (reads_text(sparse) || ratio == 0.0) {
+        return Err(Unsuited::SingleWeights.into());
+    }
+    Ok(())
+}
+
+/// Whether text is needed.
+pub(super) fn reads_text(sparse: SparseOptions) -> bool {
+    sparse.sparsity.method.reads_text() || sparse.allocate == Allocate::Curves
+}
+
+/// A removal of single weights that can begin.
+#[derive(Debug)]
+pub(super) struct Removing {
+    options: SparseOptions,
+    /// The text; empty where none is needed. What is held back for curves are the last of its tokens.
+    tokens: Vec<u32>,
+    held_back: usize,
+    /// Stands in front of every sequence, where the model wants one.
+    bos: Option<u32>,
+}
+
+impl Removing {
+    /// Takes a text for it: all of it, or its beginning where the rest is `held_back` for curves.
+    ///
+    /// # Errors
+    /// If it is too short, or there is too little memory.
+    pub fn new(
+        model: &Model,
+        options: SparseOptions,
+        most_held_back: usize,
+        tokens: &[u32],
+        bos: Option<u32>,
+    ) -> Result<Self, EngineError> {
+        let mut removing = Self {
+            options,
+            tokens: Vec::new(),
+            held_back: 0,
+            bos,
+        };
+        if reads_text(options) {
+            let (least_curves, most_curves) = match options.allocate {
+                Allocate::Even => (0, 0),
+                Allocate::Curves => (curves::LEAST_TOKENS, most_held_back),
+            };
+            let least = calibrate::LEAST_TOKENS + least_curves;
+            if tokens.len() < least {
+                let tokens = tokens.len();
+                return Err(PruneError::from(PruneErrorKind::TooShort { tokens, least }).into());
+            }
+            removing.tokens = tokens.to_vec();
+            removing.held_back = most_curves.min(tokens.len() / 4).max(least_curves);
+        }
+        memory::must_hold_sparse(model, options.sparsity.method, removing.tokens.len())?;
+        Ok(removing)
+    }
+
+    /// Tokens that scores are taken from.
+    pub fn scored(&self) -> usize {
+        match self.options.sparsity.method.reads_text() {
+            true => self.tokens.len() - self.held_back,
+            false => 0,
+        }
+    }
+
+    fn text(&self) -> (Calibration<'_>, Calibration<'_>) {
+        let (statistics, held_back) = self.tokens.split_at(self.tokens.len() - self.held_back);
+        let text = |tokens| Calibration {
+            tokens,
+            bos: self.bos,
+            covariance: false,
+        };
+        (text(statistics), text(held_back))
+    }
+
+    /// Removes the weights. `structured` says whether heads and channels were removed before: then no layer is as it was.
+    ///
+    /// # Errors
+    /// Those of [`sparse::sparsify`] and of [`allocate::measure`].
+    pub fn carry_out(
+        &self,
+        engine: &mut Engine,
+        structured: bool,
+        events: &mut Events,
+    ) -> Result<(SparseReport, Option<Notice>), EngineError> {
+        let layers = engine.model.layers.len();
+        let result = self.remove(engine, events);
+        let report = result.map_err(|mut error| {
+            if structured {
+                error.touched = (0..layers).collect();
+            }
+            engine.touched |= !error.is_untouched();
+            EngineError::from(error)
+        })?;
+        engine.touched = true;
+        let changes = changes(&report.layers);
+        let notice = (!changes.is_empty()).then_some(Notice::TypesForZeros { changes });
+        Ok((report, notice))
+    }
+
+    fn remove(&self, engine: &mut Engine, events: &mut Events) -> Result<SparseReport, PruneError> {
+        let Engine { model, runtime, .. } = engine;
+        let start = Instant::now();
+        let bytes_before = model.bytes();
+        let SparseOptions { sparsity, allocate } = self.options;
+        let (statistics, held_back) = self.text();
+        let modules = 2 * model.layers.len();
+        let events = Shared::new(events);
+        let (patterns, curves) = match allocate {
+            Allocate::Even => (vec![sparsity.pattern; modules], None),
+            Allocate::Curves => {
+                let share = sparsity.pattern.share();
+                let progress = &mut events.progress(Stage::Curves);
+                let curves = allocate::measure(
+                    model,
+                    runtime,
+                    sparsity.method,
+                    statistics,
+                    held_back,
+                    share,
+                    progress,
+                )?;
+                let report = CurvesReport {
+                    tokens: self.held_back,
+                    time: start.elapsed(),
+                };
+                (patterns(model, &curves, share), Some(report))
+            }
+        };
+        let removal = Removal {
+            method: sparsity.method,
+            patterns: &patterns,
+            text: Some(statistics).filter(|text| !text.tokens.is_empty()),
+        };
+        let progress = &mut events.progress(Stage::Sparsifying);
+        let layers = sparse::sparsify(model, runtime, removal, progress)?;
+        let sum = |of: fn(&SparseLayer) -> usize| layers.iter().map(of).sum::<usize>();
+        Ok(SparseReport {
+            sparsity,
+            allocate,
+            tokens: self.scored(),
+            removed: sum(|layer| layer.removed) as f64 / sum(|layer| layer.weights).max(1) as f64,
+            shares: patterns.iter().map(|pattern| pattern.share()).collect(),
+            layers,
+            curves,
+            bytes_before,
+            bytes_after: model.bytes(),
+            time: start.elapsed(),
+        })
+    }
+}
+
+/// Shares of all modules by their curves.
+fn patterns(model: &Model, curves: &[Curve], share: f64) -> Vec<Pattern> {
+    let weights: Vec<usize> = model
+        .layers
+        .iter()
+        .flat_map(|layer| {
+            [Module::Attention, Module::Mlp].map(|module| {
+                let all = sparse::Projection::ALL.into_iter().zip(layer.linears());
+                let these = all.filter(|(projection, _)| projection.module() == module);
+                these
+                    .map(|(_, linear)| linear.weight.parameters())
+                    .sum::<usize>()
+            })
+        })
+        .collect();
+    let shares = allocate::share_out(curves, &weights, share);
+    shares.into_iter().map(Pattern::Share).collect()
+}
+
+/// The changes of type of all layers together.
+fn changes(layers: &[SparseLayer]) -> Vec<TypeChange> {
+    let mut all: Vec<TypeChange> = Vec::new();
+    for change in layers.iter().flat_map(|layer| &layer.types) {
+        match all
+            .iter_mut()
+            .find(|other| (other.from, other.to) == (change.from, change.to))
+        {
+            Some(other) => other.projections += change.projections,
+            None => all.push(change.clone()),
+        }
+    }
+    all
+}

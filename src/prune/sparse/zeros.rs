@@ -1,0 +1,348 @@
+//! Writing zeros: single weights that go become exactly 0 in their tensor's own type, and those that stay keep their codes.
+//!
+//! Types with a minimum (Q4_1, Q5_1, Q2_K, Q4_K, Q5_K) and with uneven levels (IQ4_NL, IQ4_XS) have no code that always stands for 0.
+//! A projection of such a type is encoded anew in Q8_0, which takes more bytes than it had: the map then moves to a larger one.
+
+use std::ops::Range;
+
+use super::mask::{KeepMask, is_kept};
+use super::projection::LayerProjection;
+use crate::gguf::Map;
+use crate::kernels::{Runtime, Team};
+use crate::model::{Layer, Model, Weight};
+use crate::prune::error::PruneErrorKind;
+use crate::quant::{
+    BlockType, GROUP, Layout, decode_packed_row, decode_row, encode_row, encode_row_by_importance,
+    pack, unpack,
+};
+
+/// The type of projections whose own has no code for 0.
+const WITH_ZERO: BlockType = BlockType::Q8_0;
+/// Where new tensors begin.
+const ALIGNMENT: usize = 64;
+/// Bytes that move to a larger map at a time.
+const PIECE: usize = 1 << 24;
+
+/// Whether a type has a code that stands for exactly 0 whatever the scale.
+pub fn has_zero(block_type: BlockType) -> bool {
+    !matches!(zero_code(block_type), Zero::None)
+}
+
+/// Bytes of weights that are the process's own once single weights are removed: those of the layers, or of the whole model where it has
+/// to move to a larger map.
+pub fn weight_bytes(model: &Model) -> u64 {
+    let layers: usize = model.layers.iter().map(Layer::bytes).sum();
+    let bytes = match room(model) {
+        0 => layers,
+        more => model.bytes() + more,
+    };
+    bytes as u64
+}
+
+/// Bytes for the projections that will need more than they have.
+fn room(model: &Model) -> usize {
+    let linears = model.layers.iter().flat_map(Layer::linears);
+    linears
+        .filter(|linear| !has_zero(linear.weight.block_type))
+        .map(|linear| new_bytes(&linear.weight).next_multiple_of(ALIGNMENT))
+        .sum()
+}
+
+/// Where weights of a model become 0.
+#[derive(Debug)]
+pub struct Zeros {
+    /// The first byte of the map that is free for a tensor that needs more bytes than it had.
+    next: usize,
+}
+
+impl Zeros {
+    /// Makes room for the projections that will need more bytes. What the model computes stays the same.
+    ///
+    /// # Errors
+    /// If the system has no memory for it.
+    pub fn new(model: &mut Model) -> Result<Self, PruneErrorKind> {
+        let needed = room(model);
+        let next = model.map.bytes().len().next_multiple_of(ALIGNMENT);
+        if needed > 0 {
+            let larger = Map::anonymous(next + needed).map_err(PruneErrorKind::Room)?;
+            move_to(&mut model.map, larger);
+        }
+        Ok(Self { next })
+    }
+
+    /// Sets the weights of a projection that go to 0. Those that stay keep their codes, except in a type that has no code for 0.
+    ///
+    /// # Panics
+    /// If the mask is of another shape.
+    pub fn set_zero(
+        &mut self,
+        model: &mut Model,
+        runtime: &Runtime,
+        which: LayerProjection,
+        mask: &KeepMask,
+    ) {
+        let weight = which.weight(model).clone();
+        assert!(mask.rows() == weight.rows && mask.cols() == weight.cols);
+        if !has_zero(weight.block_type) {
+            let from = Source::Old(&weight);
+            return self.encode(model, runtime, which, mask, from, &[]);
+        }
+        let bytes = &mut model.map.bytes_mut()[weight.range.clone()];
+        in_groups(runtime, &weight, weight.block_type, bytes, |row, bytes| {
+            zero_row(weight.block_type, bytes, weight.cols, mask.row(row));
+        });
+    }
+
+    /// Puts new values `[rows, cols]` in the place of a projection's weights, encoded by the mean squares of its inputs, `[cols]`. Those
+    /// that go are 0 whatever their value.
+    ///
+    /// # Panics
+    /// If mask, values or mean squares are of another shape.
+    pub fn put(
+        &mut self,
+        model: &mut Model,
+        runtime: &Runtime,
+        which: LayerProjection,
+        mask: &KeepMask,
+        values: &[f32],
+        importance: &[f32],
+    ) {
+        let weight = which.weight(model);
+        let shape = (weight.rows, weight.cols);
+        assert!((mask.rows(), mask.cols()) == shape && values.len() == shape.0 * shape.1);
+        assert_eq!(importance.len(), shape.1, "a mean square for each column");
+        self.encode(model, runtime, which, mask, Source::New(values), importance);
+    }
+
+    /// Encodes a projection anew, in its own type if that has a code for 0.
+    fn encode(
+        &mut self,
+        model: &mut Model,
+        runtime: &Runtime,
+        which: LayerProjection,
+        mask: &KeepMask,
+        from: Source,
+        importance: &[f32],
+    ) {
+        let old = which.weight(model).clone();
+        let stays = has_zero(old.block_type);
+        let new = match stays {
+            true => old.clone(),
+            false => Weight {
+                block_type: WITH_ZERO,
+                range: self.next..self.next + new_bytes(&old),
+                ..old.clone()
+            },
+        };
+        let ranges: [Range<usize>; 2] = match stays {
+            true => [0..0, new.range.clone()],
+            false => [old.range.clone(), new.range.clone()],
+        };
+        let mut pieces = model.map.disjoint_mut(&ranges);
+        let bytes = std::mem::take(&mut pieces[1]);
+        let before: &[u8] = pieces[0];
+        in_groups(runtime, &new, new.block_type, bytes, |row, bytes| {
+            let mut values = vec![0.0f32; old.cols];
+            match from {
+                Source::Old(old) => decode(old, before, row, &mut values),
+                Source::New(all) => values.copy_from_slice(&all[row * old.cols..][..old.cols]),
+            }
+            for (j, value) in values.iter_mut().enumerate() {
+                if !is_kept(mask.row(row), j) {
+                    *value = 0.0;
+                }
+            }
+            match importance {
+                [] => encode_row(new.block_type, &values, bytes),
+                all => encode_row_by_importance(new.block_type, &values, all, bytes),
+            }
+            zero_row(new.block_type, bytes, new.cols, mask.row(row));
+        });
+        if !stays {
+            self.next = new.range.end.next_multiple_of(ALIGNMENT);
+            // Memory that the system does not take back is no reason to stop: the weights are in their new place.
+            if let Err(error) = model.map.release(old.range.clone()) {
+                tracing::debug!("the old bytes of {} stay: {error}", old.name);
+            }
+        }
+        let linears = model.layers[which.layer].linears_mut();
+        linears[which.projection.index()].weight = new;
+    }
+}
+
+/// Where values that are encoded come from.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// The projection as it was.
+    Old(&'a Weight),
+    /// New values, `[rows, cols]`.
+    New(&'a [f32]),
+}
+
+/// Bytes of a weight in the type with a code for 0.
+fn new_bytes(weight: &Weight) -> usize {
+    weight.rows * WITH_ZERO.row_bytes(weight.cols)
+}
+
+/// Decodes a row, given all bytes of its matrix.
+fn decode(weight: &Weight, bytes: &[u8], row: usize, out: &mut [f32]) {
+    match weight.layout {
+        Layout::Native => {
+            let size = weight.row_bytes();
+            decode_row(weight.block_type, &bytes[row * size..][..size], out);
+        }
+        Layout::Packed => decode_packed_row(weight.block_type, bytes, row, out),
+    }
+}
+
+/// Shows `change` every row of a matrix in the native layout, group by group as threads take them, and brings it back into its own.
+fn in_groups(
+    runtime: &Runtime,
+    weight: &Weight,
+    block_type: BlockType,
+    bytes: &mut [u8],
+    change: impl Fn(usize, &mut [u8]) + Sync,
+) {
+    let size = block_type.row_bytes(weight.cols);
+    if bytes.is_empty() {
+        return;
+    }
+    let packed = weight.layout == Layout::Packed;
+    runtime.region(|team: &Team| {
+        team.chunks_mut(bytes, GROUP * size, |group, bytes| {
+            if packed {
+                unpack(block_type, weight.cols, bytes);
+            }
+            for (i, row) in bytes.chunks_exact_mut(size).enumerate() {
+                change(group * GROUP + i, row);
+            }
+            if packed {
+                pack(block_type, weight.cols, bytes);
+            }
+        });
+    });
+}
+
+/// Lets everything of a map move to the beginning of a larger one, piece by piece, so that there are never two of it.
+fn move_to(map: &mut Map, mut larger: Map) {
+    let bytes = map.bytes().len();
+    for start in (0..bytes).step_by(PIECE) {
+        let piece = start..(start + PIECE).min(bytes);
+        larger.bytes_mut()[piece.clone()].copy_from_slice(&map.bytes()[piece.clone()]);
+        // The map goes in any case.
+        let _ = map.release(piece);
+    }
+    *map = larger;
+}
+
+/// How 0 is stored.
+enum Zero {
+    /// As so many bytes of 0.
+    Bytes(usize),
+    /// As a code in a block, in fields of some bits.
+    Code(&'static [Field]),
+    None,
+}
+
+/// Bits of a code: where they lie in a block, as the formats of `quant` have it. The bytes from `at` on are stretches of `run` bytes; the
+/// first `run` values of a stretch are the lowest bits of its bytes, the next ones those above.
+struct Field {
+    at: usize,
+    bits: usize,
+    run: usize,
+    zero: u8,
+}
+
+const fn field(at: usize, bits: usize, run: usize, zero: u8) -> Field {
+    Field {
+        at,
+        bits,
+        run,
+        zero,
+    }
+}
+
+fn zero_code(block_type: BlockType) -> Zero {
+    match block_type {
+        BlockType::F32 => Zero::Bytes(4),
+        BlockType::F16 | BlockType::BF16 => Zero::Bytes(2),
+        BlockType::Q8_0 => Zero::Code(const { &[field(2, 8, 32, 0)] }),
+        // Code 8.
+        BlockType::Q4_0 => Zero::Code(const { &[field(2, 4, 16, 8)] }),
+        // Code 16: the fifth bit alone.
+        BlockType::Q5_0 => Zero::Code(const { &[field(2, 1, 1, 1), field(6, 4, 16, 0)] }),
+        // Code 4: the third bit alone.
+        BlockType::Q3_K => Zero::Code(const { &[field(0, 1, 32, 1), field(32, 2, 32, 0)] }),
+        // Code 32: the sixth bit alone.
+        BlockType::Q6_K => Zero::Code(const { &[field(0, 4, 64, 0), field(128, 2, 32, 2)] }),
+        BlockType::Q4_1
+        | BlockType::Q5_1
+        | BlockType::Q2_K
+        | BlockType::Q4_K
+        | BlockType::Q5_K
+        | BlockType::IQ4_NL
+        | BlockType::IQ4_XS => Zero::None,
+    }
+}
+
+/// Sets the values of a row that go to 0, given the row in the native layout and the words of its mask.
+fn zero_row(block_type: BlockType, bytes: &mut [u8], cols: usize, mask: &[u64]) {
+    let gone = (0..cols).filter(|j| !is_kept(mask, *j));
+    match zero_code(block_type) {
+        Zero::Bytes(size) => gone.for_each(|j| bytes[j * size..][..size].fill(0)),
+        Zero::Code(fields) => {
+            let (len, size) = (block_type.block_len(), block_type.block_bytes());
+            for j in gone {
+                let block = &mut bytes[j / len * size..][..size];
+                fields.iter().for_each(|field| field.set(block, j % len));
+            }
+        }
+        Zero::None => unreachable!("{} has no code for 0", block_type.name()),
+    }
+}
+
+impl Field {
+    /// Sets the field of value i of a block to that of 0.
+    fn set(&self, block: &mut [u8], i: usize) {
+        let in_stretch = self.run * 8 / self.bits;
+        let byte = self.at + self.run * (i / in_stretch) + i % self.run;
+        let shift = self.bits * (i / self.run % (8 / self.bits));
+        let mask = (u8::MAX >> (8 - self.bits)) << shift;
+        block[byte] = block[byte] & !mask | self.zero << shift;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::encode_row;
+
+    #[test]
+    fn values_that_go_are_0_and_the_others_are_as_they_were() {
+        let mut seed = 1u32;
+        let mut next = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        for block_type in BlockType::ALL.into_iter().filter(|t| has_zero(*t)) {
+            let cols = 512;
+            let values: Vec<f32> = (0..cols).map(|_| next()).collect();
+            let mut bytes = vec![0; block_type.row_bytes(cols)];
+            encode_row(block_type, &values, &mut bytes);
+            let (mut before, mut after) = (vec![0.0; cols], vec![0.0; cols]);
+            decode_row(block_type, &bytes, &mut before);
+            let mut mask = KeepMask::new_full(1, cols);
+            (0..cols)
+                .filter(|_| next() < 0.0)
+                .for_each(|j| mask.remove(0, j));
+            zero_row(block_type, &mut bytes, cols, mask.row(0));
+            decode_row(block_type, &bytes, &mut after);
+            for j in 0..cols {
+                match mask.keep(0, j) {
+                    true => assert_eq!(after[j].to_bits(), before[j].to_bits()),
+                    false => assert_eq!(after[j], 0.0, "{} {j}", block_type.name()),
+                }
+            }
+        }
+    }
+}
