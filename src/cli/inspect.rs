@@ -121,6 +121,9 @@ fn write_picture(out: &mut impl Write, record: &Record) -> io::Result<()> {
         record.ratio * 100.0,
         Shown(&record.calibration),
     )?;
+    if let Some(sparse) = &record.sparse {
+        writeln!(out, "single weights set to zero: {}\n", Shown(sparse))?;
+    }
     let heads: Vec<String> = record
         .layers
         .iter()
@@ -241,6 +244,7 @@ fn record_to_json(record: &Record) -> serde_json::Value {
         "profile": record.profile,
         "calibration": record.calibration,
         "model": record.model,
+        "sparse": record.sparse,
         "layers": layers,
     })
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::Engine;
 use super::error::{Doing, EngineError};
 use super::events::{Events, Stage, ignore};
-use super::report::{ExportReport, PruneReport};
+use super::report::{ExportReport, ProfileFrom, PruneReport, SparseReport};
 use crate::count::count;
 use crate::files::TemporaryFile;
 use crate::gguf::{GgufError, GgufFile};
@@ -94,18 +94,50 @@ impl Engine {
         };
         let widths = before.layers.iter();
         let widths: Vec<_> = widths.map(|layer| (layer.heads, layer.channels)).collect();
+        let layers = Record::layers(&report.plan, &widths, export.layers(), earlier.as_ref());
+        let before = earlier.as_ref().and_then(|record| record.sparse.clone());
+        let now = report
+            .sparse
+            .as_ref()
+            .map(|sparse| sparse_in_words(sparse, &calibration.source));
+        let sparse: Vec<String> = before.into_iter().chain(now).collect();
         let tokens = calibration.all_tokens;
+        let record = match (calibration.profile, earlier) {
+            // Heads and channels are as they were pruned before.
+            (ProfileFrom::NotNeeded, Some(earlier)) => earlier,
+            (ProfileFrom::NotNeeded, None) => Record {
+                method: "none".to_owned(),
+                calibration: "no text".to_owned(),
+                ..self.record_of(report, parameters)
+            },
+            _ => Record {
+                calibration: format!("{} of {}", count(tokens, "token"), calibration.source),
+                ..self.record_of(report, parameters)
+            },
+        };
         Ok(Some(Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            model: calibration.model.clone(),
+            sparse: (!sparse.is_empty()).then(|| sparse.join("; then ")),
+            layers,
+            ..record
+        }))
+    }
+
+    /// How heads and channels were removed now, without what became of them.
+    fn record_of(&self, report: &PruneReport, parameters: u64) -> Record {
+        Record {
+            version: String::new(),
             method: method_in_words(report),
             asked: report.ratio,
             ratio: 1.0 - self.model.layer_parameters() as f64 / parameters.max(1) as f64,
             parameters,
-            profile: calibration.hash.clone(),
-            calibration: format!("{} of {}", count(tokens, "token"), calibration.source),
-            model: calibration.model.clone(),
-            layers: Record::layers(&report.plan, &widths, export.layers(), earlier.as_ref()),
-        }))
+            profile: report.calibration.hash.clone(),
+            calibration: String::new(),
+            model: String::new(),
+            sparse: None,
+            layers: Vec::new(),
+        }
     }
 
     /// [`Engine::write_image`] to a file for other programs to read, which goes when it is dropped.
@@ -133,6 +165,19 @@ impl Engine {
         assert!(as_made, "an image has weights as they were made");
         out.write_all(self.model.map.bytes())
     }
+}
+
+/// Which single weights went, and by what.
+fn sparse_in_words(report: &SparseReport, source: &str) -> String {
+    let SparseReport {
+        sparsity, allocate, ..
+    } = report;
+    let percent = 100.0 * report.removed;
+    let text = match report.tokens {
+        0 => String::new(),
+        tokens => format!(", by {} of {source}", count(tokens, "token")),
+    };
+    format!("{sparsity} ({percent:.1} % of the layers' weights, shares {allocate}{text})")
 }
 
 /// The method, and the choices that it came to.

@@ -230,6 +230,7 @@ fn a_file_records_how_it_was_pruned_from_the_first_model_on() {
         profile: "aa".into(),
         calibration: "700 tokens of a text".into(),
         model: source.fingerprint(),
+        sparse: Some("wanda:0.5".into()),
         layers: Record::layers(&first_plan, &widths, export.layers(), None),
     };
     assert_eq!(

@@ -50,6 +50,7 @@ mod serve;
 mod serve_texts;
 mod shell;
 mod soak;
+mod sparse;
 mod stop;
 mod streams;
 mod substitute;

@@ -27,6 +27,8 @@ pub struct Record {
     pub calibration: String,
     /// The [fingerprint](GgufFile::fingerprint) of the file that was pruned the last time.
     pub model: String,
+    /// Which single weights were set to zero, and by what, in words; `None` where none were.
+    pub sparse: Option<String>,
     pub layers: Vec<LayerRecord>,
 }
 
@@ -88,7 +90,7 @@ impl Record {
         };
         let text = |text: &str| Value::String(text.to_owned());
         let heads = self.layers.iter().map(|l| write_heads(&l.heads)).collect();
-        [
+        let entries = [
             ("version", text(&self.version)),
             ("method", text(&self.method)),
             ("ratio_asked", Value::F64(self.asked)),
@@ -101,9 +103,12 @@ impl Record {
             ("heads", Value::StringArray(heads)),
             ("channels_before", numbers(|l| l.channels_before)),
             ("channels", numbers(|l| l.channels)),
-        ]
-        .map(|(key, value)| (format!("{PREFIX}{key}"), value))
-        .into()
+        ];
+        let sparse = self.sparse.iter().map(|words| ("sparse", text(words)));
+        let entries = entries.into_iter().chain(sparse);
+        entries
+            .map(|(key, value)| (format!("{PREFIX}{key}"), value))
+            .collect()
     }
 
     /// The record of a file; `None` if it has none.
@@ -160,6 +165,8 @@ impl Record {
             profile: text("profile")?,
             calibration: text("calibration")?,
             model: text("model")?,
+            // Earlier versions removed no single weights.
+            sparse: file.get::<&str>(&key("sparse"))?.map(str::to_owned),
             layers,
         }))
     }

@@ -219,7 +219,10 @@ fn decide(
         // The other columns all at once: W −= E U.
         let end = columns.end;
         let behind = &mut weights[end..];
-        let behind = MatMut::from_row_major_slice_with_stride_mut(behind, rows, cols - end, cols);
+        // (The function for mutable matrices of rows with a stride takes columns for rows, in faer 0.24, and writes past the end.)
+        let behind =
+            MatMut::from_column_major_slice_with_stride_mut(behind, cols - end, rows, cols);
+        let behind = behind.transpose_mut();
         let errors = MatRef::from_row_major_slice(&errors, rows, width);
         let upper = &factor.upper[columns.start * cols + end..end * cols];
         let upper = MatRef::from_row_major_slice_with_stride(upper, width, cols - end, cols);
