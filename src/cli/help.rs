@@ -39,7 +39,7 @@ pub mod heading {
 }
 
 /// The options that `-h` shows, by their ids, where a command has more than [`FEW`]. `--help` shows all.
-const ESSENTIAL: [&str; 36] = [
+const ESSENTIAL: [&str; 35] = [
     "model",
     "synthetic",
     "prompt",
@@ -66,7 +66,6 @@ const ESSENTIAL: [&str; 36] = [
     "fit",
     "speedup",
     "max_ppl",
-    "sparse",
     "effort",
     "calib",
     "profile",
