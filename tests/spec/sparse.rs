@@ -355,6 +355,10 @@ fn types_without_a_code_for_zero_become_q8_0() {
             };
             assert_eq!(row(&model), row(&dense));
             assert!(model.bytes() > dense.bytes());
+            // What the engine counts with: the whole model moves, and needs room for what it becomes.
+            let counted = sparse::weight_bytes(&dense) as usize;
+            let layers: usize = model.layers.iter().map(|layer| layer.bytes()).sum();
+            assert!((dense.bytes() + layers..dense.bytes() + layers + 64 * 14).contains(&counted));
         }
     }
 }
@@ -941,7 +945,7 @@ fn loss_curves_move_the_budget_and_keep_its_sum() {
         sparse
             .shares
             .iter()
-            .all(|share| (0.3..=0.7).contains(share)),
+            .all(|share| (0.399..=0.601).contains(share)),
         "{:?}",
         sparse.shares
     );
