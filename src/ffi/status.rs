@@ -122,7 +122,9 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::NoFile
         | EngineError::NoTokenizer
         | EngineError::Chat(_) => FlapjackStatus::State,
-        EngineError::NothingToBegin => FlapjackStatus::Argument,
+        EngineError::NothingToBegin
+        | EngineError::SparseTarget
+        | EngineError::CurvesOfGroups { .. } => FlapjackStatus::Argument,
         EngineError::OutOfReach(_) => FlapjackStatus::OutOfReach,
         EngineError::MetricMemory { .. }
         | EngineError::LayerMemory { .. }
@@ -130,6 +132,7 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::ProfileMemory { .. }
         | EngineError::DenseMemory { .. }
         | EngineError::SequentialMemory { .. }
+        | EngineError::SparseMemory { .. }
         | EngineError::Context { .. }
         | EngineError::ContextMemory { .. } => FlapjackStatus::Memory,
         EngineError::Runtime(_) | EngineError::Perplexity(_) | EngineError::Unsuited(_) => {
