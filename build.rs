@@ -14,7 +14,7 @@ const AVX512: &[&str] = &[
     "-mprefer-vector-width=512",
 ];
 const VNNI: &[&str] = &["-mavx512vnni"];
-const BF16: &[&str] = &["-mavx512bf16", "-mavx512vbmi"];
+const BF16: &[&str] = &["-mavx512bf16", "-mavx512vbmi", "-mavx512vbmi2"];
 const AMX: &[&str] = &["-mamx-tile", "-mamx-bf16"];
 const DOTPROD: &[&str] = &["-march=armv8.2-a+dotprod"];
 const I8MM: &[&str] = &["-march=armv8.2-a+dotprod+i8mm"];

@@ -132,7 +132,7 @@ instruction_sets! {
     Avx512 = "avx512", FK_ISA_AVX512;
     /// The same with VNNI.
     Avx512Vnni = "avx512-vnni", FK_ISA_AVX512_VNNI;
-    /// These with BF16 and VBMI.
+    /// These with BF16, VBMI and VBMI2.
     Avx512Bf16 = "avx512-bf16", FK_ISA_AVX512_BF16;
     /// These with AMX's tiles of bfloat16.
     Amx = "amx", FK_ISA_AMX;

@@ -39,7 +39,8 @@ typedef enum fk_type {
 /* How a matrix lies in memory. */
 typedef enum fk_layout {
     FK_LAYOUT_NATIVE = 0, /* row after row, as GGUF stores it */
-    FK_LAYOUT_PACKED = 1  /* groups of FK_GROUP rows interleaved, block by block; see below */
+    FK_LAYOUT_PACKED = 1, /* groups of FK_GROUP rows interleaved, block by block; see below */
+    FK_LAYOUT_SPARSE = 2  /* the same without the weights that were removed; see below */
 } fk_layout;
 
 /* Rows of a packed group. A matrix has rows / FK_GROUP groups; the rows that are left over follow in native form.
@@ -51,13 +52,29 @@ typedef enum fk_layout {
  * plain floats is one value: column by column, 16 rows each. */
 #define FK_GROUP 16
 
+/* Sparse weights are of the types F16, BF16, Q8_0, Q4_0, Q4_1, IQ4_NL and Q4_K. A weight that was removed is 0, in types with
+ * a minimum too. All rows lie in groups; what the last group has beyond the last row is empty.
+ *
+ * The bytes begin with an index: for each group, and once more for the end of the last, the number of bytes from the beginning
+ * of the bytes, 8 bytes each, little-endian. Zeros follow up to a multiple of 64. Every group begins at a multiple of 64, with
+ * zeros before it. Behind the last are FK_SPARSE_TAIL zeros, which vector units may read and the last block cannot outgrow.
+ *
+ * A group is block by block: the fields of a packed group's block but for codes; then for each 32 columns the masks of eight
+ * lines of 64 weights, 8 bytes each, little-endian; then the values of the weights whose bits are set, line after line. Bit
+ * 4 r + i of the mask of line j is column 4 j + i of row r, as in a packed line. 8-bit codes take a byte each. Of 4-bit codes,
+ * those of columns 0 to 15 are in the low halves of bytes, those of columns 16 to 31 in the high halves, each in their order from
+ * the first byte on: as many bytes as the longer half has codes. Codes of Q4_0 are stored exclusive-or 8, so that what is not
+ * there, 0, stands for a weight of 0. Plain floats count as blocks of 32 columns without fields, the last of which may have
+ * fewer; bit 16 i + r of the mask of line j is column 4 j + i of row r, and values take 2 bytes each. docs/format.md has more. */
+#define FK_SPARSE_TAIL 1152
+
 typedef enum fk_isa {
     FK_ISA_GENERIC = 0,
     FK_ISA_AVX2 = 1,         /* AVX2, FMA, F16C */
     FK_ISA_AVX_VNNI = 2,     /* the same and AVX-VNNI, without AVX-512 */
     FK_ISA_AVX512 = 3,       /* AVX-512 F, BW, DQ, VL */
     FK_ISA_AVX512_VNNI = 4,  /* the same and VNNI */
-    FK_ISA_AVX512_BF16 = 5,  /* these, BF16 and VBMI */
+    FK_ISA_AVX512_BF16 = 5,  /* these, BF16, VBMI and VBMI2 */
     FK_ISA_AMX = 6,          /* these, and AMX tiles with bfloat16 products */
     FK_ISA_NEON = 7,         /* 64-bit ARM */
     FK_ISA_NEON_DOTPROD = 8, /* the same and its dot product instructions */
@@ -75,13 +92,17 @@ typedef struct fk_weights {
     fk_type type;
     fk_layout layout;
     const uint8_t *data;
-    size_t row_bytes;
+    size_t row_bytes; /* of native and packed rows */
     size_t rows;
     size_t cols;
+    /* Of sparse weights: all bytes that begin at `data`, and the entry of the index for the group of row 0. Whatever these bytes
+     * are, kernels read nothing beyond them. */
+    size_t bytes;
+    const uint8_t *index;
 } fk_weights;
 
-/* Rows [begin, end) of a matrix, and where their products with a token go: out[r] for row r. begin of packed weights is a
- * multiple of FK_GROUP, and so is end unless it is the last row's. */
+/* Rows [begin, end) of a matrix, and where their products with a token go: out[r] for row r. begin of packed and sparse weights
+ * is a multiple of FK_GROUP, and so is end unless it is the last row's. */
 typedef struct fk_rows {
     fk_weights weights;
     size_t begin;
@@ -163,12 +184,12 @@ typedef struct fk_kernels {
     size_t (*matmul_scratch)(const fk_weights *w, fk_phase phase, size_t tokens);
 
     /* out[t * out_stride + r] = W[r] . X[t] for rows r in [row_begin, row_end) and all tokens t. For types in blocks cols
-     * is a multiple of the block. row_begin of packed weights is a multiple of FK_GROUP. */
+     * is a multiple of the block. row_begin of packed and sparse weights is a multiple of FK_GROUP. */
     void (*matmul)(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                    size_t out_stride, float *scratch);
 
     /* As matmul for one token in the decode phase and rows of several matrices that read it in the same forms; packed rows of
-     * one type are read side by side. */
+     * one type are read side by side, and so are sparse ones. */
     void (*matvec)(const fk_rows *parts, size_t count, const fk_activations *x);
 
     /* Decodes n values (whole blocks) of a row. */

@@ -92,7 +92,8 @@ const fk_kernels *fk_kernels_for(fk_isa isa) {
     int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     int vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    int bf16 = vnni && __builtin_cpu_supports("avx512vbmi") && has_avx512_bf16();
+    int bf16 = vnni && __builtin_cpu_supports("avx512vbmi") &&
+               __builtin_cpu_supports("avx512vbmi2") && has_avx512_bf16();
 #elif defined(__aarch64__)
     int dotprod = PRESUME_DOTPROD || system_has_dotprod();
     int i8mm = dotprod && (PRESUME_I8MM || system_has_i8mm());

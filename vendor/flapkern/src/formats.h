@@ -36,6 +36,10 @@
 /* X(TYPE, VALUES, BYTES) for a type of plain floating-point numbers, whose blocks are single values. */
 #define FK_FLOAT_TYPES(X) X(F32, 1, 4) X(F16, 1, 2) X(BF16, 1, 2)
 
+/* X(TYPE) for the types that weights can be sparse in. */
+#define FK_SPARSE_BLOCK_TYPES(X) X(Q8_0) X(Q4_0) X(Q4_1) X(IQ4_NL) X(Q4_K)
+#define FK_SPARSE_FLOAT_TYPES(X) X(F16) X(BF16)
+
 /* Values of a block. */
 static inline size_t block_len(fk_type type) {
     switch (type) {

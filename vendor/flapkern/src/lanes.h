@@ -16,6 +16,8 @@ typedef uint16_t vs __attribute__((vector_size(FK_LANES * 2)));
 typedef int8_t vb __attribute__((vector_size(FK_LANES)));
 typedef uint8_t vw __attribute__((vector_size(4 * FK_LANES)));
 
+typedef uint8_t sixteen_bytes __attribute__((vector_size(16)));
+
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 

@@ -252,6 +252,108 @@ static void pack(const struct format *f, size_t rows, size_t cols, const uint8_t
     memcpy(to, native + grouped * stride, (rows - grouped) * stride);
 }
 
+/* ---- sparse weights, as the header describes them ---- */
+
+static int has_sparse(const struct format *f) {
+#define OR_IS(TYPE) || f->type == FK_TYPE_##TYPE
+    return 0 FK_SPARSE_BLOCK_TYPES(OR_IS) FK_SPARSE_FLOAT_TYPES(OR_IS);
+}
+
+/* Bytes of a block before its codes. */
+static size_t field_bytes(const struct format *f) {
+    return !is_blocked(f) ? 0 : bytes_of(f) - f->values / (f->type == FK_TYPE_Q8_0 ? 1 : 2);
+}
+
+/* The stored code of value i of a row in blocks. */
+static uint8_t code_at(const struct format *f, const uint8_t *row, size_t i) {
+    const uint8_t *block = row + i / f->values * bytes_of(f), *codes = block + field_bytes(f);
+    const size_t part = i % f->values / FK_BLOCK, at = i % FK_BLOCK;
+    switch (f->type) {
+    case FK_TYPE_Q8_0: return codes[at];
+    case FK_TYPE_Q4_K: return codes[part / 2 * FK_BLOCK + at] >> (4 * (part % 2)) & 15;
+    default: return (at < 16 ? codes[at] & 15 : codes[at - 16] >> 4) ^ (f->type == FK_TYPE_Q4_0 ? 8 : 0);
+    }
+}
+
+static uint8_t *put_u64(uint8_t *p, uint64_t v) {
+    for (int i = 0; i < 8; i++) *p++ = (uint8_t)(v >> (8 * i));
+    return p;
+}
+
+static uint8_t *put_zeros(const uint8_t *from, uint8_t *to) {
+    while ((size_t)(to - from) % 64 != 0) *to++ = 0;
+    return to;
+}
+
+/* Whether value c of row r stays: keep [rows, cols], one byte each. What lies beyond the matrix does not. */
+struct kept {
+    const uint8_t *keep;
+    size_t rows, cols;
+};
+
+static int stays(const struct kept *k, size_t r, size_t c) {
+    return r < k->rows && c < k->cols && k->keep[r * k->cols + c];
+}
+
+/* 32 columns from k on of the group of row `group`. */
+static uint8_t *put_part(const struct format *f, const uint8_t *native, const struct kept *kept, size_t group, size_t k,
+                         uint8_t *to) {
+    const size_t stride = row_bytes(f, kept->cols);
+    const int floats = !is_blocked(f);
+    uint8_t *values = to + 64, *half[2] = {values, values};
+    if (!floats && f->type != FK_TYPE_Q8_0) memset(values, 0, FK_GROUP * FK_BLOCK / 2);
+    for (size_t line = 0; line < 8; line++) {
+        uint64_t mask = 0;
+        for (size_t bit = 0; bit < 64; bit++) {
+            const size_t r = group + (floats ? bit % 16 : bit / 4), c = k + 4 * line + (floats ? bit / 16 : bit % 4);
+            if (!stays(kept, r, c)) continue;
+            mask |= (uint64_t)1 << bit;
+            if (floats) {
+                memcpy(values, native + r * stride + 2 * c, 2);
+                values += 2;
+            } else if (f->type == FK_TYPE_Q8_0) {
+                *values++ = code_at(f, native + r * stride, c);
+            } else {
+                *half[line / 4]++ |= (uint8_t)(code_at(f, native + r * stride, c) << (line < 4 ? 0 : 4));
+            }
+        }
+        to = put_u64(to, mask);
+    }
+    if (floats || f->type == FK_TYPE_Q8_0) return values;
+    return half[0] > half[1] ? half[0] : half[1];
+}
+
+/* The bytes of a sparse matrix of the weights that stay. */
+static uint8_t *sparse_of(const struct format *f, const uint8_t *native, const struct kept *kept, size_t *bytes) {
+    const size_t groups = (kept->rows + FK_GROUP - 1) / FK_GROUP, stride = row_bytes(f, kept->cols);
+    const size_t step = is_blocked(f) ? f->values : FK_BLOCK, steps = (kept->cols + step - 1) / step;
+    const size_t most = 64 * (groups + 2) + groups * steps * step * FK_GROUP * 3 + FK_SPARSE_TAIL;
+    uint8_t *all = malloc(most + 8 * groups), *to = put_zeros(all, all + 8 * (groups + 1));
+    memset(all, 0, 8 * (groups + 1));
+    for (size_t g = 0; g < groups; g++) {
+        put_u64(all + 8 * g, (uint64_t)(to - all));
+        for (size_t s = 0; s < steps; s++) {
+            size_t at = s * bytes_of(f);
+            for (int i = 0; i < 5 && at < s * bytes_of(f) + field_bytes(f); i++)
+                for (size_t n = 0; n < f->fields[i].count; n++, at += f->fields[i].size)
+                    for (size_t r = g * FK_GROUP; r < (g + 1) * FK_GROUP; r++, to += f->fields[i].size) {
+                        memset(to, 0, f->fields[i].size);
+                        if (r < kept->rows) memcpy(to, native + r * stride + at, f->fields[i].size);
+                    }
+            for (size_t k = s * step; k < (s + 1) * step; k += FK_BLOCK)
+                to = put_part(f, native, kept, g * FK_GROUP, k, to);
+        }
+        to = put_zeros(all, to);
+    }
+    put_u64(all + 8 * groups, (uint64_t)(to - all));
+    memset(to, 0, FK_SPARSE_TAIL);
+    *bytes = (size_t)(to - all) + FK_SPARSE_TAIL;
+    uint8_t *out = guarded(*bytes, 0);
+    memcpy(out, all, *bytes);
+    free(all);
+    return out;
+}
+
 /* ---- the tables and what they got wrong ---- */
 
 static struct table {
@@ -321,12 +423,14 @@ static struct inputs inputs_of(const float *values, size_t tokens, size_t cols) 
     return in;
 }
 
-/* W X and the sum of the sizes of its terms for both forms of the activations, [tokens, rows] each. */
+/* W X and the sum of the sizes of its terms for both forms of the activations, [tokens, rows] each. Weights that do not stay are
+ * 0; all stay if `kept` is null. */
 struct product {
     double *value[2], *size[2];
 };
 
-static struct product product_of(const struct format *f, const uint8_t *native, size_t rows, const struct inputs *in) {
+static struct product product_of(const struct format *f, const uint8_t *native, size_t rows, const struct inputs *in,
+                                 const struct kept *kept) {
     const size_t cols = in->x.cols, tokens = in->x.tokens;
     struct product p;
     for (int form = 0; form < 2; form++) {
@@ -336,6 +440,7 @@ static struct product product_of(const struct format *f, const uint8_t *native, 
     double *w = guarded(cols * sizeof *w, 0), *size = guarded(cols * sizeof *size, 0);
     for (size_t r = 0; r < rows; r++) {
         for (size_t i = 0; i < cols; i++) w[i] = decode(f, native + r * row_bytes(f, cols), i, &size[i]);
+        for (size_t i = 0; kept && i < cols; i++) w[i] = stays(kept, r, i) ? w[i] : 0;
         for (size_t t = 0; t < tokens; t++)
             for (int form = 0; form < 2; form++) {
                 const double *x = (form ? in->rounded : in->exact) + t * cols;
@@ -353,7 +458,9 @@ static struct product product_of(const struct format *f, const uint8_t *native, 
 
 static const char *phase_name(fk_phase phase) { return phase == FK_PHASE_PREFILL ? "prompt" : "generated"; }
 
-static const char *layout_name(fk_layout layout) { return layout == FK_LAYOUT_PACKED ? "packed" : "native"; }
+static const char *layout_name(fk_layout layout) {
+    return layout == FK_LAYOUT_PACKED ? "packed" : layout == FK_LAYOUT_SPARSE ? "sparse" : "native";
+}
 
 /* Columns of the output that are not the product's. */
 #define MARGIN 3
@@ -383,7 +490,7 @@ static void check_together(struct table *table, const struct format *f, const fk
     for (size_t i = 0; i < w->cols; i++) line[i] = plain[i % COUNT(plain)];
     fk_activations both = *x;
     /* A native matrix of floats between the others: it asks for values, which are there only if x has them. */
-    const fk_weights other = {FK_TYPE_F32, FK_LAYOUT_NATIVE, (const uint8_t *)line, 4 * w->cols, 1, w->cols};
+    const fk_weights other = {FK_TYPE_F32, FK_LAYOUT_NATIVE, (const uint8_t *)line, 4 * w->cols, 1, w->cols, 0, 0};
     const size_t middle = w->rows / 2 / FK_GROUP * FK_GROUP;
     float *first = floats(w->rows), *second = floats(w->rows), *third = floats(w->rows), alone, together;
     const fk_rows parts[] = {{*w, 0, middle, first},
@@ -445,9 +552,9 @@ static void check_each_alone(struct table *table, const struct format *f, const 
 
 /* One matrix in one layout and tokens of one phase. */
 static void check_product(struct table *table, const struct format *f, fk_layout layout, fk_phase phase, const uint8_t *data,
-                          size_t rows, const struct inputs *in, const struct product *p, const char *what) {
+                          size_t bytes, size_t rows, const struct inputs *in, const struct product *p, const char *what) {
     const size_t mark = area_count, cols = in->x.cols, tokens = in->x.tokens, stride = rows + MARGIN;
-    const fk_weights w = {f->type, layout, data, row_bytes(f, cols), rows, cols};
+    const fk_weights w = {f->type, layout, data, row_bytes(f, cols), rows, cols, bytes, data};
     fk_activations x = in->x;
     x.phase = phase;
     if (tokens > 1) check_each_alone(table, f, &w, &x);
@@ -482,7 +589,7 @@ static void check_product(struct table *table, const struct format *f, fk_layout
             expect(table, out[t * stride + r] == UNTOUCHED, "matmul %s: writes beyond row %zu", f->name, rows);
     }
     const size_t native_ends[] = {1, 2, 7, 16, 29, 32, 50}, packed_ends[] = {16, 48};
-    const float *split = layout == FK_LAYOUT_PACKED
+    const float *split = layout != FK_LAYOUT_NATIVE
                              ? multiply(table->kernels, &w, &x, packed_ends, COUNT(packed_ends))
                              : multiply(table->kernels, &w, &x, native_ends, COUNT(native_ends));
     expect(table, memcmp(out, split, tokens * stride * sizeof *out) == 0 || !isfinite(p->value[form][0]),
@@ -492,20 +599,57 @@ static void check_product(struct table *table, const struct format *f, fk_layout
     release(mark);
 }
 
+/* Which weights stay, in patterns that take turns: half of them, two of four, none, all, blocks and rows of none and all, few. */
+static uint8_t *random_keep(size_t rows, size_t cols) {
+    static size_t turn;
+    uint8_t *keep = guarded(rows * cols, 0);
+    const size_t pattern = turn++ % 6;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < cols; c++) {
+            uint8_t *k = keep + r * cols + c;
+            const size_t piece = r / FK_GROUP + c / FK_BLOCK;
+            switch (pattern) {
+            case 0: *k = random_below(2) == 0; break;
+            case 1: *k = c % 4 == 0 ? random_below(2) == 0 : c % 4 == 1 ? !k[-1] : c % 4 == 2 ? k[-2] : k[-2]; break;
+            case 2: *k = 0; break;
+            case 3: *k = 1; break;
+            case 4: *k = r % 5 == 0 ? 0 : r % 5 == 1 ? 1 : piece % 3 == 0 ? 0 : piece % 3 == 1 ? 1 : random_below(2) == 0; break;
+            default: *k = random_below(20) == 0;
+            }
+        }
+    return keep;
+}
+
+/* The same matrix without some of its weights. */
+static void check_sparse_matrix(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
+                                size_t cols, const char *what) {
+    const size_t mark = area_count;
+    struct inputs in = inputs_of(values, tokens, cols);
+    const struct kept kept = {random_keep(rows, cols), rows, cols};
+    struct product p = product_of(f, native, rows, &in, &kept);
+    size_t bytes;
+    const uint8_t *sparse = sparse_of(f, native, &kept, &bytes);
+    for EACH_TABLE (table)
+        for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++)
+            check_product(table, f, FK_LAYOUT_SPARSE, (fk_phase)phase, sparse, bytes, rows, &in, &p, what);
+    release(mark);
+}
+
 /* One matrix in all of its layouts by all tables, in both phases. */
 static void check_matrix(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
                          size_t cols, const char *what) {
     const size_t mark = area_count;
     struct inputs in = inputs_of(values, tokens, cols);
-    struct product p = product_of(f, native, rows, &in);
+    struct product p = product_of(f, native, rows, &in, 0);
     uint8_t *packed = guarded(rows * row_bytes(f, cols), tokens % 2);
     pack(f, rows, cols, native, packed);
     for EACH_TABLE (table)
         for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++) {
-            check_product(table, f, FK_LAYOUT_NATIVE, (fk_phase)phase, native, rows, &in, &p, what);
-            check_product(table, f, FK_LAYOUT_PACKED, (fk_phase)phase, packed, rows, &in, &p, what);
+            check_product(table, f, FK_LAYOUT_NATIVE, (fk_phase)phase, native, 0, rows, &in, &p, what);
+            check_product(table, f, FK_LAYOUT_PACKED, (fk_phase)phase, packed, 0, rows, &in, &p, what);
         }
     release(mark);
+    if (has_sparse(f)) check_sparse_matrix(f, native, rows, values, tokens, cols, what);
 }
 
 /* Widths, heights and numbers of tokens. Weights are bytes and may lie anywhere: every other matrix is at an odd address. */

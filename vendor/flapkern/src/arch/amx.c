@@ -1,4 +1,4 @@
-/* AVX-512 with VNNI, BF16, VBMI and AMX tiles of bfloat16: Sapphire Rapids and later. */
+/* AVX-512 with VNNI, BF16, VBMI, VBMI2 and AMX tiles of bfloat16: Sapphire Rapids and later. */
 #define FK_VNNI 1
 #define FK_BF16 1
 #define FK_AMX 1

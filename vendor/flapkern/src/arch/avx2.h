@@ -12,6 +12,7 @@
 #define FK_OWN_SUM_EACH
 #include "../lanes.h"
 #include "../half.h"
+#include "flapkern.h"
 
 INLINE vi widen_bytes(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 INLINE vi widen_signed(const uint8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
@@ -177,6 +178,15 @@ INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
 INLINE vw look_up(const int8_t *table, vw codes) {
     __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
     return (vw)_mm256_shuffle_epi8(both, (__m256i)codes);
+}
+
+INLINE sixteen_bytes shuffle_bytes(sixteen_bytes bytes, sixteen_bytes from) {
+    return (sixteen_bytes)_mm_shuffle_epi8((__m128i)bytes, (__m128i)from);
+}
+
+INLINE void widen_halves(fk_type type, sixteen_bytes halves, vf *out) {
+    *out = type == FK_TYPE_F16 ? (vf)_mm256_cvtph_ps((__m128i)halves)
+                               : (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)halves), 16);
 }
 
 #include "../ops/table.h"

@@ -1,5 +1,5 @@
 /* What the sets with AVX-512 share. The file that includes this defines FK_VNNI (1 if there is VNNI, else 0), FK_BF16 (1 if
- * there are BF16 and VBMI), FK_AMX (1 if there is AMX), FK_TABLE and FK_NAME. A vector of 64 bytes holds two blocks. */
+ * there are BF16, VBMI and VBMI2), FK_AMX (1 if there is AMX), FK_TABLE and FK_NAME. A vector of 64 bytes holds two blocks. */
 #include <immintrin.h>
 
 #ifndef FK_VNNI
@@ -13,6 +13,7 @@
 #define FK_OWN_EXP
 #include "../lanes.h"
 #include "../half.h"
+#include "flapkern.h"
 
 INLINE vi widen_bytes(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vi widen_signed(const uint8_t *p) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
@@ -236,6 +237,29 @@ INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
         sum += (vi)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
     }
     return sum;
+}
+#endif
+
+#define FK_OWN_MASK_LINE
+INLINE void mask_line(uint64_t mask, vw *line) { *line = (vw)_mm512_maskz_set1_epi8(mask, 1); }
+
+#define FK_OWN_EXPAND_COLUMN
+INLINE void expand_column(fk_type type, const uint8_t *p, uint32_t mask, vf *column) {
+    const __m256i halves = _mm256_loadu_si256((const __m256i *)p);
+    if (type == FK_TYPE_F16)
+        *column = (vf)_mm512_maskz_expand_ps((__mmask16)mask, _mm512_cvtph_ps(halves));
+    else
+        *column = (vf)_mm512_slli_epi32(_mm512_maskz_expand_epi32((__mmask16)mask, _mm512_cvtepu16_epi32(halves)), 16);
+}
+
+#if FK_BF16
+#define FK_OWN_EXPAND_LINE
+INLINE void expand_line(const uint8_t *p, uint64_t mask, vw *line) {
+    *line = (vw)_mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(p));
+}
+#else
+INLINE sixteen_bytes shuffle_bytes(sixteen_bytes bytes, sixteen_bytes from) {
+    return (sixteen_bytes)_mm_shuffle_epi8((__m128i)bytes, (__m128i)from);
 }
 #endif
 

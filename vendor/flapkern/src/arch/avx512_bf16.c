@@ -1,4 +1,4 @@
-/* AVX-512 with VNNI, BF16 and VBMI: Zen 4, and Sapphire Rapids without its tiles. */
+/* AVX-512 with VNNI, BF16, VBMI and VBMI2: Zen 4, and Sapphire Rapids without its tiles. */
 #define FK_VNNI 1
 #define FK_BF16 1
 #define FK_TABLE fk_table_avx512_bf16

@@ -2,7 +2,8 @@
  * missing, and names a function that is missing or has another type by its declaration here.
  *
  * Optional are FK_BF16 and FK_AMX (1 for the products of ops/tiled.h, and for its AMX variant), and whatever lanes.h and
- * ops/packed.h have a plain version of: FK_OWN_WIDTHS, FK_OWN_REDUCTIONS, FK_OWN_SUM_EACH, FK_OWN_EXP, FK_OWN_SPREAD. */
+ * ops/packed.h have a plain version of: FK_OWN_WIDTHS, FK_OWN_REDUCTIONS, FK_OWN_SUM_EACH, FK_OWN_EXP, FK_OWN_SPREAD; and what
+ * ops/expand.h makes of shuffle_bytes: FK_OWN_EXPAND_LINE, FK_OWN_MASK_LINE, FK_OWN_EXPAND_COLUMN. */
 
 /* FK_LANES is the number of floats in a vector; lanes.h makes the vector types of it. */
 #ifndef FK_LANES
@@ -63,3 +64,25 @@ INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x);
 
 /* The entries of a table of 16 bytes at codes of 4 bits. */
 INLINE vw look_up(const int8_t *table, vw codes);
+
+/* A line of 64 bytes, as packed weights have them, is 64 / sizeof(vw) vectors, and a column of 16 rows FK_GROUP / FK_LANES. */
+
+/* Spreads bytes from p on over the places of a line whose bits are set in `mask`, in order; the others become 0. Up to 64 bytes
+ * from p on are read. */
+INLINE void expand_line(const uint8_t *p, uint64_t mask, vw *line);
+
+/* 1 in the bytes of a line whose bits are set in `mask`, 0 in the others. */
+INLINE void mask_line(uint64_t mask, vw *line);
+
+/* Spreads F16 or BF16 numbers from p on over the rows whose bits are set in `mask`, of 16 bits; the others become 0. Up to 32
+ * bytes from p on are read. */
+INLINE void expand_column(fk_type type, const uint8_t *p, uint32_t mask, vf *column);
+
+#ifndef FK_OWN_EXPAND_LINE
+/* The bytes with the numbers in `from`; 0 where these have bit 7 set. */
+INLINE sixteen_bytes shuffle_bytes(sixteen_bytes bytes, sixteen_bytes from);
+#endif
+#ifndef FK_OWN_EXPAND_COLUMN
+/* Eight F16 or BF16 numbers to 8 / FK_LANES vectors. */
+INLINE void widen_halves(fk_type type, sixteen_bytes halves, vf *out);
+#endif

@@ -2,6 +2,7 @@
 #define FK_LANES 4
 #include "../lanes.h"
 #include "../half.h"
+#include "flapkern.h"
 
 #define GEMM_TOKENS 4
 #define GEMM_VECTORS 2
@@ -71,6 +72,31 @@ INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
 INLINE vw look_up(const int8_t *table, vw codes) {
     for (int i = 0; i < 4 * FK_LANES; i++) codes[i] = (uint8_t)table[codes[i]];
     return codes;
+}
+
+#define FK_OWN_EXPAND_LINE
+INLINE void expand_line(const uint8_t *p, uint64_t mask, vw *line) {
+    uint8_t bytes[64];
+    for (int i = 0; i < 64; i++, mask >>= 1) bytes[i] = mask & 1 ? *p++ : 0;
+    memcpy(line, bytes, sizeof bytes);
+}
+
+#define FK_OWN_MASK_LINE
+INLINE void mask_line(uint64_t mask, vw *line) {
+    uint8_t bytes[64];
+    for (int i = 0; i < 64; i++) bytes[i] = mask >> i & 1;
+    memcpy(line, bytes, sizeof bytes);
+}
+
+#define FK_OWN_EXPAND_COLUMN
+INLINE void expand_column(fk_type type, const uint8_t *p, uint32_t mask, vf *column) {
+    float values[FK_GROUP] = {0};
+    for (int i = 0; i < FK_GROUP; i++)
+        if (mask >> i & 1) {
+            values[i] = type == FK_TYPE_F16 ? half_to_float(load_u16(p)) : bfloat_to_float(load_u16(p));
+            p += 2;
+        }
+    memcpy(column, values, sizeof values);
 }
 
 #define FK_TABLE fk_table_generic

@@ -10,6 +10,7 @@
 #define FK_LANES 4
 #include "../lanes.h"
 #include "../half.h"
+#include "flapkern.h"
 
 /* 24 of the 32 registers hold sums, 2 hold a column of weights, and the rest holds activations. With a tile of 6 by 4
  * compilers keep one of the sums in memory. */
@@ -172,5 +173,22 @@ INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
     return sum;
 }
 #endif
+
+/* Places beyond the table, those with bit 7 among them, become 0. */
+INLINE sixteen_bytes shuffle_bytes(sixteen_bytes bytes, sixteen_bytes from) {
+    return (sixteen_bytes)vqtbl1q_u8((uint8x16_t)bytes, (uint8x16_t)from);
+}
+
+INLINE void widen_halves(fk_type type, sixteen_bytes halves, vf *out) {
+    if (type == FK_TYPE_F16) {
+        const float16x8_t all = vreinterpretq_f16_u8((uint8x16_t)halves);
+        out[0] = (vf)vcvt_f32_f16(vget_low_f16(all));
+        out[1] = (vf)vcvt_high_f32_f16(all);
+    } else {
+        const uint16x8_t all = vreinterpretq_u16_u8((uint8x16_t)halves);
+        out[0] = (vf)vshll_n_u16(vget_low_u16(all), 16);
+        out[1] = (vf)vshll_high_n_u16(all, 16);
+    }
+}
 
 #include "../ops/table.h"

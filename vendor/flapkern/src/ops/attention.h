@@ -303,7 +303,12 @@ static void attend_tiled(const float *q, size_t queries, const size_t *visible, 
     for (size_t from = 0; from < last; from += ATTEND_TILE) {
         const size_t positions = last - from < ATTEND_TILE ? last - from : ATTEND_TILE;
         const uint8_t *values = block_values(kv, from / ATTEND_TILE);
-        const fk_weights keys = {kv->type, FK_LAYOUT_NATIVE, block_keys(kv, from / ATTEND_TILE), kv->row_bytes, positions, dim};
+        const fk_weights keys = {.type = kv->type,
+                                 .layout = FK_LAYOUT_NATIVE,
+                                 .data = block_keys(kv, from / ATTEND_TILE),
+                                 .row_bytes = kv->row_bytes,
+                                 .rows = positions,
+                                 .cols = dim};
         for (size_t p = 0; p < positions; p += GEMM_ROWS) {
             size_t count = positions - p < GEMM_ROWS ? positions - p : GEMM_ROWS;
             for (size_t k = 0; k < dim; k += GEMM_DEPTH) {

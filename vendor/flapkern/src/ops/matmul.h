@@ -5,6 +5,8 @@ static int is_float(fk_type type) { return block_len(type) == 1; }
 /* In prefill, weights that are decoded to panels of single precision; packed codes are multiplied as they are. */
 static int wants_panels(const fk_weights *w) { return w->layout == FK_LAYOUT_NATIVE || is_float(w->type); }
 
+static int is_sparse(const fk_weights *w) { return w->layout == FK_LAYOUT_SPARSE; }
+
 static fk_form activation_form(const fk_weights *w, fk_phase phase) {
     if (phase == FK_PHASE_PREFILL) {
 #if FK_BF16
@@ -13,7 +15,7 @@ static fk_form activation_form(const fk_weights *w, fk_phase phase) {
         return wants_panels(w) ? FK_FORM_FLOAT : FK_FORM_INT8;
     }
     if (is_float(w->type)) return FK_FORM_FLOAT;
-    return w->layout == FK_LAYOUT_PACKED || has_native_dot(w->type) ? FK_FORM_INT8 : FK_FORM_FLOAT;
+    return w->layout != FK_LAYOUT_NATIVE || has_native_dot(w->type) ? FK_FORM_INT8 : FK_FORM_FLOAT;
 }
 
 static size_t matmul_scratch(const fk_weights *w, fk_phase phase, size_t tokens) {
@@ -21,8 +23,10 @@ static size_t matmul_scratch(const fk_weights *w, fk_phase phase, size_t tokens)
 #if FK_BF16
         if (wants_tiles(w)) return TILED_SCRATCH;
 #endif
-        if (wants_panels(w)) return GEMM_SCRATCH;
+        if (wants_panels(w)) return is_sparse(w) ? SPARSE_GEMM_SCRATCH : GEMM_SCRATCH;
+        if (is_sparse(w)) return SPARSE_SCRATCH(tokens);
     }
+    if (is_sparse(w) && tokens > 1) return is_float(w->type) ? SPARSE_FLOAT_SCRATCH(tokens) : SPARSE_SCRATCH(tokens);
     return w->layout == FK_LAYOUT_PACKED && !is_float(w->type) && tokens > PACKED_TOKENS ? DECODED_SCRATCH : 0;
 }
 
@@ -31,13 +35,19 @@ static void matvec(const fk_rows *parts, size_t count, const fk_activations *x) 
     while (parts < all) {
         const fk_type type = parts->weights.type;
         const fk_rows *end = parts;
+        while (end < all && is_sparse(&end->weights) && end->weights.type == type) end++;
+        if (end > parts) {
+            in_sparse_streams(type, parts, end, x);
+            parts = end;
+            continue;
+        }
         while (end < all && end->weights.layout == FK_LAYOUT_PACKED && end->weights.type == type) end++;
         if (end > parts) in_streams(streams_for(type), streams_of(type), parts, end, x);
         /* What fills no group, or else one matrix of native rows. */
         end += end == parts;
         for (; parts < end; parts++) {
             const int packed = parts->weights.layout == FK_LAYOUT_PACKED;
-            const size_t begin = parts->begin + (packed ? whole_groups(parts) * FK_GROUP : 0);
+            const size_t begin = parts->begin + (packed ? groups_of(parts) * FK_GROUP : 0);
             if (begin < parts->end) native_rows(&parts->weights, begin, parts->end, x, parts->out, 0);
         }
     }
@@ -52,6 +62,13 @@ static void prefill(const fk_weights *w, size_t row_begin, size_t row_end, const
         return;
     }
 #endif
+    if (is_sparse(w)) {
+        if (is_float(w->type))
+            sparse_gemm(w, row_begin, row_end, x, out, out_stride, scratch);
+        else
+            sparse_rows(w, row_begin, row_end, x, out, out_stride, scratch);
+        return;
+    }
     if (w->layout == FK_LAYOUT_NATIVE) {
         gemm(w, row_begin, row_end, x, out, out_stride, scratch);
         return;
@@ -71,6 +88,13 @@ static void prefill(const fk_weights *w, size_t row_begin, size_t row_end, const
 /* Generated tokens of several texts: as matvec computes each of them, but the weights are read once for all. */
 static void decode(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                    size_t out_stride, float *scratch) {
+    if (is_sparse(w)) {
+        if (is_float(w->type))
+            sparse_floats(w, row_begin, row_end, x, out, out_stride, scratch);
+        else
+            sparse_rows(w, row_begin, row_end, x, out, out_stride, scratch);
+        return;
+    }
     const size_t packed_end = w->layout == FK_LAYOUT_PACKED ? w->rows / FK_GROUP * FK_GROUP : 0;
     const size_t end = row_end < packed_end ? row_end : packed_end;
     if (row_begin < end) {

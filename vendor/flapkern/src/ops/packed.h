@@ -94,20 +94,40 @@ INLINE vw as_signed(vw codes) { return SIGNED_OFFSET ? codes ^ 0x80 : codes; }
 INLINE vw spread_fifth_bits(vu bits, int j) { return (vw)((bits >> (4 * j) & 15) * 0x02040810u & 0x10101010u); }
 #endif
 
+/* Loads the scale, and the minimum, of columns 32 s to 32 s + 31 of vector v of a packed block at p, for types whose fields for
+ * these come before their codes. */
+INLINE void load_scale(fk_type type, const uint8_t *p, int s, int v, packed_block *b) {
+    b->scale[0] = load_halves(p, v);
+    if (type == FK_TYPE_Q4_1) b->minimum[0] = load_halves(p + 32, v);
+    if (type == FK_TYPE_Q4_K || type == FK_TYPE_Q5_K) {
+        const uint8_t *scales = p + 64;
+        vi scale, minimum;
+        if (s < 4) {
+            scale = load_bytes(scales + 16 * s, v) & 63;
+            minimum = load_bytes(scales + 16 * (s + 4), v) & 63;
+        } else {
+            vi both = load_bytes(scales + 16 * (s + 4), v);
+            scale = (both & 15) | load_bytes(scales + 16 * (s - 4), v) >> 6 << 4;
+            minimum = both >> 4 | load_bytes(scales + 16 * s, v) >> 6 << 4;
+        }
+        b->scale[0] *= to_float(scale);
+        b->minimum[0] = -load_halves(p + 32, v) * to_float(minimum);
+    }
+}
+
 /* Loads columns 32 s to 32 s + 31 of vector v of a packed block at p; s is 0 for types whose blocks have 32. */
 INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_block *b) {
     switch (type) {
     case FK_TYPE_Q8_0:
-        b->scale[0] = load_halves(p, v);
+        load_scale(type, p, s, v, b);
         UNROLL for (int j = 0; j < 8; j++) b->codes[j] = as_signed(load_line(p + 32, j, v));
         break;
     case FK_TYPE_Q4_0:
-        b->scale[0] = load_halves(p, v);
+        load_scale(type, p, s, v, b);
         split_nibbles(p + 32, 0, v, b->codes);
         break;
     case FK_TYPE_Q4_1:
-        b->scale[0] = load_halves(p, v);
-        b->minimum[0] = load_halves(p + 32, v);
+        load_scale(type, p, s, v, b);
         split_nibbles(p + 64, 0, v, b->codes);
         break;
     case FK_TYPE_Q5_0:
@@ -121,7 +141,7 @@ INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_bloc
         break;
     }
     case FK_TYPE_IQ4_NL:
-        b->scale[0] = load_halves(p, v);
+        load_scale(type, p, s, v, b);
         split_nibbles(p + 32, 0, v, b->codes);
         UNROLL for (int j = 0; j < 8; j++) b->codes[j] = as_signed(look_up(iq4_levels, b->codes[j]));
         break;
@@ -135,19 +155,9 @@ INLINE void load_block(fk_type type, const uint8_t *p, int s, int v, packed_bloc
     }
     case FK_TYPE_Q4_K:
     case FK_TYPE_Q5_K: {
-        const uint8_t *scales = p + 64, *fifth = scales + 192;
+        const uint8_t *fifth = p + 64 + 192;
         const uint8_t *lines = type == FK_TYPE_Q5_K ? fifth + 8 * 64 : fifth;
-        vi scale, minimum;
-        if (s < 4) {
-            scale = load_bytes(scales + 16 * s, v) & 63;
-            minimum = load_bytes(scales + 16 * (s + 4), v) & 63;
-        } else {
-            vi both = load_bytes(scales + 16 * (s + 4), v);
-            scale = (both & 15) | load_bytes(scales + 16 * (s - 4), v) >> 6 << 4;
-            minimum = both >> 4 | load_bytes(scales + 16 * s, v) >> 6 << 4;
-        }
-        b->scale[0] = load_halves(p, v) * to_float(scale);
-        b->minimum[0] = -load_halves(p + 32, v) * to_float(minimum);
+        load_scale(type, p, s, v, b);
         UNROLL for (int j = 0; j < 8; j++) {
             vw both = load_line(lines, s / 2 * 8 + j, v);
             b->codes[j] = s % 2 ? both >> 4 : both & 15;
@@ -222,9 +232,10 @@ INLINE vi dot_codes(fk_type type, vi sum, const vw *codes, int words, const int8
     return dot_unsigned(sum, codes, words, code_bits(type), x);
 }
 
-/* total[t] += one block of weights times block `block` of token t0 + t, for t < `tokens` (a constant). */
-INLINE void multiply_block(fk_type type, int tokens, const packed_block *w, const fk_activations *x, size_t t0,
-                           size_t block, vf *total) {
+/* total[t] += one block of weights times block `block` of token t0 + t, for t < `tokens` (a constant). `kept` is 0, or eight
+ * vectors of bytes that are 1 where there is a weight, and 0 elsewhere: there the minimum does not count. */
+INLINE void multiply_block(fk_type type, int tokens, const packed_block *w, const vw *kept, const fk_activations *x,
+                           size_t t0, size_t block, vf *total) {
     const size_t blocks = x->cols / FK_BLOCK;
     UNROLL for (int t = 0; t < tokens; t++) {
         const int8_t *q = x->quantized + (t0 + t) * x->cols + block * FK_BLOCK;
@@ -242,7 +253,10 @@ INLINE void multiply_block(fk_type type, int tokens, const packed_block *w, cons
             vi sum = (vi){0} - code_offset(type) * (sums[0] + sums[1]);
             sum = dot_codes(type, sum, w->codes, 8, q);
             total[t] += to_float(sum) * (w->scale[0] * scale);
-            if (has_minimum(type)) total[t] += w->minimum[0] * x->block_sums[at];
+            if (has_minimum(type) && kept)
+                total[t] += w->minimum[0] * (to_float(dot_unsigned((vi){0}, kept, 8, 1, q)) * scale);
+            else if (has_minimum(type))
+                total[t] += w->minimum[0] * x->block_sums[at];
         }
     }
 }
@@ -259,10 +273,10 @@ INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, c
             load_super_block(type, group, v, all);
             /* One copy of the multiplication: eight would only fill the instruction cache. */
             _Pragma("GCC unroll 1") for (int s = 0; s < 8; s++, block++)
-                multiply_block(type, tokens, &all[s], x, t0, block, total);
+                multiply_block(type, tokens, &all[s], 0, x, t0, block, total);
         } else {
             load_block(type, group, 0, v, &w);
-            multiply_block(type, tokens, &w, x, t0, block, total);
+            multiply_block(type, tokens, &w, 0, x, t0, block, total);
             block++;
         }
     }
@@ -299,17 +313,32 @@ INLINE void reload_block(fk_type type, const vf *from, packed_block *w) {
         UNROLL for (int i = 0; i < parts; i++) w->minimum[i] = from[8 + parts + i];
 }
 
-/* packed_tile for blocks [first, first + blocks), which are decoded. Adds to what out holds unless `first` is 0. */
-INLINE void decoded_tile(fk_type type, int tokens, const vf *decoded, size_t first, size_t blocks,
+/* packed_tile for blocks [first, first + blocks), which are decoded, behind each of them `kept` vectors (0 or 8, a constant) of
+ * the weights that there are. Adds to what out holds unless `first` is 0. */
+INLINE void decoded_tile(fk_type type, int tokens, const vf *decoded, int kept, size_t first, size_t blocks,
                          const fk_activations *x, size_t t0, float *out, size_t out_stride) {
     vf total[PACKED_TOKENS];
     UNROLL for (int t = 0; t < tokens; t++) total[t] = first == 0 ? (vf){0} : load(out + t * out_stride);
-    for (size_t block = first; block < first + blocks; block++, decoded += decoded_vectors(type)) {
+    for (size_t block = first; block < first + blocks; block++, decoded += decoded_vectors(type) + kept) {
         packed_block w;
         reload_block(type, decoded, &w);
-        multiply_block(type, tokens, &w, x, t0, block, total);
+        multiply_block(type, tokens, &w, kept ? (const vw *)(decoded + decoded_vectors(type)) : 0, x, t0, block, total);
     }
     UNROLL for (int t = 0; t < tokens; t++) store(out + t * out_stride, total[t]);
+}
+
+/* The products of one vector of rows and all tokens, tile by tile; see decoded_tile. */
+INLINE void decoded_vector(fk_type type, const vf *decoded, int kept, size_t first, size_t blocks, const fk_activations *x,
+                           float *out, size_t out_stride) {
+    size_t t = 0;
+    for (; t + PACKED_TOKENS <= x->tokens; t += PACKED_TOKENS)
+        decoded_tile(type, PACKED_TOKENS, decoded, kept, first, blocks, x, t, out + t * out_stride, out_stride);
+#if PACKED_TOKENS > 4
+    for (; t + 4 <= x->tokens; t += 4)
+        decoded_tile(type, 4, decoded, kept, first, blocks, x, t, out + t * out_stride, out_stride);
+#endif
+    for (; t < x->tokens; t++)
+        decoded_tile(type, 1, decoded, kept, first, blocks, x, t, out + t * out_stride, out_stride);
 }
 
 /* The products of one group and more tokens than fit in a tile: every block is decoded once for all of them. */
@@ -333,19 +362,8 @@ INLINE void decoded_group(fk_type type, const uint8_t *group, const fk_activatio
                 for (int s = 0; s < parts; s++, block++, to += decoded_vectors(type)) store_block(type, &w[s], to);
             }
         }
-        for (int v = 0; v < GROUP_VECTORS; v++) {
-            const vf *from = decoded + v * plane;
-            float *to = out + v * FK_LANES;
-            size_t t = 0;
-            for (; t + PACKED_TOKENS <= x->tokens; t += PACKED_TOKENS)
-                decoded_tile(type, PACKED_TOKENS, from, first, blocks, x, t, to + t * out_stride, out_stride);
-#if PACKED_TOKENS > 4
-            for (; t + 4 <= x->tokens; t += 4)
-                decoded_tile(type, 4, from, first, blocks, x, t, to + t * out_stride, out_stride);
-#endif
-            for (; t < x->tokens; t++)
-                decoded_tile(type, 1, from, first, blocks, x, t, to + t * out_stride, out_stride);
-        }
+        for (int v = 0; v < GROUP_VECTORS; v++)
+            decoded_vector(type, decoded + v * plane, 0, first, blocks, x, out + v * FK_LANES, out_stride);
     }
 }
 
@@ -401,7 +419,7 @@ INLINE void packed_streams(fk_type type, int count, const uint8_t *const *groups
                     /* A part at a time, since many fetches at once would wait for each other. */
                     if (v == 0) fetch(groups[g] + at + (parts > 1 ? 1 : AHEAD) * step + s * step / parts, step / parts);
                     load_block(type, groups[g] + at, (int)s, v, &w);
-                    multiply_block(type, 1, &w, x, 0, block + s, &sum);
+                    multiply_block(type, 1, &w, 0, x, 0, block + s, &sum);
                 }
                 total[g][v] = sum;
             }
@@ -426,12 +444,15 @@ typedef struct place {
     size_t group;
 } place;
 
-/* Groups of a part; rows that are left over are native. */
-static size_t whole_groups(const fk_rows *part) { return (part->end - part->begin) / FK_GROUP; }
+/* Groups of a part; packed rows that are left over are native. */
+static size_t groups_of(const fk_rows *part) {
+    const size_t rows = part->end - part->begin;
+    return (part->weights.layout == FK_LAYOUT_SPARSE ? rows + FK_GROUP - 1 : rows) / FK_GROUP;
+}
 
 /* The place `by` groups further on. Behind the last group there is a place too, but nothing at it. */
 static place move_on(place p, size_t by, const fk_rows *end) {
-    for (p.group += by; p.part < end && p.group >= whole_groups(p.part); p.part++) p.group -= whole_groups(p.part);
+    for (p.group += by; p.part < end && p.group >= groups_of(p.part); p.part++) p.group -= groups_of(p.part);
     return p;
 }
 
@@ -455,7 +476,7 @@ static void multiply_at(streams_function *multiply, place *places, size_t count,
 static void in_streams(streams_function *multiply, size_t most, const fk_rows *parts, const fk_rows *end,
                        const fk_activations *x) {
     size_t count = 0;
-    for (const fk_rows *part = parts; part < end; part++) count += whole_groups(part);
+    for (const fk_rows *part = parts; part < end; part++) count += groups_of(part);
     const size_t streams = even_streams(count, most), length = count / streams;
     place places[STREAMS], next = move_on((place){parts, 0}, 0, end);
     for (size_t g = 0; g < streams; g++, next = move_on(next, length, end)) places[g] = next;

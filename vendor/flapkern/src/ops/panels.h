@@ -124,3 +124,39 @@ static void gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk
         }
     }
 }
+
+/* Rows whose sparse groups are decoded together, to one panel or to several. */
+#define SPARSE_ROWS (GEMM_ROWS > FK_GROUP ? GEMM_ROWS : FK_GROUP)
+
+#define SPARSE_GEMM_SCRATCH (GEMM_DEPTH * SPARSE_ROWS + GEMM_TOKENS * GEMM_ROWS)
+
+/* gemm for sparse plain floats. */
+static void sparse_gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+                        size_t out_stride, float *scratch) {
+    enum { GROUPS = SPARSE_ROWS / FK_GROUP };
+    float *block = scratch + GEMM_DEPTH * SPARSE_ROWS;
+    for (size_t row = row_begin; row < row_end; row += SPARSE_ROWS) {
+        const size_t count = row_end - row < SPARSE_ROWS ? row_end - row : SPARSE_ROWS;
+        const size_t groups = (count + FK_GROUP - 1) / FK_GROUP;
+        const uint8_t *at[GROUPS] = {0};
+        for (size_t g = 0; g < groups; g++) at[g] = sparse_group(w, row / FK_GROUP + g);
+        for (size_t k = 0; k < w->cols; k += GEMM_DEPTH) {
+            const size_t depth = w->cols - k < GEMM_DEPTH ? w->cols - k : GEMM_DEPTH;
+            for (size_t g = 0; g < GROUPS; g++) {
+                float *to[GROUP_VECTORS];
+                for (int v = 0; v < GROUP_VECTORS; v++) {
+                    const size_t r = g * FK_GROUP + v * FK_LANES;
+                    to[v] = scratch + r / GEMM_ROWS * (GEMM_DEPTH * GEMM_ROWS) + r % GEMM_ROWS;
+                }
+                if (g < groups)
+                    at[g] = decode_any_columns(w->type, at[g], limit_of(w), depth, to, GEMM_ROWS);
+                else
+                    for (size_t i = 0; i < depth; i++)
+                        for (int v = 0; v < GROUP_VECTORS; v++) store(to[v] + i * GEMM_ROWS, (vf){0});
+            }
+            for (size_t r = 0; r < count; r += GEMM_ROWS)
+                gemm_panel(x->tokens, x->values + k, x->cols, scratch + r * GEMM_DEPTH, depth, k == 0,
+                           count - r < GEMM_ROWS ? count - r : GEMM_ROWS, out + row + r, out_stride, block);
+        }
+    }
+}

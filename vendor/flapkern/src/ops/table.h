@@ -8,6 +8,8 @@
 #include "native.h"
 #include "packed.h"
 #include "packed_floats.h"
+#include "expand.h"
+#include "sparse.h"
 #include "panels.h"
 #include "activations.h"
 #if FK_BF16

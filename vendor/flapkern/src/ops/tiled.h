@@ -61,15 +61,18 @@ INLINE __m512i pairs_of(vf even, vf odd) {
 
 INLINE void store_pairs(uint16_t *to, vf even, vf odd) { _mm512_store_si512(to, pairs_of(even, odd)); }
 
-/* One tile from 32 columns of a packed group. */
-INLINE void tile_of_block(fk_type type, const packed_block *w, uint16_t *tile) {
+/* One tile from 32 columns of a packed group; `kept` as in multiply_block. */
+INLINE void tile_of_block(fk_type type, const packed_block *w, const vw *kept, uint16_t *tile) {
     UNROLL for (int j = 0; j < 8; j++) {
         const int half = has_half_scales(type) ? j / 4 : 0;
         vf column[4];
         UNROLL for (int i = 0; i < 4; i++) {
             vi code = (vi)((vu)w->codes[j] >> (8 * i)) & 255;
             column[i] = to_float(code - code_offset(type)) * w->scale[half];
-            if (has_minimum(type)) column[i] += w->minimum[half];
+            if (has_minimum(type) && kept)
+                column[i] += w->minimum[half] * to_float((vi)((vu)kept[j] >> (8 * i)) & 255);
+            else if (has_minimum(type))
+                column[i] += w->minimum[half];
         }
         store_pairs(tile + 4 * j * FK_GROUP, column[0], column[1]);
         store_pairs(tile + (4 * j + 2) * FK_GROUP, column[2], column[3]);
@@ -83,11 +86,11 @@ INLINE void tiles_of_group(fk_type type, const uint8_t *group, size_t depth, uin
             packed_block w[8];
             load_super_block(type, group, 0, w);
             _Pragma("GCC unroll 1") for (int s = 0; s < 8; s++, k += FK_BLOCK, tiles += FK_TILE)
-                tile_of_block(type, &w[s], tiles);
+                tile_of_block(type, &w[s], 0, tiles);
         } else {
             packed_block w;
             load_block(type, group, 0, 0, &w);
-            tile_of_block(type, &w, tiles);
+            tile_of_block(type, &w, 0, tiles);
             k += FK_BLOCK, tiles += FK_TILE;
         }
     }
@@ -122,6 +125,67 @@ static void tiles_of_packed(fk_type type, const uint8_t *group, size_t depth, ui
     case FK_TYPE_##TYPE: tiles_##TYPE(group, depth, tiles); break;
         FK_BLOCK_TYPES(TILES)
 #undef TILES
+    }
+}
+
+/* The tiles of `depth` columns of a sparse group from p on; returns where these end. */
+INLINE const uint8_t *tiles_of_sparse_group(fk_type type, const uint8_t *p, const uint8_t *limit, size_t depth,
+                                            uint16_t *tiles) {
+    const size_t parts = block_len(type) / FK_BLOCK;
+    for (size_t k = 0; k < depth; k += block_len(type)) {
+        const uint8_t *fields = within(p, limit);
+        p = fields + field_bytes(type);
+        UNROLL for (size_t s = 0; s < parts; s++, tiles += FK_TILE) {
+            sparse_block b;
+            if (parts > 1) p = within(p, limit);
+            load_scale(type, fields, (int)s, 0, &b.rows[0]);
+            p = expand_codes(type, p, &b);
+            tile_of_block(type, &b.rows[0], b.kept[0], tiles);
+        }
+    }
+    return p;
+}
+
+/* The same of plain floats; what is missing of the last tile is 0. */
+INLINE const uint8_t *tiles_of_sparse_floats(fk_type type, const uint8_t *p, const uint8_t *limit, size_t depth,
+                                             uint16_t *tiles) {
+    for (size_t k = 0; k < depth; k += FK_TILE_COLS, tiles += FK_TILE) {
+        const size_t some = depth - k < FK_TILE_COLS ? depth - k : FK_TILE_COLS;
+        const uint8_t *masks = within(p, limit);
+        p = masks + MASKS;
+        for (size_t i = 0; i < FK_TILE_COLS; i += FLOAT_CHAINS) {
+            vf column[FLOAT_CHAINS][GROUP_VECTORS] = {0};
+            if (i < some) p = expand_columns(type, p, load_u64(masks + 2 * i), column);
+            store_pairs(tiles + i * FK_GROUP, column[0][0], column[1][0]);
+            store_pairs(tiles + (i + 2) * FK_GROUP, column[2][0], column[3][0]);
+        }
+    }
+    return p;
+}
+
+#define BLOCKS(TYPE)                                                                                               \
+    static __attribute__((noinline)) const uint8_t *sparse_tiles_##TYPE(const uint8_t *p, const uint8_t *limit,    \
+                                                                        size_t depth, uint16_t *tiles) {           \
+        return tiles_of_sparse_group(FK_TYPE_##TYPE, p, limit, depth, tiles);                                      \
+    }
+#define FLOATS(TYPE)                                                                                               \
+    static __attribute__((noinline)) const uint8_t *sparse_tiles_##TYPE(const uint8_t *p, const uint8_t *limit,    \
+                                                                        size_t depth, uint16_t *tiles) {           \
+        return tiles_of_sparse_floats(FK_TYPE_##TYPE, p, limit, depth, tiles);                                     \
+    }
+FK_SPARSE_BLOCK_TYPES(BLOCKS)
+FK_SPARSE_FLOAT_TYPES(FLOATS)
+#undef BLOCKS
+#undef FLOATS
+
+static const uint8_t *tiles_of_sparse(fk_type type, const uint8_t *p, const uint8_t *limit, size_t depth, uint16_t *tiles) {
+    switch (type) {
+#define TILES(TYPE) \
+    case FK_TYPE_##TYPE: return sparse_tiles_##TYPE(p, limit, depth, tiles);
+        FK_SPARSE_BLOCK_TYPES(TILES)
+        FK_SPARSE_FLOAT_TYPES(TILES)
+#undef TILES
+    default: return p;
     }
 }
 
@@ -309,13 +373,17 @@ static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, 
     for (size_t row = row_begin; row < row_end; row += TILED_ROWS) {
         const size_t count = row_end - row < TILED_ROWS ? row_end - row : TILED_ROWS;
         const int groups = (int)((count + FK_GROUP - 1) / FK_GROUP);
+        const uint8_t *sparse[TILED_ROWS / FK_GROUP];
+        for (int g = 0; g < groups && w->layout == FK_LAYOUT_SPARSE; g++) sparse[g] = sparse_group(w, row / FK_GROUP + g);
         for (size_t k = 0; k < w->cols; k += piece) {
             const size_t depth = w->cols - k < piece ? w->cols - k : piece;
             const size_t steps = (depth + FK_TILE_COLS - 1) / FK_TILE_COLS;
             for (int g = 0; g < groups; g++) {
                 const size_t first = row + g * FK_GROUP;
                 uint16_t *tiles = panel + g * steps * FK_TILE;
-                if (first < packed_end)
+                if (w->layout == FK_LAYOUT_SPARSE)
+                    sparse[g] = tiles_of_sparse(w->type, sparse[g], limit_of(w), depth, tiles);
+                else if (first < packed_end)
                     tiles_of_packed(w->type,
                                     w->data + first * w->row_bytes +
                                         k / block_len(w->type) * block_bytes(w->type) * FK_GROUP,
