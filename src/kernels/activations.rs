@@ -338,7 +338,7 @@ impl Activations {
 /// Whether these matrices read 8-bit forms and nothing else: rows that fill no group of packed weights are multiplied by plain
 /// values, which leave nothing.
 fn read_codes_alone(readers: &[MatrixView]) -> bool {
-    readers.iter().all(MatrixView::is_packed_whole)
+    readers.iter().all(MatrixView::is_grouped_whole)
 }
 
 /// Room for `len` values. Buffers never shrink: what is beyond a batch costs nothing, and growing again would.

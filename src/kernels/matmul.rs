@@ -351,7 +351,7 @@ impl Job<'_, '_> {
         if position >= base + size {
             return rows;
         }
-        let row = (position - base) / (size / rows);
+        let row = (position - base) / (size / rows).max(1);
         ((row + GROUP / 2) / GROUP * GROUP).min(rows)
     }
 

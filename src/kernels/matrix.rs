@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{sys, type_of};
-use crate::quant::{BlockType, GROUP, Layout};
+use crate::quant::{BlockType, GROUP, Layout, index_entry, least_sparse_len};
 
 /// A stored weight matrix W `[rows, cols]`, row-major: a view on bytes that lie elsewhere.
 #[derive(Debug, Clone, Copy)]
@@ -13,11 +13,17 @@ pub struct MatrixView<'a> {
     rows: usize,
     cols: usize,
     data: &'a [u8],
+    /// The first group in `data`, of sparse weights.
+    first_group: usize,
 }
 
 impl<'a> MatrixView<'a> {
+    /// Of sparse weights nothing is looked at but the length: the kernels read nothing beyond `data`, whatever it holds, and
+    /// [`check_sparse`](crate::quant::check_sparse) tells what does not hold a matrix.
+    ///
     /// # Panics
-    /// If `data` is not exactly the bytes of such a matrix.
+    /// If `data` is not exactly the bytes of such a matrix; of sparse weights, if it is too short for their index, or weights of
+    /// this type cannot be sparse.
     pub fn new(
         block_type: BlockType,
         layout: Layout,
@@ -25,10 +31,18 @@ impl<'a> MatrixView<'a> {
         cols: usize,
         data: &'a [u8],
     ) -> Self {
-        assert_eq!(
+        let dense = rows * block_type.row_bytes(cols);
+        let fits = match layout {
+            Layout::Native | Layout::Packed => data.len() == dense,
+            Layout::Sparse => {
+                let least = least_sparse_len(rows).unwrap_or(usize::MAX);
+                block_type.has_sparse() && data.len() >= least
+            }
+        };
+        assert!(
+            fits,
+            "{} bytes for a matrix of {rows} x {cols} {} {layout:?}",
             data.len(),
-            rows * block_type.row_bytes(cols),
-            "a matrix of {rows} x {cols} {}",
             block_type.name()
         );
         Self {
@@ -37,6 +51,7 @@ impl<'a> MatrixView<'a> {
             rows,
             cols,
             data,
+            first_group: 0,
         }
     }
 
@@ -52,29 +67,46 @@ impl<'a> MatrixView<'a> {
         self.cols
     }
 
-    /// Bytes of all rows.
+    /// Bytes of all rows, about as many if they are sparse and their index is damaged.
     pub(super) fn bytes(&self) -> usize {
-        self.data.len()
+        if self.layout != Layout::Sparse {
+            return self.data.len();
+        }
+        let offset = |group| index_entry(self.data, self.first_group + group);
+        let bytes = offset(self.rows.div_ceil(GROUP)).saturating_sub(offset(0));
+        usize::try_from(bytes).map_or(self.data.len(), |bytes| bytes.min(self.data.len()))
     }
 
-    /// Bytes of a row.
-    pub(super) fn row_bytes(&self) -> usize {
-        self.block_type.row_bytes(self.cols)
-    }
-
-    /// Some of its rows. Of packed rows they must begin at a group, and end at one or with the matrix.
+    /// Some of its rows. Of packed and sparse rows they must begin at a group, and end at one or with the matrix.
     pub(super) fn rows_in(self, rows: Range<usize>) -> Self {
-        let size = self.row_bytes();
+        assert!(
+            rows.start <= rows.end && rows.end <= self.rows,
+            "rows of a matrix"
+        );
+        let len = rows.len();
+        if self.layout == Layout::Sparse {
+            assert!(rows.start.is_multiple_of(GROUP), "groups begin at {GROUP}");
+            return Self {
+                rows: len,
+                first_group: self.first_group + rows.start / GROUP,
+                ..self
+            };
+        }
+        let size = self.block_type.row_bytes(self.cols);
         Self {
-            rows: rows.len(),
+            rows: len,
             data: &self.data[rows.start * size..rows.end * size],
             ..self
         }
     }
 
-    /// Whether it is packed and all of its rows are in groups.
-    pub(super) fn is_packed_whole(&self) -> bool {
-        self.layout == Layout::Packed && self.rows.is_multiple_of(GROUP)
+    /// Whether all of its rows are in groups.
+    pub(super) fn is_grouped_whole(&self) -> bool {
+        match self.layout {
+            Layout::Native => false,
+            Layout::Packed => self.rows.is_multiple_of(GROUP),
+            Layout::Sparse => true,
+        }
     }
 
     pub(super) fn to_sys(self) -> sys::fk_weights {
@@ -83,11 +115,15 @@ impl<'a> MatrixView<'a> {
             layout: match self.layout {
                 Layout::Native => sys::fk_layout::FK_LAYOUT_NATIVE,
                 Layout::Packed => sys::fk_layout::FK_LAYOUT_PACKED,
+                Layout::Sparse => sys::fk_layout::FK_LAYOUT_SPARSE,
             },
             data: self.data.as_ptr(),
-            row_bytes: self.row_bytes(),
+            row_bytes: self.block_type.row_bytes(self.cols),
             rows: self.rows,
             cols: self.cols,
+            bytes: self.data.len(),
+            // 8 bytes for each group.
+            index: self.data[8 * self.first_group..].as_ptr(),
         }
     }
 }

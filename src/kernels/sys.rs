@@ -5,6 +5,7 @@
 #![allow(non_camel_case_types, non_upper_case_globals, dead_code)]
 
 pub const FK_GROUP: u32 = 16;
+pub const FK_SPARSE_TAIL: u32 = 1152;
 pub const FK_BLOCK: u32 = 32;
 pub const FK_SUPER: u32 = 256;
 pub const FK_TILE_TOKENS: u32 = 16;
@@ -36,6 +37,7 @@ pub struct fk_type(pub ::std::os::raw::c_uint);
 pub enum fk_layout {
     FK_LAYOUT_NATIVE = 0,
     FK_LAYOUT_PACKED = 1,
+    FK_LAYOUT_SPARSE = 2,
 }
 #[repr(u32)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub struct fk_weights {
     pub row_bytes: usize,
     pub rows: usize,
     pub cols: usize,
+    pub bytes: usize,
+    pub index: *const u8,
 }
 #[repr(C)]
 #[derive(Copy, Clone)]

@@ -130,13 +130,13 @@ impl<'m> Export<'m> {
     /// Finds the form.
     ///
     /// # Panics
-    /// If weights of layers are packed; [`Model::unpack`] brings them back.
+    /// If weights of layers are packed ([`Model::unpack`] brings them back), or sparse; see [`Model::sparse_weights`].
     pub fn new(model: &'m Model) -> Self {
         let mut linears = model.layers.iter().flat_map(Layer::linears);
-        assert!(
-            linears.all(|l| l.weight.layout == Layout::Native),
-            "a file holds weights in their native layout"
-        );
+        if let Some(linear) = linears.find(|l| l.weight.layout != Layout::Native) {
+            let Weight { name, layout, .. } = &linear.weight;
+            panic!("{name} is {layout:?}, and a file holds weights in their native layout");
+        }
         let head_dim = model.config.head_dim;
         let layers = model.layers.iter().enumerate();
         Self {

@@ -17,6 +17,7 @@ mod module;
 mod pack;
 mod rope;
 mod single;
+mod sparse;
 mod synthetic;
 mod weights;
 
@@ -29,6 +30,7 @@ pub use kind::{Kind, Part};
 pub use loss::{Predictions, negative_log_likelihoods};
 pub use module::{Module, ModuleId};
 pub use rope::Rope;
+pub use sparse::SparseWeightError;
 pub use synthetic::Shape;
 pub use weights::{Layer, Linear, Model, Weight};
 

@@ -10,21 +10,23 @@ use crate::quant::{BlockType, GROUP, Layout, pack, unpack};
 const PIECE: usize = 1 << 20;
 
 impl Model {
-    /// Brings every weight matrix that multiplies into the packed layout. This happens
+    /// Brings every weight matrix that multiplies, and is not sparse, into the packed layout. This happens
     /// inside the private map: the pages become this process's own, and the file stays as it is. Returns the bytes packed.
     pub fn pack(&mut self, runtime: &Runtime) -> usize {
-        self.arrange(runtime, Layout::Packed)
+        self.arrange(runtime, true)
     }
 
-    /// Brings every weight matrix back into the native layout, in place too. Returns the bytes unpacked.
+    /// Brings every weight matrix that is not sparse back into the native layout, in place too. Returns the bytes unpacked.
     pub fn unpack(&mut self, runtime: &Runtime) -> usize {
-        self.arrange(runtime, Layout::Native)
+        self.arrange(runtime, false)
     }
 
     /// Brings every weight matrix of a model that is as its file has it back into the native layout, by letting go of the pages that
     /// packing has written: they are then the file's again, and take no memory of this process.
     pub(crate) fn forget_packing(&mut self, runtime: &Runtime) {
-        if self.map.reset().is_ok() {
+        let sparse = self.multiplied_weights().any(|weight| weight.is_sparse());
+        debug_assert!(!sparse, "a sparse weight is not as its file has it");
+        if !sparse && self.map.reset().is_ok() {
             for weight in self.multiplied_weights() {
                 weight.layout = Layout::Native;
             }
@@ -33,11 +35,16 @@ impl Model {
         }
     }
 
-    fn arrange(&mut self, runtime: &Runtime, layout: Layout) -> usize {
+    fn arrange(&mut self, runtime: &Runtime, packed: bool) -> usize {
+        let layout = if packed {
+            Layout::Packed
+        } else {
+            Layout::Native
+        };
         let mut ranges: Vec<Range<usize>> = Vec::new();
         let mut shapes: Vec<(BlockType, usize)> = Vec::new();
         for weight in self.multiplied_weights() {
-            if weight.layout == layout {
+            if weight.layout == layout || weight.is_sparse() {
                 continue;
             }
             weight.layout = layout;
@@ -57,9 +64,9 @@ impl Model {
         runtime.region(|team| {
             team.chunks_mut(&mut pieces, 1, |i, piece| {
                 let (block_type, cols) = shapes[i];
-                match layout {
-                    Layout::Packed => pack(block_type, cols, piece[0]),
-                    Layout::Native => unpack(block_type, cols, piece[0]),
+                match packed {
+                    true => pack(block_type, cols, piece[0]),
+                    false => unpack(block_type, cols, piece[0]),
                 }
             });
         });

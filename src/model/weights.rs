@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use super::{Config, Rope};
 use crate::gguf::{Map, MetadataWarning};
 use crate::kernels::MatrixView;
-use crate::quant::{BlockType, Layout, decode_packed_row, decode_row};
+use crate::quant::{
+    BlockType, Layout, decode_packed_row, decode_row, decode_sparse_row, sparse_kept,
+};
 
 /// A weight matrix `[rows, cols]` = `[out_features, in_features]`: where and how it lies in the map.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +34,17 @@ impl Weight {
         )
     }
 
+    /// Bytes of a row.
+    ///
+    /// # Panics
+    /// If the weight is sparse, since its rows differ.
     pub fn row_bytes(&self) -> usize {
+        assert!(!self.is_sparse(), "{} is sparse", self.name);
         self.block_type.row_bytes(self.cols)
+    }
+
+    pub fn is_sparse(&self) -> bool {
+        self.layout == Layout::Sparse
     }
 
     /// Decodes one row into `out`, `[cols]`.
@@ -54,6 +65,7 @@ impl Weight {
                 out,
             ),
             Layout::Packed => decode_packed_row(self.block_type, bytes, row, out),
+            Layout::Sparse => decode_sparse_row(self.block_type, self.rows, bytes, row, out),
         }
     }
 
@@ -68,8 +80,20 @@ impl Weight {
         values
     }
 
+    /// Its values, those that were removed included.
     pub fn parameters(&self) -> usize {
         self.rows * self.cols
+    }
+
+    /// The values that there are: all, unless it is sparse.
+    pub fn kept(&self, map: &Map) -> usize {
+        match self.layout {
+            Layout::Native | Layout::Packed => self.parameters(),
+            Layout::Sparse => {
+                let bytes = &map.bytes()[self.range.clone()];
+                sparse_kept(self.block_type, self.rows, self.cols, bytes)
+            }
+        }
     }
 
     pub fn bytes(&self) -> usize {

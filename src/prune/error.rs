@@ -55,6 +55,9 @@ pub enum PruneErrorKind {
     Room(std::io::Error),
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The model is as it was.
+    #[error("{0} has lost single weights already, and the widths of a layer are pruned before")]
+    Sparse(String),
     #[error("giving memory back to the system failed: {0}")]
     Release(std::io::Error),
     #[error(transparent)]

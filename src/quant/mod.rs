@@ -7,11 +7,19 @@ mod bits;
 mod blocks;
 mod encode;
 mod iq4;
+mod keep;
 mod kquants;
 mod packed;
+mod sparse;
 
 pub use blocks::{decode_row, encode_row, encode_row_by_importance};
+pub use keep::KeepMask;
 pub use packed::{GROUP, decode_packed_row, pack, unpack};
+pub use sparse::{
+    SparseError, check_sparse, decode_sparse_row, encode_sparse, sparse_groups, sparse_kept,
+    sparse_len,
+};
+pub(crate) use sparse::{encode_group, index_entry, least_sparse_len, write_index};
 
 /// Makes [`BlockType`] from the table below, so that everything about a type is in one place.
 macro_rules! block_types {
@@ -211,4 +219,6 @@ pub enum Layout {
     Native,
     /// Groups of [`GROUP`] rows, interleaved block by block; see [`pack`].
     Packed,
+    /// The same without the weights that were removed; see [`encode_sparse`].
+    Sparse,
 }

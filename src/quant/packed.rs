@@ -14,7 +14,7 @@ type Field = (usize, usize);
 impl BlockType {
     /// The fields of a block in the order of its bytes: half-precision numbers of 2 bytes, packed scales of 1 byte, and codes
     /// (with the bits that extend them) in words of 4 bytes. For plain floats a block is one value.
-    const fn fields(self) -> &'static [Field] {
+    pub(super) const fn fields(self) -> &'static [Field] {
         const HALF: usize = 2;
         const BYTE: usize = 1;
         const WORD: usize = 4;
@@ -129,17 +129,31 @@ fn take_row(block_type: BlockType, group: &[u8], row: usize, native: &mut [u8]) 
         .chunks_exact(GROUP * bytes)
         .zip(native.chunks_exact_mut(bytes))
     {
-        let mut at = 0;
-        for &(size, count) in block_type.fields() {
-            let to = &mut native[at..at + size * count];
-            let from = &packed[at * GROUP..(at + size * count) * GROUP];
-            match size {
-                1 => take::<1>(from, to, row),
-                2 => take::<2>(from, to, row),
-                _ => take::<4>(from, to, row),
-            }
-            at += size * count;
+        take_fields(block_type, bytes, packed, row, native);
+    }
+}
+
+/// Copies row `row`'s elements of the fields in the first `len` bytes of a block into `native`, the row's block.
+pub(super) fn take_fields(
+    block_type: BlockType,
+    len: usize,
+    packed: &[u8],
+    row: usize,
+    native: &mut [u8],
+) {
+    let mut at = 0;
+    for &(size, count) in block_type.fields() {
+        if at == len {
+            return;
         }
+        let to = &mut native[at..at + size * count];
+        let from = &packed[at * GROUP..(at + size * count) * GROUP];
+        match size {
+            1 => take::<1>(from, to, row),
+            2 => take::<2>(from, to, row),
+            _ => take::<4>(from, to, row),
+        }
+        at += size * count;
     }
 }
 

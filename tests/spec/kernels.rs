@@ -6,7 +6,9 @@ use flapjack::kernels::{
     KvLayout, MatrixView, Moments, Phase, Pool, Precision, Product, Span, Team, Tokens, attention,
     matmul, matmul_add, matmul_silu, matmul_then,
 };
-use flapjack::quant::{BlockType, GROUP, Layout, decode_row, encode_row, pack};
+use flapjack::quant::{
+    BlockType, GROUP, KeepMask, Layout, decode_row, encode_row, encode_sparse, pack,
+};
 use half::{bf16, f16};
 
 fn every_isa() -> Vec<Kernels> {
@@ -121,7 +123,14 @@ fn through_8_bits(kernels: Kernels, x: &[f32]) -> Vec<f64> {
 fn layouts(block_type: BlockType, cols: usize, native: &[u8]) -> Vec<(Layout, Vec<u8>)> {
     let mut packed = native.to_vec();
     pack(block_type, cols, &mut packed);
-    vec![(Layout::Native, native.to_vec()), (Layout::Packed, packed)]
+    let mut layouts = vec![(Layout::Native, native.to_vec()), (Layout::Packed, packed)];
+    if block_type.has_sparse() {
+        // No weight is missing; those of which some are, `sparse.rs` has.
+        let rows = native.len() / block_type.row_bytes(cols);
+        let sparse = encode_sparse(block_type, native, &KeepMask::new_full(rows, cols));
+        layouts.push((Layout::Sparse, sparse));
+    }
+    layouts
 }
 
 const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
@@ -750,11 +759,15 @@ fn a_second_plane_of_8_bits_comes_close_to_plain_values() {
                     assert_eq!(high, of(Precision::High, &pools[1]), "{place}");
                     // Where 8 bits are what is read, and a group holds every row, for tokens of prompts.
                     let in_8_bits = error(&normal) > 20.0 * error(&high);
-                    let quantized = layout == Layout::Packed
-                        && !block_type.is_float()
+                    let grouped = match layout {
+                        Layout::Native => false,
+                        Layout::Packed => rows % GROUP == 0,
+                        Layout::Sparse => true,
+                    };
+                    let quantized = !block_type.is_float()
                         && phase == Phase::Prefill
                         && kernels.isa() != Isa::Amx;
-                    assert_eq!(in_8_bits, quantized && rows % GROUP == 0, "{place}");
+                    assert_eq!(in_8_bits, quantized && grouped, "{place}");
                     if !in_8_bits {
                         assert_eq!(normal, high, "{place}");
                     }

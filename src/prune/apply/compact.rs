@@ -15,7 +15,7 @@ use crate::quant::{
 /// Carries out the plan of one layer. Scratch memory is one projection at its new size.
 ///
 /// # Errors
-/// If the system does not take memory back; the layer is pruned then, as the error says.
+/// If weights are sparse. If the system does not take memory back; the layer is pruned then, as the error says.
 ///
 /// # Panics
 /// If plan or restoration were not made for this layer.
@@ -27,7 +27,10 @@ pub fn apply_layer(
     restored: &LayerRestoration,
 ) -> Result<(), PruneError> {
     apply_columns(model, runtime, l, kept, Columns::restored(restored)).map_err(|error| {
-        let touched = vec![l];
+        let touched = match error.kind {
+            PruneErrorKind::Sparse(_) => error.touched,
+            _ => vec![l],
+        };
         PruneError { touched, ..error }
     })
 }
@@ -51,7 +54,8 @@ impl<'a> Columns<'a> {
 /// Carries out the plan of one layer; `columns` are for the attention output and for MLP down.
 ///
 /// # Errors
-/// If the system does not take memory back; the layer is pruned then, which the error leaves to the caller to say.
+/// If weights are sparse; the layer is as it was then. If the system does not take memory back; the layer is pruned then, which the
+/// error leaves to the caller to say.
 pub fn apply_columns(
     model: &mut Model,
     runtime: &Runtime,
@@ -59,6 +63,10 @@ pub fn apply_columns(
     kept: &LayerPlan,
     columns: [Columns; 2],
 ) -> Result<(), PruneError> {
+    let sparse = model.sparse_weights().next();
+    if let Some(weight) = sparse {
+        return Err(PruneErrorKind::Sparse(weight.name.clone()).into());
+    }
     let cut = Cut::new(&model.layers[l], kept, model.config.head_dim);
     let weights = model.layers[l]
         .linears()

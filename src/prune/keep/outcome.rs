@@ -158,7 +158,7 @@ impl Outcome {
     /// Takes down what pruning has made of a model. `dense` are the columns that each layer's two projections had before.
     ///
     /// # Panics
-    /// If the plan was not made for this model.
+    /// If the plan was not made for this model, or a projection that lost columns is sparse.
     pub fn of(
         model: &Model,
         dense: &[[usize; 2]],
@@ -171,6 +171,7 @@ impl Outcome {
             let weight = &linear.weight;
             let mut bytes = Vec::new();
             if weight.cols != columns_before {
+                assert!(!weight.is_sparse(), "{} is sparse", weight.name);
                 bytes.extend_from_slice(&model.map.bytes()[weight.range.clone()]);
                 if weight.layout == Layout::Packed {
                     unpack(weight.block_type, weight.cols, &mut bytes);
