@@ -675,6 +675,43 @@ static void check_products(void) {
         }
 }
 
+/* Sparse bytes that are damaged anywhere: masks that say more than there is, offsets beyond the end. Something comes out, and
+ * nothing beyond the bytes is read, which would end the program. */
+static void check_damaged(void) {
+    enum { ROWS = 35, COLS = 256, TOKENS = 3 };
+    for (const struct format *f = formats; f < formats + COUNT(formats); f++)
+        for (int round = 0; round < 24 && has_sparse(f); round++) {
+            const size_t mark = area_count;
+            uint8_t *native = guarded(ROWS * row_bytes(f, COLS), 0);
+            for (size_t r = 0; r < ROWS; r++) random_row(f, native + r * row_bytes(f, COLS), COLS);
+            const struct kept kept = {random_keep(ROWS, COLS), ROWS, COLS};
+            size_t bytes;
+            uint8_t *sparse = sparse_of(f, native, &kept, &bytes);
+            const size_t from = round < 8 ? random_below(32) : random_below(bytes), rest = bytes - from;
+            const size_t len = round % 4 == 0 ? 1 : round % 4 == 1 ? random_below(rest) : random_below(rest < 99 ? rest : 99);
+            for (size_t i = from; i < from + len; i++) sparse[i] = round % 3 == 0 ? 0xff : (uint8_t)random_bits();
+            float *x = floats(TOKENS * COLS);
+            fill_normal(x, TOKENS * COLS, 1);
+            const struct inputs in = inputs_of(x, TOKENS, COLS);
+            uint16_t *tiles = guarded(COLS / FK_TILE_COLS * FK_TILE * sizeof *tiles, 0);
+            const fk_weights w = {f->type, FK_LAYOUT_SPARSE, sparse, 0, ROWS, COLS, bytes, sparse};
+            for EACH_TABLE (table)
+                for (size_t tokens = 1; tokens <= TOKENS; tokens += 2)
+                    for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++) {
+                        const size_t inner = area_count;
+                        fk_activations some = in.x;
+                        some.tokens = tokens;
+                        some.phase = (fk_phase)phase;
+                        table->kernels->fill_tiles(x, tokens, COLS, tiles);
+                        some.tiles = tiles;
+                        const float *out = multiply(table->kernels, &w, &some, 0, 0);
+                        expect(table, out[ROWS] == UNTOUCHED, "matmul %s sparse, damaged: writes beyond the last row", f->name);
+                        release(inner);
+                    }
+            release(mark);
+        }
+}
+
 /* Codes and activations at the ends of their ranges, where sums of few bits would overflow. */
 static void check_largest_sums(void) {
     static const uint8_t codes[] = {0x80, 0x7f, 0xff, 0x00, 0x88, 0x0f, 0xf0};
@@ -1100,10 +1137,10 @@ static const struct {
     const char *name;
     void (*run)(void);
 } groups[] = {
-    {"products", check_products},     {"largest sums", check_largest_sums}, {"extreme scales", check_extreme_scales},
-    {"not finite", check_not_finite}, {"quantize", check_quantize},         {"dequantize", check_dequantize},
-    {"to_half", check_to_half},       {"elements", check_elements},         {"moments", check_moments},
-    {"attention", check_attention},
+    {"products", check_products},     {"damaged", check_damaged},         {"largest sums", check_largest_sums},
+    {"extreme scales", check_extreme_scales}, {"not finite", check_not_finite}, {"quantize", check_quantize},
+    {"dequantize", check_dequantize}, {"to_half", check_to_half},         {"elements", check_elements},
+    {"moments", check_moments},       {"attention", check_attention},
 };
 
 /* Whether exactly the tables that the arguments name are there. */
