@@ -268,10 +268,10 @@ impl Amount {
 #[derive(Debug, Clone, Copy, Default, Args)]
 #[group(skip)]
 pub struct SparseArgs {
-    /// Set single weights to zero, like wanda:0.5 or wanda:2:4
+    /// Remove single weights, like wanda:0.5 or wanda:2:4
     ///
     /// METHOD:SHARE removes this share of the weights, METHOD:N:M lets N of every M stay; the method is wanda, magnitude or sparsegpt.
-    /// With --prune heads and channels go first. The zeros take as many bytes as other values.
+    /// With --prune heads and channels go first.
     #[arg(help_heading = heading::AMOUNT, long, value_name = "METHOD:SHARE", value_parser = parse_sparsity)]
     sparse: Option<Sparsity>,
     /// How --sparse shares the budget out: the same share of every module, or by loss curves
@@ -281,9 +281,10 @@ pub struct SparseArgs {
 
 impl SparseArgs {
     fn options(self) -> Option<SparseOptions> {
-        let allocate = self.allocate;
-        self.sparse
-            .map(|sparsity| SparseOptions { sparsity, allocate })
+        self.sparse.map(|sparsity| SparseOptions {
+            allocate: self.allocate,
+            ..sparsity.into()
+        })
     }
 }
 

@@ -78,9 +78,9 @@ pub struct BenchArgs {
     /// The dense model always comes first.
     #[arg(help_heading = heading::AMOUNT, long, value_name = "RATIO", value_parser = parse_ratio)]
     prune: Vec<f64>,
-    /// Also time the model with single weights set to zero, like wanda:0.5 or wanda:2:4; may be given several times
+    /// Also time the model without single weights, like wanda:0.5 or wanda:2:4; may be given several times
     ///
-    /// By itself, and after every ratio of --prune. The zeros take as many bytes as other values.
+    /// By itself, and after every ratio of --prune.
     #[arg(help_heading = heading::AMOUNT, long, value_name = "METHOD:SHARE", value_parser = parse_sparsity)]
     sparse: Vec<Sparsity>,
     #[command(flatten)]

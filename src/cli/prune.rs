@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use flapjack::engine::ExportReport;
+use flapjack::prune::sparse::SparseForm;
 
 use super::arguments::{AMOUNT, ModelArgs, PruningArgs, check_writable};
 use super::report::{calibration_lines, pruned_lines};
@@ -21,6 +22,11 @@ pub struct PruneArgs {
     output: PathBuf,
     #[command(flatten)]
     pruning: PruningArgs,
+    /// Write what --sparse leaves without the bytes of what is gone, in a form that only flapjack reads
+    ///
+    /// Without this the file has zeros in their place, takes as many bytes as before, and other programs read it too.
+    #[arg(help_heading = heading::OUTPUT, long, requires = "sparse")]
+    pack: bool,
     /// Print no report
     #[arg(help_heading = heading::OUTPUT, short, long)]
     quiet: bool,
@@ -28,7 +34,13 @@ pub struct PruneArgs {
 
 pub fn run(args: PruneArgs) -> Result<()> {
     let options = args.pruning.options(!args.quiet)?;
-    let options = options.expect("the parser asks for an amount");
+    let mut options = options.expect("the parser asks for an amount");
+    if let Some(sparse) = &mut options.sparse {
+        sparse.form = match args.pack {
+            true => SparseForm::Sparse,
+            false => SparseForm::Zeros,
+        };
+    }
     progress::set_quiet(args.quiet);
     check_writable(&args.output)?;
     let mut engine = args.model.open()?;

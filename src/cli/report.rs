@@ -235,10 +235,11 @@ fn sparse_lines(report: &SparseReport) -> Vec<String> {
         Allocate::Curves => "shared out by loss curves",
     };
     let mut lines = vec![format!(
-        "  sparse     {}  {}, {how}: {:.1} % of the layers' weights are zero",
+        "  sparse     {}  {}, {how}: {:.1} % of the layers' weights are {}",
         seconds(report.time),
         report.sparsity,
         100.0 * report.removed,
+        words::sparse_words(report.form),
     )];
     if let Some(curves) = report.curves {
         let shares = |first: usize| {

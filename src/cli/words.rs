@@ -12,6 +12,7 @@ use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
 use flapjack::hub::HubError;
 use flapjack::model::ModelError;
+use flapjack::prune::sparse::SparseForm;
 use flapjack::prune::{ProfileError, PruneErrorKind};
 
 pub use super::streams::say;
@@ -87,18 +88,20 @@ pub fn gone(report: &PruneReport) -> String {
     match &report.sparse {
         None => structured,
         Some(sparse) => {
-            let zero = format!(
-                "{} of the layers' weights are zero",
-                percent(sparse.removed)
-            );
+            let (single, are) = (percent(sparse.removed), sparse_words(sparse.form));
             match report.removed > 0.0 {
-                true => format!(
-                    "{structured}, and {} of the others are zero",
-                    percent(sparse.removed)
-                ),
-                false => zero,
+                true => format!("{structured}, and {single} of the others are {are}"),
+                false => format!("{single} of the layers' weights are {are}"),
             }
         }
+    }
+}
+
+/// What single weights are that were removed.
+pub fn sparse_words(form: SparseForm) -> &'static str {
+    match form {
+        SparseForm::Sparse => "gone, one by one",
+        SparseForm::Zeros => "zero",
     }
 }
 
@@ -198,7 +201,7 @@ pub fn log(notices: &[Notice]) {
             Notice::TypesForZeros { changes } => {
                 for change in changes {
                     tracing::warn!(
-                        "{} in {} {} {} now, which takes more bytes: {} has no code that always stands for zero",
+                        "{} in {} {} {} now: {} has no place for weights that are gone",
                         plural(change.projections, "projection"),
                         change.from,
                         if change.projections == 1 {
@@ -211,6 +214,14 @@ pub fn log(notices: &[Notice]) {
                     );
                 }
             }
+            Notice::StayAsLarge {
+                block_type,
+                projections,
+            } => tracing::warn!(
+                "{} in {block_type} {} zeros and as many bytes as before: the type has no sparse form, or it would not be smaller",
+                plural(*projections, "projection"),
+                if *projections == 1 { "has" } else { "have" },
+            ),
             Notice::ChatTemplate { problem } => {
                 tracing::warn!("the model's chat template cannot be used: {problem}");
             }

@@ -11,7 +11,7 @@ use super::report::{Notice, Shortage};
 use crate::kernels::Runtime;
 use crate::memory::Memory;
 use crate::model::{KvPool, Model};
-use crate::prune::sparse::{self, SparseMethod};
+use crate::prune::sparse::{self, SparseForm, SparseMethod};
 use crate::prune::{Recipe, Restore, Target, calibrate, groups, sequential};
 
 /// Positions that a sequence may have in any case; nobody means more.
@@ -199,9 +199,10 @@ pub(super) fn must_hold_pruned(model: &Model, ratio: f64) -> Result<(), EngineEr
 pub(super) fn must_hold_sparse(
     model: &Model,
     method: SparseMethod,
+    form: SparseForm,
     tokens: usize,
 ) -> Result<(), EngineError> {
-    let weights = sparse::weight_bytes(model).saturating_sub(own_bytes(model));
+    let weights = sparse::weight_bytes(model, form).saturating_sub(own_bytes(model));
     let needed = weights + sparse::bytes(model, method, tokens);
     let available = Memory::now().map_or(u64::MAX, |memory| memory.available);
     match shortage(needed, available) {

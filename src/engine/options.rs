@@ -8,7 +8,7 @@ use crate::generate::{Grammar, SamplerConfig};
 use crate::gguf::GgufFile;
 use crate::gguf::Value as MetadataValue;
 use crate::model::{CacheType, Model};
-use crate::prune::sparse::{Allocate, Sparsity};
+use crate::prune::sparse::{Allocate, SparseForm, Sparsity};
 use crate::prune::{Effort, HeadUnit, Method, Metric, Recipe, Restore, Structure, Target};
 
 /// How to open a model.
@@ -77,6 +77,8 @@ pub struct SparseOptions {
     pub sparsity: Sparsity,
     /// How the budget is shared out among the modules.
     pub allocate: Allocate,
+    /// What becomes of the projections.
+    pub form: SparseForm,
 }
 
 impl From<Sparsity> for SparseOptions {
@@ -84,6 +86,7 @@ impl From<Sparsity> for SparseOptions {
         Self {
             sparsity,
             allocate: Allocate::default(),
+            form: SparseForm::default(),
         }
     }
 }

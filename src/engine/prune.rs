@@ -26,8 +26,8 @@ use super::target;
 use crate::eval::TokenTime;
 use crate::model::Model;
 use crate::prune::{
-    Effort, Found, LayerPlan, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind, RATIOS,
-    Recipe, StoredProfile, Target,
+    Effort, Found, LayerPlan, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind,
+    RATIOS, Recipe, StoredProfile, Target,
 };
 
 /// Tokens of the calibration text that a [`Target::PerplexityRise`] is judged on.
@@ -122,6 +122,7 @@ impl Engine {
         {
             return Err(PruneError::from(PruneErrorKind::Ratio(ratio)).into());
         }
+        sparse::must_be_whole(&self.model)?;
         if let Some(sparse) = options.sparse {
             sparse::check(&self.model, sparse, options)?;
         }
@@ -191,10 +192,10 @@ impl Engine {
             },
         };
         if let Some(removing) = removing {
-            let (done, notice) = removing.carry_out(self, structured, events)?;
+            let (done, notices) = removing.carry_out(self, structured, events)?;
             report.after = Snapshot::take(&self.model);
             report.sparse = Some(done);
-            report.notices.extend(notice);
+            report.notices.extend(notices);
         }
         self.measure(effects, &mut report, events)?;
         self.pruned = Some(Box::new(report.clone()));

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::gguf::MetadataWarning;
 use crate::memory;
 use crate::model::Model;
-use crate::prune::sparse::{Allocate, SparseLayer, Sparsity, TypeChange};
+use crate::prune::sparse::{Allocate, SparseForm, SparseLayer, Sparsity, TypeChange};
 use crate::prune::{Found, Method, Plan, Recipe, Target};
 
 /// A model that was opened.
@@ -70,6 +70,8 @@ pub struct PruneReport {
 pub struct SparseReport {
     pub sparsity: Sparsity,
     pub allocate: Allocate,
+    /// What was asked for; see [`Notice::StayAsLarge`] for projections of which nothing else than zeros could become.
+    pub form: SparseForm,
     /// Tokens that scores were taken from; 0 where they look at no text.
     pub tokens: usize,
     /// The share of the layers' weights that was removed, of those that were there before.
@@ -79,7 +81,7 @@ pub struct SparseReport {
     pub layers: Vec<SparseLayer>,
     /// Loss curves that were measured; `None` where shares are even.
     pub curves: Option<CurvesReport>,
-    /// Bytes of all weights before and after. Zeros take as many bytes as other values.
+    /// Bytes of all weights before and after.
     pub bytes_before: usize,
     pub bytes_after: usize,
     #[serde(serialize_with = "seconds")]
@@ -300,6 +302,12 @@ pub enum Notice {
     },
     /// Projections whose type has no code for 0 have changed it, so that single weights could go, and take more bytes.
     TypesForZeros { changes: Vec<TypeChange> },
+    /// So many projections of this type have zeros in the place of single weights, and take as many bytes as before: the type has no
+    /// sparse form, or that would not be smaller.
+    StayAsLarge {
+        block_type: &'static str,
+        projections: usize,
+    },
     /// The model has a chat template, which cannot be used.
     ChatTemplate { problem: String },
 }

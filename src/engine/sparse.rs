@@ -1,5 +1,6 @@
 //! Removing single weights, by themselves or after structured pruning: what is refused beforehand, shares, and the work itself.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::Engine;
@@ -8,8 +9,10 @@ use super::events::{Events, Shared, Stage};
 use super::memory;
 use super::options::{PruneOptions, SparseOptions};
 use super::report::{CurvesReport, Notice, SparseReport};
-use crate::model::{Model, Module};
-use crate::prune::sparse::{self, Allocate, Pattern, Removal, SparseLayer, TypeChange, allocate};
+use crate::model::{Layer, Model, Module};
+use crate::prune::sparse::{
+    self, Allocate, Pattern, Removal, SparseForm, SparseLayer, TypeChange, allocate,
+};
 use crate::prune::{Calibration, Curve, PruneError, PruneErrorKind, Target, calibrate, curves};
 
 /// Refuses what cannot be asked for together, before anything takes long.
@@ -44,6 +47,17 @@ pub(super) fn check(
         return Err(Unsuited::SingleWeights.into());
     }
     Ok(())
+}
+
+/// Refuses a model of which single weights are gone already, as its file has it.
+///
+/// # Errors
+/// [`PruneErrorKind::Sparse`].
+pub(super) fn must_be_whole(model: &Model) -> Result<(), EngineError> {
+    match model.sparse_weights().next() {
+        Some(weight) => Err(PruneError::from(PruneErrorKind::Sparse(weight.name.clone())).into()),
+        None => Ok(()),
+    }
 }
 
 /// Whether text is needed.
@@ -93,7 +107,8 @@ impl Removing {
             removing.tokens = tokens.to_vec();
             removing.held_back = most_curves.min(tokens.len() / 4).max(least_curves);
         }
-        memory::must_hold_sparse(model, options.sparsity.method, removing.tokens.len())?;
+        let (method, form) = (options.sparsity.method, options.form);
+        memory::must_hold_sparse(model, method, form, removing.tokens.len())?;
         Ok(removing)
     }
 
@@ -124,7 +139,7 @@ impl Removing {
         engine: &mut Engine,
         structured: bool,
         events: &mut Events,
-    ) -> Result<(SparseReport, Option<Notice>), EngineError> {
+    ) -> Result<(SparseReport, Vec<Notice>), EngineError> {
         let layers = engine.model.layers.len();
         let result = self.remove(engine, events);
         let report = result.map_err(|mut error| {
@@ -136,15 +151,25 @@ impl Removing {
         })?;
         engine.touched = true;
         let changes = changes(&report.layers);
-        let notice = (!changes.is_empty()).then_some(Notice::TypesForZeros { changes });
-        Ok((report, notice))
+        let mut notices = Vec::new();
+        if !changes.is_empty() {
+            notices.push(Notice::TypesForZeros { changes });
+        }
+        if report.form == SparseForm::Sparse {
+            notices.extend(as_large(&engine.model));
+        }
+        Ok((report, notices))
     }
 
     fn remove(&self, engine: &mut Engine, events: &mut Events) -> Result<SparseReport, PruneError> {
         let Engine { model, runtime, .. } = engine;
         let start = Instant::now();
         let bytes_before = model.bytes();
-        let SparseOptions { sparsity, allocate } = self.options;
+        let SparseOptions {
+            sparsity,
+            allocate,
+            form,
+        } = self.options;
         let (statistics, held_back) = self.text();
         let modules = 2 * model.layers.len();
         let events = Shared::new(events);
@@ -171,6 +196,7 @@ impl Removing {
         };
         let removal = Removal {
             method: sparsity.method,
+            form,
             patterns: &patterns,
             text: Some(statistics).filter(|text| !text.tokens.is_empty()),
         };
@@ -180,6 +206,7 @@ impl Removing {
         Ok(SparseReport {
             sparsity,
             allocate,
+            form,
             tokens: self.scored(),
             removed: sum(|layer| layer.removed) as f64 / sum(|layer| layer.weights).max(1) as f64,
             shares: patterns.iter().map(|pattern| pattern.share()).collect(),
@@ -209,6 +236,21 @@ fn patterns(model: &Model, curves: &[Curve], share: f64) -> Vec<Pattern> {
         .collect();
     let shares = allocate::share_out(curves, &weights, share);
     shares.into_iter().map(Pattern::Share).collect()
+}
+
+/// What projections are not sparse, by type.
+fn as_large(model: &Model) -> Vec<Notice> {
+    let mut types: BTreeMap<&str, usize> = BTreeMap::new();
+    let weights = model.layers.iter().flat_map(Layer::linears);
+    let weights = weights.map(|linear| &linear.weight);
+    for weight in weights.filter(|weight| !weight.is_sparse() && weight.parameters() > 0) {
+        *types.entry(weight.block_type.name()).or_default() += 1;
+    }
+    let notice = |(block_type, projections)| Notice::StayAsLarge {
+        block_type,
+        projections,
+    };
+    types.into_iter().map(notice).collect()
 }
 
 /// The changes of type of all layers together.

@@ -56,7 +56,7 @@ pub enum PruneErrorKind {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The model is as it was.
-    #[error("{0} has lost single weights already, and the widths of a layer are pruned before")]
+    #[error("{0} has lost single weights already, so that it cannot be pruned any further")]
     Sparse(String),
     #[error("giving memory back to the system failed: {0}")]
     Release(std::io::Error),

@@ -45,14 +45,14 @@ impl KeepMask {
     /// Whether a weight stays.
     pub fn keep(&self, row: usize, col: usize) -> bool {
         assert!(col < self.cols, "column {col} of {}", self.cols);
-        self.row(row)[col / 64] >> (col % 64) & 1 == 1
+        is_kept(self.row(row), col)
     }
 
     /// Lets a weight go.
     pub fn remove(&mut self, row: usize, col: usize) {
         assert!(col < self.cols, "column {col} of {}", self.cols);
         let width = self.row_words();
-        self.words[row * width + col / 64] &= !(1 << (col % 64));
+        remove_from(&mut self.words[row * width..(row + 1) * width], col);
     }
 
     /// The words of a row.
@@ -64,6 +64,16 @@ impl KeepMask {
     /// How many words a row has.
     pub fn row_words(&self) -> usize {
         row_words(self.cols)
+    }
+
+    /// The words of all rows.
+    pub(crate) fn words_mut(&mut self) -> &mut [u64] {
+        &mut self.words
+    }
+
+    /// How many weights go.
+    pub fn removed(&self) -> usize {
+        self.rows * self.cols - self.kept()
     }
 
     /// How many weights stay.
@@ -80,6 +90,16 @@ impl KeepMask {
         let word = self.row(row).get(block / 2).copied().unwrap_or(0);
         (word >> (block % 2 * 32)) as u32
     }
+}
+
+/// Whether a weight of a row stays, given the row's words.
+pub(crate) fn is_kept(row: &[u64], col: usize) -> bool {
+    row[col / 64] >> (col % 64) & 1 == 1
+}
+
+/// Lets a weight of a row go, given the row's words.
+pub(crate) fn remove_from(row: &mut [u64], col: usize) {
+    row[col / 64] &= !(1 << (col % 64));
 }
 
 fn row_words(cols: usize) -> usize {

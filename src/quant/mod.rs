@@ -14,6 +14,7 @@ mod sparse;
 
 pub use blocks::{decode_row, encode_row, encode_row_by_importance};
 pub use keep::KeepMask;
+pub(crate) use keep::{is_kept, remove_from};
 pub use packed::{GROUP, decode_packed_row, pack, unpack};
 pub use sparse::{
     SparseError, check_sparse, decode_sparse_row, encode_sparse, sparse_groups, sparse_kept,

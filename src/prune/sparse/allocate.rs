@@ -3,7 +3,6 @@
 
 use super::choice::{Pattern, SparseMethod};
 use super::layers::mask_of;
-use super::mask::{KeepMask, is_kept};
 use super::projection::LayerProjection;
 use super::stream::Stream;
 use crate::kernels::Runtime;
@@ -12,6 +11,7 @@ use crate::progress::{self, Progress};
 use crate::prune::collect::{Calibration, Curve};
 use crate::prune::curves::{LEAST_TOKENS, Slice};
 use crate::prune::error::{PruneError, PruneErrorKind};
+use crate::quant::{KeepMask, is_kept};
 
 /// How far the share of a module by its curve may be from that of the whole.
 const REACH: f64 = 0.2;

@@ -42,6 +42,18 @@ named_choices! {
     }
 }
 
+named_choices! {
+    /// What becomes of a projection whose single weights are removed.
+    #[derive(Default)]
+    "form" SparseForm {
+        /// It takes fewer bytes, in the sparse layout; where its type has none, or nothing would be gained, as [`SparseForm::Zeros`].
+        #[default]
+        Sparse = "sparse",
+        /// What is removed is 0 in the projection's own type, and takes as many bytes as before: files of this form are for all programs.
+        Zeros = "zeros",
+    }
+}
+
 /// Which places the weights that stay may have.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pattern {

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::choice::{Pattern, SparseMethod};
-use super::mask::KeepMask;
+use super::choice::{Pattern, SparseForm, SparseMethod};
 use super::projection::{LayerProjection, Projection};
 use super::score::{self, NotANumber, Rows};
 use super::stream::{LayerInputs, Stream};
@@ -18,11 +17,13 @@ use crate::progress::Progress;
 use crate::prune::apply::{Tally, tallied};
 use crate::prune::collect::{Calibration, Covariance, FeatureStats};
 use crate::prune::error::{PruneError, PruneErrorKind};
+use crate::quant::KeepMask;
 
 /// What is to be removed, and by what.
 #[derive(Debug, Clone, Copy)]
 pub struct Removal<'a> {
     pub method: SparseMethod,
+    pub form: SparseForm,
     /// At the index of each module what of its weights stays.
     pub patterns: &'a [Pattern],
     /// The text, which [`SparseMethod::Magnitude`] does without.
@@ -35,7 +36,7 @@ pub struct SparseLayer {
     /// Weights of its seven projections, and how many of them are 0 now because they were removed.
     pub weights: usize,
     pub removed: usize,
-    /// Projections that have changed their type, because theirs has no code for 0.
+    /// Projections that have changed their type, because theirs has no place for what is removed.
     pub types: Vec<TypeChange>,
 }
 
@@ -67,8 +68,8 @@ pub fn bytes(model: &Model, method: SparseMethod, tokens: usize) -> u64 {
 }
 
 /// Removes single weights of all projections of all layers, in place; weights that go become exactly 0. Those that stay keep
-/// their codes to the bit, except by [`SparseMethod::SparseGpt`], and in types that have no code for 0: a projection of such a type
-/// becomes Q8_0.
+/// their codes to the bit, except by [`SparseMethod::SparseGpt`], and where a projection is not made sparse and its type has no code
+/// for 0: it becomes Q8_0.
 ///
 /// `progress` counts layers. It is called before the first of them too, where a break leaves the model as it was, and also in between,
 /// with the same numbers.
@@ -105,7 +106,7 @@ pub fn sparsify(
             }
             false => None,
         };
-        let mut zeros = Zeros::new(model)?;
+        let mut zeros = Zeros::new(model, removal.form)?;
         for l in 0..layers {
             let inputs = stream
                 .as_mut()
@@ -173,14 +174,14 @@ impl Work<'_, '_> {
                         (0..cols).map(|j| stats.mean_square(j) as f32).collect();
                     self.tally.touch(l);
                     self.zeros
-                        .put(model, runtime, which, &mask, &weights, &importance);
+                        .put(model, runtime, which, &mask, &weights, &importance)?;
                     mask
                 }
                 (SparseMethod::Wanda | SparseMethod::Magnitude, stats) => {
                     let mask = mask_of(model, runtime, which, stats, pattern);
                     let mask = mask.map_err(|_| damaged())?;
                     self.tally.touch(l);
-                    self.zeros.set_zero(model, runtime, which, &mask);
+                    self.zeros.take_out(model, runtime, which, &mask)?;
                     mask
                 }
                 (SparseMethod::SparseGpt, None) => return Err(PruneErrorKind::NoText.into()),

@@ -2,7 +2,7 @@
 //! alone, and SparseGPT (Frantar and Alistarh, ICML 2023, arXiv 2301.00774).
 //!
 //! Beside the steps of structured pruning this is a way of its own: the shape of the model stays, and some of its weights become
-//! exactly 0. It can follow structured pruning.
+//! exactly 0, or have no place any more. It can follow structured pruning.
 //!
 //! | file | what it does |
 //! | --- | --- |
@@ -13,22 +13,19 @@
 //! | `surgeon` | SparseGPT: masks, and weights that make up for what goes |
 //! | `allocate` | how much each module loses: the same everywhere, or by loss curves |
 //! | `layers` | all of it layer by layer ([`sparsify`]) |
-//! | `mask` | which weights of a matrix stay |
-//! | `zeros` | writes the zeros |
+//! | `zeros` | takes the weights out: the sparse layout, or zeros |
 
 pub mod allocate;
 mod choice;
 mod layers;
-mod mask;
 mod projection;
 pub mod score;
 mod stream;
 pub mod surgeon;
 mod zeros;
 
-pub use choice::{Allocate, Pattern, SparseMethod, Sparsity};
+pub use choice::{Allocate, Pattern, SparseForm, SparseMethod, Sparsity};
 pub use layers::{Removal, SparseLayer, TypeChange, bytes, sparsify};
-pub use mask::KeepMask;
 pub use projection::{LayerProjection, Projection};
 pub use stream::{LayerInputs, Stream};
 pub use zeros::{has_zero, weight_bytes};

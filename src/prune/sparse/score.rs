@@ -1,8 +1,8 @@
 //! Masks by scores that are compared within each row: |W_ij| · ‖X_j‖₂ (Wanda), or |W_ij|.
 
 use super::choice::Pattern;
-use super::mask::{self, KeepMask};
 use crate::kernels::{Runtime, Team};
+use crate::quant::{KeepMask, remove_from};
 
 /// Rows that a thread scores at a time.
 const ROWS: usize = 16;
@@ -64,7 +64,7 @@ pub fn by_row(
                 };
                 for scores in scores.chunks_mut(length) {
                     for (_, j) in lowest(scores, gone) {
-                        mask::remove(words, *j as usize);
+                        remove_from(words, *j as usize);
                     }
                 }
             }

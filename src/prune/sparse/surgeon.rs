@@ -12,9 +12,9 @@ use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
 
 use super::choice::Pattern;
-use super::mask::{self, KeepMask};
 use super::score::lowest;
 use crate::kernels::{Runtime, Team};
+use crate::quant::{KeepMask, is_kept, remove_from};
 
 /// What is added to the diagonal of H, in shares of its mean.
 const DAMPENING: f64 = 0.01;
@@ -199,10 +199,10 @@ fn decide(
                     return false;
                 }
                 for (_, j) in lowest(&mut scores, group - stay) {
-                    mask::remove(mask, *j as usize);
+                    remove_from(mask, *j as usize);
                 }
             }
-            if mask::is_kept(mask, j) {
+            if is_kept(mask, j) {
                 continue;
             }
             let upper = factor.row(j);

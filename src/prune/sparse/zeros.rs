@@ -1,19 +1,21 @@
-//! Writing zeros: single weights that go become exactly 0 in their tensor's own type, and those that stay keep their codes.
+//! Taking single weights out of a projection. In the sparse form they have no place any more (`model/sparse.rs`); as zeros they
+//! become exactly 0 in their tensor's own type. Those that stay keep their codes either way.
 //!
 //! Types with a minimum (Q4_1, Q5_1, Q2_K, Q4_K, Q5_K) and with uneven levels (IQ4_NL, IQ4_XS) have no code that always stands for 0.
-//! A projection of such a type is encoded anew in Q8_0, which takes more bytes than it had: the map then moves to a larger one.
+//! Where a projection of such a type cannot be sparse, it is encoded anew in Q8_0, which takes more bytes than it had: the map then
+//! moves to a larger one.
 
 use std::ops::Range;
 
-use super::mask::{KeepMask, is_kept};
+use super::choice::SparseForm;
 use super::projection::LayerProjection;
 use crate::gguf::Map;
 use crate::kernels::{Runtime, Team};
-use crate::model::{Layer, Model, Weight};
+use crate::model::{Layer, Model, SparseWeightError, Weight};
 use crate::prune::error::PruneErrorKind;
 use crate::quant::{
-    BlockType, GROUP, Layout, decode_packed_row, decode_row, encode_row, encode_row_by_importance,
-    pack, unpack,
+    BlockType, GROUP, KeepMask, Layout, decode_packed_row, decode_row, decode_sparse_row,
+    encode_row, encode_row_by_importance, is_kept, pack, unpack,
 };
 
 /// The type of projections whose own has no code for 0.
@@ -30,9 +32,9 @@ pub fn has_zero(block_type: BlockType) -> bool {
 
 /// Bytes of weights that are the process's own once single weights are removed: those of the layers, or of the whole model where it has
 /// to move to a larger map.
-pub fn weight_bytes(model: &Model) -> u64 {
+pub fn weight_bytes(model: &Model, form: SparseForm) -> u64 {
     let layers: usize = model.layers.iter().map(Layer::bytes).sum();
-    let bytes = match room(model) {
+    let bytes = match room(model, form) {
         0 => layers,
         more => model.bytes() + more,
     };
@@ -40,17 +42,24 @@ pub fn weight_bytes(model: &Model) -> u64 {
 }
 
 /// Bytes for the projections that will need more than they have.
-fn room(model: &Model) -> usize {
+fn room(model: &Model, form: SparseForm) -> usize {
     let linears = model.layers.iter().flat_map(Layer::linears);
-    linears
-        .filter(|linear| !has_zero(linear.weight.block_type))
-        .map(|linear| new_bytes(&linear.weight).next_multiple_of(ALIGNMENT))
+    let weights = linears.map(|linear| &linear.weight);
+    let stays = |weight: &Weight| {
+        let block_type = weight.block_type;
+        let sparse = form == SparseForm::Sparse && block_type.has_sparse();
+        has_zero(block_type) || weight.is_sparse() || sparse
+    };
+    let larger = weights.filter(|weight| !stays(weight));
+    larger
+        .map(|weight| new_bytes(weight).next_multiple_of(ALIGNMENT))
         .sum()
 }
 
-/// Where weights of a model become 0.
+/// Where single weights of a model are taken out.
 #[derive(Debug)]
 pub struct Zeros {
+    form: SparseForm,
     /// The first byte of the map that is free for a tensor that needs more bytes than it had.
     next: usize,
 }
@@ -60,41 +69,79 @@ impl Zeros {
     ///
     /// # Errors
     /// If the system has no memory for it.
-    pub fn new(model: &mut Model) -> Result<Self, PruneErrorKind> {
-        let needed = room(model);
+    pub fn new(model: &mut Model, form: SparseForm) -> Result<Self, PruneErrorKind> {
         let next = model.map.bytes().len().next_multiple_of(ALIGNMENT);
-        if needed > 0 {
-            let larger = Map::anonymous(next + needed).map_err(PruneErrorKind::Room)?;
-            move_to(&mut model.map, larger);
-        }
-        Ok(Self { next })
+        let zeros = Self { form, next };
+        zeros.grow(model, room(model, form))?;
+        Ok(zeros)
     }
 
-    /// Sets the weights of a projection that go to 0. Those that stay keep their codes, except in a type that has no code for 0.
+    /// Makes room for so many bytes in the map.
+    fn grow(&self, model: &mut Model, needed: usize) -> Result<(), PruneErrorKind> {
+        if self.next + needed <= model.map.bytes().len() || needed == 0 {
+            return Ok(());
+        }
+        let larger = Map::anonymous(self.next + needed).map_err(PruneErrorKind::Room)?;
+        move_to(&mut model.map, larger);
+        Ok(())
+    }
+
+    /// Takes out the weights of a projection that go. Those that stay keep their codes, unless there is no place for zeros in its type
+    /// and it cannot be sparse.
+    ///
+    /// # Errors
+    /// If the system has no memory for a larger map.
     ///
     /// # Panics
     /// If the mask is of another shape.
-    pub fn set_zero(
+    pub fn take_out(
         &mut self,
         model: &mut Model,
         runtime: &Runtime,
         which: LayerProjection,
         mask: &KeepMask,
-    ) {
+    ) -> Result<(), PruneErrorKind> {
+        if self.make_sparse(model, runtime, which, mask) {
+            return Ok(());
+        }
         let weight = which.weight(model).clone();
-        assert!(mask.rows() == weight.rows && mask.cols() == weight.cols);
         if !has_zero(weight.block_type) {
             let from = Source::Old(&weight);
-            return self.encode(model, runtime, which, mask, from, &[]);
+            self.encode(model, runtime, which, mask, from, &[])?;
+            // Its new type may be one that can be sparse.
+            self.make_sparse(model, runtime, which, mask);
+            return Ok(());
         }
-        let bytes = &mut model.map.bytes_mut()[weight.range.clone()];
-        in_groups(runtime, &weight, weight.block_type, bytes, |row, bytes| {
-            zero_row(weight.block_type, bytes, weight.cols, mask.row(row));
-        });
+        set_zero(model, runtime, &weight, mask);
+        Ok(())
+    }
+
+    /// Makes a projection sparse, if that is asked for and takes fewer bytes. Says whether it did.
+    fn make_sparse(
+        &self,
+        model: &mut Model,
+        runtime: &Runtime,
+        which: LayerProjection,
+        mask: &KeepMask,
+    ) -> bool {
+        let (layer, place) = (which.layer, which.projection.index());
+        let sparse = self.form == SparseForm::Sparse;
+        match sparse.then(|| model.make_sparse(runtime, layer, place, mask)) {
+            Some(Ok(())) => true,
+            // The weight is sparse; memory that the system does not take back is no reason to stop.
+            Some(Err(SparseWeightError::Release(error))) => {
+                tracing::debug!("the old bytes of {which} stay: {error}");
+                true
+            }
+            Some(Err(_)) | None => false,
+        }
     }
 
     /// Puts new values `[rows, cols]` in the place of a projection's weights, encoded by the mean squares of its inputs, `[cols]`. Those
     /// that go are 0 whatever their value.
+    ///
+    /// # Errors
+    /// If the system has no memory for a larger map.
     ///
     /// # Panics
     /// If mask, values or mean squares are of another shape.
@@ -106,12 +153,29 @@ impl Zeros {
         mask: &KeepMask,
         values: &[f32],
         importance: &[f32],
-    ) {
-        let weight = which.weight(model);
+    ) -> Result<(), PruneErrorKind> {
+        let weight = which.weight(model).clone();
         let shape = (weight.rows, weight.cols);
         assert!((mask.rows(), mask.cols()) == shape && values.len() == shape.0 * shape.1);
         assert_eq!(importance.len(), shape.1, "a mean square for each column");
-        self.encode(model, runtime, which, mask, Source::New(values), importance);
+        let from = Source::New(values);
+        if has_zero(weight.block_type) {
+            self.encode(model, runtime, which, mask, from, importance)?;
+            self.make_sparse(model, runtime, which, mask);
+            return Ok(());
+        }
+        if self.form == SparseForm::Sparse && weight.block_type.has_sparse() {
+            let bytes = &mut model.map.bytes_mut()[weight.range.clone()];
+            encode_rows(runtime, &weight, bytes, mask, importance, |row, out| {
+                out.copy_from_slice(&values[row * weight.cols..][..weight.cols]);
+            });
+            if self.make_sparse(model, runtime, which, mask) {
+                return Ok(());
+            }
+        }
+        self.encode(model, runtime, which, mask, from, importance)?;
+        self.make_sparse(model, runtime, which, mask);
+        Ok(())
     }
 
     /// Encodes a projection anew, in its own type if that has a code for 0.
@@ -123,7 +187,7 @@ impl Zeros {
         mask: &KeepMask,
         from: Source,
         importance: &[f32],
-    ) {
+    ) -> Result<(), PruneErrorKind> {
         let old = which.weight(model).clone();
         let stays = has_zero(old.block_type);
         let new = match stays {
@@ -136,28 +200,29 @@ impl Zeros {
         };
         let ranges: [Range<usize>; 2] = match stays {
             true => [0..0, new.range.clone()],
-            false => [old.range.clone(), new.range.clone()],
+            false => {
+                // All that may need it, so that the map moves once.
+                let needed = new_bytes(&old).next_multiple_of(ALIGNMENT);
+                if new.range.end > model.map.bytes().len() {
+                    self.grow(model, room(model, SparseForm::Zeros).max(needed))?;
+                }
+                [old.range.clone(), new.range.clone()]
+            }
         };
         let mut pieces = model.map.disjoint_mut(&ranges);
         let bytes = std::mem::take(&mut pieces[1]);
         let before: &[u8] = pieces[0];
-        in_groups(runtime, &new, new.block_type, bytes, |row, bytes| {
-            let mut values = vec![0.0f32; old.cols];
-            match from {
-                Source::Old(old) => decode(old, before, row, &mut values),
-                Source::New(all) => values.copy_from_slice(&all[row * old.cols..][..old.cols]),
-            }
-            for (j, value) in values.iter_mut().enumerate() {
-                if !is_kept(mask.row(row), j) {
-                    *value = 0.0;
-                }
-            }
-            match importance {
-                [] => encode_row(new.block_type, &values, bytes),
-                all => encode_row_by_importance(new.block_type, &values, all, bytes),
-            }
-            zero_row(new.block_type, bytes, new.cols, mask.row(row));
-        });
+        encode_rows(
+            runtime,
+            &new,
+            bytes,
+            mask,
+            importance,
+            |row, out| match from {
+                Source::Old(old) => decode(old, before, row, out),
+                Source::New(all) => out.copy_from_slice(&all[row * old.cols..][..old.cols]),
+            },
+        );
         if !stays {
             self.next = new.range.end.next_multiple_of(ALIGNMENT);
             // Memory that the system does not take back is no reason to stop: the weights are in their new place.
@@ -167,7 +232,45 @@ impl Zeros {
         }
         let linears = model.layers[which.layer].linears_mut();
         linears[which.projection.index()].weight = new;
+        Ok(())
     }
+}
+
+/// Sets the weights of a projection that go to 0, in a type that has a code for it.
+fn set_zero(model: &mut Model, runtime: &Runtime, weight: &Weight, mask: &KeepMask) {
+    assert!(mask.rows() == weight.rows && mask.cols() == weight.cols);
+    let bytes = &mut model.map.bytes_mut()[weight.range.clone()];
+    in_groups(runtime, weight, bytes, |row, bytes| {
+        zero_row(weight.block_type, bytes, weight.cols, mask.row(row));
+    });
+}
+
+/// Encodes all rows of a weight in its type, by the mean squares of its inputs, or for their own sake if these are none. What goes is 0, as
+/// exactly as the type has it.
+fn encode_rows(
+    runtime: &Runtime,
+    weight: &Weight,
+    bytes: &mut [u8],
+    mask: &KeepMask,
+    importance: &[f32],
+    values_of: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    in_groups(runtime, weight, bytes, |row, bytes| {
+        let mut values = vec![0.0f32; weight.cols];
+        values_of(row, &mut values);
+        for (j, value) in values.iter_mut().enumerate() {
+            if !is_kept(mask.row(row), j) {
+                *value = 0.0;
+            }
+        }
+        match importance {
+            [] => encode_row(weight.block_type, &values, bytes),
+            all => encode_row_by_importance(weight.block_type, &values, all, bytes),
+        }
+        if has_zero(weight.block_type) {
+            zero_row(weight.block_type, bytes, weight.cols, mask.row(row));
+        }
+    });
 }
 
 /// Where values that are encoded come from.
@@ -192,6 +295,7 @@ fn decode(weight: &Weight, bytes: &[u8], row: usize, out: &mut [f32]) {
             decode_row(weight.block_type, &bytes[row * size..][..size], out);
         }
         Layout::Packed => decode_packed_row(weight.block_type, bytes, row, out),
+        Layout::Sparse => decode_sparse_row(weight.block_type, weight.rows, bytes, row, out),
     }
 }
 
@@ -199,10 +303,10 @@ fn decode(weight: &Weight, bytes: &[u8], row: usize, out: &mut [f32]) {
 fn in_groups(
     runtime: &Runtime,
     weight: &Weight,
-    block_type: BlockType,
     bytes: &mut [u8],
     change: impl Fn(usize, &mut [u8]) + Sync,
 ) {
+    let block_type = weight.block_type;
     let size = block_type.row_bytes(weight.cols);
     if bytes.is_empty() {
         return;
