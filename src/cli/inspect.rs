@@ -195,7 +195,7 @@ fn tensors(file: &GgufFile) -> Vec<Tensor<'_>> {
     let tensors = file.tensors().iter().map(|t| Tensor {
         name: &t.name,
         shape: &t.shape,
-        block_type: t.block_type.name().to_owned(),
+        block_type: t.type_name(),
         offset: Some(t.range.start),
         bytes: Some(t.range.len()),
     });

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::gguf::MetadataWarning;
 use crate::memory;
-use crate::model::Model;
+use crate::model::{Model, Weight};
 use crate::prune::sparse::{Allocate, SparseForm, SparseLayer, Sparsity, TypeChange};
 use crate::prune::{Found, Method, Plan, Recipe, Target};
 
@@ -216,9 +216,11 @@ impl Snapshot {
             output_type: layer.o.weight.block_type.name(),
             down_type: layer.down.weight.block_type.name(),
         });
+        let gone = |weight: &Weight| weight.parameters() - weight.kept(&model.map);
+        let gone: usize = model.sparse_weights().map(gone).sum();
         Self {
-            parameters: model.parameters(),
-            layer_parameters: model.layer_parameters(),
+            parameters: model.parameters() - gone,
+            layer_parameters: model.layer_parameters() - gone,
             bytes: model.bytes(),
             map_resident: map.map(|m| m.resident),
             map_private: map.map(|m| m.private),

@@ -31,13 +31,14 @@ use std::path::{Path, PathBuf};
 
 pub use foreign::Foreign;
 pub use map::{Map, Residency};
+pub(crate) use parse::ALIGNMENT_KEY;
 pub use text::Shown;
 pub use value::{Value, ValueType};
 pub use warning::MetadataWarning;
 pub use write::Writer;
 
 use crate::count::count;
-use crate::quant::BlockType;
+use crate::quant::{BlockType, Layout, SPARSE_VERSION, SparseType};
 
 /// Why a GGUF file cannot be read or written. The messages say what is wrong and where (the byte, key or tensor), and what to
 /// do if anything can be done.
@@ -132,6 +133,16 @@ pub enum GgufError {
 /// What is wrong with a type of this number, and what to do.
 fn type_problem(type_id: u32, path: &Path) -> String {
     let supported = BlockType::supported_names();
+    if let Some(SparseType::Unknown { version, values }) = SparseType::from_id(type_id) {
+        return match version {
+            SPARSE_VERSION => format!(
+                "values of type {values} in flapjack's sparse form are not known; the file is damaged, fetch it again"
+            ),
+            _ => format!(
+                "flapjack's sparse form of version {version} is not supported (version {SPARSE_VERSION} is); take the flapjack that wrote the file, or make it anew with `flapjack prune --sparse ... --pack`"
+            ),
+        };
+    }
     let Some(known) = BlockType::unsupported(type_id) else {
         return format!(
             "unknown type {type_id}, of a newer llama.cpp or of a program that goes its own way; take the model in another type: supported are {supported}"
@@ -163,8 +174,20 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// The type of the stored values.
     pub block_type: BlockType,
+    /// [`Layout::Native`], or [`Layout::Sparse`] for a matrix in flapjack's own form, of which nothing but its length is checked yet.
+    pub layout: Layout,
     /// The data, as a range of bytes of the map.
     pub range: Range<usize>,
+}
+
+impl TensorInfo {
+    /// The name of the type, and whether it is sparse.
+    pub fn type_name(&self) -> String {
+        match self.layout {
+            Layout::Sparse => format!("{} sparse", self.block_type.name()),
+            Layout::Native | Layout::Packed => self.block_type.name().to_owned(),
+        }
+    }
 }
 
 /// A tensor that cannot be read, because its type is not supported.
@@ -180,6 +203,9 @@ pub struct UnsupportedTensor {
 impl UnsupportedTensor {
     /// The name of the type, or its number where it has none that we know.
     pub fn type_name(&self) -> String {
+        if let Some(SparseType::Unknown { version, .. }) = SparseType::from_id(self.type_id) {
+            return format!("sparse (version {version})");
+        }
         match BlockType::unsupported(self.type_id) {
             Some(known) => known.name.to_owned(),
             None => format!("type {}", self.type_id),

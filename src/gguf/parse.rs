@@ -7,7 +7,7 @@ use super::{
     GgufError, GgufFile, Map, Shown, TensorInfo, UnsupportedTensor, Value, ValueType, foreign,
 };
 use crate::count::count as counted;
-use crate::quant::BlockType;
+use crate::quant::{BlockType, Layout, SparseType, told_len};
 
 /// The deepest nesting of arrays that is accepted. The specification sets no limit, and no known file nests arrays at all.
 const MAX_DEPTH: usize = 4;
@@ -17,7 +17,7 @@ const MAX_RANK: usize = 4;
 /// a file full of one-byte items would take 32 times its size in memory.
 const MAX_ITEMS: usize = 1 << 24;
 /// The metadata key that gives the alignment of tensor data.
-pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
+pub(crate) const ALIGNMENT_KEY: &str = "general.alignment";
 /// The alignment of tensor data in bytes, if the file does not give it.
 pub(super) const DEFAULT_ALIGNMENT: usize = 32;
 
@@ -99,6 +99,19 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
             tensor: tensor.name.clone(),
             problem,
         };
+        if tensor.layout == Layout::Sparse {
+            // Its own index says how long it is.
+            let data = data_start.checked_add(tensor.range.start);
+            let data = data.and_then(|start| map.bytes().get(start..));
+            let len = data.and_then(|data| told_len(tensor.shape[0], data));
+            let end = len.and_then(|len| tensor.range.start.checked_add(len));
+            tensor.range.end = end.ok_or_else(|| {
+                fail(format!(
+                    "its index, at byte {} after the data's start at {data_start}, is damaged or reaches past the end of the file at byte {file_len}; the file is truncated or damaged, fetch it again",
+                    tensor.range.start
+                ))
+            })?;
+        }
         let range = data_start
             .checked_add(tensor.range.start)
             .zip(data_start.checked_add(tensor.range.end))
@@ -379,6 +392,21 @@ impl<'a> Reader<'a> {
                 ))
             })?;
 
+        if let Some(SparseType::Of(block_type)) = SparseType::from_id(type_id) {
+            if rank != 2 || block_type.checked_row_bytes(shape[1]).is_none() {
+                return Err(fail(format!(
+                    "shape {shape:?} is not that of a matrix of whole blocks of {}",
+                    block_type.name()
+                )));
+            }
+            return Ok(Entry::Tensor(TensorInfo {
+                name,
+                shape,
+                block_type,
+                layout: Layout::Sparse,
+                range: offset..offset,
+            }));
+        }
         // How many bytes a block has is not known.
         let Some(block_type) = BlockType::from_id(type_id) else {
             return Ok(Entry::Unsupported(UnsupportedTensor {
@@ -406,6 +434,7 @@ impl<'a> Reader<'a> {
             name,
             shape,
             block_type,
+            layout: Layout::Native,
             range: offset..end,
         }))
     }

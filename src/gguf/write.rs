@@ -9,7 +9,7 @@ use super::parse::{self, ALIGNMENT_KEY, DEFAULT_ALIGNMENT, alignment_from};
 use super::{GgufError, GgufFile, Map, Shown, Value};
 use crate::files;
 use crate::progress::{self, Cancelled, Progress};
-use crate::quant::BlockType;
+use crate::quant::{BlockType, Layout, SparseType};
 
 /// The contents of a GGUF file that is to be written: metadata and tensors. The file has version 3.
 #[derive(Debug, Default)]
@@ -24,6 +24,7 @@ struct TensorEntry<'a> {
     name: String,
     shape: Vec<usize>,
     block_type: BlockType,
+    layout: Layout,
     /// The size of the data in bytes.
     len: usize,
     /// The data; `None` if it is put into the image later.
@@ -62,6 +63,26 @@ impl<'a> Writer<'a> {
         self.push(name.into(), shape, block_type, Some(bytes))
     }
 
+    /// Adds a matrix `[rows, cols]` in flapjack's sparse form; its groups lie best where `general.alignment` is 64 or more.
+    pub fn sparse(
+        &mut self,
+        name: impl Into<String>,
+        shape: [usize; 2],
+        block_type: BlockType,
+        bytes: impl Into<std::borrow::Cow<'a, [u8]>>,
+    ) -> &mut Self {
+        let bytes = bytes.into();
+        self.tensors.push(TensorEntry {
+            name: name.into(),
+            shape: shape.to_vec(),
+            block_type,
+            layout: Layout::Sparse,
+            len: bytes.len(),
+            bytes: Some(bytes),
+        });
+        self
+    }
+
     /// Adds a tensor of row-major `shape` without data, which is to be put into the [image](Self::image) later.
     pub fn reserve(
         &mut self,
@@ -83,6 +104,7 @@ impl<'a> Writer<'a> {
             name,
             shape: shape.to_vec(),
             block_type,
+            layout: Layout::Native,
             len: data_len(shape, block_type),
             bytes,
         });
@@ -163,7 +185,11 @@ impl<'a> Writer<'a> {
             for extent in tensor.shape.iter().rev() {
                 head.extend_from_slice(&(*extent as u64).to_le_bytes());
             }
-            head.extend_from_slice(&tensor.block_type.id().to_le_bytes());
+            let type_id = match tensor.layout {
+                Layout::Sparse => SparseType::id(tensor.block_type),
+                _ => tensor.block_type.id(),
+            };
+            head.extend_from_slice(&type_id.to_le_bytes());
             head.extend_from_slice(&(offset as u64).to_le_bytes());
             offset = (offset + tensor.len).next_multiple_of(alignment);
         }

@@ -10,14 +10,14 @@
 //! - a layer without channels gets one block of channels of zeros, since llama.cpp drops the attention of a layer whose
 //!   feed-forward width is 0.
 //!
-//! Where all layers are alike the file stays a `llama` file.
+//! Where all layers are alike the file stays a `llama` file. Weights that are sparse stay so, in a form that only flapjack reads
+//! (`docs/format.md`).
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use super::{Architecture, Layer, Linear, Model, Weight};
-use crate::gguf::{GgufError, GgufFile, Value, ValueType, Writer};
-use crate::quant::{BlockType, Layout, encode_row};
+use crate::gguf::{ALIGNMENT_KEY, GgufError, GgufFile, Value, ValueType, Writer};
+use crate::quant::{BlockType, KeepMask, Layout, encode_row, encode_sparse, sparse_to_native};
 
 /// How a model goes into a file.
 #[derive(Debug)]
@@ -126,17 +126,20 @@ const VALUE_LENGTH: &str = "attention.value_length";
 
 const ARCHITECTURE: &str = "general.architecture";
 
+/// The least alignment of a file with sparse weights.
+const SPARSE_ALIGNMENT: u32 = 64;
+
 impl<'m> Export<'m> {
     /// Finds the form.
     ///
     /// # Panics
-    /// If weights of layers are packed ([`Model::unpack`] brings them back), or sparse; see [`Model::sparse_weights`].
+    /// If weights of layers are packed; [`Model::unpack`] brings them back.
     pub fn new(model: &'m Model) -> Self {
         let mut linears = model.layers.iter().flat_map(Layer::linears);
-        if let Some(linear) = linears.find(|l| l.weight.layout != Layout::Native) {
-            let Weight { name, layout, .. } = &linear.weight;
-            panic!("{name} is {layout:?}, and a file holds weights in their native layout");
-        }
+        assert!(
+            linears.all(|l| l.weight.layout != Layout::Packed),
+            "a file holds weights in their native layout"
+        );
         let head_dim = model.config.head_dim;
         let layers = model.layers.iter().enumerate();
         Self {
@@ -168,12 +171,18 @@ impl<'m> Export<'m> {
     pub fn added_bytes(&self) -> usize {
         let head_dim = self.model.config.head_dim;
         let layers = self.model.layers.iter().zip(&self.layers);
-        let in_file: usize = layers
+        layers
             .map(|(layer, form)| {
                 let [q, kv, channels] = form.widths();
-                let rows = |linear: &Linear, rows| rows * linear.weight.row_bytes();
+                // More than it is where weights are sparse.
+                let rows = |linear: &Linear, rows: usize| {
+                    let weight = &linear.weight;
+                    (rows - weight.rows) * weight.block_type.row_bytes(weight.cols)
+                };
                 let columns = |linear: &Linear, columns| {
-                    linear.weight.rows * linear.weight.block_type.row_bytes(columns)
+                    let (weight, bytes) =
+                        (&linear.weight, |n| linear.weight.block_type.row_bytes(n));
+                    weight.rows * (bytes(columns) - bytes(weight.cols))
                 };
                 rows(&layer.q, q * head_dim)
                     + rows(&layer.k, kv * head_dim)
@@ -183,9 +192,7 @@ impl<'m> Export<'m> {
                     + rows(&layer.up, channels)
                     + columns(&layer.down, channels)
             })
-            .sum();
-        let in_memory: usize = self.model.layers.iter().map(Layer::bytes).sum();
-        in_file - in_memory
+            .sum()
     }
 
     /// The file, ready to be written. `source` is the file that the model was loaded from: what is not a projection of a
@@ -246,7 +253,17 @@ impl<'m> Export<'m> {
             (KEY_LENGTH, head_dim.clone()),
             (VALUE_LENGTH, head_dim),
         ];
+        // Groups of sparse weights lie on lines of the cache.
+        let sparse = self.model.sparse_weights().next().is_some();
+        if sparse {
+            let own = source.get::<u32>(ALIGNMENT_KEY).ok().flatten();
+            let alignment = own.unwrap_or(0).max(SPARSE_ALIGNMENT);
+            writer.metadata(ALIGNMENT_KEY, Value::U32(alignment));
+        }
         for (key, value) in source.entries() {
+            if sparse && key == ALIGNMENT_KEY {
+                continue;
+            }
             match key.strip_prefix(&from) {
                 Some(rest) => {
                     let place = ours.iter().position(|(name, _)| *name == rest);
@@ -337,26 +354,10 @@ impl<'m> Export<'m> {
         pieces: &[Piece],
     ) {
         let weight = &linear.weight;
-        let bytes = self.bytes(weight);
         let rows: usize = pieces.iter().map(Piece::len).sum();
-        let row_bytes = weight.row_bytes();
-        let data = if is_all(pieces, weight.rows) {
-            Cow::Borrowed(bytes)
-        } else {
-            let zeros = zeros(weight.block_type, weight.cols);
-            let mut data = Vec::with_capacity(rows * row_bytes);
-            for piece in pieces {
-                match piece {
-                    Piece::Kept(range) => data
-                        .extend_from_slice(&bytes[range.start * row_bytes..range.end * row_bytes]),
-                    Piece::Zeros(n) => (0..*n).for_each(|_| data.extend_from_slice(&zeros)),
-                }
-            }
-            Cow::Owned(data)
-        };
-        let shape = [rows, weight.cols];
         let name = format!("blk.{l}.{name}");
-        writer.tensor(format!("{name}.weight"), &shape, weight.block_type, data);
+        let whole = [Piece::Kept(0..weight.cols)];
+        self.put_weight(writer, format!("{name}.weight"), weight, pieces, &whole);
         if let Some(bias) = &linear.bias {
             let mut data = Vec::with_capacity(rows);
             for piece in pieces {
@@ -379,42 +380,99 @@ impl<'m> Export<'m> {
         bias: Option<Vec<f32>>,
         pieces: &[Piece],
     ) {
-        let bytes = self.bytes(weight);
-        let cols: usize = pieces.iter().map(Piece::len).sum();
-        let block_type = weight.block_type;
-        let data = if is_all(pieces, weight.cols) {
-            Cow::Borrowed(bytes)
-        } else {
-            let mut data = Vec::with_capacity(weight.rows * block_type.row_bytes(cols));
-            for row in 0..weight.rows {
-                let row = &bytes[row * weight.row_bytes()..][..weight.row_bytes()];
-                for piece in pieces {
-                    match piece {
-                        Piece::Kept(range) => data.extend_from_slice(
-                            &row[block_type.row_bytes(range.start)
-                                ..block_type.row_bytes(range.end)],
-                        ),
-                        Piece::Zeros(n) => data.extend_from_slice(&zeros(block_type, *n)),
-                    }
-                }
-            }
-            Cow::Owned(data)
-        };
         let name = format!("blk.{l}.{name}");
-        writer.tensor(
-            format!("{name}.weight"),
-            &[weight.rows, cols],
-            block_type,
-            data,
-        );
+        let whole = [Piece::Kept(0..weight.rows)];
+        self.put_weight(writer, format!("{name}.weight"), weight, &whole, pieces);
         if let Some(bias) = bias {
             put_vector(writer, &format!("{name}.bias"), &bias);
         }
     }
 
-    fn bytes(&self, weight: &Weight) -> &'m [u8] {
-        &self.model.map.bytes()[weight.range.clone()]
+    /// A weight whose rows and columns are pieces of the model's; columns are whole blocks.
+    fn put_weight<'a>(
+        &'a self,
+        writer: &mut Writer<'a>,
+        name: String,
+        weight: &'a Weight,
+        rows: &[Piece],
+        cols: &[Piece],
+    ) {
+        let len = |pieces: &[Piece]| pieces.iter().map(Piece::len).sum::<usize>();
+        let (shape, block_type) = ([len(rows), len(cols)], weight.block_type);
+        let bytes = &self.model.map.bytes()[weight.range.clone()];
+        match (
+            is_all(rows, weight.rows) && is_all(cols, weight.cols),
+            weight.is_sparse(),
+        ) {
+            (true, true) => writer.sparse(name, shape, block_type, bytes),
+            (true, false) => writer.tensor(name, &shape, block_type, bytes),
+            (false, false) => {
+                let data = cut(block_type, weight.cols, bytes, rows, cols);
+                writer.tensor(name, &shape, block_type, data)
+            }
+            (false, true) => {
+                let (native, keep) = sparse_to_native(block_type, weight.rows, weight.cols, bytes);
+                let data = cut(block_type, weight.cols, &native, rows, cols);
+                let (rows, cols) = (numbers(rows), numbers(cols));
+                let keep = KeepMask::from_fn(rows.len(), cols.len(), |row, col| {
+                    let both = rows[row].zip(cols[col]);
+                    both.is_some_and(|(row, col)| keep.keep(row, col))
+                });
+                writer.sparse(
+                    name,
+                    shape,
+                    block_type,
+                    encode_sparse(block_type, &data, &keep),
+                )
+            }
+        };
     }
+}
+
+/// Those pieces of the rows, and of these the pieces of the columns, of a matrix in the native layout whose rows have `width` values.
+fn cut(
+    block_type: BlockType,
+    width: usize,
+    bytes: &[u8],
+    rows: &[Piece],
+    cols: &[Piece],
+) -> Vec<u8> {
+    let row_bytes = block_type.row_bytes(width);
+    let new_width: usize = cols.iter().map(Piece::len).sum();
+    let zeros = zeros(block_type, new_width);
+    let mut data = Vec::new();
+    for piece in rows {
+        let range = match piece {
+            Piece::Zeros(n) => {
+                (0..*n).for_each(|_| data.extend_from_slice(&zeros));
+                continue;
+            }
+            Piece::Kept(range) => range,
+        };
+        for row in range.clone() {
+            let row = &bytes[row * row_bytes..][..row_bytes];
+            for piece in cols {
+                match piece {
+                    Piece::Kept(range) => data.extend_from_slice(
+                        &row[block_type.row_bytes(range.start)..block_type.row_bytes(range.end)],
+                    ),
+                    Piece::Zeros(n) => {
+                        data.extend_from_slice(&zeros[..block_type.row_bytes(*n)]);
+                    }
+                }
+            }
+        }
+    }
+    data
+}
+
+/// The model's row or column for each of the pieces'; `None` for zeros.
+fn numbers(pieces: &[Piece]) -> Vec<Option<usize>> {
+    let each = |piece: &Piece| match piece {
+        Piece::Kept(range) => range.clone().map(Some).collect::<Vec<_>>(),
+        Piece::Zeros(n) => vec![None; *n],
+    };
+    pieces.iter().flat_map(each).collect()
 }
 
 /// A run of rows or columns.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Architecture, Config, Layer, Linear, Model, ModelError, Rope, Weight, kind};
 use crate::gguf::{GgufError, GgufFile, TensorInfo};
-use crate::quant::{Layout, decode_row};
+use crate::quant::{check_sparse, decode_row};
 
 impl Model {
     /// Takes views on the weights of `file`.
@@ -24,6 +24,11 @@ impl Model {
 
         let embedding = tensors.matrix("token_embd.weight", config.vocabulary, d)?;
         let output = tensors.optional_matrix("output.weight", config.vocabulary, d)?;
+        for weight in [Some(&embedding), output.as_ref()].into_iter().flatten() {
+            if weight.is_sparse() {
+                return Err(file.tensor_error(&weight.name, NOT_SPARSE).into());
+            }
+        }
         let output_norm = tensors.vector("output_norm.weight", d)?;
         let factors = tensors.optional_vector("rope_freqs.weight", config.rope_dim / 2)?;
         if let Some(bad) = factors
@@ -73,6 +78,9 @@ impl Model {
                 tensors.vector(&format!("blk.{l}.{name}.weight"), d)
             };
             let group = config.heads[l].checked_div(config.kv_heads[l]).unwrap_or(0);
+            for linear in [&q, &k, &v, &o, &gate, &up, &down] {
+                check(&file, &linear.weight)?;
+            }
             layers.push(Layer {
                 attention_norm: norm("attn_norm", queries)?,
                 q,
@@ -106,6 +114,20 @@ impl Model {
             warnings,
         })
     }
+}
+
+const NOT_SPARSE: &str = "is in flapjack's sparse form, which only projections of layers may have";
+
+/// Refuses a sparse weight whose bytes are not what they should be, before anything is read through them.
+fn check(file: &GgufFile, weight: &Weight) -> Result<(), GgufError> {
+    if !weight.is_sparse() {
+        return Ok(());
+    }
+    let bytes = &file.map().bytes()[weight.range.clone()];
+    check_sparse(weight.block_type, weight.rows, weight.cols, bytes).map_err(|error| {
+        let problem = format!("{error} (from byte {} of the file on); the file is damaged, fetch it again or make it anew", weight.range.start);
+        file.tensor_error(&weight.name, problem)
+    })
 }
 
 struct Tensors<'a> {
@@ -144,7 +166,7 @@ impl Tensors<'_> {
         Ok(self.find(name, &[rows, cols])?.map(|tensor| Weight {
             name: tensor.name.clone(),
             block_type: tensor.block_type,
-            layout: Layout::Native,
+            layout: tensor.layout,
             rows,
             cols,
             range: tensor.range.clone(),
@@ -158,7 +180,8 @@ impl Tensors<'_> {
 
     fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, GgufError> {
         let file = self.file;
-        Ok(self.find(name, &[len])?.map(|tensor| {
+        let tensor = self.find(name, &[len])?;
+        Ok(tensor.map(|tensor| {
             let mut values = vec![0.0; len];
             decode_row(tensor.block_type, file.bytes(tensor), &mut values);
             values

@@ -16,11 +16,14 @@ pub use blocks::{decode_row, encode_row, encode_row_by_importance};
 pub use keep::KeepMask;
 pub(crate) use keep::{is_kept, remove_from};
 pub use packed::{GROUP, decode_packed_row, pack, unpack};
+pub(crate) use sparse::{
+    SPARSE_VERSION, SparseType, encode_group, index_entry, least_sparse_len, sparse_to_native,
+    told_len, write_index,
+};
 pub use sparse::{
     SparseError, check_sparse, decode_sparse_row, encode_sparse, sparse_groups, sparse_kept,
     sparse_len,
 };
-pub(crate) use sparse::{encode_group, index_entry, least_sparse_len, write_index};
 
 /// Makes [`BlockType`] from the table below, so that everything about a type is in one place.
 macro_rules! block_types {

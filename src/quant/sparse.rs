@@ -8,6 +8,38 @@ use std::ops::Range;
 use super::packed::take_fields;
 use super::{BlockType, GROUP, KeepMask, decode_row, pack};
 
+/// The version of the layout.
+pub(crate) const SPARSE_VERSION: u32 = 1;
+/// The upper half of the number of a sparse tensor's type in GGUF files, "FJ".
+const FILE_TYPE: u32 = 0x464a;
+
+/// What the number of a tensor's type says, if it is that of a sparse one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SparseType {
+    /// Its values are of this type.
+    Of(BlockType),
+    /// It is of another version of the layout, or of a type that has no sparse form.
+    Unknown { version: u32, values: u32 },
+}
+
+impl SparseType {
+    /// The number in GGUF files of a type's sparse form: "FJ", the version of the layout, and the number of the type.
+    pub fn id(block_type: BlockType) -> u32 {
+        FILE_TYPE << 16 | SPARSE_VERSION << 8 | block_type.id()
+    }
+
+    /// `None` if it is of no sparse tensor.
+    pub fn from_id(id: u32) -> Option<Self> {
+        let (version, values) = (id >> 8 & 255, id & 255);
+        let known =
+            BlockType::from_id(values).filter(|t| t.has_sparse() && version == SPARSE_VERSION);
+        (id >> 16 == FILE_TYPE).then_some(match known {
+            Some(block_type) => SparseType::Of(block_type),
+            None => SparseType::Unknown { version, values },
+        })
+    }
+}
+
 /// Zeros at the end, which vector units may read, and which the last block cannot outgrow.
 const TAIL: usize = 1152;
 /// What groups are aligned to: a line of the cache.
@@ -176,6 +208,16 @@ fn index_len(rows: usize) -> Option<usize> {
 /// large.
 pub(crate) fn least_sparse_len(rows: usize) -> Option<usize> {
     index_len(rows)?.checked_add(TAIL)
+}
+
+/// How long a sparse matrix says that it is, of which these are the first bytes; `None` if they end within its index, or there is no
+/// such length.
+pub(crate) fn told_len(rows: usize, bytes: &[u8]) -> Option<usize> {
+    if bytes.len() < index_len(rows)? {
+        return None;
+    }
+    let end = usize::try_from(index_entry(bytes, rows.div_ceil(GROUP))).ok()?;
+    end.checked_add(TAIL)
 }
 
 /// An entry of the index.
@@ -461,6 +503,29 @@ fn sparse_row_to_native(
             }
         }
     }
+}
+
+/// A sparse matrix in the native layout, with the codes that come closest to 0 where there is no weight, and which weights there are.
+///
+/// # Panics
+/// If [`check_sparse`] refuses the bytes for a reason that matters here.
+pub(crate) fn sparse_to_native(
+    block_type: BlockType,
+    rows: usize,
+    cols: usize,
+    bytes: &[u8],
+) -> (Vec<u8>, KeepMask) {
+    let row_bytes = block_type.row_bytes(cols);
+    let mut native = vec![0; rows * row_bytes];
+    let mut kept = vec![false; rows * cols];
+    for row in 0..rows {
+        let to = &mut native[row * row_bytes..][..row_bytes];
+        sparse_row_to_native(block_type, bytes, row, to, |col| {
+            kept[row * cols + col] = true
+        });
+    }
+    let keep = KeepMask::from_fn(rows, cols, |row, col| kept[row * cols + col]);
+    (native, keep)
 }
 
 /// How many weights of a sparse matrix there are.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use flapjack::gguf::{GgufError, GgufFile, Map, TensorInfo, Value, ValueType, Writer};
-use flapjack::quant::BlockType;
+use flapjack::quant::{BlockType, Layout};
 use tempfile::TempDir;
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -369,6 +369,7 @@ fn tensor(
         name: name.into(),
         shape: shape.to_vec(),
         block_type,
+        layout: Layout::Native,
         range: start..start + len,
     }
 }

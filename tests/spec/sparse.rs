@@ -2,27 +2,27 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use flapjack::engine::{
-    Engine, EngineError, Event, Notice, OpenOptions, PruneOptions, Stage, SyntheticType, TINY,
-    Target, TextSource, Unsuited, ignore, write_synthetic,
+    Engine, EngineError, Event, GenerateOptions, Notice, OpenOptions, PruneOptions, SparseOptions,
+    Stage, SyntheticType, TINY, Target, TextSource, Unsuited, ignore, write_synthetic,
 };
 use flapjack::gguf::GgufFile;
 use flapjack::model::{Model, Weight};
 use flapjack::progress;
 use flapjack::prune::sparse::{
-    self, Allocate, LayerProjection, Pattern, Projection, Removal, SparseLayer, SparseMethod,
-    Stream, has_zero, surgeon,
+    self, Allocate, LayerProjection, Pattern, Projection, Removal, SparseForm, SparseLayer,
+    SparseMethod, Stream, has_zero, surgeon,
 };
 use flapjack::prune::{
     self, Calibration, Effort, Evidence, Method, PruneError, PruneErrorKind, Record,
 };
-use flapjack::quant::BlockType;
+use flapjack::quant::{BlockType, Layout};
 
 use crate::common::engine::{Workshop, break_at, tokens};
-use crate::common::program::{stderr, succeeded};
+use crate::common::program::{flapjack, stderr, succeeded};
 use crate::common::pruning::{assert_same, profile_of, text};
 use crate::common::reference::{ReferenceLinear, ReferenceModel};
 use crate::common::synthetic::{Shape, Synthetic, runtime};
@@ -125,9 +125,20 @@ fn sparsify(
     pattern: Pattern,
     text: Option<Calibration>,
 ) -> Result<Vec<SparseLayer>, PruneError> {
+    sparsify_to(SparseForm::Zeros, model, method, pattern, text)
+}
+
+fn sparsify_to(
+    form: SparseForm,
+    model: &mut Model,
+    method: SparseMethod,
+    pattern: Pattern,
+    text: Option<Calibration>,
+) -> Result<Vec<SparseLayer>, PruneError> {
     let patterns = vec![pattern; 2 * model.layers.len()];
     let removal = Removal {
         method,
+        form,
         patterns: &patterns,
         text,
     };
@@ -356,9 +367,139 @@ fn types_without_a_code_for_zero_become_q8_0() {
             assert_eq!(row(&model), row(&dense));
             assert!(model.bytes() > dense.bytes());
             // What the engine counts with: the whole model moves, and needs room for what it becomes.
-            let counted = sparse::weight_bytes(&dense) as usize;
+            let counted = sparse::weight_bytes(&dense, SparseForm::Zeros) as usize;
             let layers: usize = model.layers.iter().map(|layer| layer.bytes()).sum();
             assert!((dense.bytes() + layers..dense.bytes() + layers + 64 * 14).contains(&counted));
+        }
+    }
+}
+
+/// A model whose rows are long enough to gain by the sparse form.
+fn wide(block_type: BlockType) -> Synthetic {
+    Synthetic::new(Shape {
+        embedding: 256,
+        head_dim: 64,
+        channels: vec![512; 2],
+        rope_dim: 16,
+        block_type,
+        ..Shape::default()
+    })
+}
+
+#[test]
+fn the_sparse_form_has_the_same_weights_as_zeros_in_fewer_bytes() {
+    for block_type in BlockType::ALL {
+        let synthetic = wide(block_type);
+        let dense = synthetic.load();
+        let tokens = some_tokens(200);
+        for (n, pattern) in [Pattern::Share(0.6), Pattern::OfGroup { stay: 1, group: 4 }]
+            .into_iter()
+            .enumerate()
+        {
+            let method = [SparseMethod::Wanda, SparseMethod::Magnitude][n % 2];
+            let name = format!("{} {pattern}", block_type.name());
+            for packed in [false, true] {
+                let mut zeros = synthetic.load_packed_if(packed);
+                let with_zeros =
+                    sparsify(&mut zeros, method, pattern, Some(text(&tokens))).unwrap();
+                let mut model = synthetic.load_packed_if(packed);
+                let (form, text) = (SparseForm::Sparse, Some(text(&tokens)));
+                let done = sparsify_to(form, &mut model, method, pattern, text).unwrap();
+                let keeps = block_type.has_sparse() || has_zero(block_type);
+                assert_eq!(done[0].removed, with_zeros[0].removed, "{name}");
+                assert_eq!(done[0].types.is_empty(), keeps, "{name}");
+                let all = weights(&model).into_iter().zip(weights(&zeros));
+                for (((which, weight), (_, zero)), (_, before)) in all.zip(weights(&dense)) {
+                    let name = format!("{name}: {which}");
+                    let sparse = block_type.has_sparse() || !has_zero(block_type);
+                    assert_eq!(weight.is_sparse(), sparse, "{name}");
+                    let is = weight.decode(&model.map);
+                    if has_zero(block_type) {
+                        // Behind the first layer inputs may differ in their last bits, and so may what goes.
+                        if which.layer == 0 {
+                            assert!(is == zero.decode(&zeros.map), "{name}");
+                        }
+                        assert!(!sparse || weight.bytes() < zero.bytes(), "{name}");
+                    }
+                    if keeps {
+                        for (is, was) in is.iter().zip(before.decode(&dense.map)) {
+                            assert!(*is == 0.0 || is.to_bits() == was.to_bits(), "{name}");
+                        }
+                    }
+                    let gone = is.iter().filter(|v| **v == 0.0).count();
+                    assert!(gone as f64 >= 0.59 * is.len() as f64, "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_would_not_be_smaller_has_zeros_instead() {
+    for block_type in [BlockType::F16, BlockType::Q4_1, BlockType::Q4_0] {
+        let synthetic = wide(block_type);
+        let mut model = synthetic.load();
+        // A bit for each weight is more than this saves.
+        let pattern = Pattern::Share(0.03);
+        let (form, text) = (SparseForm::Sparse, None);
+        let done = sparsify_to(form, &mut model, SparseMethod::Magnitude, pattern, text).unwrap();
+        assert!(
+            weights(&model)
+                .iter()
+                .all(|(_, weight)| !weight.is_sparse())
+        );
+        let expected = if has_zero(block_type) {
+            block_type
+        } else {
+            BlockType::Q8_0
+        };
+        for (which, weight) in weights(&model) {
+            assert_eq!(weight.block_type, expected, "{which}");
+            let zeros = weight
+                .decode(&model.map)
+                .iter()
+                .filter(|v| **v == 0.0)
+                .count();
+            let gone = (pattern.share() * weight.cols as f64) as usize;
+            assert!(zeros >= weight.rows * gone, "{which}");
+        }
+        assert!(done.iter().all(|layer| layer.removed > 0));
+    }
+}
+
+#[test]
+fn sparsegpt_encodes_what_stays_in_the_type_that_it_had() {
+    for block_type in [
+        BlockType::F16,
+        BlockType::Q8_0,
+        BlockType::Q4_0,
+        BlockType::Q4_1,
+    ] {
+        let synthetic = wide(block_type);
+        let dense = synthetic.load();
+        let tokens = some_tokens(400);
+        let mut model = synthetic.load();
+        let (method, pattern) = (
+            SparseMethod::SparseGpt,
+            Pattern::OfGroup { stay: 2, group: 4 },
+        );
+        let (form, text) = (SparseForm::Sparse, Some(text(&tokens)));
+        sparsify_to(form, &mut model, method, pattern, text).unwrap();
+        for ((which, weight), (_, before)) in weights(&model).into_iter().zip(weights(&dense)) {
+            assert!(
+                weight.is_sparse() && weight.block_type == block_type,
+                "{which}"
+            );
+            let (is, was) = (weight.decode(&model.map), before.decode(&dense.map));
+            assert_pattern_at_least(&is, weight.cols, pattern);
+            let changed = is
+                .iter()
+                .zip(&was)
+                .filter(|(is, was)| **is != 0.0 && is != was);
+            assert!(changed.count() > is.len() / 4, "{which}");
+            // No value is out of all proportion.
+            let most = was.iter().fold(0.0f32, |most, w| most.max(w.abs()));
+            assert!(is.iter().all(|w| w.abs() <= 4.0 * most), "{which}");
         }
     }
 }
@@ -570,7 +711,7 @@ fn assert_pattern_at_least(values: &[f32], cols: usize, pattern: Pattern) {
         }
         Pattern::OfGroup { stay, group } => {
             for values in values.chunks_exact(group) {
-                assert_eq!(zeros(values), group - stay);
+                assert!(zeros(values) >= group - stay);
             }
         }
     }
@@ -698,6 +839,7 @@ fn a_break_tells_which_layers_are_sparse() {
         let patterns = [pattern; 6];
         let removal = Removal {
             method: SparseMethod::Wanda,
+            form: SparseForm::Zeros,
             patterns: &patterns,
             text: Some(text(&tokens)),
         };
@@ -735,9 +877,13 @@ fn a_break_tells_which_layers_are_sparse() {
 // ---- with the engine ----
 
 fn sparse_only(spec: &str) -> PruneOptions {
+    let sparsity: sparse::Sparsity = spec.parse().unwrap();
     PruneOptions {
         target: Target::Ratio(0.0),
-        sparse: Some(spec.parse::<sparse::Sparsity>().unwrap().into()),
+        sparse: Some(SparseOptions {
+            form: SparseForm::Zeros,
+            ..sparsity.into()
+        }),
         calibration: tokens(512),
         ..PruneOptions::default()
     }
@@ -776,6 +922,35 @@ fn the_engine_removes_single_weights_and_reports() {
         assert!(matches!(again, Err(EngineError::AlreadyPruned)));
     }
     assert!(workshop.cached("outcome").is_empty() && workshop.cached("profile").is_empty());
+}
+
+#[test]
+fn by_default_what_goes_takes_no_bytes_and_the_model_writes_what_it_writes_with_zeros() {
+    let workshop = Workshop::new();
+    let mut texts = Vec::new();
+    for form in [SparseForm::Zeros, SparseForm::Sparse] {
+        let mut engine = workshop.open();
+        let mut options = sparse_only("magnitude:0.5");
+        options.sparse.as_mut().unwrap().form = form;
+        let report = engine.prune(&options, &mut ignore).unwrap();
+        let sparse = report.sparse.unwrap();
+        assert_eq!(sparse.form, form);
+        if form == SparseForm::Sparse {
+            assert!(sparse.bytes_after < sparse.bytes_before);
+            let gone = report.before.parameters - report.after.parameters;
+            let layers = report.before.layer_parameters;
+            assert_eq!(gone, layers / 2);
+            // It cannot be pruned any further, nor is it looked at as a dense model.
+            assert!(matches!(
+                engine.prune(&PruneOptions::default(), &mut ignore),
+                Err(EngineError::AlreadyPruned)
+            ));
+        }
+        texts.push(written(&engine));
+    }
+    assert!(!texts[0].is_empty());
+    assert_eq!(texts[0], texts[1]);
+    assert_eq!(SparseForm::default(), SparseForm::Sparse);
 }
 
 #[test]
@@ -1054,6 +1229,187 @@ fn the_file_has_zeros_in_the_type_that_it_had_and_says_so() {
     assert!(record.method.starts_with("flap"), "{}", record.method);
 }
 
+// ---- packed files ----
+
+/// A workshop's model without half of its single weights, in a packed file.
+fn packed_file(workshop: &Workshop, ratio: f64) -> (Engine, PathBuf) {
+    let mut engine = workshop.open();
+    let mut options = sparse_only("wanda:0.5");
+    options.target = Target::Ratio(ratio);
+    options.method = Method::Flap.into();
+    options.sparse.as_mut().unwrap().form = SparseForm::Sparse;
+    engine.prune(&options, &mut ignore).unwrap();
+    let path = workshop.path("packed.gguf");
+    engine.export(&path).unwrap();
+    (engine, path)
+}
+
+fn written(engine: &Engine) -> String {
+    let mut sequence = engine.sequence();
+    let options = GenerateOptions {
+        max_tokens: 24,
+        ignore_end: true,
+        ..GenerateOptions::default()
+    };
+    let pieces = engine.generate(&mut sequence, "One", &options).unwrap();
+    pieces.map(Result::unwrap).collect()
+}
+
+#[test]
+fn a_packed_file_has_the_same_weights_writes_the_same_text_and_cannot_be_pruned() {
+    let workshop = Workshop::new();
+    let dense = fs::metadata(&workshop.model).unwrap().len();
+    for ratio in [0.0, 0.2] {
+        let (engine, path) = packed_file(&workshop, ratio);
+        assert!(fs::metadata(&path).unwrap().len() < dense);
+        let mut again = workshop.open_file(&path);
+        let sparse = |engine: &Engine| engine.model().sparse_weights().count();
+        assert!(sparse(&engine) > 0 && sparse(&engine) == sparse(&again));
+        if ratio == 0.0 {
+            for ((which, a), (_, b)) in weights(engine.model())
+                .into_iter()
+                .zip(weights(again.model()))
+            {
+                assert_eq!(
+                    (a.block_type, a.layout),
+                    (b.block_type, b.layout),
+                    "{which}"
+                );
+                assert!(
+                    a.decode(&engine.model().map) == b.decode(&again.model().map),
+                    "{which}"
+                );
+            }
+        }
+        assert_eq!(written(&again), written(&engine));
+        let file = GgufFile::open(&path).unwrap();
+        assert_eq!(file.get::<u32>("general.alignment").unwrap(), Some(64));
+        let record = Record::from_gguf(&file).unwrap().unwrap();
+        assert!(record.sparse.unwrap().contains("wanda:0.5"));
+        for options in [PruneOptions::default(), sparse_only("magnitude:0.5")] {
+            let error = again.prune(&options, &mut ignore).unwrap_err();
+            assert!(
+                matches!(&error, EngineError::Prune(error) if matches!(error.kind, PruneErrorKind::Sparse(_))),
+                "{error}"
+            );
+        }
+        // Written once more, it is the same.
+        let copy = workshop.path("copy.gguf");
+        again.export(&copy).unwrap();
+        assert_eq!(written(&workshop.open_file(&copy)), written(&engine));
+    }
+}
+
+#[test]
+fn a_packed_file_that_is_damaged_or_of_another_version_is_refused_by_tensor_and_byte() {
+    let workshop = Workshop::new();
+    let (_, path) = packed_file(&workshop, 0.0);
+    let whole = fs::read(&path).unwrap();
+    let file = GgufFile::open(&path).unwrap();
+    let sparse: Vec<_> = file
+        .tensors()
+        .iter()
+        .filter(|t| t.layout == Layout::Sparse)
+        .collect();
+    let tensor = sparse[0];
+    let (start, groups) = (tensor.range.start, tensor.shape[0].div_ceil(16));
+    let first = u64::from_le_bytes(whole[start..start + 8].try_into().unwrap()) as usize;
+    let id = 0x464a_0100u32 | tensor.block_type.id();
+    let table = whole
+        .windows(4)
+        .position(|w| w == id.to_le_bytes())
+        .unwrap();
+    let name = &tensor.name[..];
+    let changed = |at: usize, bytes: &[u8]| {
+        let mut damaged = whole.clone();
+        damaged[at..at + bytes.len()].copy_from_slice(bytes);
+        damaged
+    };
+    let masks = start + first + 16 * (tensor.block_type.block_bytes() - 32);
+    let cases = [
+        (
+            "another version",
+            changed(table + 1, &[2]),
+            "sparse form of version 2 is not supported (version 1 is)",
+        ),
+        ("another type", changed(table, &[3]), ""),
+        (
+            "no such type",
+            changed(table, &[6]),
+            "values of type 6 in flapjack's sparse form are not known",
+        ),
+        (
+            "an index beyond the file",
+            changed(start + 8 * groups, &[255; 8]),
+            "its index, at byte",
+        ),
+        (
+            "an index that begins elsewhere",
+            changed(start, &[1]),
+            "entry 0 of the index is",
+        ),
+        ("more values than there are", changed(masks, &[255; 64]), ""),
+        ("none", changed(masks, &[0; 64]), ""),
+        (
+            "cut off",
+            whole[..whole.len() - 2000].to_vec(),
+            "reaches past the end of the file",
+        ),
+        ("cut off in the index", whole[..start + 4].to_vec(), ""),
+    ];
+    for (what, bytes, words) in cases {
+        let damaged = workshop.write("damaged.gguf", bytes);
+        let options = OpenOptions {
+            threads: Some(1),
+            ..OpenOptions::default()
+        };
+        let error = Engine::open(&damaged, options).unwrap_err().to_string();
+        assert!(error.contains(words), "{what}: {error}");
+        assert!(
+            error.contains("damaged.gguf") && (error.contains(name) || what.starts_with("cut")),
+            "{what}: {error}"
+        );
+    }
+}
+
+#[test]
+fn the_program_writes_and_reads_packed_files() {
+    let workshop = Workshop::new();
+    let path = workshop.path("packed.gguf");
+    let out = path.to_str().unwrap();
+    let pack = [
+        "prune",
+        "--sparse",
+        "wanda:2:4",
+        "--calib-tokens",
+        "512",
+        "--pack",
+        "-o",
+        out,
+    ];
+    let report = succeeded(&workshop.flapjack(&pack)).1;
+    assert!(
+        report.contains("50.0 % of the layers' weights are gone, one by one"),
+        "{report}"
+    );
+    let shown = succeeded(&flapjack(&["inspect", out])).0;
+    assert!(
+        shown.contains("Q8_0 sparse") && shown.contains("wanda:2:4"),
+        "{shown}"
+    );
+    let run = ["run", "-m", out, "--raw", "-p", "One", "-n", "8"];
+    assert!(!succeeded(&flapjack(&run)).0.is_empty());
+    let again = flapjack(&["prune", "-m", out, "--prune", "0.2", "-o", out]);
+    assert!(
+        stderr(&again).contains("cannot be pruned any further"),
+        "{}",
+        stderr(&again)
+    );
+    assert!(!again.status.success());
+    let alone = workshop.flapjack(&["prune", "--prune", "0.2", "--pack", "-o", out]);
+    assert!(stderr(&alone).contains("--sparse"), "{}", stderr(&alone));
+}
+
 // ---- at the command line ----
 
 #[test]
@@ -1076,7 +1432,7 @@ fn the_program_takes_single_weights_by_themselves_and_after_others() {
         succeeded(&workshop.flapjack(&arguments.concat())).1
     };
     let report = run(&["--sparse", "wanda:0.5"]);
-    let line = "wanda:0.5, the same share of every module: 50.0 % of the layers' weights are zero";
+    let line = "wanda:0.5, the same share of every module: 50.0 % of the layers' weights are gone, one by one";
     assert!(report.contains(line), "{report}");
     assert!(
         report.contains("256 tokens of") && !report.contains("heads by"),
