@@ -343,9 +343,6 @@ fn engine_advice(error: &EngineError) -> Option<String> {
         EngineError::SequentialMemory { .. } => {
             "; take fewer tokens with --calib-tokens, or --restore lsq"
         }
-        EngineError::SparseTarget => {
-            "; give --prune RATIO beside --sparse, or leave one of the two out"
-        }
         EngineError::CurvesOfGroups { .. } => "; take --sparse METHOD:SHARE, or --allocate even",
         EngineError::SparseMemory { .. } => {
             "; take fewer tokens with --calib-tokens, a smaller file type, or allow more memory"
@@ -358,6 +355,9 @@ fn engine_advice(error: &EngineError) -> Option<String> {
         EngineError::Profile(_) => "; `flapjack calibrate` makes one",
         EngineError::OutOfReach(OutOfReach::Bytes { .. }) => {
             "; ask for at least that, or take a smaller model or file type"
+        }
+        EngineError::OutOfReach(OutOfReach::SparsePerplexity { .. }) => {
+            "; take a smaller share with --sparse, or allow more"
         }
         EngineError::OutOfReach(OutOfReach::Perplexity { .. }) => {
             "; allow more, or calibrate on more text"

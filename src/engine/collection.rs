@@ -194,6 +194,13 @@ impl Collection {
         &self.text
     }
 
+    /// The tokens that are there but for those that are kept for judging.
+    pub fn unjudged(&self) -> &[u32] {
+        let tokens = self.text.tokens();
+        let judged = self.shares.statistics + self.shares.curves;
+        &tokens[..judged.min(tokens.len())]
+    }
+
     /// The text. One that the model writes itself is there only when it is [written](CalibrationText::write).
     pub fn text_mut(&mut self) -> &mut CalibrationText {
         &mut self.text

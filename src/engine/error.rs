@@ -17,7 +17,7 @@ use crate::hub::HubError;
 use crate::kernels::RuntimeError;
 use crate::model::ModelError;
 use crate::progress::Cancelled;
-use crate::prune::sparse::Pattern;
+use crate::prune::sparse::{Pattern, Sparsity};
 use crate::prune::{HeadUnit, Metric, ProfileError, PruneError, Restore};
 use crate::tokenize::{self, TokenizeError};
 
@@ -140,11 +140,6 @@ pub enum EngineError {
         bytes: f64,
         available: u64,
     },
-    /// Removing single weights takes shares, not something to reach.
-    #[error(
-        "a size, a speed or a perplexity to reach is looked for among heads and channels alone; together with single weights these are removed by a ratio"
-    )]
-    SparseTarget,
     /// Of every group as many weights go.
     #[error(
         "{pattern} takes as many weights of every group, so that there is nothing to share out by loss curves"
@@ -308,6 +303,16 @@ pub enum OutOfReach {
         limit: f64,
         /// The smallest ratio that was tried, and the share by which it would raise the perplexity.
         smallest: Option<(f64, f64)>,
+    },
+    #[error(
+        "a rise of at most {:.1} % is out of reach: without any heads or channels gone, {sparsity} raises the perplexity by {:.1} %",
+        limit * 100.0, rise * 100.0
+    )]
+    SparsePerplexity {
+        limit: f64,
+        sparsity: Sparsity,
+        /// The share by which removing the single weights alone raises the perplexity.
+        rise: f64,
     },
 }
 

@@ -22,7 +22,7 @@ use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions, Spa
 use super::profile::{self, Calibrated};
 use super::report::{CalibrationReport, NoEffects, Notice, PruneReport, SearchReport, Snapshot};
 use super::sparse::{self, Removing};
-use super::target;
+use super::target::{self, How};
 use crate::eval::TokenTime;
 use crate::model::Model;
 use crate::prune::{
@@ -188,7 +188,7 @@ impl Engine {
             false => self.prune_nothing(&prepared, removing.as_ref(), events)?,
             true => match self.repeat(&prepared, events)? {
                 Some(report) => (report, Effects::default()),
-                None => self.prune_anew(prepared, events)?,
+                None => self.prune_anew(prepared, removing.as_ref(), events)?,
             },
         };
         if let Some(removing) = removing {
@@ -328,6 +328,7 @@ impl Engine {
     fn prune_anew(
         &mut self,
         prepared: Prepared,
+        removing: Option<&Removing>,
         events: &mut Events,
     ) -> Result<(PruneReport, Effects), EngineError> {
         let unmeasured = prepared.without_effects(NoEffects::LittleText);
@@ -351,7 +352,12 @@ impl Engine {
         let model_name = calibrated.stored.origin.model_name.clone();
 
         let start = Instant::now();
-        let (ratio, found) = target::find_ratio(self, target, recipe, &mut calibrated, events)?;
+        let how = How {
+            recipe,
+            step,
+            removing,
+        };
+        let (ratio, found) = target::find_ratio(self, target, how, &mut calibrated, events)?;
         let search_time = start.elapsed();
         memory::must_hold_pruned(&self.model, ratio)?;
 
@@ -453,9 +459,7 @@ impl Engine {
         };
         let (tokens, bos) = match &prepared.source {
             ProfileSource::File(_) => (&[][..], None),
-            ProfileSource::Text(collection) => {
-                (collection.text().tokens(), collection.text().bos())
-            }
+            ProfileSource::Text(collection) => (collection.unjudged(), collection.text().bos()),
             ProfileSource::NotNeeded(alone) => (alone.text.tokens(), alone.text.bos()),
         };
         let held_back = prepared.effort.curve_levels().tokens;
@@ -483,14 +487,19 @@ impl Engine {
     }
 
     /// What is taken from the cache folder and kept there: no outcomes where groups of single weights ask for widths that are not those
-    /// of the key.
+    /// of the key, or a ratio was looked for together with them.
     fn outcome_cache(&self, prepared: &Prepared) -> Cache {
         let step = prepared.step();
         let whole = |len: usize| len.is_multiple_of(step);
         let blocks = self.model.layers.iter();
         let mut blocks = blocks.map(|layer| layer.down.weight.block_type.block_len());
         // Long blocks may change to those of 32.
-        match (whole(32) && blocks.all(whole), prepared.cache) {
+        // What is found for single weights is not what is found without.
+        let found_alone = prepared.sparse.is_none() || matches!(prepared.target, Target::Ratio(_));
+        match (
+            found_alone && whole(32) && blocks.all(whole),
+            prepared.cache,
+        ) {
             (false, Cache::All) => Cache::Profiles,
             (_, cache) => cache,
         }

@@ -9,16 +9,18 @@ use super::events::{Events, Shared, Stage};
 use super::memory;
 use super::options::{PruneOptions, SparseOptions};
 use super::report::{CurvesReport, Notice, SparseReport};
+use crate::kernels::Runtime;
 use crate::model::{Layer, Model, Module};
 use crate::prune::sparse::{
-    self, Allocate, Pattern, Removal, SparseForm, SparseLayer, TypeChange, allocate,
+    self, Allocate, Pattern, Removal, SparseForm, SparseLayer, Sparsity, TypeChange, allocate,
 };
 use crate::prune::{Calibration, Curve, PruneError, PruneErrorKind, Target, calibrate, curves};
+use crate::quant::BlockType;
 
 /// Refuses what cannot be asked for together, before anything takes long.
 ///
 /// # Errors
-/// If the target is none that is found together with single weights, groups do not fill rows, shares by curves are asked for where groups
+/// If groups do not fill rows, shares by curves are asked for where groups
 /// leave no choice, or there is a profile in the place of the text.
 pub(super) fn check(
     model: &Model,
@@ -26,15 +28,13 @@ pub(super) fn check(
     options: &PruneOptions,
 ) -> Result<(), EngineError> {
     let pattern = sparse.sparsity.pattern;
-    let Target::Ratio(ratio) = options.target else {
-        return Err(EngineError::SparseTarget);
-    };
+    let whole = options.target == Target::Ratio(0.0);
     if pattern.group() > 1 && sparse.allocate == Allocate::Curves {
         return Err(EngineError::CurvesOfGroups { pattern });
     }
     pattern.check(model)?;
     let head_dim = model.config.head_dim;
-    if ratio > 0.0 && !head_dim.is_multiple_of(pattern.group()) {
+    if !whole && !head_dim.is_multiple_of(pattern.group()) {
         // Any number of heads may be left.
         let kind = PruneErrorKind::Group {
             group: pattern.group(),
@@ -43,7 +43,7 @@ pub(super) fn check(
         };
         return Err(PruneError::from(kind).into());
     }
-    if options.profile.is_some() && (reads_text(sparse) || ratio == 0.0) {
+    if options.profile.is_some() && (reads_text(sparse) || whole) {
         return Err(Unsuited::SingleWeights.into());
     }
     Ok(())
@@ -120,6 +120,16 @@ impl Removing {
         }
     }
 
+    pub fn sparsity(&self) -> Sparsity {
+        self.options.sparsity
+    }
+
+    /// About as many bytes as a projection of a type and of so many rows and columns takes then.
+    pub fn bytes(&self, block_type: BlockType, rows: usize, cols: usize) -> usize {
+        let SparseOptions { sparsity, form, .. } = self.options;
+        sparse::expected_bytes(form, sparsity.pattern, (block_type, rows, cols))
+    }
+
     fn text(&self) -> (Calibration<'_>, Calibration<'_>) {
         let (statistics, held_back) = self.tokens.split_at(self.tokens.len() - self.held_back);
         let text = |tokens| Calibration {
@@ -141,7 +151,7 @@ impl Removing {
         events: &mut Events,
     ) -> Result<(SparseReport, Vec<Notice>), EngineError> {
         let layers = engine.model.layers.len();
-        let result = self.remove(engine, events);
+        let result = self.remove(&mut engine.model, &engine.runtime, events);
         let report = result.map_err(|mut error| {
             if structured {
                 error.touched = (0..layers).collect();
@@ -161,8 +171,16 @@ impl Removing {
         Ok((report, notices))
     }
 
-    fn remove(&self, engine: &mut Engine, events: &mut Events) -> Result<SparseReport, PruneError> {
-        let Engine { model, runtime, .. } = engine;
+    /// Removes them from a model.
+    ///
+    /// # Errors
+    /// Those of [`sparse::sparsify`] and of [`allocate::measure`].
+    pub fn remove(
+        &self,
+        model: &mut Model,
+        runtime: &Runtime,
+        events: &mut Events,
+    ) -> Result<SparseReport, PruneError> {
         let start = Instant::now();
         let bytes_before = model.bytes();
         let SparseOptions {

@@ -122,9 +122,9 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::NoFile
         | EngineError::NoTokenizer
         | EngineError::Chat(_) => FlapjackStatus::State,
-        EngineError::NothingToBegin
-        | EngineError::SparseTarget
-        | EngineError::CurvesOfGroups { .. } => FlapjackStatus::Argument,
+        EngineError::NothingToBegin | EngineError::CurvesOfGroups { .. } => {
+            FlapjackStatus::Argument
+        }
         EngineError::OutOfReach(_) => FlapjackStatus::OutOfReach,
         EngineError::MetricMemory { .. }
         | EngineError::LayerMemory { .. }

@@ -17,8 +17,8 @@ pub use keep::KeepMask;
 pub(crate) use keep::{is_kept, remove_from};
 pub use packed::{GROUP, decode_packed_row, pack, unpack};
 pub(crate) use sparse::{
-    SPARSE_VERSION, SparseType, encode_group, index_entry, least_sparse_len, sparse_to_native,
-    told_len, write_index,
+    SPARSE_VERSION, SparseType, encode_group, expected_sparse_len, index_entry, least_sparse_len,
+    sparse_to_native, told_len, write_index,
 };
 pub use sparse::{
     SparseError, check_sparse, decode_sparse_row, encode_sparse, sparse_groups, sparse_kept,

@@ -263,6 +263,31 @@ pub fn sparse_len(block_type: BlockType, keep: &KeepMask) -> usize {
     end.unwrap_or_else(|| index_len(0).expect("a few bytes")) + TAIL
 }
 
+/// About as many bytes as a sparse matrix takes of which this share of the weights is gone, at random places; `None` if the type has no
+/// sparse form.
+pub(crate) fn expected_sparse_len(
+    block_type: BlockType,
+    rows: usize,
+    cols: usize,
+    share: f64,
+) -> Option<usize> {
+    let form = Form::new(block_type).ok()?;
+    let (blocks, groups) = (form.blocks(cols), rows.div_ceil(GROUP));
+    let kept = (1.0 - share) * (GROUP * PART) as f64;
+    let values = match form.bits {
+        4 => {
+            // The longer of two halves: their mean, and what the larger of two normal numbers is above it.
+            let deviation = (kept / 2.0 * share).sqrt();
+            kept / 2.0 + deviation / std::f64::consts::PI.sqrt()
+        }
+        bits => kept * (bits / 8) as f64,
+    };
+    let parts = (blocks * form.parts()) as f64;
+    let group = (GROUP * form.fields * blocks) as f64 + parts * (MASKS as f64 + values);
+    let line = (LINE / 2) as f64;
+    Some(least_sparse_len(rows)? + (groups as f64 * (group + line)) as usize)
+}
+
 /// Writes the index of groups that lie there.
 ///
 /// # Panics

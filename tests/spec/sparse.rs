@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use flapjack::engine::{
-    Engine, EngineError, Event, GenerateOptions, Notice, OpenOptions, PruneOptions, SparseOptions,
-    Stage, SyntheticType, TINY, Target, TextSource, Unsuited, ignore, write_synthetic,
+    Engine, EngineError, Event, GenerateOptions, Notice, OpenOptions, OutOfReach, PruneOptions,
+    SparseOptions, Stage, SyntheticType, TINY, Target, TextSource, Unsuited, ignore,
+    write_synthetic,
 };
 use flapjack::gguf::GgufFile;
 use flapjack::model::{Model, Weight};
@@ -17,7 +18,7 @@ use flapjack::prune::sparse::{
     SparseMethod, Stream, has_zero, surgeon,
 };
 use flapjack::prune::{
-    self, Calibration, Effort, Evidence, Method, PruneError, PruneErrorKind, Record,
+    self, Calibration, Effort, Evidence, Found, Method, PruneError, PruneErrorKind, Record,
 };
 use flapjack::quant::{BlockType, Layout};
 
@@ -1069,17 +1070,6 @@ fn what_does_not_go_together_is_refused_before_anything_is_read() {
     let workshop = Workshop::new();
     let mut engine = workshop.open();
     let mut refused = |options: PruneOptions| engine.prune(&options, &mut ignore).unwrap_err();
-    for target in [
-        Target::Bytes(1000),
-        Target::Speedup(1.5),
-        Target::PerplexityRise(0.1),
-    ] {
-        let error = refused(PruneOptions {
-            target,
-            ..sparse_only("wanda:0.5")
-        });
-        assert!(matches!(error, EngineError::SparseTarget), "{error}");
-    }
     let mut curves = sparse_only("wanda:2:4");
     curves.sparse.as_mut().unwrap().allocate = Allocate::Curves;
     let error = refused(curves);
@@ -1143,6 +1133,96 @@ fn loss_curves_move_the_budget_and_keep_its_sum() {
         let gone = weight.rows * (share * weight.cols as f64) as usize;
         assert!(zeros >= gone, "{module}: {zeros} {gone}");
     }
+}
+
+#[test]
+fn a_size_a_speed_or_a_perplexity_is_reached_together_with_single_weights() {
+    let workshop = Workshop::new();
+    let with = |target, spec: &str| {
+        let mut options = PruneOptions {
+            target,
+            method: Method::Flap.into(),
+            ..sparse_only(spec)
+        };
+        options.sparse.as_mut().unwrap().form = SparseForm::Sparse;
+        workshop.try_prune(&options)
+    };
+    let alone = with(Target::Ratio(0.0), "wanda:0.5").unwrap().after.bytes as u64;
+
+    // Where single weights are enough, nothing else goes. (Sizes are estimated, and small matrices are mostly beginnings and ends.)
+    let report = with(Target::Bytes(alone + alone / 10), "wanda:0.5").unwrap();
+    assert_eq!((report.ratio, report.removed), (0.0, 0.0));
+    assert_eq!(report.after.bytes as u64, alone);
+    // Otherwise heads and channels go as well, as few as may be.
+    let bytes = alone - alone / 10;
+    let report = with(Target::Bytes(bytes), "wanda:0.5").unwrap();
+    assert!(report.ratio > 0.0 && report.removed > 0.0);
+    let after = report.after.bytes as u64;
+    assert!(
+        after <= bytes && after >= bytes - bytes / 4,
+        "{after} {bytes}"
+    );
+    let error = with(Target::Bytes(1000), "wanda:0.5").unwrap_err();
+    assert!(
+        matches!(error, EngineError::OutOfReach(OutOfReach::Bytes { .. })),
+        "{error}"
+    );
+
+    let report = with(Target::Speedup(1.01), "wanda:0.5").unwrap();
+    let Found::Speed {
+        bytes_before,
+        bytes_after,
+        ..
+    } = report.search.unwrap().found
+    else {
+        panic!("a speed was looked for");
+    };
+    assert!(bytes_after < bytes_before);
+
+    // The model is not trained, so that anything may go.
+    let report = with(Target::PerplexityRise(9.0), "wanda:2:4").unwrap();
+    let Found::Perplexity { rise, .. } = report.search.as_ref().unwrap().found else {
+        panic!("a perplexity was looked for");
+    };
+    assert!(rise <= 9.0);
+    assert_eq!(report.sparse.unwrap().removed, 0.5);
+    assert!(
+        workshop.cached("outcome").is_empty(),
+        "it is found for these single weights alone"
+    );
+}
+
+#[test]
+fn a_perplexity_that_single_weights_alone_exceed_is_refused() {
+    let model = crate::common::default_model();
+    let folder = tempfile::tempdir().unwrap();
+    let options = OpenOptions {
+        threads: Some(2),
+        cache: Some(folder.path().to_owned()),
+        ..OpenOptions::default()
+    };
+    let mut engine = Engine::open(model, options).unwrap();
+    let options = PruneOptions {
+        target: Target::PerplexityRise(0.05),
+        method: Method::Flap.into(),
+        calibration: tokens(4096),
+        ..sparse_only("magnitude:0.6")
+    };
+    let error = engine.prune(&options, &mut ignore).unwrap_err();
+    let words = error.to_string();
+    let mut source: &dyn std::error::Error = &error;
+    while let Some(next) = source.source() {
+        source = next;
+    }
+    let words = format!("{words}: {source}");
+    assert!(
+        words.contains("magnitude:0.6 raises the perplexity by"),
+        "{words}"
+    );
+    // The model is as it was.
+    engine
+        .prune(&sparse_only("magnitude:0.1"), &mut ignore)
+        .unwrap();
 }
 
 #[test]
@@ -1520,10 +1600,7 @@ fn the_program_says_what_is_wrong_and_what_to_do() {
         ),
         (&["--sparse", "wanda:1.5"], "above 0 and below 1"),
         (&["--allocate", "curves"], "--sparse"),
-        (
-            &["--sparse", "wanda:0.5", "--fit", "1MB"],
-            "give --prune RATIO beside --sparse",
-        ),
+        (&["--sparse", "wanda:0.5", "--fit", "1kB"], "out of reach"),
         (
             &["--sparse", "wanda:2:4", "--allocate", "curves"],
             "--allocate even",

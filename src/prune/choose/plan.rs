@@ -34,15 +34,22 @@ impl LayerPlan {
             .collect()
     }
 
-    /// Bytes of the layer's weights once the plan is carried out.
-    fn bytes(&self, layer: &Layer, head_dim: usize) -> usize {
+    /// Bytes of the layer's weights once the plan is carried out, by those of a matrix of a type and of so many rows and columns.
+    fn bytes(
+        &self,
+        layer: &Layer,
+        head_dim: usize,
+        bytes: impl Fn(BlockType, usize, usize) -> usize,
+    ) -> usize {
         let groups = self.group_sizes(layer);
         let kv_heads = groups.iter().filter(|size| **size > 0).count();
         let (queries, keys) = (self.heads.len() * head_dim, kv_heads * head_dim);
-        let rows = |linear: &Linear, rows: usize| rows * linear.weight.row_bytes();
+        let rows = |linear: &Linear, rows: usize| {
+            bytes(linear.weight.block_type, rows, linear.weight.cols)
+        };
         let columns = |linear: &Linear, columns: usize, new: Option<BlockType>| {
             let block_type = new.unwrap_or(linear.weight.block_type);
-            linear.weight.rows * block_type.row_bytes(columns)
+            bytes(block_type, linear.weight.rows, columns)
         };
         let [o, down] = self.types;
         rows(&layer.q, queries)
@@ -106,12 +113,27 @@ impl Plan {
     /// # Panics
     /// If the plan was not made for this model.
     pub fn bytes_after(&self, model: &Model) -> usize {
+        self.bytes_by(model, |block_type, rows, cols| {
+            rows * block_type.row_bytes(cols)
+        })
+    }
+
+    /// The same, where a projection of a type and of so many rows and columns will take as many bytes as `bytes` says.
+    ///
+    /// # Panics
+    /// If the plan was not made for this model.
+    pub fn bytes_by(
+        &self,
+        model: &Model,
+        bytes: impl Fn(BlockType, usize, usize) -> usize,
+    ) -> usize {
         assert_eq!(self.layers.len(), model.layers.len(), "layers of the plan");
         let layers = model.layers.iter().zip(&self.layers);
-        let spared: usize = layers
-            .map(|(layer, kept)| layer.bytes() - kept.bytes(layer, model.config.head_dim))
+        let before: usize = model.layers.iter().map(Layer::bytes).sum();
+        let after: usize = layers
+            .map(|(layer, kept)| kept.bytes(layer, model.config.head_dim, &bytes))
             .sum();
-        model.bytes() - spared
+        model.bytes() - before + after
     }
 }
 

@@ -28,4 +28,4 @@ pub use choice::{Allocate, Pattern, SparseForm, SparseMethod, Sparsity};
 pub use layers::{Removal, SparseLayer, TypeChange, bytes, sparsify};
 pub use projection::{LayerProjection, Projection};
 pub use stream::{LayerInputs, Stream};
-pub use zeros::{has_zero, weight_bytes};
+pub use zeros::{expected_bytes, has_zero, weight_bytes};

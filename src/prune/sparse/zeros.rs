@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::choice::SparseForm;
+use super::choice::{Pattern, SparseForm};
 use super::projection::LayerProjection;
 use crate::gguf::Map;
 use crate::kernels::{Runtime, Team};
@@ -15,7 +15,7 @@ use crate::model::{Layer, Model, SparseWeightError, Weight};
 use crate::prune::error::PruneErrorKind;
 use crate::quant::{
     BlockType, GROUP, KeepMask, Layout, decode_packed_row, decode_row, decode_sparse_row,
-    encode_row, encode_row_by_importance, is_kept, pack, unpack,
+    encode_row, encode_row_by_importance, expected_sparse_len, is_kept, pack, unpack,
 };
 
 /// The type of projections whose own has no code for 0.
@@ -39,6 +39,26 @@ pub fn weight_bytes(model: &Model, form: SparseForm) -> u64 {
         more => model.bytes() + more,
     };
     bytes as u64
+}
+
+/// About as many bytes as a projection takes once single weights are taken out of it.
+pub fn expected_bytes(
+    form: SparseForm,
+    pattern: Pattern,
+    (block_type, rows, cols): (BlockType, usize, usize),
+) -> usize {
+    let dense = |block_type: BlockType| rows * block_type.row_bytes(cols);
+    let sparse = |block_type: BlockType| match form {
+        SparseForm::Sparse => expected_sparse_len(block_type, rows, cols, pattern.share()),
+        SparseForm::Zeros => None,
+    };
+    match sparse(block_type) {
+        Some(bytes) if bytes < dense(block_type) => bytes,
+        _ if has_zero(block_type) => dense(block_type),
+        _ => sparse(WITH_ZERO)
+            .unwrap_or(usize::MAX)
+            .min(dense(WITH_ZERO)),
+    }
 }
 
 /// Bytes for the projections that will need more than they have.
