@@ -21,9 +21,10 @@ use super::report::{CacheKind, Notice};
 use super::sizes::parse_size;
 use crate::files;
 use crate::hub;
+use crate::model::Model;
 use crate::prune::{
-    Origin, Outcome, OutcomeError, OutcomeKey, Profile, ProfileError, Recipe, StoredProfile,
-    Target, outcome, store,
+    Origin, Outcome, OutcomeError, OutcomeKey, Profile, ProfileError, Recipe, SingleRecord,
+    StoredProfile, Target, outcome, store,
 };
 
 /// The environment variable that limits the cache: a size such as `2GB`, or 0 to keep nothing.
@@ -470,24 +471,26 @@ impl CacheFolder {
         }
     }
 
-    /// Keeps an outcome for the next run, if that is possible. `model_name` is for those who look through the folder.
+    /// Keeps an outcome for the next run, if that is possible. `model_name` is for those who look through the folder, and `single` as for
+    /// [`Outcome::save`].
     pub(super) fn keep_outcome(
         &self,
         outcome: &Outcome,
         key: &OutcomeKey,
         model_name: &str,
+        single: Option<(&Model, &SingleRecord)>,
         notices: &mut Vec<Notice>,
     ) {
         let (Some(folder), Some(path)) = (&self.folder, self.outcome_path(key)) else {
             return;
         };
-        let (kind, bytes) = (CacheKind::Outcome, outcome.bytes() as u64);
+        let (kind, bytes) = (CacheKind::Outcome, outcome.bytes(single) as u64);
         if !self.may_keep(kind, bytes, notices) {
             return;
         }
         make(folder);
         self.make_room(bytes, &path);
-        let saved = outcome.save(&path, key, model_name);
+        let saved = outcome.save(&path, key, model_name, single);
         self.make_room(bytes, &path);
         if let Err(error) = saved {
             notices.push(Notice::CannotKeep {

@@ -184,18 +184,41 @@ impl Engine {
             _ => self.removing(&prepared)?,
         };
         let structured = !matches!(prepared.source, ProfileSource::NotNeeded(_));
+        let (dense, cache) = (columns(&self.model), prepared.cache);
+        let mut all_again = match &removing {
+            Some(removing) => self.repeat(&prepared, Some(removing), events)?,
+            None => None,
+        };
         let (mut report, effects) = match structured {
+            _ if all_again.is_some() => {
+                (all_again.take().expect("it is there"), Effects::default())
+            }
             false => self.prune_nothing(&prepared, removing.as_ref(), events)?,
-            true => match self.repeat(&prepared, events)? {
+            true => match self.repeat(&prepared, None, events)? {
                 Some(report) => (report, Effects::default()),
                 None => self.prune_anew(prepared, removing.as_ref(), events)?,
             },
         };
-        if let Some(removing) = removing {
-            let (done, notices) = removing.carry_out(self, structured, events)?;
+        if let Some(removing) = removing.filter(|_| report.sparse.is_none()) {
+            let key = outcome_key(report.target, report.recipe, cache, &report.calibration);
+            let keep = key.map(|key| {
+                let found = report.search.as_ref().map(|search| search.found);
+                let plan = report.plan.clone();
+                let outcome = Outcome::of(&self.model, &dense, plan, report.ratio, found);
+                let single = Some(removing.key());
+                (outcome, OutcomeKey { single, ..key })
+            });
+            let (done, mut notices) = removing.carry_out(self, structured, events)?;
+            if let Some((outcome, key)) = keep.filter(|_| done.changes_no_types()) {
+                let record = removing.record(&done);
+                let (name, single) = (self.file_name(), Some((&self.model, &record)));
+                self.cache
+                    .keep_outcome(&outcome, &key, &name, single, &mut notices);
+            }
             report.after = Snapshot::take(&self.model);
             report.sparse = Some(done);
             report.notices.extend(notices);
+            report.repeated = false;
         }
         self.measure(effects, &mut report, events)?;
         self.pruned = Some(Box::new(report.clone()));
@@ -204,6 +227,12 @@ impl Engine {
             self.pack();
         }
         Ok(report)
+    }
+
+    /// The name of the model's file.
+    fn file_name(&self) -> String {
+        let name = self.model.path().file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 
     /// Collects a profile, and nothing else.
@@ -265,39 +294,51 @@ impl Engine {
         Ok((collection.recipe, ProfileSource::Text(Box::new(collection))))
     }
 
-    /// Does again what an earlier run did, if the cache folder knows of it.
+    /// Does again what an earlier run did, if the cache folder knows of it: all of it, where `removing` is what single weights are to go,
+    /// or what was done before these.
     fn repeat(
         &mut self,
         prepared: &Prepared,
+        removing: Option<&Removing>,
         events: &mut Events,
     ) -> Result<Option<PruneReport>, EngineError> {
         let start = Instant::now();
         let calibration = match &prepared.source {
             ProfileSource::File(calibrated) => Some(calibrated.report.clone()),
             ProfileSource::Text(collection) => collection.unread(self),
-            ProfileSource::NotNeeded(_) => None,
+            ProfileSource::NotNeeded(alone) => removing.map(|r| alone.report(r.scored())),
         };
         let Some(calibration) = calibration else {
             return Ok(None);
         };
-        let key = outcome_key(
-            prepared.target,
-            prepared.recipe,
-            self.outcome_cache(prepared),
-            &calibration,
-        );
-        let Some(outcome) = key.and_then(|key| self.cache.find_outcome(&key)) else {
+        let cache = match removing {
+            Some(_) => prepared.cache,
+            None => self.outcome_cache(prepared),
+        };
+        let key = outcome_key(prepared.target, prepared.recipe, cache, &calibration);
+        let key = key.map(|key| OutcomeKey {
+            single: removing.map(Removing::key),
+            ..key
+        });
+        let Some(mut outcome) = key.and_then(|key| self.cache.find_outcome(&key)) else {
             return Ok(None);
         };
         let before = Snapshot::take(&self.model);
-        let progress = &mut Stage::Pruning.progress(events);
-        match outcome.apply(&mut self.model, &self.runtime, progress) {
+        let applied = {
+            let progress = &mut Stage::Pruning.progress(events);
+            outcome.apply(&mut self.model, &self.runtime, progress)
+        };
+        match applied {
             Ok(()) => self.touch(),
             Err(error) if matches!(error.kind, PruneErrorKind::OtherShape(_)) => {
                 tracing::warn!("a kept outcome does not fit the model ({error}); pruning anew");
                 return Ok(None);
             }
             Err(error) => return Err(self.broken_off(error)),
+        }
+        let mut sparse = None;
+        if let Some((removing, single)) = removing.zip(outcome.single.take()) {
+            sparse = Some(removing.again(self, &single, events)?);
         }
         let time = start.elapsed();
         let search = outcome.found.map(|found| SearchReport {
@@ -314,7 +355,7 @@ impl Engine {
             plan: outcome.plan,
             calibration,
             search,
-            sparse: None,
+            sparse,
             effects: Vec::new(),
             no_effects: prepared.without_effects(NoEffects::Repeated),
             after: Snapshot::take(&self.model),
@@ -378,7 +419,7 @@ impl Engine {
         if let Some(key) = outcome_key(target, recipe, cache, &calibration) {
             let outcome = Outcome::of(&self.model, &dense, plan.clone(), ratio, found);
             self.cache
-                .keep_outcome(&outcome, &key, &model_name, &mut notices);
+                .keep_outcome(&outcome, &key, &model_name, None, &mut notices);
         }
         let search = self.search_report(found, search_time)?;
         let report = PruneReport {
@@ -583,6 +624,7 @@ fn outcome_key(
         profile: calibration.hash.clone(),
         recipe,
         target,
+        single: None,
         flapjack: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

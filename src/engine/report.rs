@@ -88,6 +88,13 @@ pub struct SparseReport {
     pub time: Duration,
 }
 
+impl SparseReport {
+    /// Whether all projections have the types that they had.
+    pub fn changes_no_types(&self) -> bool {
+        self.layers.iter().all(|layer| layer.types.is_empty())
+    }
+}
+
 /// A profile, and what it took to get it.
 #[derive(Debug, Clone, Serialize)]
 pub struct CalibrationReport {

@@ -1,7 +1,9 @@
 //! Removing single weights, by themselves or after structured pruning: what is refused beforehand, shares, and the work itself.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
 
 use super::Engine;
 use super::error::{EngineError, Unsuited};
@@ -9,12 +11,15 @@ use super::events::{Events, Shared, Stage};
 use super::memory;
 use super::options::{PruneOptions, SparseOptions};
 use super::report::{CurvesReport, Notice, SparseReport};
+use crate::files::hexadecimal;
 use crate::kernels::Runtime;
 use crate::model::{Layer, Model, Module};
 use crate::prune::sparse::{
     self, Allocate, Pattern, Removal, SparseForm, SparseLayer, Sparsity, TypeChange, allocate,
 };
-use crate::prune::{Calibration, Curve, PruneError, PruneErrorKind, Target, calibrate, curves};
+use crate::prune::{
+    Calibration, Curve, PruneError, PruneErrorKind, Single, SingleRecord, Target, calibrate, curves,
+};
 use crate::quant::BlockType;
 
 /// Refuses what cannot be asked for together, before anything takes long.
@@ -120,6 +125,78 @@ impl Removing {
         }
     }
 
+    /// What the outcome follows from, beside the model and how heads and channels went.
+    pub fn key(&self) -> String {
+        let SparseOptions {
+            sparsity,
+            allocate,
+            form,
+        } = self.options;
+        let ids = self.tokens.iter().chain(&self.bos);
+        let bytes: Vec<u8> = ids.flat_map(|id| id.to_le_bytes()).collect();
+        let text = hexadecimal(&Sha256::digest(bytes));
+        let (all, held_back) = (self.tokens.len(), self.held_back);
+        format!("{sparsity} {allocate} {form} {all} {held_back} {text}")
+    }
+
+    /// How the weights were shared out, for doing the same again.
+    pub fn record(&self, done: &SparseReport) -> SingleRecord {
+        SingleRecord {
+            tokens: done.tokens,
+            shares: done.shares.clone(),
+            removed: done.layers.iter().map(|layer| layer.removed).collect(),
+            curves: done.curves.map(|curves| curves.tokens),
+        }
+    }
+
+    /// Does again what was done before, to a model whose heads and channels went as they did then.
+    ///
+    /// # Errors
+    /// Those of [`Single::apply`].
+    pub fn again(
+        &self,
+        engine: &mut Engine,
+        single: &Single,
+        events: &mut Events,
+    ) -> Result<SparseReport, EngineError> {
+        let start = Instant::now();
+        let bytes_before = engine.model.bytes();
+        let progress = &mut Stage::Sparsifying.progress(events);
+        let applied = single.apply(&mut engine.model, &engine.runtime, progress);
+        engine.touch();
+        applied?;
+        let (model, record) = (&engine.model, &single.record);
+        let layers = model.layers.iter().zip(&record.removed);
+        let layers: Vec<SparseLayer> = layers
+            .map(|(layer, removed)| SparseLayer {
+                weights: layer.parameters(),
+                removed: *removed,
+                types: Vec::new(),
+            })
+            .collect();
+        let SparseOptions {
+            sparsity,
+            allocate,
+            form,
+        } = self.options;
+        Ok(SparseReport {
+            sparsity,
+            allocate,
+            form,
+            tokens: record.tokens,
+            removed: share_removed(&layers),
+            shares: record.shares.clone(),
+            layers,
+            curves: record.curves.map(|tokens| CurvesReport {
+                tokens,
+                time: Duration::ZERO,
+            }),
+            bytes_before,
+            bytes_after: model.bytes(),
+            time: start.elapsed(),
+        })
+    }
+
     pub fn sparsity(&self) -> Sparsity {
         self.options.sparsity
     }
@@ -159,7 +236,7 @@ impl Removing {
             engine.touched |= !error.is_untouched();
             EngineError::from(error)
         })?;
-        engine.touched = true;
+        engine.touch();
         let changes = changes(&report.layers);
         let mut notices = Vec::new();
         if !changes.is_empty() {
@@ -220,13 +297,12 @@ impl Removing {
         };
         let progress = &mut events.progress(Stage::Sparsifying);
         let layers = sparse::sparsify(model, runtime, removal, progress)?;
-        let sum = |of: fn(&SparseLayer) -> usize| layers.iter().map(of).sum::<usize>();
         Ok(SparseReport {
             sparsity,
             allocate,
             form,
             tokens: self.scored(),
-            removed: sum(|layer| layer.removed) as f64 / sum(|layer| layer.weights).max(1) as f64,
+            removed: share_removed(&layers),
             shares: patterns.iter().map(|pattern| pattern.share()).collect(),
             layers,
             curves,
@@ -235,6 +311,12 @@ impl Removing {
             time: start.elapsed(),
         })
     }
+}
+
+/// The share of the weights of all layers that was removed.
+fn share_removed(layers: &[SparseLayer]) -> f64 {
+    let sum = |of: fn(&SparseLayer) -> usize| layers.iter().map(of).sum::<usize>();
+    sum(|layer| layer.removed) as f64 / sum(|layer| layer.weights).max(1) as f64
 }
 
 /// Shares of all modules by their curves.

@@ -1,5 +1,7 @@
 //! Weights that lose single values, in place: what stays is written in the sparse layout into the bytes that all took.
 
+use std::ops::Range;
+
 use super::{Model, Weight};
 use crate::kernels::Runtime;
 use crate::quant::{
@@ -64,7 +66,7 @@ impl Model {
         if weight.is_sparse() {
             return Err(SparseWeightError::Sparse { name: name() });
         }
-        let start = old.start.next_multiple_of(ALIGNMENT);
+        let start = first_line(&old);
         let new = start..start + sparse_len(block_type, keep);
         if new.end > old.end {
             return Err(SparseWeightError::Larger {
@@ -82,11 +84,39 @@ impl Model {
         Ok(())
     }
 
+    /// Bytes that a weight could take if it were sparse.
+    pub(crate) fn room_for_sparse(&self, weight: &Weight) -> usize {
+        weight.range.end.saturating_sub(first_line(&weight.range))
+    }
+
+    /// Puts the bytes of a sparse matrix in the place of a projection of its type and shape, which they were checked for.
+    ///
+    /// # Panics
+    /// If there is no such projection, or no room for them.
+    pub(crate) fn put_sparse(&mut self, layer: usize, projection: usize, bytes: &[u8]) {
+        let weight = &self.layers[layer].linears()[projection].weight;
+        assert!(bytes.len() <= self.room_for_sparse(weight), "room");
+        let (start, end) = (first_line(&weight.range), weight.range.end);
+        let new = start..start + bytes.len();
+        self.map.bytes_mut()[new.clone()].copy_from_slice(bytes);
+        let weight = &mut self.layers[layer].linears_mut()[projection].weight;
+        (weight.layout, weight.range) = (Layout::Sparse, new.clone());
+        // Memory that the system does not take back is no reason to stop.
+        if let Err(error) = self.map.release(new.end..end) {
+            tracing::debug!("the bytes behind a sparse weight stay: {error}");
+        }
+    }
+
     /// The weights that are sparse.
     pub fn sparse_weights(&self) -> impl Iterator<Item = &Weight> {
         let linears = self.layers.iter().flat_map(|layer| layer.linears());
         linears.map(|l| &l.weight).filter(|w| w.is_sparse())
     }
+}
+
+/// Where the first group can begin in some bytes of the map.
+fn first_line(range: &Range<usize>) -> usize {
+    range.start.next_multiple_of(ALIGNMENT)
 }
 
 /// The sparse bytes of a weight, whose own are `dense`.

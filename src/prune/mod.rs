@@ -46,7 +46,7 @@ pub use collect::{
 pub use error::{PruneError, PruneErrorKind};
 pub use keep::{
     Collected, Covariances, LayerRecord, Origin, Outcome, OutcomeError, OutcomeKey, ProfileError,
-    Record, StoredProfile, outcome, record, store,
+    Record, Single, SingleRecord, StoredProfile, outcome, record, store,
 };
 pub use method::{Effort, Method};
 pub use recipe::{HeadUnit, Metric, Recipe, Restore, Structure};

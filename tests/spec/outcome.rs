@@ -60,7 +60,7 @@ fn an_outcome_makes_of_a_model_what_pruning_made_of_it_to_the_bit() {
         for packed in [false, true] {
             let mut pruned = synthetic.load_packed_if(packed);
             let outcome = outcome_of(&mut pruned);
-            outcome.save(&path, &outcome_key(), "a.gguf").unwrap();
+            outcome.save(&path, &outcome_key(), "a.gguf", None).unwrap();
             let again = Outcome::load(&path, &outcome_key()).unwrap();
             assert_eq!(again, outcome);
             // However the weights lay when the outcome was taken down.
@@ -85,7 +85,7 @@ fn an_outcome_that_is_damaged_or_of_something_else_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("an.outcome");
     let outcome = outcome_of(&mut synthetic(BlockType::Q4_1, 3).load());
-    outcome.save(&path, &outcome_key(), "a.gguf").unwrap();
+    outcome.save(&path, &outcome_key(), "a.gguf", None).unwrap();
     let bytes = fs::read(&path).unwrap();
     let refused = |bytes: &[u8], words: &str| {
         fs::write(&path, bytes).unwrap();
@@ -153,7 +153,7 @@ fn what_a_ratio_was_found_by_is_kept_exactly() {
         Some(perplexity(Some((0.3, f64::INFINITY)))),
     ] {
         outcome.found = found;
-        outcome.save(&path, &outcome_key(), "a.gguf").unwrap();
+        outcome.save(&path, &outcome_key(), "a.gguf", None).unwrap();
         let again = Outcome::load(&path, &outcome_key()).unwrap();
         assert_eq!(again, outcome);
     }

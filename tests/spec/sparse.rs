@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use flapjack::engine::{
-    Engine, EngineError, Event, GenerateOptions, Notice, OpenOptions, OutOfReach, PruneOptions,
-    SparseOptions, Stage, SyntheticType, TINY, Target, TextSource, Unsuited, ignore,
-    write_synthetic,
+    Cache, Engine, EngineError, Event, GenerateOptions, Notice, OpenOptions, OutOfReach,
+    PruneOptions, PruneReport, SparseOptions, Stage, SyntheticType, TINY, Target, TextSource,
+    Unsuited, ignore, write_synthetic,
 };
 use flapjack::gguf::GgufFile;
 use flapjack::model::{Model, Weight};
@@ -922,7 +922,7 @@ fn the_engine_removes_single_weights_and_reports() {
         let again = engine.prune(&sparse_only(spec), &mut ignore);
         assert!(matches!(again, Err(EngineError::AlreadyPruned)));
     }
-    assert!(workshop.cached("outcome").is_empty() && workshop.cached("profile").is_empty());
+    assert!(workshop.cached("profile").is_empty());
 }
 
 #[test]
@@ -968,11 +968,13 @@ fn single_weights_go_after_heads_and_channels_and_the_outcome_of_these_is_kept()
     };
     let alone = workshop.prune(&structured);
     let mut engine = workshop.open();
-    let report = engine.prune(&options, &mut ignore).unwrap();
-    assert!(
-        report.repeated && report.plan == alone.plan,
-        "it is the plan without single weights"
-    );
+    let mut stages = Vec::new();
+    let mut events = |event: Event| {
+        stages.push(event.stage);
+        ControlFlow::Continue(())
+    };
+    let report = engine.prune(&options, &mut events).unwrap();
+    assert!(report.plan == alone.plan && !stages.contains(&Stage::Calibrating));
     assert_eq!(report.after.bytes, alone.after.bytes);
     let sparse = report.sparse.unwrap();
     assert_eq!(sparse.removed, 0.5);
@@ -1186,10 +1188,6 @@ fn a_size_a_speed_or_a_perplexity_is_reached_together_with_single_weights() {
     };
     assert!(rise <= 9.0);
     assert_eq!(report.sparse.unwrap().removed, 0.5);
-    assert!(
-        workshop.cached("outcome").is_empty(),
-        "it is found for these single weights alone"
-    );
 }
 
 #[test]
@@ -1307,6 +1305,120 @@ fn the_file_has_zeros_in_the_type_that_it_had_and_says_so() {
         .unwrap();
     assert_eq!(record.sparse.as_deref(), Some(&words[..]));
     assert!(record.method.starts_with("flap"), "{}", record.method);
+}
+
+// ---- the second start ----
+
+#[test]
+fn what_came_of_single_weights_is_kept_and_done_again() {
+    let workshop = Workshop::new();
+    for (form, spec, allocate, ratio) in [
+        (SparseForm::Sparse, "wanda:0.5", Allocate::Even, 0.0),
+        (SparseForm::Zeros, "wanda:2:4", Allocate::Even, 0.0),
+        (SparseForm::Sparse, "sparsegpt:0.5", Allocate::Even, 0.0),
+        (SparseForm::Sparse, "wanda:0.4", Allocate::Curves, 0.0),
+        (SparseForm::Sparse, "magnitude:2:4", Allocate::Even, 0.3),
+        (SparseForm::Sparse, "wanda:0.5", Allocate::Even, 0.3),
+    ] {
+        let name = format!("{spec} {form} {allocate} {ratio}");
+        let mut options = PruneOptions {
+            target: Target::Ratio(ratio),
+            method: Method::Flap.into(),
+            calibration: tokens(2048),
+            ..sparse_only(spec)
+        };
+        options.sparse = Some(SparseOptions {
+            form,
+            allocate,
+            ..options.sparse.unwrap()
+        });
+        let mut first = workshop.open();
+        let report = first.prune(&options, &mut ignore).unwrap();
+        assert!(!report.repeated, "{name}");
+        let mut again = workshop.open();
+        let mut stages = Vec::new();
+        let mut events = |event: Event| {
+            stages.push(event.stage);
+            ControlFlow::Continue(())
+        };
+        let repeated = again.prune(&options, &mut events).unwrap();
+        assert!(repeated.repeated, "{name}");
+        assert!(
+            !stages.contains(&Stage::Calibrating) && !stages.contains(&Stage::Curves),
+            "{name}"
+        );
+        assert_same(first.model(), again.model());
+        let told = |report: &PruneReport| {
+            let sparse = report.sparse.as_ref().unwrap();
+            let removed: Vec<usize> = sparse.layers.iter().map(|layer| layer.removed).collect();
+            (
+                report.plan.clone(),
+                sparse.removed,
+                sparse.tokens,
+                sparse.shares.clone(),
+                removed,
+                sparse.bytes_after,
+                sparse.curves.map(|c| c.tokens),
+            )
+        };
+        assert_eq!(told(&repeated), told(&report), "{name}");
+        assert_eq!(written(&again), written(&first), "{name}");
+
+        // Other single weights, or another text, are another matter.
+        let mut other = options.clone();
+        other.sparse.as_mut().unwrap().sparsity = "wanda:0.3".parse().unwrap();
+        assert!(!workshop.prune(&other).sparse.unwrap().layers.is_empty());
+        let mut anew = options.clone();
+        anew.cache = Cache::Nothing;
+        assert!(!workshop.prune(&anew).repeated, "{name}");
+        if spec.starts_with("wanda") {
+            let fewer = PruneOptions {
+                calibration: tokens(1500),
+                ..options.clone()
+            };
+            assert!(!workshop.prune(&fewer).repeated, "{name}");
+        }
+    }
+    // What is damaged is as good as none.
+    let options = sparse_only("wanda:0.5");
+    let report = workshop.prune(&options);
+    for path in workshop.cached("outcome") {
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let anew = workshop.prune(&options);
+    assert!(!anew.repeated);
+    assert_eq!(
+        anew.sparse.unwrap().bytes_after,
+        report.sparse.unwrap().bytes_after
+    );
+    // A file that is written after a second start has the same weights too.
+    let mut engine = workshop.open();
+    assert!(engine.prune(&options, &mut ignore).unwrap().repeated);
+    let path = workshop.path("again.gguf");
+    engine.export(&path).unwrap();
+    assert_eq!(written(&workshop.open_file(&path)), written(&engine));
+}
+
+#[test]
+fn what_changed_its_type_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    // Q4_1 has no zero, and becomes Q8_0.
+    let path = crate::common::default_model();
+    let options = OpenOptions {
+        threads: Some(2),
+        cache: Some(folder.path().join("cache")),
+        ..OpenOptions::default()
+    };
+    for _ in 0..2 {
+        let mut engine = Engine::open(&path, options.clone()).unwrap();
+        let report = engine
+            .prune(&sparse_only("magnitude:0.5"), &mut ignore)
+            .unwrap();
+        assert!(!report.repeated && !report.sparse.unwrap().changes_no_types());
+    }
 }
 
 // ---- packed files ----

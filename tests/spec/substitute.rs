@@ -160,7 +160,7 @@ fn an_outcome_and_a_file_bring_changed_types_back() {
             "{block_type:?}"
         );
         let outcome = Outcome::of(&model, &dense, plan, 0.6, None);
-        outcome.save(&path, &key, "a.gguf").unwrap();
+        outcome.save(&path, &key, "a.gguf", None).unwrap();
         let outcome = Outcome::load(&path, &key).unwrap();
         let mut again = synthetic.load();
         again.pack(&runtime(2));

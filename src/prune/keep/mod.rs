@@ -3,8 +3,10 @@
 mod format;
 pub mod outcome;
 pub mod record;
+mod single;
 pub mod store;
 
 pub use outcome::{Outcome, OutcomeError, OutcomeKey};
 pub use record::{LayerRecord, Record};
+pub use single::{Single, SingleRecord};
 pub use store::{Collected, Covariances, Origin, ProfileError, StoredProfile};

@@ -5,8 +5,8 @@
 //!
 //! A file is, all little-endian: the bytes `FLAPDONE`; the version (u32); the length of what follows (u32), a JSON object with
 //! the [`OutcomeKey`], the plan, and type and number of bytes of the projections; then their bytes, row after row, each with its
-//! bias (f32) behind it if it has one, first the attention's and then the MLP's of every layer; at the end the SHA-256 of all
-//! bytes before.
+//! bias (f32) behind it if it has one, first the attention's and then the MLP's of every layer; where single weights went as well, the
+//! bytes of all seven projections of every layer, sparse or in the native layout; at the end the SHA-256 of all bytes before.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::format::{Hashing, Numbers, checked, hash_of, read_head, read_header};
+use super::single::{self, Single, SingleRecord, StoredSingle};
 use crate::count::count;
 use crate::files;
 use crate::kernels::Runtime;
@@ -29,7 +30,7 @@ use crate::quant::{BlockType, Layout, unpack};
 
 const MAGIC: &[u8; 8] = b"FLAPDONE";
 /// Goes up whenever the format does, or what pruning computes: an outcome of another version is not used.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// What an outcome follows from. Equal keys have equal outcomes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -41,6 +42,9 @@ pub struct OutcomeKey {
     pub recipe: Recipe,
     /// What was asked for: a ratio, or what one is to be found by.
     pub target: Target,
+    /// Which single weights went afterwards, and by what text; `None` where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub single: Option<String>,
     /// The version of flapjack.
     pub flapjack: String,
 }
@@ -62,6 +66,8 @@ pub struct Outcome {
     pub plan: Plan,
     /// What the attention output and MLP down of every layer have become.
     layers: Vec<[EncodedProjection; 2]>,
+    /// What single weights have left; `None` where none went.
+    pub single: Option<Single>,
 }
 
 /// Why an outcome's file cannot be used.
@@ -112,6 +118,8 @@ struct Header {
     layers: Vec<StoredLayer>,
     /// The form of every layer's two projections.
     projections: Vec<[StoredProjection; 2]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    single: Option<(SingleRecord, Vec<StoredSingle>)>,
 }
 
 /// A [`LayerPlan`], with types by their numbers.
@@ -191,6 +199,7 @@ impl Outcome {
                 .map(|(layer, [o, down])| [take(&layer.o, *o), take(&layer.down, *down)])
                 .collect(),
             plan,
+            single: None,
         }
     }
 
@@ -250,12 +259,17 @@ impl Outcome {
         Ok(())
     }
 
-    /// Bytes of the projections, which are nearly all of the file.
-    pub fn bytes(&self) -> usize {
-        self.layers.iter().flatten().map(|p| p.bytes.len()).sum()
+    /// Bytes of the projections, which are nearly all of the file. `single` is as for [`Outcome::save`].
+    pub fn bytes(&self, single: Option<(&Model, &SingleRecord)>) -> usize {
+        let projections = self.layers.iter().flatten();
+        let layers = single.map_or(0, |(model, _)| {
+            model.layers.iter().map(|layer| layer.bytes()).sum()
+        });
+        projections.map(|p| p.bytes.len()).sum::<usize>() + layers
     }
 
-    /// Writes the file, whole or not at all. `model_name`, the name of the model's file, is for those who look through files.
+    /// Writes the file, whole or not at all. `model_name`, the name of the model's file, is for those who look through files. `single`
+    /// is a model that has lost single weights since the outcome was taken down.
     ///
     /// # Errors
     /// [`OutcomeError::Io`].
@@ -264,9 +278,11 @@ impl Outcome {
         path: &Path,
         key: &OutcomeKey,
         model_name: &str,
+        single: Option<(&Model, &SingleRecord)>,
     ) -> Result<(), OutcomeError> {
         files::replace(path, |file| {
-            self.write(BufWriter::with_capacity(1 << 20, file), key, model_name)
+            let out = BufWriter::with_capacity(1 << 20, file);
+            self.write(out, key, model_name, single)
         })
         .map_err(|source| OutcomeError::Io {
             path: path.to_owned(),
@@ -274,7 +290,13 @@ impl Outcome {
         })
     }
 
-    fn write(&self, out: impl Write, key: &OutcomeKey, model_name: &str) -> io::Result<()> {
+    fn write(
+        &self,
+        out: impl Write,
+        key: &OutcomeKey,
+        model_name: &str,
+        single: Option<(&Model, &SingleRecord)>,
+    ) -> io::Result<()> {
         let layers = self.plan.layers.iter();
         let header = Header {
             key: key.clone(),
@@ -295,6 +317,7 @@ impl Outcome {
                     })
                 })
                 .collect(),
+            single: single.map(|(model, shares)| (shares.clone(), single::stored(model))),
         };
         let mut out = Hashing::begin(out, MAGIC, VERSION, &header)?;
         for projection in self.layers.iter().flatten() {
@@ -302,6 +325,9 @@ impl Outcome {
             if let Some(bias) = &projection.bias {
                 out.put_floats(bias)?;
             }
+        }
+        if let Some((model, _)) = single {
+            single::each(model, |bytes| out.put(bytes))?;
         }
         out.finish().map(drop)
     }
@@ -315,13 +341,14 @@ impl Outcome {
             path: path.to_owned(),
             source,
         })?;
-        Self::from_bytes(&bytes, key).map_err(|problem| OutcomeError::Unusable {
+        Self::from_bytes(bytes, key).map_err(|problem| OutcomeError::Unusable {
             path: path.to_owned(),
             problem,
         })
     }
 
-    fn from_bytes(bytes: &[u8], key: &OutcomeKey) -> Result<Self, &'static str> {
+    fn from_bytes(file: Vec<u8>, key: &OutcomeKey) -> Result<Self, &'static str> {
+        let bytes = &file[..];
         const ODD: &str = "its parts do not fit each other";
         let start = [&MAGIC[..], &VERSION.to_le_bytes()].concat();
         if !bytes.starts_with(&start) {
@@ -355,19 +382,30 @@ impl Outcome {
         let layers = header.projections.iter();
         let layers = layers.map(|[o, down]| Some([projection(o)?, projection(down)?]));
         let layers: Vec<_> = layers.collect::<Option<_>>().ok_or(ODD)?;
-        if layers.len() != header.layers.len() || !data.is_empty() {
+        let (behind, rest) = (body.len() - data.len(), data.len());
+        let single = header.single;
+        let expected = single
+            .as_ref()
+            .map_or(Some(0), |(_, stored)| single::bytes(stored));
+        if layers.len() != header.layers.len() || expected != Some(rest) {
             return Err(ODD);
         }
         let plans = header.layers.into_iter().map(StoredLayer::plan);
+        let plans: Vec<_> = plans.collect::<Option<_>>().ok_or(ODD)?;
+        let single = match single {
+            Some((shares, stored)) => Some(Single::new(shares, &stored, file, behind).ok_or(ODD)?),
+            None => None,
+        };
         Ok(Self {
             ratio: header.ratio,
             found: header.found,
             plan: Plan {
-                layers: plans.collect::<Option<_>>().ok_or(ODD)?,
+                layers: plans,
                 removed: header.removed,
                 total: header.total,
             },
             layers,
+            single,
         })
     }
 }

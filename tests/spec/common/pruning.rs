@@ -119,6 +119,7 @@ pub fn outcome_key() -> OutcomeKey {
         profile: "profile".into(),
         recipe: recipe(Structure::AlAm, Restore::Lsq),
         target: Target::Ratio(0.35),
+        single: None,
         flapjack: "0".into(),
     }
 }
