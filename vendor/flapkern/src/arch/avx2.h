@@ -184,8 +184,24 @@ INLINE sixteen_bytes shuffle_bytes(sixteen_bytes bytes, sixteen_bytes from) {
     return (sixteen_bytes)_mm_shuffle_epi8((__m128i)bytes, (__m128i)from);
 }
 
-INLINE void widen_halves(fk_type type, sixteen_bytes halves, vf *out) {
-    *out = type == FK_TYPE_F16 ? (vf)_mm256_cvtph_ps((__m128i)halves)
+INLINE vw join_sixteens(const sixteen_bytes *parts) {
+    return (vw)_mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)parts[0]), (__m128i)parts[1], 1);
+}
+
+#define FK_OWN_MASK_LINE
+INLINE void mask_line(uint64_t mask, vw *line) {
+    const __m256i all = _mm256_set1_epi64x((long long)mask), bits = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    UNROLL for (int v = 0; v < 2; v++) {
+        const __m256i from = _mm256_add_epi8(byte, _mm256_set1_epi8((char)(4 * v)));
+        const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(all, from), bits), bits);
+        line[v] = (vw)_mm256_and_si256(set, _mm256_set1_epi8(1));
+    }
+}
+
+INLINE vf widen_halves(fk_type type, sixteen_bytes halves, int v) {
+    (void)v;
+    return type == FK_TYPE_F16 ? (vf)_mm256_cvtph_ps((__m128i)halves)
                                : (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)halves), 16);
 }
 

@@ -243,13 +243,29 @@ INLINE vi dot_signed(vi sum, const vw *codes, int words, const int8_t *x) {
 #define FK_OWN_MASK_LINE
 INLINE void mask_line(uint64_t mask, vw *line) { *line = (vw)_mm512_maskz_set1_epi8(mask, 1); }
 
-#define FK_OWN_EXPAND_COLUMN
-INLINE void expand_column(fk_type type, const uint8_t *p, uint32_t mask, vf *column) {
-    const __m256i halves = _mm256_loadu_si256((const __m256i *)p);
-    if (type == FK_TYPE_F16)
-        *column = (vf)_mm512_maskz_expand_ps((__mmask16)mask, _mm512_cvtph_ps(halves));
-    else
-        *column = (vf)_mm512_slli_epi32(_mm512_maskz_expand_epi32((__mmask16)mask, _mm512_cvtepu16_epi32(halves)), 16);
+/* Numbers are widened first, and those of a line then spread. */
+#define FK_OWN_HALVES_LINE
+typedef struct halves_line {
+    vf column[4];
+} halves_line;
+
+INLINE void expand_halves(fk_type type, const uint8_t *p, const uint8_t *masks, halves_line *line) {
+    uint64_t all;
+    memcpy(&all, masks, sizeof all);
+    UNROLL for (int c = 0; c < 4; c++) {
+        const __mmask16 mask = (__mmask16)(all >> (16 * c));
+        /* Each column is found by itself, so that none waits for the one before. */
+        const __m256i halves = _mm256_loadu_si256((const __m256i *)(c > 0 ? p + 2 * _mm_popcnt_u64(all << (64 - 16 * c)) : p));
+        if (type == FK_TYPE_F16)
+            line->column[c] = (vf)_mm512_maskz_expand_ps(mask, _mm512_cvtph_ps(halves));
+        else
+            line->column[c] = (vf)_mm512_slli_epi32(_mm512_maskz_expand_epi32(mask, _mm512_cvtepu16_epi32(halves)), 16);
+    }
+}
+
+INLINE vf column_of(fk_type type, const halves_line *line, int c, int v) {
+    (void)type, (void)v;
+    return line->column[c];
 }
 
 #if FK_BF16
@@ -260,6 +276,12 @@ INLINE void expand_line(const uint8_t *p, uint64_t mask, vw *line) {
 #else
 INLINE sixteen_bytes shuffle_bytes(sixteen_bytes bytes, sixteen_bytes from) {
     return (sixteen_bytes)_mm_shuffle_epi8((__m128i)bytes, (__m128i)from);
+}
+
+INLINE vw join_sixteens(const sixteen_bytes *parts) {
+    const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)parts[0]), (__m128i)parts[1], 1);
+    const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)parts[2]), (__m128i)parts[3], 1);
+    return (vw)join(low, high);
 }
 #endif
 

@@ -3,7 +3,7 @@
  *
  * Optional are FK_BF16 and FK_AMX (1 for the products of ops/tiled.h, and for its AMX variant), and whatever lanes.h and
  * ops/packed.h have a plain version of: FK_OWN_WIDTHS, FK_OWN_REDUCTIONS, FK_OWN_SUM_EACH, FK_OWN_EXP, FK_OWN_SPREAD; and what
- * ops/expand.h makes of shuffle_bytes: FK_OWN_EXPAND_LINE, FK_OWN_MASK_LINE, FK_OWN_EXPAND_COLUMN. */
+ * ops/expand.h makes of shuffle_bytes: FK_OWN_EXPAND_LINE, FK_OWN_MASK_LINE, FK_OWN_HALVES_LINE. */
 
 /* FK_LANES is the number of floats in a vector; lanes.h makes the vector types of it. */
 #ifndef FK_LANES
@@ -74,15 +74,20 @@ INLINE void expand_line(const uint8_t *p, uint64_t mask, vw *line);
 /* 1 in the bytes of a line whose bits are set in `mask`, 0 in the others. */
 INLINE void mask_line(uint64_t mask, vw *line);
 
-/* Spreads F16 or BF16 numbers from p on over the rows whose bits are set in `mask`, of 16 bits; the others become 0. Up to 32
- * bytes from p on are read. */
-INLINE void expand_column(fk_type type, const uint8_t *p, uint32_t mask, vf *column);
+/* Spreads F16 or BF16 numbers from p on over the places of four columns by the mask of 8 bytes at `masks`; the others become 0.
+ * Up to 64 bytes behind the last number are read. And vector v of column c of these. */
+typedef struct halves_line halves_line;
+INLINE void expand_halves(fk_type type, const uint8_t *p, const uint8_t *masks, halves_line *line);
+INLINE vf column_of(fk_type type, const halves_line *line, int c, int v);
 
 #ifndef FK_OWN_EXPAND_LINE
 /* The bytes with the numbers in `from`; 0 where these have bit 7 set. */
 INLINE sixteen_bytes shuffle_bytes(sixteen_bytes bytes, sixteen_bytes from);
+
+/* A vector of as many bytes as it has. */
+INLINE vw join_sixteens(const sixteen_bytes *parts);
 #endif
-#ifndef FK_OWN_EXPAND_COLUMN
-/* Eight F16 or BF16 numbers to 8 / FK_LANES vectors. */
-INLINE void widen_halves(fk_type type, sixteen_bytes halves, vf *out);
+#ifndef FK_OWN_HALVES_LINE
+/* Vector v (of 8 / FK_LANES) of eight F16 or BF16 numbers. */
+INLINE vf widen_halves(fk_type type, sixteen_bytes halves, int v);
 #endif

@@ -88,15 +88,27 @@ INLINE void mask_line(uint64_t mask, vw *line) {
     memcpy(line, bytes, sizeof bytes);
 }
 
-#define FK_OWN_EXPAND_COLUMN
-INLINE void expand_column(fk_type type, const uint8_t *p, uint32_t mask, vf *column) {
-    float values[FK_GROUP] = {0};
-    for (int i = 0; i < FK_GROUP; i++)
-        if (mask >> i & 1) {
-            values[i] = type == FK_TYPE_F16 ? half_to_float(load_u16(p)) : bfloat_to_float(load_u16(p));
-            p += 2;
-        }
-    memcpy(column, values, sizeof values);
+#define FK_OWN_HALVES_LINE
+typedef struct halves_line {
+    uint16_t half[4][FK_GROUP];
+} halves_line;
+
+INLINE void expand_halves(fk_type type, const uint8_t *p, const uint8_t *masks, halves_line *line) {
+    (void)type;
+    for (int i = 0; i < 4 * FK_GROUP; i++) {
+        const int there = masks[i / 8] >> (i % 8) & 1;
+        line->half[i / FK_GROUP][i % FK_GROUP] = there ? load_u16(p) : 0;
+        p += 2 * there;
+    }
+}
+
+INLINE vf column_of(fk_type type, const halves_line *line, int c, int v) {
+    vf column;
+    for (int i = 0; i < FK_LANES; i++) {
+        const uint16_t half = line->half[c][v * FK_LANES + i];
+        column[i] = type == FK_TYPE_F16 ? half_to_float(half) : bfloat_to_float(half);
+    }
+    return column;
 }
 
 #define FK_TABLE fk_table_generic

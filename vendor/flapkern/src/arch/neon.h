@@ -179,16 +179,15 @@ INLINE sixteen_bytes shuffle_bytes(sixteen_bytes bytes, sixteen_bytes from) {
     return (sixteen_bytes)vqtbl1q_u8((uint8x16_t)bytes, (uint8x16_t)from);
 }
 
-INLINE void widen_halves(fk_type type, sixteen_bytes halves, vf *out) {
+INLINE vw join_sixteens(const sixteen_bytes *parts) { return (vw)*parts; }
+
+INLINE vf widen_halves(fk_type type, sixteen_bytes halves, int v) {
     if (type == FK_TYPE_F16) {
         const float16x8_t all = vreinterpretq_f16_u8((uint8x16_t)halves);
-        out[0] = (vf)vcvt_f32_f16(vget_low_f16(all));
-        out[1] = (vf)vcvt_high_f32_f16(all);
-    } else {
-        const uint16x8_t all = vreinterpretq_u16_u8((uint8x16_t)halves);
-        out[0] = (vf)vshll_n_u16(vget_low_u16(all), 16);
-        out[1] = (vf)vshll_high_n_u16(all, 16);
+        return v ? (vf)vcvt_high_f32_f16(all) : (vf)vcvt_f32_f16(vget_low_f16(all));
     }
+    const uint16x8_t all = vreinterpretq_u16_u8((uint8x16_t)halves);
+    return v ? (vf)vshll_high_n_u16(all, 16) : (vf)vshll_n_u16(vget_low_u16(all), 16);
 }
 
 #include "../ops/table.h"

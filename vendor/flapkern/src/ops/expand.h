@@ -4,6 +4,12 @@
  * An instruction set that has instructions for it has its own functions, as contract.h says. The others look up, for eight bits
  * of a mask at a time, which byte comes to which place, and move sixteen bytes at once by shuffle_bytes. */
 
+INLINE uint64_t load_u64(const uint8_t *p) {
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
 /* The bits that are set in a mask. Processors that count bits with an instruction of their own are told from others by the
  * compiler's flags. */
 #if defined(__POPCNT__)
@@ -25,7 +31,7 @@ INLINE size_t count_bits(uint64_t mask) { return (size_t)(count_by_bytes(mask) >
 INLINE size_t bits_below(uint64_t mask, int place) { return (size_t)(count_by_bytes(mask) >> (place - 8) & 255); }
 #endif
 
-#if !defined(FK_OWN_EXPAND_LINE) || !defined(FK_OWN_EXPAND_COLUMN)
+#if !defined(FK_OWN_EXPAND_LINE) || !defined(FK_OWN_HALVES_LINE)
 /* Entry m of a table says for each of eight places which of the values comes there if the bits of m are set: as many as are set
  * below it, or none (bit 7 is set, and stays so when up to eight is added). */
 #define SET(M, I) ((M) >> (I) & 1)
@@ -72,7 +78,7 @@ INLINE void expand_line(const uint8_t *p, uint64_t mask, vw *line) {
             load_sixteen(first_places[mask >> (16 * q) & 255]) + load_sixteen(second_places[mask >> (16 * q + 8) & 255]);
         part[q] = shuffle_bytes(load_sixteen(q > 0 ? p + bits_below(mask, 16 * q) : p), from);
     }
-    memcpy(line, part, sizeof part);
+    UNROLL for (int v = 0; v < GROUP_VECTORS; v++) line[v] = join_sixteens(part + FK_LANES / 4 * v);
 }
 #endif
 
@@ -85,17 +91,27 @@ INLINE void mask_line(uint64_t mask, vw *line) {
     sixteen_bytes part[4];
     UNROLL for (int q = 0; q < 4; q++)
         part[q] = (sixteen_bytes)((shuffle_bytes(all, byte + (uint8_t)(2 * q)) & bits) == bits) & 1;
-    memcpy(line, part, sizeof part);
+    UNROLL for (int v = 0; v < GROUP_VECTORS; v++) line[v] = join_sixteens(part + FK_LANES / 4 * v);
 }
 #endif
 
-#ifndef FK_OWN_EXPAND_COLUMN
+#ifndef FK_OWN_HALVES_LINE
 static const uint8_t pair_places[256][16] __attribute__((aligned(64))) = {ALL_MASKS(PAIRS)};
 
-INLINE void expand_column(fk_type type, const uint8_t *p, uint32_t mask, vf *column) {
-    sixteen_bytes part[2];
-    part[0] = shuffle_bytes(load_sixteen(p), load_sixteen(pair_places[mask & 255]));
-    part[1] = shuffle_bytes(load_sixteen(p + 2 * bits_below(mask, 8)), load_sixteen(pair_places[mask >> 8 & 255]));
-    UNROLL for (int i = 0; i < 2; i++) widen_halves(type, part[i], column + 8 / FK_LANES * i);
+/* Of each column the first eight rows, and the last. */
+struct halves_line {
+    sixteen_bytes half[8];
+};
+
+INLINE void expand_halves(fk_type type, const uint8_t *p, const uint8_t *masks, halves_line *line) {
+    (void)type;
+    const uint64_t mask = load_u64(masks);
+    UNROLL for (int i = 0; i < 8; i++)
+        line->half[i] = shuffle_bytes(load_sixteen(i > 0 ? p + 2 * bits_below(mask, 8 * i) : p),
+                                      load_sixteen(pair_places[mask >> (8 * i) & 255]));
+}
+
+INLINE vf column_of(fk_type type, const halves_line *line, int c, int v) {
+    return widen_halves(type, line->half[2 * c + v * FK_LANES / 8], v % (8 / FK_LANES));
 }
 #endif

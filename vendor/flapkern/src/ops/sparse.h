@@ -16,10 +16,11 @@ INLINE const uint8_t *limit_of(const fk_weights *w) { return w->data + (w->bytes
 
 INLINE const uint8_t *within(const uint8_t *p, const uint8_t *limit) { return p < limit ? p : limit; }
 
-INLINE uint64_t load_u64(const uint8_t *p) {
-    uint64_t v;
-    memcpy(&v, p, sizeof v);
-    return v;
+/* The same address, of which the compiler does not know where it comes from, where registers are few: it would keep one address for
+ * each four activations of a block. */
+INLINE const int8_t *opaque(const int8_t *p) {
+    if (FK_LANES < 16) __asm__("" : "+r"(p));
+    return p;
 }
 
 /* Where group `group` begins, or the last but one ends. */
@@ -47,29 +48,21 @@ INLINE int kept_vectors(fk_type type) { return has_minimum(type) ? 8 : 0; }
 /* The codes of 32 columns whose masks are at p; returns where they end. */
 INLINE const uint8_t *expand_codes(fk_type type, const uint8_t *p, sparse_block *b) {
     const uint8_t *low = p + MASKS, *high = low;
-    vw line[GROUP_VECTORS];
     UNROLL for (int j = 0; j < 8; j++) {
         const uint64_t mask = load_u64(p + 8 * j);
         const uint8_t **from = type == FK_TYPE_Q8_0 || j < 4 ? &low : &high;
+        vw line[GROUP_VECTORS], there[GROUP_VECTORS];
         expand_line(*from, mask, line);
         *from += count_bits(mask);
+        if (type == FK_TYPE_IQ4_NL || has_minimum(type)) mask_line(mask, there);
         UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
             vw codes = line[v];
-            if (type == FK_TYPE_Q8_0)
-                codes = as_signed(codes);
-            else
-                codes = j < 4 ? codes & 15 : codes >> 4;
+            if (type != FK_TYPE_Q8_0) codes = j < 4 ? codes & 15 : codes >> 4;
             if (type == FK_TYPE_Q4_0) codes ^= 8;
-            b->rows[v].codes[j] = codes;
-        }
-        if (type == FK_TYPE_IQ4_NL || has_minimum(type)) mask_line(mask, line);
-        UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
-            if (type == FK_TYPE_IQ4_NL) {
-                /* No level is 0. */
-                vw levels = look_up(iq4_levels, b->rows[v].codes[j]) & -line[v];
-                b->rows[v].codes[j] = as_signed(levels);
-            }
-            if (has_minimum(type)) b->kept[v][j] = line[v];
+            /* No level is 0. */
+            if (type == FK_TYPE_IQ4_NL) codes = look_up(iq4_levels, codes) & -there[v];
+            b->rows[v].codes[j] = has_signed_codes(type) ? as_signed(codes) : codes;
+            if (has_minimum(type)) b->kept[v][j] = there[v];
         }
     }
     return low > high ? low : high;
@@ -83,7 +76,12 @@ INLINE void sparse_streams(fk_type type, int count, const uint8_t *const *groups
     const uint8_t *at[STREAMS];
     const size_t parts = block_len(type) / FK_BLOCK, blocks = x->cols / FK_BLOCK;
     for (int g = 0; g < count; g++) at[g] = groups[g];
-    for (size_t block = 0; block < blocks; block += parts)
+    fk_activations here = *x;
+    for (size_t block = 0; block < blocks; block += parts) {
+        here.quantized = opaque(x->quantized + block * FK_BLOCK);
+        here.scales = x->scales + block;
+        here.block_sums = x->block_sums + block;
+        here.code_sums = x->code_sums + 2 * block;
         _Pragma("GCC unroll 1") for (int g = 0; g < count; g++) {
             const uint8_t *fields = within(at[g], limits[g]), *p = fields + field_bytes(type);
             for (size_t i = 0; i < ahead; i++) __builtin_prefetch(fields + SPARSE_AHEAD + 64 * i);
@@ -93,10 +91,11 @@ INLINE void sparse_streams(fk_type type, int count, const uint8_t *const *groups
                 UNROLL for (int v = 0; v < GROUP_VECTORS; v++) load_scale(type, fields, (int)s, v, &b.rows[v]);
                 p = expand_codes(type, p, &b);
                 UNROLL for (int v = 0; v < GROUP_VECTORS; v++)
-                    multiply_block(type, 1, &b.rows[v], b.kept[v], x, 0, block + s, &total[g][v]);
+                    multiply_block(type, 1, &b.rows[v], b.kept[v], &here, 0, s, &total[g][v]);
             }
             at[g] = p;
         }
+    }
     for (int g = 0; g < count; g++)
         UNROLL for (int v = 0; v < GROUP_VECTORS; v++) store(out[g] + v * FK_LANES, total[g][v]);
 }
@@ -146,13 +145,14 @@ INLINE void sparse_group_times(fk_type type, const uint8_t *p, const uint8_t *li
 
 /* ---- plain floats ---- */
 
-/* The four columns of a line with this mask; returns where their values end. */
-INLINE const uint8_t *expand_columns(fk_type type, const uint8_t *values, uint64_t mask,
+/* The four columns of a line whose masks are there; returns where their values end. */
+INLINE const uint8_t *expand_columns(fk_type type, const uint8_t *values, const uint8_t *masks,
                                      vf column[FLOAT_CHAINS][GROUP_VECTORS]) {
+    halves_line line;
+    expand_halves(type, values, masks, &line);
     UNROLL for (int c = 0; c < FLOAT_CHAINS; c++)
-        expand_column(type, values + (c > 0 ? 2 * bits_below(mask, 16 * c) : 0), (uint32_t)(mask >> (16 * c) & 0xffff),
-                      column[c]);
-    return values + 2 * count_bits(mask);
+        UNROLL for (int v = 0; v < GROUP_VECTORS; v++) column[c][v] = column_of(type, &line, c, v);
+    return values + 2 * count_bits(load_u64(masks));
 }
 
 /* As packed_float_streams, with as many lines fetched as sparse_streams fetches. */
@@ -169,14 +169,16 @@ INLINE void sparse_float_streams(fk_type type, int count, const uint8_t *const *
             vf sum[GROUP_VECTORS][FLOAT_CHAINS];
             for (size_t i = 0; i < ahead; i++) __builtin_prefetch(p + SPARSE_AHEAD + 64 * i);
             memcpy(sum, total[g], sizeof sum);
-            at[g] = p + MASKS;
+            const uint8_t *from = p + MASKS;
             _Pragma("GCC unroll 1") for (size_t j = 0; j < 8; j++) {
-                vf column[FLOAT_CHAINS][GROUP_VECTORS];
-                at[g] = expand_columns(type, at[g], load_u64(p + 8 * j), column);
+                halves_line line;
+                expand_halves(type, from, p + 8 * j, &line);
+                from += 2 * count_bits(load_u64(p + 8 * j));
                 UNROLL for (int c = 0; c < FLOAT_CHAINS; c++)
-                    UNROLL for (int v = 0; v < GROUP_VECTORS; v++) sum[v][c] += column[c][v] * values[4 * j + c];
+                    UNROLL for (int v = 0; v < GROUP_VECTORS; v++) sum[v][c] += column_of(type, &line, c, v) * values[4 * j + c];
             }
             memcpy(total[g], sum, sizeof sum);
+            at[g] = from;
         }
     for (int g = 0; g < count; g++) {
         const size_t depth = x->cols - k;
@@ -191,7 +193,7 @@ INLINE void sparse_float_streams(fk_type type, int count, const uint8_t *const *
             for (size_t i = 0; i < depth; i += FLOAT_CHAINS) {
                 vf column[FLOAT_CHAINS][GROUP_VECTORS];
                 const int whole = i + FLOAT_CHAINS <= depth;
-                p = expand_columns(type, p, load_u64(masks + 2 * i), column);
+                p = expand_columns(type, p, masks + 2 * i, column);
                 for (size_t c = 0; c < FLOAT_CHAINS && i + c < depth; c++)
                     for (int v = 0; v < GROUP_VECTORS; v++) rest[v][whole ? c : 0] += column[c][v] * values[i + c];
             }
@@ -213,7 +215,7 @@ INLINE const uint8_t *decode_columns(fk_type type, const uint8_t *p, const uint8
         p = masks + MASKS;
         for (size_t i = 0; i < some; i += FLOAT_CHAINS) {
             vf column[FLOAT_CHAINS][GROUP_VECTORS];
-            p = expand_columns(type, p, load_u64(masks + 2 * i), column);
+            p = expand_columns(type, p, masks + 2 * i, column);
             for (size_t c = 0; c < FLOAT_CHAINS && i + c < some; c++)
                 UNROLL for (int v = 0; v < GROUP_VECTORS; v++) store(to[v] + (k + i + c) * stride, column[c][v]);
         }

@@ -154,10 +154,15 @@ INLINE const uint8_t *tiles_of_sparse_floats(fk_type type, const uint8_t *p, con
         const uint8_t *masks = within(p, limit);
         p = masks + MASKS;
         for (size_t i = 0; i < FK_TILE_COLS; i += FLOAT_CHAINS) {
-            vf column[FLOAT_CHAINS][GROUP_VECTORS] = {0};
-            if (i < some) p = expand_columns(type, p, load_u64(masks + 2 * i), column);
-            store_pairs(tiles + i * FK_GROUP, column[0][0], column[1][0]);
-            store_pairs(tiles + (i + 2) * FK_GROUP, column[2][0], column[3][0]);
+            vf column[FLOAT_CHAINS] = {0};
+            if (i < some) {
+                halves_line line;
+                expand_halves(type, p, masks + 2 * i, &line);
+                UNROLL for (int c = 0; c < FLOAT_CHAINS; c++) column[c] = column_of(type, &line, c, 0);
+                p += 2 * count_bits(load_u64(masks + 2 * i));
+            }
+            store_pairs(tiles + i * FK_GROUP, column[0], column[1]);
+            store_pairs(tiles + (i + 2) * FK_GROUP, column[2], column[3]);
         }
     }
     return p;
