@@ -174,7 +174,7 @@ impl Form {
                 let four = bits >> (4 * line) & 15;
                 *mask |= match self.is_float() {
                     // Its bits come 16 apart; the products do not overlap, since the multiplier's bits are 15 apart.
-                    true => (four * 0x0000_2000_4000_8001 & 0x0001_0001_0001_0001) << row,
+                    true => ((four * 0x0000_2000_4000_8001) & 0x0001_0001_0001_0001) << row,
                     false => four << (4 * row),
                 };
             }

@@ -50,9 +50,12 @@ fn random_rows(random: &mut Random, block_type: BlockType, rows: usize, cols: us
     bytes
 }
 
+/// Whether a weight stays, by its row and column.
+type Keeps = Box<dyn FnMut(&mut Random, usize, usize) -> bool>;
+
 /// Which weights stay: half, two of four, none, all, few, or rows and blocks of all or none and between.
 fn patterns(random: &mut Random, rows: usize, cols: usize) -> Vec<(&'static str, KeepMask)> {
-    let mut of = |name, mut keeps: Box<dyn FnMut(&mut Random, usize, usize) -> bool>| {
+    let mut of = |name, mut keeps: Keeps| {
         let keep = KeepMask::from_fn(rows, cols, |row, col| keeps(random, row, col));
         (name, keep)
     };
