@@ -326,6 +326,9 @@ fn hub_advice(error: &HubError) -> Option<String> {
 fn engine_advice(error: &EngineError) -> Option<String> {
     let words = match error {
         EngineError::Hub(error) => return hub_advice(error),
+        EngineError::Prune(error) if matches!(error.kind, PruneErrorKind::Sparse(_)) => {
+            "; prune the file that this one was made from"
+        }
         EngineError::Prune(error) if matches!(error.kind, PruneErrorKind::TooShort { .. }) => {
             "; name a longer text with --calib or leave it out to use the built-in one"
         }
