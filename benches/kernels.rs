@@ -1,8 +1,9 @@
 //! Kernels by instruction set and weight type, on shapes near the default model's: weights times generated tokens and times a
-//! prompt, attention, a forward pass of a prompt, and a step of several sequences.
+//! prompt, sparse weights beside dense ones, attention, a forward pass of a prompt, and a step of several sequences.
 //!
 //! `cargo bench` runs all, `cargo bench -- matmul/avx2` some. Throughput is in bytes of weights for generated tokens,
-//! which memory bounds, and in multiplications for prompts, which the multipliers bound.
+//! which memory bounds, and in multiplications for prompts, which the multipliers bound. Sparse weights are the exception: theirs
+//! is in weights, removed ones included, so that it compares with the dense one's.
 
 use std::hint::black_box;
 
@@ -15,7 +16,7 @@ use flapjack::kernels::{
 use flapjack::model::{Batch, KvCache, Model, Scratch, Unobserved};
 use flapjack::progress::ignore;
 use flapjack::prune::{Calibration, calibrate};
-use flapjack::quant::{BlockType, Layout, encode_row};
+use flapjack::quant::{BlockType, KeepMask, Layout, encode_row, encode_sparse, pack};
 use half::f16;
 
 const COLS: usize = 768;
@@ -77,6 +78,106 @@ fn matmuls(c: &mut Criterion) {
                         black_box(&out);
                     });
                 });
+            }
+        }
+        group.finish();
+    }
+}
+
+/// Bytes that begin at a line of the cache, as those of a model's weights do.
+struct Lines {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Lines {
+    fn new(content: &[u8]) -> Self {
+        const LINE: usize = 64;
+        let mut bytes = vec![0; content.len() + LINE];
+        let start = bytes.as_ptr().align_offset(LINE);
+        bytes[start..start + content.len()].copy_from_slice(content);
+        bytes.truncate(start + content.len());
+        Self { bytes, start }
+    }
+
+    fn get(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+/// Dense matrices, those that lost half of their weights anywhere, and those that lost two of each four; with all threads. A generated
+/// token meets as many of them as no cache holds, a prompt one.
+fn sparse_matmuls(c: &mut Criterion) {
+    const DENSE_BYTES: usize = 128 << 20;
+    let chances = values(ROWS * COLS + 1);
+    let half = KeepMask::from_fn(ROWS, COLS, |row, col| chances[row * COLS + col + 1] < 0.0);
+    let two_of_four = KeepMask::from_fn(ROWS, COLS, |row, col| {
+        let chance = |col| chances[row * COLS + col + 1];
+        let four = col / 4 * 4..col / 4 * 4 + 4;
+        // Places of equal chances come in order.
+        let before = |other: &usize| (chance(*other), *other) < (chance(col), col);
+        four.filter(before).count() < 2
+    });
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    for kernels in Isa::available().filter_map(Kernels::for_isa) {
+        let runtime = Runtime {
+            kernels,
+            pool: Pool::new(threads).expect("threads"),
+        };
+        let mut group = c.benchmark_group(format!("sparse/{}", kernels.isa().name()));
+        for block_type in BlockType::ALL.into_iter().filter(|t| t.has_sparse()) {
+            let native = matrix(block_type);
+            let copies = DENSE_BYTES.div_ceil(native.len());
+            let mut packed = native.clone();
+            pack(block_type, COLS, &mut packed);
+            let weights = [
+                ("dense", Layout::Packed, packed),
+                (
+                    "half",
+                    Layout::Sparse,
+                    encode_sparse(block_type, &native, &half),
+                ),
+                (
+                    "2:4",
+                    Layout::Sparse,
+                    encode_sparse(block_type, &native, &two_of_four),
+                ),
+            ];
+            for (name, layout, bytes) in &weights {
+                let matrices: Vec<Lines> = (0..copies).map(|_| Lines::new(bytes)).collect();
+                for (phase, tokens, matrices) in [
+                    ("generated", Tokens::decode(1), &matrices[..]),
+                    ("prompt", Tokens::prefill(512), &matrices[..1]),
+                ] {
+                    let count = tokens.count;
+                    let elements = count * matrices.len() * ROWS * COLS;
+                    group.throughput(Throughput::Elements(elements as u64));
+                    let input = values(count * COLS);
+                    let mut activations = Activations::default();
+                    let mut out = vec![0.0; count * ROWS];
+                    let id = BenchmarkId::new(format!("{}/{phase}", block_type.name()), name);
+                    group.bench_function(id, |b| {
+                        b.iter(|| {
+                            activations.begin(tokens, COLS).copy_from_slice(&input);
+                            runtime.region(|team| {
+                                for matrix in matrices {
+                                    let product = Product {
+                                        weights: MatrixView::new(
+                                            block_type,
+                                            *layout,
+                                            ROWS,
+                                            COLS,
+                                            matrix.get(),
+                                        ),
+                                        out: &mut out,
+                                    };
+                                    matmul(team, &mut activations, &mut [product]);
+                                }
+                            });
+                            black_box(&out);
+                        });
+                    });
+                }
             }
         }
         group.finish();
@@ -230,5 +331,5 @@ fn forward_passes(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, matmuls, attentions, forward_passes);
+criterion_group!(benches, matmuls, sparse_matmuls, attentions, forward_passes);
 criterion_main!(benches);
