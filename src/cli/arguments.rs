@@ -180,7 +180,7 @@ pub struct PruningArgs {
     #[command(flatten)]
     calibration: WithAmount<CalibrationArgs>,
     /// Use a profile that `flapjack calibrate` made, and do not calibrate
-    #[arg(help_heading = heading::CALIBRATION, long, value_name = "FILE", requires = AMOUNT, conflicts_with_all = ["calib", "calib_field", "calib_tokens", "memory", "max_ppl"])]
+    #[arg(help_heading = heading::CALIBRATION, long, value_name = "FILE", requires = AMOUNT, conflicts_with_all = ["calib", "calib_field", "calib_mix", "calib_tokens", "memory", "max_ppl"])]
     profile: Option<PathBuf>,
     /// Calibrate and prune anew even if the cache folder has the profile or the outcome, and keep neither there
     #[arg(help_heading = heading::CALIBRATION, long, requires = AMOUNT)]
@@ -336,17 +336,23 @@ impl MethodArgs {
 pub struct CalibrationArgs {
     #[command(flatten)]
     given: Given,
-    /// Calibrate on another text than the built-in one
+    /// Calibrate on another text than the mixture
     ///
-    /// A text file, a folder of text files, a file of JSON lines (.jsonl), - for standard input, or self:N for N tokens that the
-    /// model writes itself (self alone: 8192).
+    /// A text file, a folder of text files, a file of JSON lines (.jsonl), - for standard input, built-in for the built-in text, or self:N
+    /// for N tokens that the model writes itself (self alone: 8192). The mixture is of what the model writes itself, what it answers to
+    /// prompts, and built-in texts.
     #[arg(long, value_name = "SOURCE", value_parser = parse_source, value_hint = ValueHint::AnyPath)]
     calib: Option<TextSource>,
     /// The field of JSON lines that holds the text [default: text]
     #[arg(long, value_name = "NAME", requires = "calib", value_parser = NonEmptyStringValueParser::new())]
     calib_field: Option<String>,
-    /// Calibrate on the first N tokens only [default: all of the built-in text and of self, 32768 of another; 98304 at --effort
-    /// best, 4096 at --effort fast]
+    /// Keep this share of the mixture beside the text of --calib, from 0 to 0.9 [default: 0.25 beside files by --method best, else 0]
+    ///
+    /// Without it, what the text has none of, for example code, may be lost.
+    #[arg(long, value_name = "SHARE", value_parser = parse_mix, requires = "calib")]
+    calib_mix: Option<f64>,
+    /// Calibrate on N tokens only [default: 24576 of the mixture, all of the built-in text and of self, 32768 of another; 98304 at
+    /// --effort best, 4096 at --effort fast]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=u64::MAX))]
     calib_tokens: Option<usize>,
     /// Memory for the covariances of least squares, for example 2GB; where those of all layers take more, they are collected in
@@ -367,8 +373,18 @@ impl CalibrationArgs {
             source: self.calib.clone().unwrap_or_default(),
             field: self.calib_field.clone().filter(|_| self.field_counts()),
             tokens: self.calib_tokens,
+            mix: self.calib_mix.filter(|_| self.mix_counts()),
             memory: self.memory,
         })
+    }
+
+    /// Whether the share of the mixture is meant for this text: a default of the user's is for files.
+    fn mix_counts(&self) -> bool {
+        let is_file = matches!(
+            self.calib,
+            Some(TextSource::Path(_) | TextSource::Reader(_))
+        );
+        self.given.has("calib_mix") || is_file
     }
 
     /// Whether the field of JSON lines is meant for this text: a default of the user's is not, where another text is named that is none.
@@ -426,11 +442,12 @@ fn parse_source(text: &str) -> Result<TextSource, String> {
         };
     }
     Ok(match text {
-        "" => return Err("must name a text; leave --calib out to use the built-in one".into()),
+        "" => return Err("must name a text; leave --calib out to use the mixture".into()),
         "-" => TextSource::reader("standard input", || {
             Ok(Box::new(BufReader::new(io::stdin())))
         }),
         "self" => TextSource::Own(OWN_TOKENS),
+        "built-in" => TextSource::BuiltIn,
         path => TextSource::Path(path.into()),
     })
 }
@@ -501,6 +518,13 @@ pub fn parse_ratio(text: &str) -> Result<f64, String> {
             prune::RATIOS.start,
             prune::RATIOS.end
         )),
+    }
+}
+
+fn parse_mix(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=0.9).contains(&share) => Ok(share),
+        _ => Err("must be a share from 0 to 0.9, for example 0.25".into()),
     }
 }
 

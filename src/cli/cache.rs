@@ -172,7 +172,7 @@ fn entry(entry: &CacheEntry) -> Entry {
     let model = match &content {
         Some(CacheContent::Profile(origin)) => Some(origin.model_name.clone()),
         Some(CacheContent::Outcome { model, .. }) => Some(model.clone()),
-        None => None,
+        Some(CacheContent::Text { .. }) | None => None,
     };
     let model = model.filter(|name| !name.is_empty());
     let last_used = entry.last_used.duration_since(UNIX_EPOCH);
@@ -192,6 +192,7 @@ fn kind_words(kind: CacheKind) -> &'static str {
         CacheKind::Profile => "profile",
         CacheKind::Outcome => "outcome",
         CacheKind::Hash => "hash",
+        CacheKind::Text => "text",
     }
 }
 
@@ -212,6 +213,12 @@ fn content_words(
                 words += ", with loss curves";
             }
             words
+        }
+        Some(CacheContent::Text { tokens }) => {
+            format!(
+                "{} that {model} has written to be calibrated on",
+                plural(*tokens, "token")
+            )
         }
         Some(CacheContent::Outcome {
             target,

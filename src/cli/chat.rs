@@ -272,6 +272,7 @@ impl Chat {
         if ratio > 0.0 {
             let options = PruneOptions {
                 target: Target::Ratio(ratio),
+                effects: true,
                 ..self.setup.pruning.clone()
             };
             let pruned = self.engine.prune(&options, &mut progress::bars());
@@ -280,6 +281,7 @@ impl Chat {
                 self.engine.reopen()?;
             }
             let pruned = pruned?;
+            words::log(&pruned.notices);
             say(&words::gone(&pruned));
         }
         self.stats();

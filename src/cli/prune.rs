@@ -33,7 +33,7 @@ pub struct PruneArgs {
 }
 
 pub fn run(args: PruneArgs) -> Result<()> {
-    let options = args.pruning.options(!args.quiet)?;
+    let options = args.pruning.options(true)?;
     let mut options = options.expect("the parser asks for an amount");
     if let Some(sparse) = &mut options.sparse {
         sparse.form = match args.pack {

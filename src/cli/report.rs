@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use flapjack::engine::{
-    CalibrationReport, Effect, EffectText, Engine, Found, LayerSnapshot, ModelReport, NoEffects,
-    ProfileFrom, PruneReport, SparseReport, SpeedComparison, Spread, Target, Turns,
+    CalibrationReport, Effect, Engine, Found, LayerSnapshot, ModelReport, NoEffects, ProfileFrom,
+    PruneReport, SparseReport, SpeedComparison, Spread, Target, Turns,
 };
 use flapjack::generate::Generated;
 use flapjack::prune::sparse::Allocate;
@@ -154,7 +154,7 @@ pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
         report
             .effects
             .iter()
-            .map(|effect| effect_line(report, effect)),
+            .flat_map(|effect| effect_lines(report, effect)),
     );
     lines.extend(report.no_effects.map(no_effects_line));
     if let (Some(resident), Some(private), Some(resident_after), Some(private_after)) = (
@@ -319,27 +319,28 @@ pub fn found_words(target: Target, ratio: f64, found: &Found) -> String {
     format!("{}: ratio {ratio:.4} {what}", target_words(target))
 }
 
-fn effect_line(report: &PruneReport, effect: &Effect) -> String {
-    let text = match effect.text {
-        EffectText::Unseen => format!("{}, not seen by statistics", report.calibration.source),
-        EffectText::BuiltIn => "the built-in text".to_owned(),
-    };
+/// What pruning does to predictions on one text.
+fn effect_lines(report: &PruneReport, effect: &Effect) -> [String; 2] {
     let line = change_line(
         "perplexity",
         format!("{:.2}", effect.before),
         format!("{:.2}", effect.after),
-        effect.after / effect.before,
+        effect.rise(),
     );
-    format!("{line}  on {} of {text}", plural(effect.tokens, "token"))
+    let text = words::effect_text(effect.text, &report.calibration.source);
+    [
+        format!("{line}  on {} of {text}", plural(effect.tokens, "token")),
+        format!(
+            "  predicts   the same token as most likely at {:.1} % of the positions; divergence {:.3} nats",
+            100.0 * effect.agreement,
+            effect.divergence
+        ),
+    ]
 }
 
 fn no_effects_line(reason: NoEffects) -> String {
     let why = match reason {
-        NoEffects::Repeated => {
-            "the outcome came from the cache (--no-profile-cache prunes and measures anew)"
-        }
-        NoEffects::LittleText => "too little of the text is left that statistics have not seen",
-        NoEffects::ProfileOfFile => "a profile from a file comes without text",
+        NoEffects::NoText => "the model has no tokenizer, and so no text",
         NoEffects::Cancelled => "interrupted",
     };
     format!("  perplexity not measured: {why}")

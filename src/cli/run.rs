@@ -121,10 +121,7 @@ pub fn run(mut args: RunArgs) -> Result<()> {
 
     let mut report = report::Run::new(&engine);
     report.answers = answers;
-    if let Some(pruning) = args
-        .pruning
-        .options_if_any(!args.quiet && !args.no_baseline)?
-    {
+    if let Some(pruning) = args.pruning.options_if_any(!args.no_baseline)? {
         let prepared = engine.prepare(&pruning)?;
         words::log(prepared.notices());
         let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;
@@ -252,7 +249,7 @@ impl RunArgs {
             ));
         }
         let mut pruning = PruneOptions::default();
-        if let Some(options) = self.pruning.options_if_any(false)? {
+        if let Some(options) = self.pruning.options_if_any(!self.no_baseline)? {
             let prepared = engine.prepare(&options)?;
             words::log(prepared.notices());
             let pruned = engine.prune_prepared(prepared, &mut progress::bars())?;

@@ -84,7 +84,7 @@ struct ServerArgs {
 
 pub fn run(args: ServeArgs) -> Result<()> {
     let mut engine = args.model.open()?;
-    let pruning = args.pruning.options_if_any(false)?;
+    let pruning = args.pruning.options_if_any(true)?;
     if let Some(options) = &pruning {
         let prepared = engine.prepare(options)?;
         words::log(prepared.notices());

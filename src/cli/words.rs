@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use flapjack::engine::UNITS;
 use flapjack::engine::{
-    CACHE_SIZE_VARIABLE, CacheKind, Cancelled, EngineError, MetadataWarning, Notice, OutOfReach,
-    PruneReport, Target, TextError, Unsuited,
+    CACHE_SIZE_VARIABLE, CacheKind, Cancelled, Effect, EffectText, EngineError, MetadataWarning,
+    NONSENSE_RISE, NOTABLE_RISE, Notice, OutOfReach, PruneReport, Target, TextError, Unsuited,
 };
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
@@ -95,6 +95,35 @@ pub fn gone(report: &PruneReport) -> String {
             }
         }
     }
+}
+
+/// What text the effect of pruning was measured on; `source` is what was calibrated on.
+pub fn effect_text(text: EffectText, source: &str) -> String {
+    match text {
+        EffectText::Unseen => format!("{source}, not seen by statistics"),
+        EffectText::Mixture => "the mixture, held back".to_owned(),
+        EffectText::HeldBack => "a built-in text, never calibrated on".to_owned(),
+    }
+}
+
+/// That predictions have become much worse, and what to do about it.
+fn much_worse(effect: &Effect, ratio: Option<f64>) -> String {
+    let text = effect_text(effect.text, "the calibration's source");
+    let result = match effect.rise() > NONSENSE_RISE {
+        true => "what the model writes now is likely to make no sense",
+        false => "answers will be worse",
+    };
+    let advice = match ratio {
+        Some(ratio) => format!("--prune {ratio} should stay below {NOTABLE_RISE} times"),
+        None => "remove less, or take a smaller file type in place of pruning".to_owned(),
+    };
+    format!(
+        "pruning raises the perplexity from {:.2} to {:.2}, {:.1} times as high (on {text}), and the most likely token is the same at {:.0} % of the positions only: {result}; {advice}",
+        effect.before,
+        effect.after,
+        effect.rise(),
+        100.0 * effect.agreement,
+    )
 }
 
 /// What single weights are that were removed.
@@ -225,6 +254,9 @@ pub fn log(notices: &[Notice]) {
             Notice::ChatTemplate { problem } => {
                 tracing::warn!("the model's chat template cannot be used: {problem}");
             }
+            Notice::MuchWorse { effect, ratio } => {
+                tracing::warn!("{}", much_worse(effect, *ratio));
+            }
         }
     }
 }
@@ -234,6 +266,7 @@ fn kept_words(kind: CacheKind) -> &'static str {
         CacheKind::Profile => "the profile",
         CacheKind::Outcome => "the outcome of pruning",
         CacheKind::Hash => "the hash of the profile",
+        CacheKind::Text => "the text that the model has written",
     }
 }
 
@@ -330,7 +363,7 @@ fn engine_advice(error: &EngineError) -> Option<String> {
             "; prune the file that this one was made from"
         }
         EngineError::Prune(error) if matches!(error.kind, PruneErrorKind::TooShort { .. }) => {
-            "; name a longer text with --calib or leave it out to use the built-in one"
+            "; name a longer text with --calib, or leave it out to use the mixture"
         }
         EngineError::Text(TextError::NoField { others, .. }) if !others.is_empty() => {
             ", choose one with --calib-field"

@@ -1,4 +1,4 @@
-//! The cache folder: profiles and outcomes of earlier runs are found there, and kept there within a number of bytes. What was used
+//! The cache folder: profiles, outcomes and texts of earlier runs are found there, and kept there within a number of bytes. What was used
 //! last longest ago goes first, and before all others what this version cannot read any more.
 //!
 //! | name | what it is |
@@ -6,6 +6,7 @@
 //! | `MODEL-TEXT-COLLECTED-vN.profile` | a profile, under parts of the hashes that its [`Origin`] has |
 //! | `MODEL-TEXT-COLLECTED-vN.hash` | the hash of a profile that was too large to stay: outcomes are found by it |
 //! | `KEY-vN.outcome` | an outcome, under a part of the hash of its [`OutcomeKey`] |
+//! | `MODEL-KEY-vN.text` | a text that the model has written, under a part of the hash of how it is made |
 //!
 //! *N* is the version of the format. The time of a file's last change is that of its last use.
 //!
@@ -17,6 +18,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use sha2::{Digest, Sha256};
+
+use super::mixture::Mixed;
 use super::report::{CacheKind, Notice};
 use super::sizes::parse_size;
 use crate::files;
@@ -70,6 +74,10 @@ pub struct CacheEntry {
 #[derive(Debug, Clone, PartialEq)]
 pub enum CacheContent {
     Profile(Origin),
+    /// A text of so many tokens.
+    Text {
+        tokens: usize,
+    },
     Outcome {
         /// The name of the model's file.
         model: String,
@@ -275,6 +283,11 @@ impl CacheEntry {
                     recipe: stated.recipe,
                 })
             }
+            CacheKind::Text => {
+                let bytes = usize::try_from(self.bytes).ok()?;
+                let tokens = bytes.checked_sub(TEXT_HEAD + TEXT_HASH)? / 4;
+                Some(CacheContent::Text { tokens })
+            }
             CacheKind::Hash => None,
         }
     }
@@ -286,6 +299,7 @@ fn extension(kind: CacheKind) -> &'static str {
         CacheKind::Profile => "profile",
         CacheKind::Outcome => "outcome",
         CacheKind::Hash => "hash",
+        CacheKind::Text => "text",
     }
 }
 
@@ -294,6 +308,7 @@ fn version_of(kind: CacheKind) -> u32 {
     match kind {
         CacheKind::Profile | CacheKind::Hash => store::VERSION,
         CacheKind::Outcome => outcome::VERSION,
+        CacheKind::Text => TEXT_VERSION,
     }
 }
 
@@ -308,7 +323,12 @@ fn limit_of(text: Option<String>) -> Result<u64, CacheError> {
 
 /// What a file is by its name, and the version of its format; `None` if it is no file of the cache.
 fn kind_and_version(path: &Path) -> Option<(CacheKind, u32)> {
-    let kinds = [CacheKind::Profile, CacheKind::Outcome, CacheKind::Hash];
+    let kinds = [
+        CacheKind::Profile,
+        CacheKind::Outcome,
+        CacheKind::Hash,
+        CacheKind::Text,
+    ];
     let ending = path.extension()?.to_str()?;
     let kind = kinds.into_iter().find(|kind| extension(*kind) == ending)?;
     let name = path.file_stem()?.to_str()?;
@@ -505,6 +525,78 @@ impl CacheFolder {
         let name = format!("{}-v{version}.outcome", hash.get(..32)?);
         Some(self.folder.as_ref()?.join(name))
     }
+}
+
+// ---- texts ----
+
+/// What a file of a text begins with; then come the numbers of tokens of the text and of what is held back, these tokens (all u32,
+/// little-endian), and the SHA-256 of all that.
+const TEXT_MAGIC: &[u8; 8] = b"FLAPTEXT";
+/// Goes up whenever the format does.
+const TEXT_VERSION: u32 = 1;
+const TEXT_HEAD: usize = 8 + 2 * 4;
+const TEXT_HASH: usize = 32;
+
+impl CacheFolder {
+    /// A text of so many tokens that the model has written in an earlier run. One that cannot be used is as good as none.
+    pub(super) fn find_text(&self, model: &str, key: &str, tokens: usize) -> Option<Mixed> {
+        let path = self.text_path(model, key)?;
+        let bytes = fs::read(&path).ok()?;
+        let found = text_of(&bytes).filter(|text| text.tokens.len() == tokens);
+        match found {
+            Some(_) => touch(&path),
+            None => tracing::warn!("{} is of no use; writing the text again", path.display()),
+        }
+        found
+    }
+
+    /// Keeps a text that the model has written, if that is possible: without it the next run writes it again.
+    pub(super) fn keep_text(&self, model: &str, key: &str, text: &Mixed) {
+        let (Some(folder), Some(path)) = (&self.folder, self.text_path(model, key)) else {
+            return;
+        };
+        let mut bytes = TEXT_MAGIC.to_vec();
+        let counts = [text.tokens.len() as u32, text.held_back.len() as u32];
+        let numbers = counts.iter().chain(&text.tokens).chain(&text.held_back);
+        bytes.extend(numbers.flat_map(|n| n.to_le_bytes()));
+        bytes.extend_from_slice(&Sha256::digest(&bytes));
+        let all = bytes.len() as u64;
+        if on_disk(all) > self.limit {
+            return;
+        }
+        make(folder);
+        self.make_room(all, &path);
+        if let Err(error) = files::replace(&path, |file| file.write_all(&bytes)) {
+            tracing::debug!("cannot write {}: {error}", path.display());
+        }
+    }
+
+    fn text_path(&self, model: &str, key: &str) -> Option<PathBuf> {
+        let (model, key) = (model.get(..32)?, key.get(..32)?);
+        let name = format!("{model}-{key}-v{TEXT_VERSION}.text");
+        Some(self.folder.as_ref()?.join(name))
+    }
+}
+
+/// The text of a file; `None` if it is damaged.
+fn text_of(bytes: &[u8]) -> Option<Mixed> {
+    let (content, hash) = bytes.split_at_checked(bytes.len().checked_sub(TEXT_HASH)?)?;
+    let numbers = content.strip_prefix(TEXT_MAGIC)?;
+    if Sha256::digest(content).as_slice() != hash {
+        return None;
+    }
+    let numbers = numbers.chunks_exact(4);
+    let mut numbers = numbers.map(|n| u32::from_le_bytes(n.try_into().expect("four bytes")));
+    let (tokens, held_back) = (numbers.next()? as usize, numbers.next()? as usize);
+    let mut rest: Vec<u32> = numbers.collect();
+    if rest.len() != tokens + held_back {
+        return None;
+    }
+    let held_back = rest.split_off(tokens);
+    Some(Mixed {
+        tokens: rest,
+        held_back,
+    })
 }
 
 #[cfg(test)]

@@ -6,29 +6,33 @@ use super::Engine;
 use super::error::{Doing, EngineError};
 use super::events::{Events, Shared, Stage};
 use super::memory::Room;
+use super::mixture::{Mixed, Mixture, Wanted};
 use super::needs::{Covariances, Needs, Shares};
 use super::options::{CalibrationOptions, MethodOptions};
 use super::profile::Calibrated;
 use super::report::{CalibrationReport, CurvesReport, Notice, ProfileFrom};
 use super::text::TextSource;
 use crate::count::count;
-use crate::generate::Texts;
 use crate::model::{Layer, Model};
 use crate::prune::{
-    self, Calibration, Effort, Evidence, Groups, Origin, Profile, Recipe, Restore, StoredProfile,
-    calibrate, curves, groups, sequential, store,
+    self, Calibration, Effort, Evidence, Groups, Method, Origin, Profile, Recipe, Restore,
+    StoredProfile, curves, groups, sequential, store,
 };
 
 /// Tokens that are used of a text that is not the built-in one, at normal effort and at best. Least squares gain by more text
 /// for long: with three times as much, 5 % of the perplexity (`docs/pruning.md`).
 const TEXT_TOKENS: usize = 32_768;
 const BEST_TEXT_TOKENS: usize = 98_304;
+/// Tokens of the mixture alone at normal effort, which the model must write first.
+const MIXTURE_TOKENS: usize = 24_576;
+/// More of what can be made without end would take days.
+const MOST_MADE: usize = 1 << 24;
+/// The share of the mixture that the default method keeps beside a text that was named.
+const MIX: f64 = 0.25;
 /// Tokens that are used of any text at fast effort.
 const FAST_TOKENS: usize = 4096;
 /// Tokens behind the calibration text that the effect of pruning is measured on.
 pub(super) const EFFECT_TOKENS: usize = 1024;
-/// Goes up whenever the way changes in which models write text.
-const OWN_TEXT_VERSION: u32 = 1;
 
 /// A text, and what is to be collected from it, unless that was done before.
 #[derive(Debug)]
@@ -62,16 +66,23 @@ pub(super) struct TextAlone {
 /// A text for calibration.
 #[derive(Debug)]
 pub(super) struct CalibrationText {
-    source: TextSource,
-    /// Zeros where the model has not written them yet.
+    /// What messages call it.
+    name: String,
+    /// How it is made; `None` for what only has to be read.
+    mixture: Option<Mixture>,
+    /// Zeros where the text is not made yet.
     tokens: Vec<u32>,
     /// Whether they are the text.
     is_there: bool,
-    /// Tokens of the source that follow those: [`EFFECT_TOKENS`], or fewer at its end.
+    /// Tokens of the source that are not in the text: [`EFFECT_TOKENS`], or fewer where the source ends.
     beyond: Vec<u32>,
+    /// Tokens of the mixture that are not in the text; none where it is not made, or has no mixture in it.
+    held_back: Vec<u32>,
     bos: Option<u32>,
-    /// The SHA-256 of the tokens, or of how the model writes them.
+    /// The SHA-256 of the tokens, or of how they are made.
     hash: String,
+    /// Whether the cache folder is asked, and keeps what the model writes.
+    cached: bool,
 }
 
 /// A text that is shared out.
@@ -95,7 +106,12 @@ impl Collection {
         let start = Instant::now();
         let mut notices = Vec::new();
         let model = &engine.model;
-        let text = CalibrationText::read(engine, options, method.effort, &mut notices)?;
+        let mix = match method.method {
+            Method::Best => MIX,
+            _ => 0.0,
+        };
+        let text =
+            CalibrationText::read(engine, options, mix, method.effort, cached, &mut notices)?;
         let recipe = method.recipe_with_text(model, text.tokens.len(), room.half());
         let allotted = room.allot(
             model,
@@ -120,7 +136,7 @@ impl Collection {
             model: fingerprint,
             model_name,
             text: text.hash.clone(),
-            source: text.source.to_string(),
+            source: text.name.clone(),
             tokens: text.tokens.len(),
             collected: needs.collected(),
             flapjack: env!("CARGO_PKG_VERSION").to_owned(),
@@ -154,8 +170,9 @@ impl Collection {
     ) -> Result<Calibrated, EngineError> {
         let start = Instant::now();
         let kept = self.kept(engine);
-        if self.reads_text(kept.is_some()) {
-            self.text.write(engine, events)?;
+        match self.reads_text(kept.is_some()) {
+            true => self.write(engine, events)?,
+            false => self.find_text(engine),
         }
         let mut groups = self.groups(&engine.model, kept.is_none());
         let mut notices = Vec::new();
@@ -174,7 +191,8 @@ impl Collection {
             },
             notices,
             judge: self.parts().judge.to_vec(),
-            unseen: self.unseen(),
+            unseen: self.text.beyond.clone(),
+            held_back: self.text.held_back.clone(),
             bos: self.text.bos,
             unpack: self.unpack,
             text: match self.recipe.restore {
@@ -183,11 +201,6 @@ impl Collection {
             },
             groups,
         })
-    }
-
-    /// Whether the text is the built-in one.
-    pub fn is_built_in(&self) -> bool {
-        self.text.is_built_in()
     }
 
     pub fn text(&self) -> &CalibrationText {
@@ -201,9 +214,16 @@ impl Collection {
         &tokens[..judged.min(tokens.len())]
     }
 
-    /// The text. One that the model writes itself is there only when it is [written](CalibrationText::write).
-    pub fn text_mut(&mut self) -> &mut CalibrationText {
-        &mut self.text
+    /// Makes the text, unless it is there.
+    pub fn write(&mut self, engine: &Engine, events: &mut Events) -> Result<(), EngineError> {
+        let wanted = self.text.wanted(self.shares);
+        self.text.write(engine, wanted, events)
+    }
+
+    /// Takes the text from the cache folder, if it has to be made and is there.
+    pub fn find_text(&mut self, engine: &Engine) {
+        let wanted = self.text.wanted(self.shares);
+        self.text.find(engine, wanted);
     }
 
     /// The profile of an earlier run, and its hash.
@@ -283,7 +303,7 @@ impl Collection {
         };
         let modules = &mut events.progress(Stage::Curves);
         let doing = Doing::Curves {
-            text: self.text.source.to_string(),
+            text: self.text.name.clone(),
         };
         let curves = curves::measure(model, runtime, evidence, text, options, modules)
             .map_err(EngineError::from)
@@ -335,19 +355,6 @@ impl Collection {
         }
     }
 
-    /// See [`Calibrated::unseen`].
-    fn unseen(&self) -> Vec<u32> {
-        if self.is_built_in() || !self.text.is_there {
-            return Vec::new();
-        }
-        let beyond = self.text.unseen();
-        if !beyond.is_empty() {
-            return beyond;
-        }
-        let curves = self.parts().curves;
-        curves[..curves.len().min(EFFECT_TOKENS)].to_vec()
-    }
-
     fn report(&self, profile: ProfileFrom, hash: String, time: Duration) -> CalibrationReport {
         CalibrationReport {
             source: self.origin.source.clone(),
@@ -370,10 +377,11 @@ impl TextAlone {
         engine: &Engine,
         options: &CalibrationOptions,
         effort: Effort,
+        cached: bool,
     ) -> Result<Self, EngineError> {
         let start = Instant::now();
         let mut notices = Vec::new();
-        let text = CalibrationText::read(engine, options, effort, &mut notices)?;
+        let text = CalibrationText::read(engine, options, 0.0, effort, cached, &mut notices)?;
         Ok(Self {
             text,
             notices,
@@ -382,10 +390,27 @@ impl TextAlone {
         })
     }
 
+    /// Makes the text, unless it is there. Loss curves, if any are measured, are measured on the last `curves` of its tokens, or a quarter
+    /// of it.
+    pub fn write(
+        &mut self,
+        engine: &Engine,
+        curves: usize,
+        events: &mut Events,
+    ) -> Result<(), EngineError> {
+        let tokens = self.text.tokens.len();
+        let curves = curves.min(tokens / 4);
+        let wanted = self.text.wanted(Shares {
+            statistics: tokens - curves,
+            curves,
+        });
+        self.text.write(engine, wanted, events)
+    }
+
     /// What it took, where so many of its tokens were used.
     pub fn report(&self, tokens: usize) -> CalibrationReport {
         CalibrationReport {
-            source: self.text.name(),
+            source: self.text.name().to_owned(),
             tokens,
             all_tokens: self.text.tokens().len(),
             profile: ProfileFrom::NotNeeded,
@@ -400,48 +425,85 @@ impl TextAlone {
 }
 
 impl CalibrationText {
+    /// `mix` is the share of the mixture beside a text that was named, unless the options have another.
     fn read(
         engine: &Engine,
         options: &CalibrationOptions,
+        mix: f64,
         effort: Effort,
+        cached: bool,
         notices: &mut Vec<Notice>,
     ) -> Result<Self, EngineError> {
-        let source = options.source.clone();
+        let source = &options.source;
         let bos = engine.bos();
-        // Own text is known by how it is made, so that it need not be made to find its profile.
-        if let TextSource::Own(written) = source {
-            let tokens = options.tokens.map_or(written, |limit| written.min(limit));
-            notices.extend(fewer_tokens(&source, tokens, options.tokens));
-            let making = ("own text", OWN_TEXT_VERSION, tokens);
-            return Ok(Self {
-                source,
-                tokens: vec![0; tokens],
-                is_there: false,
-                beyond: Vec::new(),
-                bos,
-                hash: store::hash_making(&making),
-            });
-        }
-        let limit = options.tokens.unwrap_or(most_tokens(&source, effort));
-        let all = limit.saturating_add(EFFECT_TOKENS);
+        let mix = match source {
+            TextSource::Mixture => 1.0,
+            TextSource::Path(_) | TextSource::Reader(_) => options.mix.unwrap_or(mix),
+            _ => options.mix.unwrap_or(0.0),
+        };
+        let is_made = matches!(source, TextSource::Own(_)) || mix > 0.0;
+        let limit = match source {
+            TextSource::Own(written) => {
+                options.tokens.map_or(*written, |limit| limit.min(*written))
+            }
+            _ => options.tokens.unwrap_or(most_tokens(source, effort)),
+        };
+        let limit = if is_made { limit.min(MOST_MADE) } else { limit };
+        // Tokens of the text that was named.
+        let most_given = match source {
+            TextSource::Mixture | TextSource::Own(_) => 0,
+            _ if mix > 0.0 => ((1.0 - mix) * limit as f64).ceil() as usize,
+            _ => limit,
+        };
         let tokenizer = engine.tokenizer.as_deref();
-        let mut tokens = source.first_tokens(tokenizer, options.field.as_deref(), all)?;
-        let beyond = tokens.split_off(limit.min(tokens.len()));
-        notices.extend(fewer_tokens(&source, tokens.len(), options.tokens));
-        if options.tokens.is_none() && tokens.len() == limit {
+        let all = match most_given {
+            0 => 0,
+            most => most.saturating_add(EFFECT_TOKENS),
+        };
+        let mut given = source.first_tokens(tokenizer, options.field.as_deref(), all)?;
+        let beyond = given.split_off(most_given.min(given.len()));
+        let name = match is_made && mix < 1.0 && mix > 0.0 {
+            true => format!("{source} and the mixture"),
+            false => source.to_string(),
+        };
+        let tokens = match source {
+            TextSource::Mixture | TextSource::Own(_) => limit,
+            // The shares stay where the text is short.
+            _ if mix > 0.0 => limit.min((given.len() as f64 / (1.0 - mix)) as usize),
+            _ => given.len(),
+        };
+        notices.extend(fewer_tokens(&name, tokens, options.tokens));
+        if options.tokens.is_none() && most_given > 0 && given.len() == most_given {
             notices.push(Notice::FirstTokens {
                 source: source.to_string(),
-                tokens: limit,
+                tokens: most_given,
             });
         }
-        Ok(Self {
-            hash: store::hash_tokens(&tokens, bos),
-            source,
-            tokens,
-            is_there: true,
+        let mut text = Self {
+            name,
+            mixture: None,
+            tokens: Vec::new(),
+            is_there: !is_made,
             beyond,
+            held_back: Vec::new(),
             bos,
-        })
+            hash: String::new(),
+            cached,
+        };
+        if !is_made {
+            text.hash = store::hash_tokens(&given, bos);
+            text.tokens = given;
+            return Ok(text);
+        }
+        // What is made is known by how it is made, so that it need not be made to find its profile.
+        let mixture = match source {
+            TextSource::Own(_) => Mixture::own(engine)?,
+            _ => Mixture::with_text(engine, given, 1.0 - mix)?,
+        };
+        text.hash = mixture.hash(tokens);
+        text.mixture = Some(mixture);
+        text.tokens = vec![0; tokens];
+        Ok(text)
     }
 
     pub fn tokens(&self) -> &[u32] {
@@ -453,68 +515,91 @@ impl CalibrationText {
     }
 
     /// What messages call it.
-    pub fn name(&self) -> String {
-        self.source.to_string()
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
-    pub fn is_built_in(&self) -> bool {
-        matches!(self.source, TextSource::BuiltIn)
+    /// Tokens of the source that are not in the text, for measuring the effect of pruning: [`EFFECT_TOKENS`], or fewer.
+    pub fn unseen(&self) -> &[u32] {
+        &self.beyond
     }
 
-    /// Tokens of the source behind the text, for measuring the effect of pruning; empty where there are too few, or the source is the
-    /// built-in text.
-    pub fn unseen(&self) -> Vec<u32> {
-        match self.is_there && !self.is_built_in() && self.beyond.len() == EFFECT_TOKENS {
-            true => self.beyond.clone(),
-            false => Vec::new(),
+    /// Tokens of the mixture that are not in the text, for the same.
+    pub fn held_back(&self) -> &[u32] {
+        &self.held_back
+    }
+
+    /// How much is to be made of it, where it is shared out like this.
+    fn wanted(&self, shares: Shares) -> Wanted {
+        let Shares { statistics, curves } = shares;
+        Wanted {
+            statistics,
+            curves,
+            judge: self.tokens.len() - statistics - curves,
+            held_back: EFFECT_TOKENS,
         }
     }
 
-    /// Lets the model write the tokens, in texts that fill a sequence of calibration each, unless they are there.
-    pub fn write(&mut self, engine: &Engine, events: &mut Events) -> Result<(), EngineError> {
-        if self.is_there {
-            return Ok(());
+    /// Takes the text from the cache folder, if it has to be made and is there.
+    fn find(&mut self, engine: &Engine, wanted: Wanted) {
+        if self.is_there || !self.cached {
+            return;
         }
-        let tokenizer = engine.tokenizer()?;
-        let sequence = calibrate::SEQUENCE.min(engine.model.config.context_length);
-        // Where calibration puts the token that begins texts in front, it is not part of the text.
-        let skip = usize::from(self.bos.is_some());
-        // A control token says nothing by itself.
-        let starts: Vec<u32> = (0..tokenizer.vocab_size() as u32)
-            .filter(|token| !tokenizer.token_bytes(*token).is_empty())
-            .collect();
-        let texts = Texts {
-            count: self.tokens.len().div_ceil((sequence - skip).max(1)),
-            tokens: sequence,
-            bos: self.bos,
-            starts: &starts,
-            vocabulary: tokenizer.vocab_size(),
-            seed: 0,
+        let Ok((model, _)) = engine.identity() else {
+            return;
         };
-        let progress = &mut Stage::Writing.progress(events);
-        let written = texts
-            .write(&engine.model, &engine.runtime, progress)
-            .map_err(EngineError::from)
-            .map_err(EngineError::at(Doing::OwnText))?;
-        let tokens = written.iter().flat_map(|text| &text[skip..]).copied();
-        self.tokens = tokens.take(self.tokens.len()).collect();
-        self.is_there = true;
-        let beginning = &self.tokens[..self.tokens.len().min(sequence)];
-        tracing::debug!("the model wrote: {:?}", tokenizer.decode(beginning));
+        let key = self.key(wanted);
+        if let Some(made) = engine.cache.find_text(&model, &key, self.tokens.len()) {
+            self.take(made);
+        }
+    }
+
+    /// Makes the text, as far as the model has not written it in an earlier run.
+    fn write(
+        &mut self,
+        engine: &Engine,
+        wanted: Wanted,
+        events: &mut Events,
+    ) -> Result<(), EngineError> {
+        self.find(engine, wanted);
+        let Some(mixture) = self.mixture.as_ref().filter(|_| !self.is_there) else {
+            return Ok(());
+        };
+        let made = mixture.make(engine, wanted, events)?;
+        if self.cached {
+            let (model, _) = engine.identity()?;
+            engine.cache.keep_text(&model, &self.key(wanted), &made);
+        }
+        self.take(made);
         Ok(())
     }
 
+    fn take(&mut self, made: Mixed) {
+        let is_mixed = self.mixture.as_ref().is_some_and(Mixture::is_mixed);
+        self.tokens = made.tokens;
+        match is_mixed {
+            true => self.held_back = made.held_back,
+            false => self.beyond = made.held_back,
+        }
+        self.is_there = true;
+    }
+
+    /// What the text is known by in the cache folder, beside the model.
+    fn key(&self, wanted: Wanted) -> String {
+        store::hash_making(&(&self.hash, wanted))
+    }
+
     fn calibrating(&self) -> Doing {
-        let text = self.source.to_string();
+        let text = self.name.clone();
         Doing::Calibrating { text }
     }
 }
 
 /// Whether a text is shorter than was asked for.
-fn fewer_tokens(source: &TextSource, tokens: usize, asked: Option<usize>) -> Option<Notice> {
+fn fewer_tokens(source: &str, tokens: usize, asked: Option<usize>) -> Option<Notice> {
     let asked = asked.filter(|asked| *asked > tokens)?;
     Some(Notice::FewerTokens {
-        source: source.to_string(),
+        source: source.to_owned(),
         tokens,
         asked,
     })
@@ -526,6 +611,7 @@ fn most_tokens(source: &TextSource, effort: Effort) -> usize {
         (_, Effort::Fast) => FAST_TOKENS,
         (TextSource::BuiltIn, _) => usize::MAX,
         (_, Effort::Best) => BEST_TEXT_TOKENS,
+        (TextSource::Mixture, Effort::Normal) => MIXTURE_TOKENS,
         _ => TEXT_TOKENS,
     }
 }

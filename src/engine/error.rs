@@ -216,7 +216,7 @@ impl From<GrammarError> for EngineError {
 impl From<PerplexityError> for EngineError {
     fn from(error: PerplexityError) -> Self {
         match error {
-            PerplexityError::Stopped(_) => Cancelled.into(),
+            PerplexityError::Stopped(_) | PerplexityError::Cancelled(_) => Cancelled.into(),
             error => EngineError::Perplexity(error),
         }
     }

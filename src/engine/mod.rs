@@ -12,7 +12,8 @@
 //! | `profile` | a profile from a file; pruning by a profile |
 //! | `target` | the ratio for a size, a speed, a perplexity |
 //! | `sparse` | single weights, by themselves or after heads and channels |
-//! | `effect` | perplexities before and after |
+//! | `mixture` | the text that models are calibrated on by default |
+//! | `effect` | what pruning does to predictions |
 //! | `comparison` | speeds of the pruned and the dense model, in turns |
 //! | `cache` | profiles and outcomes of earlier runs |
 //! | `chat` | the chat template, prompts by it, and where answers end |
@@ -36,6 +37,7 @@ mod events;
 mod export;
 mod machine;
 mod memory;
+mod mixture;
 mod needs;
 mod options;
 mod profile;
@@ -56,9 +58,10 @@ use std::time::{Duration, Instant};
 
 pub use crate::gguf::{MetadataWarning, Value as MetadataValue};
 pub use crate::progress::Cancelled;
-pub use crate::prune::{Found, Target};
+pub use crate::prune::{Effect, EffectText, Found, Target};
 pub use comparison::{SpeedComparison, Spread, Turns};
 pub use conversation::{Conversation, OnStep, Reply};
+pub use effect::{NONSENSE_RISE, NOTABLE_RISE};
 pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
 pub use events::{Event, Events, Stage, ignore};
 pub use machine::{InstructionSet, Machine, machine};
@@ -68,9 +71,8 @@ pub use options::{
 };
 pub use prune::Prepared;
 pub use report::{
-    CacheKind, CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot,
-    ModelReport, NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
-    SparseReport,
+    CacheKind, CalibrationReport, CurvesReport, ExportReport, LayerSnapshot, ModelReport,
+    NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot, SparseReport,
 };
 pub use sampling::SamplingDefaults;
 pub use synthetic::{SyntheticType, TINY, write_synthetic};

@@ -52,8 +52,8 @@ pub struct PruneOptions {
     /// A profile to prune by; `None` to find or collect one. The method must not need more than it has.
     pub profile: Option<PathBuf>,
     pub cache: Cache,
-    /// Measure the perplexity before and after: on text of the source that the profile was not taken from, and on the built-in
-    /// text. Nothing is measured where the source is the built-in text, or too short.
+    /// Measure what pruning does to predictions: on text of the mixture that is held back, or else on a built-in one, and on text of the source
+    /// that the profile was not taken from, if there is enough of it.
     pub effects: bool,
 }
 
@@ -165,8 +165,12 @@ pub struct CalibrationOptions {
     pub source: TextSource,
     /// The field of JSON lines that holds the text; `None` for "text", and for files that are not known to be JSON lines.
     pub field: Option<String>,
-    /// Tokens to use at most; `None` for what the effort asks for.
+    /// Tokens to use at most, the mixture's included; `None` for what the effort asks for.
     pub tokens: Option<usize>,
+    /// The share of the mixture beside a text that was named, at least 0 and below 1, so that what the text lacks is not lost. `None` for
+    /// a quarter beside files and readers by [`Method::Best`], and for none beside other sources and by other methods, of which there
+    /// are published figures.
+    pub mix: Option<f64>,
     /// Bytes that the covariances of least squares may take; where those of all layers take more, they are collected in groups
     /// of layers, in more passes over the text. `None` for half of the free memory.
     pub memory: Option<u64>,

@@ -24,9 +24,9 @@ pub(super) struct Calibrated {
     pub notices: Vec<Notice>,
     /// Tokens that neither statistics nor curves were taken from, for judging.
     pub judge: Vec<u32>,
-    /// Tokens of the source that statistics were not taken from, for measuring the effect of pruning; empty where the source
-    /// is the built-in text.
+    /// Tokens of the source that nothing was taken from, for measuring the effect of pruning, and the same of the mixture.
     pub unseen: Vec<u32>,
+    pub held_back: Vec<u32>,
     /// Stands in front of every sequence, where the model wants one.
     pub bos: Option<u32>,
     /// The tokens that statistics were taken from, where restoration reads them too; else empty.
@@ -102,7 +102,8 @@ pub(super) fn from_file(
         notices: Vec::new(),
         judge: Vec::new(),
         unseen: Vec::new(),
-        bos: None,
+        held_back: Vec::new(),
+        bos: engine.bos(),
         text: Vec::new(),
         groups: None,
         unpack: false,

@@ -5,16 +5,16 @@
 //! 2. look whether an earlier run has left the outcome (`cache.rs`); then only that is carried out;
 //! 3. find the profile in the cache, or run the text through the model for it (`collection.rs`);
 //! 4. find the ratio that reaches the target (`target.rs`);
-//! 5. prune in place, and keep the outcome for the next run;
+//! 5. prune in place;
 //! 6. remove single weights, if any are to go (`sparse.rs`): this is done anew every time;
-//! 7. measure what all this does to predictions (`effect.rs`), and report (`report.rs`).
+//! 7. measure what all this does to predictions (`effect.rs`), keep the outcome with it, and report (`report.rs`).
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Engine;
 use super::collection::{Collection, TextAlone};
-use super::effect::Probe;
+use super::effect::{self, Probe, Unseen};
 use super::error::EngineError;
 use super::events::{Events, Shared, Stage};
 use super::memory::{self, Room};
@@ -25,9 +25,10 @@ use super::sparse::{self, Removing};
 use super::target::{self, How};
 use crate::eval::TokenTime;
 use crate::model::Model;
+use crate::prune::sparse::Allocate;
 use crate::prune::{
     Effort, Found, LayerPlan, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind,
-    RATIOS, Recipe, StoredProfile, Target,
+    RATIOS, Recipe, SingleRecord, StoredProfile, Target,
 };
 
 /// Tokens of the calibration text that a [`Target::PerplexityRise`] is judged on.
@@ -58,13 +59,12 @@ enum ProfileSource {
     NotNeeded(Box<TextAlone>),
 }
 
-/// Perplexities that are to be measured when the model is pruned.
-#[derive(Default)]
-struct Effects {
-    /// `None` where none are.
-    probe: Option<Probe>,
-    /// Why there will be none where there is too little text for them.
-    unmeasured: Option<NoEffects>,
+/// What is kept for the next run once its effects are known.
+struct Keep {
+    outcome: Outcome,
+    key: OutcomeKey,
+    /// How single weights went, where that is part of it.
+    single: Option<SingleRecord>,
 }
 
 impl Prepared {
@@ -75,17 +75,6 @@ impl Prepared {
             ProfileSource::Text(collection) => &collection.notices,
             ProfileSource::NotNeeded(alone) => &alone.notices,
         }
-    }
-
-    /// Why there are no effects, if it is for this reason; `None` where none are expected.
-    fn without_effects(&self, reason: NoEffects) -> Option<NoEffects> {
-        let reason = match &self.source {
-            ProfileSource::File(_) => NoEffects::ProfileOfFile,
-            ProfileSource::Text(collection) if collection.is_built_in() => return None,
-            ProfileSource::NotNeeded(alone) if alone.text.is_built_in() => return None,
-            ProfileSource::Text(_) | ProfileSource::NotNeeded(_) => reason,
-        };
-        self.effects.then_some(reason)
     }
 
     /// What numbers of channels must be multiples of, beside what block formats need.
@@ -129,7 +118,8 @@ impl Engine {
         let (recipe, source) = match &options.profile {
             _ if options.sparse.is_some() && options.target == Target::Ratio(0.0) => {
                 let (calibration, effort) = (&options.calibration, options.method.effort);
-                let alone = TextAlone::read(self, calibration, effort)?;
+                let cached = self.usable_cache(options.cache).has_profiles();
+                let alone = TextAlone::read(self, calibration, effort, cached)?;
                 let recipe = options.method.recipe();
                 (recipe, ProfileSource::NotNeeded(Box::new(alone)))
             }
@@ -175,8 +165,14 @@ impl Engine {
             // The dense model writes the text, where it is its own.
             Some(sparse) if sparse::reads_text(sparse) => {
                 match &mut prepared.source {
-                    ProfileSource::Text(collection) => collection.text_mut().write(self, events)?,
-                    ProfileSource::NotNeeded(alone) => alone.text.write(self, events)?,
+                    ProfileSource::Text(collection) => collection.write(self, events)?,
+                    ProfileSource::NotNeeded(alone) => {
+                        let curves = match sparse.allocate {
+                            Allocate::Even => 0,
+                            Allocate::Curves => prepared.effort.curve_levels().tokens,
+                        };
+                        alone.write(self, curves, events)?;
+                    }
                     ProfileSource::File(_) => {}
                 }
                 self.removing(&prepared)?
@@ -184,49 +180,80 @@ impl Engine {
             _ => self.removing(&prepared)?,
         };
         let structured = !matches!(prepared.source, ProfileSource::NotNeeded(_));
-        let (dense, cache) = (columns(&self.model), prepared.cache);
+        let (dense, cache, effects) = (columns(&self.model), prepared.cache, prepared.effects);
         let mut all_again = match &removing {
-            Some(removing) => self.repeat(&prepared, Some(removing), events)?,
+            Some(removing) => self.repeat(&mut prepared, Some(removing), events)?,
             None => None,
         };
-        let (mut report, effects) = match structured {
+        let (mut report, probe, mut keep) = match structured {
             _ if all_again.is_some() => {
-                (all_again.take().expect("it is there"), Effects::default())
+                let (report, probe) = all_again.take().expect("it is there");
+                (report, probe, None)
             }
-            false => self.prune_nothing(&prepared, removing.as_ref(), events)?,
-            true => match self.repeat(&prepared, None, events)? {
-                Some(report) => (report, Effects::default()),
+            false => {
+                let (report, probe) = self.prune_nothing(&prepared, removing.as_ref(), events)?;
+                (report, probe, None)
+            }
+            true => match self.repeat(&mut prepared, None, events)? {
+                Some((report, probe)) => (report, probe, None),
                 None => self.prune_anew(prepared, removing.as_ref(), events)?,
             },
         };
         if let Some(removing) = removing.filter(|_| report.sparse.is_none()) {
+            // What heads and channels have come to can be taken again by itself.
+            if let Some(keep) = keep.take() {
+                self.keep(keep, &mut report);
+            }
             let key = outcome_key(report.target, report.recipe, cache, &report.calibration);
-            let keep = key.map(|key| {
+            let structure = key.map(|key| {
                 let found = report.search.as_ref().map(|search| search.found);
                 let plan = report.plan.clone();
                 let outcome = Outcome::of(&self.model, &dense, plan, report.ratio, found);
                 let single = Some(removing.key());
                 (outcome, OutcomeKey { single, ..key })
             });
-            let (done, mut notices) = removing.carry_out(self, structured, events)?;
-            if let Some((outcome, key)) = keep.filter(|_| done.changes_no_types()) {
-                let record = removing.record(&done);
-                let (name, single) = (self.file_name(), Some((&self.model, &record)));
-                self.cache
-                    .keep_outcome(&outcome, &key, &name, single, &mut notices);
-            }
+            let (done, notices) = removing.carry_out(self, structured, events)?;
+            let structure = structure.filter(|_| done.changes_no_types());
+            keep = structure.map(|(outcome, key)| Keep {
+                outcome,
+                key,
+                single: Some(removing.record(&done)),
+            });
             report.after = Snapshot::take(&self.model);
             report.sparse = Some(done);
+            // These are not of single weights.
+            report.effects = Vec::new();
             report.notices.extend(notices);
             report.repeated = false;
         }
-        self.measure(effects, &mut report, events)?;
+        if effects {
+            self.measure(probe, &mut report, events)?;
+        }
+        if let Some(keep) = keep {
+            self.keep(keep, &mut report);
+        }
+        report.notices.extend(effect::notice(&report));
         self.pruned = Some(Box::new(report.clone()));
         // Pruned weights may fit packed.
         if unpack {
             self.pack();
         }
         Ok(report)
+    }
+
+    /// Keeps an outcome and what it does to predictions for the next run.
+    fn keep(&self, keep: Keep, report: &mut PruneReport) {
+        let Keep {
+            mut outcome,
+            key,
+            single,
+        } = keep;
+        outcome.effects = report.effects.clone();
+        let single = single.as_ref().map(|record| (&self.model, record));
+        let name = self.file_name();
+        let notices = &mut report.notices;
+        self.cache
+            .keep_outcome(&outcome, &key, &name, single, notices);
     }
 
     /// The name of the model's file.
@@ -298,10 +325,10 @@ impl Engine {
     /// or what was done before these.
     fn repeat(
         &mut self,
-        prepared: &Prepared,
+        prepared: &mut Prepared,
         removing: Option<&Removing>,
         events: &mut Events,
-    ) -> Result<Option<PruneReport>, EngineError> {
+    ) -> Result<Option<(PruneReport, Option<Probe>)>, EngineError> {
         let start = Instant::now();
         let calibration = match &prepared.source {
             ProfileSource::File(calibrated) => Some(calibrated.report.clone()),
@@ -322,6 +349,12 @@ impl Engine {
         });
         let Some(mut outcome) = key.and_then(|key| self.cache.find_outcome(&key)) else {
             return Ok(None);
+        };
+        // What was not measured then is measured now, and so is what single weights add.
+        let more = prepared.sparse.is_some() && removing.is_none();
+        let probe = match prepared.effects && (outcome.effects.is_empty() || more) {
+            true => self.probe_of(&mut prepared.source, events)?,
+            false => None,
         };
         let before = Snapshot::take(&self.model);
         let applied = {
@@ -346,7 +379,7 @@ impl Engine {
             time: Duration::ZERO,
             speedup: None,
         });
-        Ok(Some(PruneReport {
+        let report = PruneReport {
             target: prepared.target,
             ratio: outcome.ratio,
             removed: outcome.plan.ratio(),
@@ -356,14 +389,45 @@ impl Engine {
             calibration,
             search,
             sparse,
-            effects: Vec::new(),
-            no_effects: prepared.without_effects(NoEffects::Repeated),
+            effects: match prepared.effects {
+                true => outcome.effects,
+                false => Vec::new(),
+            },
+            no_effects: None,
             after: Snapshot::take(&self.model),
             before,
             time,
             repeated: true,
             notices: Vec::new(),
-        }))
+        };
+        Ok(Some((report, probe)))
+    }
+
+    /// Measures the dense model on what can be had without much work: the mixture only if it need not be written for it.
+    fn probe_of(
+        &self,
+        source: &mut ProfileSource,
+        events: &mut Events,
+    ) -> Result<Option<Probe>, EngineError> {
+        let nothing = ("", &[][..], &[][..], self.bos());
+        let (source, tokens, mixture, bos) = match source {
+            ProfileSource::File(_) => nothing,
+            ProfileSource::Text(collection) => {
+                collection.find_text(self);
+                let text = collection.text();
+                (text.name(), text.unseen(), text.held_back(), text.bos())
+            }
+            ProfileSource::NotNeeded(alone) => {
+                let text = &alone.text;
+                (text.name(), text.unseen(), text.held_back(), text.bos())
+            }
+        };
+        let unseen = Unseen {
+            source,
+            tokens,
+            mixture,
+        };
+        Probe::new(self, unseen, bos, events).map(Some)
     }
 
     fn prune_anew(
@@ -371,8 +435,7 @@ impl Engine {
         prepared: Prepared,
         removing: Option<&Removing>,
         events: &mut Events,
-    ) -> Result<(PruneReport, Effects), EngineError> {
-        let unmeasured = prepared.without_effects(NoEffects::LittleText);
+    ) -> Result<(PruneReport, Option<Probe>, Option<Keep>), EngineError> {
         let cache = self.outcome_cache(&prepared);
         let step = prepared.step();
         let Prepared {
@@ -389,8 +452,7 @@ impl Engine {
             ProfileSource::NotNeeded(_) => unreachable!("there are heads and channels to remove"),
         };
         let calibration = calibrated.report.clone();
-        let mut notices = std::mem::take(&mut calibrated.notices);
-        let model_name = calibrated.stored.origin.model_name.clone();
+        let notices = std::mem::take(&mut calibrated.notices);
 
         let start = Instant::now();
         let how = How {
@@ -404,8 +466,12 @@ impl Engine {
 
         let probe = match effects {
             true => {
-                let (unseen, source) = (&calibrated.unseen, &calibration.source);
-                Some(Probe::new(self, unseen, source, calibrated.bos, events)?)
+                let unseen = Unseen {
+                    source: &calibration.source,
+                    tokens: &calibrated.unseen,
+                    mixture: &calibrated.held_back,
+                };
+                Some(Probe::new(self, unseen, calibrated.bos, events)?)
             }
             false => None,
         };
@@ -416,11 +482,12 @@ impl Engine {
         let time = start.elapsed();
         let after = Snapshot::take(&self.model);
 
-        if let Some(key) = outcome_key(target, recipe, cache, &calibration) {
-            let outcome = Outcome::of(&self.model, &dense, plan.clone(), ratio, found);
-            self.cache
-                .keep_outcome(&outcome, &key, &model_name, None, &mut notices);
-        }
+        let key = outcome_key(target, recipe, cache, &calibration);
+        let keep = key.map(|key| Keep {
+            outcome: Outcome::of(&self.model, &dense, plan.clone(), ratio, found),
+            key,
+            single: None,
+        });
         let search = self.search_report(found, search_time)?;
         let report = PruneReport {
             target,
@@ -440,7 +507,7 @@ impl Engine {
             repeated: false,
             notices,
         };
-        Ok((report, Effects { probe, unmeasured }))
+        Ok((report, probe, keep))
     }
 
     /// The report of pruning by which all heads and channels stay, as single weights are to go.
@@ -449,15 +516,19 @@ impl Engine {
         prepared: &Prepared,
         removing: Option<&Removing>,
         events: &mut Events,
-    ) -> Result<(PruneReport, Effects), EngineError> {
+    ) -> Result<(PruneReport, Option<Probe>), EngineError> {
         let ProfileSource::NotNeeded(alone) = &prepared.source else {
             unreachable!("heads and channels go by a profile");
         };
         let calibration = alone.report(removing.map_or(0, Removing::scored));
         let probe = match prepared.effects {
             true => {
-                let (unseen, bos) = (alone.text.unseen(), alone.text.bos());
-                Some(Probe::new(self, &unseen, &calibration.source, bos, events)?)
+                let unseen = Unseen {
+                    source: alone.text.name(),
+                    tokens: alone.text.unseen(),
+                    mixture: alone.text.held_back(),
+                };
+                Some(Probe::new(self, unseen, alone.text.bos(), events)?)
             }
             false => None,
         };
@@ -489,8 +560,7 @@ impl Engine {
             repeated: false,
             notices: Vec::new(),
         };
-        let unmeasured = prepared.without_effects(NoEffects::LittleText);
-        Ok((report, Effects { probe, unmeasured }))
+        Ok((report, probe))
     }
 
     /// The removal of single weights, if any are to go; a text that the model writes itself need not be there yet.
@@ -507,18 +577,18 @@ impl Engine {
         Removing::new(&self.model, sparse, held_back, tokens, bos).map(Some)
     }
 
-    /// Measures what is to be measured of the pruned model.
+    /// Measures the pruned model.
     fn measure(
         &self,
-        effects: Effects,
+        probe: Option<Probe>,
         report: &mut PruneReport,
         events: &mut Events,
     ) -> Result<(), EngineError> {
-        let Some(probe) = effects.probe else {
+        let Some(probe) = probe else {
             return Ok(());
         };
         match probe.effects(self, events) {
-            Ok(measured) if measured.is_empty() => report.no_effects = effects.unmeasured,
+            Ok(measured) if measured.is_empty() => report.no_effects = Some(NoEffects::NoText),
             Ok(measured) => report.effects = measured,
             // It is too late to leave the model as it was.
             Err(EngineError::Cancelled(_)) => report.no_effects = Some(NoEffects::Cancelled),

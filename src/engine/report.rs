@@ -9,7 +9,7 @@ use crate::gguf::MetadataWarning;
 use crate::memory;
 use crate::model::{Model, Weight};
 use crate::prune::sparse::{Allocate, SparseForm, SparseLayer, Sparsity, TypeChange};
-use crate::prune::{Found, Method, Plan, Recipe, Target};
+use crate::prune::{Effect, Found, Method, Plan, Recipe, Target};
 
 /// A model that was opened.
 #[derive(Debug, Clone, Serialize)]
@@ -50,9 +50,9 @@ pub struct PruneReport {
     pub search: Option<SearchReport>,
     /// Single weights that were removed; `None` where none were to be.
     pub sparse: Option<SparseReport>,
-    /// Perplexities before and after, where they were measured.
+    /// What it did to predictions, where that was measured.
     pub effects: Vec<Effect>,
-    /// Why there are none, where some were asked for of a text other than the built-in one.
+    /// Why that was not measured, where it was asked for.
     pub no_effects: Option<NoEffects>,
     pub before: Snapshot,
     pub after: Snapshot,
@@ -153,34 +153,12 @@ pub struct SearchReport {
     pub speedup: Option<f64>,
 }
 
-/// The perplexity on one text.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Effect {
-    pub text: EffectText,
-    pub tokens: usize,
-    pub before: f64,
-    pub after: f64,
-}
-
-/// What the effect of pruning is measured on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EffectText {
-    /// Text of the calibration's source that statistics were not taken from.
-    Unseen,
-    BuiltIn,
-}
-
 /// Why effects were not measured though they were asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoEffects {
-    /// The outcome came from the cache folder, where the dense model is not run.
-    Repeated,
-    /// Too little of the text is left that statistics were not taken from.
-    LittleText,
-    /// A profile from a file comes without text.
-    ProfileOfFile,
+    /// The model has no tokenizer, and so no text to be measured on.
+    NoText,
     Cancelled,
 }
 
@@ -319,6 +297,13 @@ pub enum Notice {
     },
     /// The model has a chat template, which cannot be used.
     ChatTemplate { problem: String },
+    /// Pruning has made predictions much worse.
+    MuchWorse {
+        effect: Effect,
+        /// A ratio at which the perplexity should not rise by more than [`NOTABLE_RISE`](super::NOTABLE_RISE); `None` where that is not known, or
+        /// none of use.
+        ratio: Option<f64>,
+    },
 }
 
 /// What a file of the cache folder is.
@@ -329,6 +314,8 @@ pub enum CacheKind {
     Outcome,
     /// The hash of a profile that was too large to stay.
     Hash,
+    /// What the model has written to be calibrated on.
+    Text,
 }
 
 /// Memory that is not there.

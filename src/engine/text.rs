@@ -1,4 +1,4 @@
-//! Where text comes from: the built-in text, files and folders, JSON lines, readers, the model itself. It is read, and made tokens of,
+//! Where text comes from: the mixture, the built-in text, files and folders, JSON lines, readers, the model itself. It is read, and made tokens of,
 //! in pieces and as far as it is needed.
 
 use std::fmt;
@@ -20,7 +20,9 @@ const DEFAULT_FIELD: &str = "text";
 /// Where text comes from.
 #[derive(Debug, Clone, Default)]
 pub enum TextSource {
+    /// What the model writes itself, also in its chat format, and built-in texts, in turns.
     #[default]
+    Mixture,
     BuiltIn,
     /// A text file, a file of JSON lines (`.jsonl`, `.ndjson`), or a folder of such files and of folders.
     Path(PathBuf),
@@ -51,6 +53,7 @@ impl fmt::Debug for TextReader {
 impl fmt::Display for TextSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            TextSource::Mixture => f.write_str("the mixture"),
             TextSource::BuiltIn => f.write_str("the built-in text"),
             TextSource::Path(path) => path.display().fmt(f),
             TextSource::Reader(reader) => f.write_str(&reader.name),
@@ -114,7 +117,7 @@ impl TextSource {
     }
 
     /// The first `limit` tokens, or all if there are fewer. `field` is that of JSON lines; where there is one, every file is
-    /// taken for JSON lines. Of own text there are none before the model has written it.
+    /// taken for JSON lines. Of what is made there are none before that.
     pub(super) fn first_tokens(
         &self,
         tokenizer: Option<&Tokenizer>,
@@ -134,7 +137,7 @@ impl TextSource {
                 let reader = open().map_err(|source| cannot_read(name, source))?;
                 text.add(name, reader, false)?;
             }
-            TextSource::Own(_) | TextSource::Tokens(_) => {}
+            TextSource::Mixture | TextSource::Own(_) | TextSource::Tokens(_) => {}
         }
         Ok(text.finish()?)
     }

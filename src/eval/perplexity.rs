@@ -5,7 +5,7 @@ use crate::kernels::{Phase, Runtime, Team};
 use crate::model::{
     Batch, CacheType, KvPool, Model, ModelError, Scratch, Unobserved, negative_log_likelihoods,
 };
-use crate::progress::{Progress, report};
+use crate::progress::{Cancelled, Progress, report};
 
 /// Rows of logits that are held at a time; a vocabulary of 128k makes 32 MiB of them.
 const LOGIT_ROWS: usize = 64;
@@ -60,6 +60,8 @@ pub enum PerplexityError {
     /// It was called off behind some of the chunks; this is what they came to.
     #[error("cancelled after {}", count(.0.chunks, "chunk"))]
     Stopped(Perplexity),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     #[error("the model's output in chunk {chunk} is not a number (NaN); its weights are damaged")]
     NotANumber { chunk: usize },
 }

@@ -23,7 +23,7 @@ pub use sampler::{Sampler, SamplerConfig, SamplerOptions, SamplerStep, UnknownSt
 pub use scheduler::{Loaded, RequestId, Scheduler, Update};
 pub use sequence::Sequence;
 pub use stop::StopStrings;
-pub use texts::Texts;
+pub use texts::{Answers, Texts};
 
 use crate::count::count;
 use crate::model::ModelError;

@@ -1,6 +1,6 @@
-//! Many texts at once, of what the model itself finds likely.
+//! Many texts at once, of what the model itself finds likely: texts that begin anywhere, and answers to prompts.
 
-use std::ops::Range;
+use std::collections::VecDeque;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -17,10 +17,16 @@ const AT_ONCE: usize = 64;
 /// smaller.
 const CACHES: usize = 512 << 20;
 
+/// The seeds of answers begin so far behind those of other texts, so that neither change with the number of the others.
+const ANSWERS: u64 = 1 << 32;
+
 /// What to write.
 #[derive(Debug, Clone, Copy)]
 pub struct Texts<'a> {
+    /// Texts that begin anywhere. They come first.
     pub count: usize,
+    /// Texts of answers to prompts. They come behind the others.
+    pub answers: Answers<'a>,
     /// Tokens of each, all included. A text goes on behind the tokens that end turns or documents.
     pub tokens: usize,
     /// Stands in front of every text, where the model wants one.
@@ -34,8 +40,20 @@ pub struct Texts<'a> {
     pub seed: u64,
 }
 
+/// Texts in which prompts are answered: a prompt, what the model says to it, and where it ends its answer the next prompt.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Answers<'a> {
+    pub count: usize,
+    /// The prompts as the model is given them, without what stands in front of every text. The texts take them in turns.
+    pub prompts: &'a [Vec<u32>],
+    /// Tokens that end an answer, in order.
+    pub ends: &'a [u32],
+}
+
 impl Texts<'_> {
     /// Lets the model write, each token drawn with the probability that the model gives it (temperature 1).
+    ///
+    /// The tokens go through the model as those of prompts do, which many texts side by side make the cheaper way.
     ///
     /// `progress` is called with the number of tokens done and their total.
     ///
@@ -43,7 +61,7 @@ impl Texts<'_> {
     /// If a token is not in the model's vocabulary; if a logit is not a number; if it was cancelled.
     ///
     /// # Panics
-    /// If there is no token to begin with.
+    /// If there is no token to begin with, or no prompt to answer.
     pub fn write(
         &self,
         model: &Model,
@@ -51,75 +69,87 @@ impl Texts<'_> {
         progress: &mut Progress,
     ) -> Result<Vec<Vec<u32>>, GenerateError> {
         let pool = KvPool::new(model, CacheType::F16)?;
-        let cache = pool.block_bytes() * self.tokens.div_ceil(KV_BLOCK);
-        let half = Memory::now().map_or(u64::MAX, |memory| memory.for_new() / 2);
-        let half = usize::try_from(half).unwrap_or(usize::MAX);
-        let room = CACHES.max(model.bytes() / 2).min(half) / cache.max(1);
-        let at_once = room.clamp(1, AT_ONCE);
-        let mut texts = Vec::with_capacity(self.count);
-        while texts.len() < self.count {
-            let first = texts.len();
-            let numbers = first..self.count.min(first + at_once);
-            let done = first * self.tokens;
-            let total = self.count * self.tokens;
-            texts.extend(
-                self.write_some(model, runtime, &pool, numbers, &mut |tokens, _| {
-                    progress(done + tokens, total)
-                })?,
-            );
-        }
-        Ok(texts)
-    }
-
-    /// Some of the texts, by their numbers, in step.
-    fn write_some(
-        &self,
-        model: &Model,
-        runtime: &Runtime,
-        pool: &KvPool,
-        numbers: Range<usize>,
-        progress: &mut Progress,
-    ) -> Result<Vec<Vec<u32>>, GenerateError> {
-        let count = numbers.len();
-        let mut texts: Vec<Text> = numbers.map(|i| Text::new(self, i)).collect();
-        let mut caches: Vec<KvCache> = (0..count).map(|_| pool.cache(self.tokens)).collect();
-        let mut caches: Vec<&mut KvCache> = caches.iter_mut().collect();
+        let all = self.count + self.answers.count;
+        let at_once = self.at_once(model, &pool);
         let (mut batch, mut scratch, mut logits) = (Batch::new(), Scratch::new(), Vec::new());
-        for position in 0..self.tokens.saturating_sub(1) {
-            batch.clear();
-            for (i, text) in texts.iter().enumerate() {
-                batch.add_generated(i, position, text.tokens[position]);
+        let mut waiting = 0..all;
+        let mut texts: Vec<Vec<u32>> = vec![Vec::new(); all];
+        let mut under_way: Vec<Text> = Vec::new();
+        let mut caches: Vec<KvCache> = Vec::new();
+        let mut done = 0;
+        loop {
+            while under_way.len() < at_once
+                && let Some(number) = waiting.next()
+            {
+                under_way.push(Text::new(self, number));
+                caches.push(pool.cache(self.tokens));
             }
+            // What is whole makes room for others.
+            for i in (0..under_way.len()).rev() {
+                if under_way[i].tokens.len() >= self.tokens {
+                    let text = under_way.remove(i);
+                    caches.remove(i);
+                    done += text.tokens.len();
+                    texts[text.number] = text.tokens;
+                }
+            }
+            let begun: usize = under_way.iter().map(|text| text.tokens.len()).sum();
+            report(progress, done + begun, self.tokens * all)?;
+            match (under_way.is_empty(), waiting.is_empty()) {
+                (true, true) => return Ok(texts),
+                (true, false) => continue,
+                (false, _) => {}
+            }
+            batch.clear();
+            for (i, text) in under_way.iter().enumerate() {
+                let (read, rows) = (text.read, text.unread().len());
+                batch.add_prompt(i, read, text.unread(), rows - 1..rows);
+            }
+            let count = under_way.len();
+            let mut sequences: Vec<&mut KvCache> = caches.iter_mut().collect();
             runtime.region(|team| -> Result<(), GenerateError> {
                 model.forward(
                     team,
                     batch.rows(),
-                    &mut caches,
+                    &mut sequences,
                     &mut scratch,
                     &mut Unobserved,
                 )?;
-                model.logits(team, Phase::Decode, 0..count, &mut scratch, &mut logits);
-                let rows = logits.chunks_exact_mut(model.config.vocabulary);
-                let mut rows: Vec<(&mut Text, &mut [f32])> = texts.iter_mut().zip(rows).collect();
+                model.logits(team, Phase::Prefill, 0..count, &mut scratch, &mut logits);
+                let rows = logits.chunks_exact(model.config.vocabulary);
+                let mut rows: Vec<(&mut Text, &[f32])> = under_way.iter_mut().zip(rows).collect();
                 team.chunks_mut(&mut rows, 1, |_, row| {
                     let (text, logits) = &mut row[0];
                     let known = self.vocabulary.min(logits.len());
-                    text.go_on(position, &mut logits[..known]);
+                    text.go_on(self, &logits[..known]);
                 });
                 Ok(())
             })?;
-            if texts.iter().any(|text| text.failed) {
+            if let Some(text) = under_way.iter().find(|text| text.failed) {
+                let position = text.tokens.len() - 1;
                 return Err(GenerateError::NotANumber { position });
             }
-            report(progress, (position + 2) * count, self.tokens * count)?;
         }
-        Ok(texts.into_iter().map(|text| text.tokens).collect())
+    }
+
+    /// How many texts there is memory for side by side.
+    fn at_once(&self, model: &Model, pool: &KvPool) -> usize {
+        let cache = pool.block_bytes() * self.tokens.div_ceil(KV_BLOCK);
+        let half = Memory::now().map_or(u64::MAX, |memory| memory.for_new() / 2);
+        let half = usize::try_from(half).unwrap_or(usize::MAX);
+        let room = CACHES.max(model.bytes() / 2).min(half) / cache.max(1);
+        room.clamp(1, AT_ONCE)
     }
 }
 
 /// A text in the making.
 struct Text {
+    number: usize,
     tokens: Vec<u32>,
+    /// How many of them have been through the model.
+    read: usize,
+    /// The numbers of prompts that come where an answer ends.
+    prompts: VecDeque<usize>,
     sampler: Sampler,
     failed: bool,
 }
@@ -127,26 +157,62 @@ struct Text {
 impl Text {
     fn new(texts: &Texts, number: usize) -> Self {
         // Neighbouring seeds give unrelated numbers.
-        let seed = texts.seed.wrapping_add(number as u64);
-        let mut random = ChaCha8Rng::seed_from_u64(!seed);
-        let start = texts.starts[(random.next_u64() % texts.starts.len() as u64) as usize];
-        let mut tokens: Vec<u32> = texts.bos.into_iter().chain([start]).collect();
-        tokens.truncate(texts.tokens);
-        Self {
-            tokens,
+        let nth = number.checked_sub(texts.count);
+        let seed = texts.seed.wrapping_add(match nth {
+            None => number as u64,
+            Some(nth) => ANSWERS + nth as u64,
+        });
+        let mut text = Self {
+            number,
+            tokens: texts.bos.into_iter().collect(),
+            read: 0,
+            prompts: VecDeque::new(),
             sampler: Sampler::new(SamplerConfig::plain(seed)),
             failed: false,
+        };
+        match nth {
+            None => {
+                let mut random = ChaCha8Rng::seed_from_u64(!seed);
+                let start = (random.next_u64() % texts.starts.len() as u64) as usize;
+                text.tokens.push(texts.starts[start]);
+            }
+            Some(nth) => {
+                let prompts = texts.answers.prompts.len();
+                // The next prompts of a text are the first ones of texts far away.
+                let stride = (prompts as f64 * 0.382).ceil() as usize;
+                let turns = (0..prompts).map(|turn| (nth + turn * stride) % prompts);
+                text.prompts.extend(turns);
+                text.ask(texts);
+            }
         }
+        text.tokens.truncate(texts.tokens);
+        text
     }
 
-    /// Takes the token behind `position`, if there is none yet.
-    fn go_on(&mut self, position: usize, logits: &mut [f32]) {
-        if position + 1 < self.tokens.len() {
+    /// The tokens that have not been through the model yet, one at least.
+    fn unread(&self) -> &[u32] {
+        &self.tokens[self.read..]
+    }
+
+    /// Puts the next prompt behind what is there.
+    fn ask(&mut self, texts: &Texts) {
+        self.prompts.rotate_left(1);
+        let next = self.prompts[self.prompts.len() - 1];
+        self.tokens.extend(&texts.answers.prompts[next]);
+    }
+
+    /// Takes the next token, and behind an answer the next prompt.
+    fn go_on(&mut self, texts: &Texts, logits: &[f32]) {
+        self.read = self.tokens.len();
+        let Some(token) = self.sampler.sample(logits, &[]) else {
+            self.failed = true;
             return;
-        }
-        match self.sampler.sample(logits, &[]) {
-            Some(token) => self.tokens.push(token),
-            None => self.failed = true,
+        };
+        self.tokens.push(token);
+        let answers = !self.prompts.is_empty();
+        if answers && texts.answers.ends.binary_search(&token).is_ok() {
+            self.ask(texts);
+            self.tokens.truncate(texts.tokens);
         }
     }
 }

@@ -106,7 +106,7 @@ fn dot_shifted(p: &[f32], l: &[f32], peak: f32) -> f64 {
 /// exp(x) for x ≤ 0, to about 2 · 10⁻⁷ of itself, without a branch or a call: 2ⁿ exp(r) with |r| ≤ ln 2 / 2 and Taylor's
 /// polynomial of degree 6.
 #[inline(always)]
-fn fast_exp(x: f32) -> f32 {
+pub(crate) fn fast_exp(x: f32) -> f32 {
     // Adding and subtracting this rounds to whole numbers.
     const ROUNDER: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;

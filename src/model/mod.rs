@@ -27,6 +27,7 @@ pub use export::{Export, LayerForm};
 pub use forward::{Batch, Observer, Row, Scratch, Unobserved};
 pub(crate) use kind::architecture;
 pub use kind::{Kind, Part};
+pub(crate) use loss::fast_exp;
 pub use loss::{Predictions, negative_log_likelihoods};
 pub use module::{Module, ModuleId};
 pub use rope::Rope;

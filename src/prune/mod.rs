@@ -24,6 +24,7 @@ mod apply;
 mod choose;
 mod collect;
 pub mod curves;
+mod effect;
 mod error;
 mod exact;
 mod features;
@@ -43,6 +44,7 @@ pub use collect::{
     Calibration, Covariance, Curve, CurveLevels, CurveOptions, Curves, Evidence, FeatureStats,
     GramScratch, Groups, LayerProfile, Profile, Reread, calibrate, groups,
 };
+pub use effect::{Effect, EffectText};
 pub use error::{PruneError, PruneErrorKind};
 pub use keep::{
     Collected, Covariances, LayerRecord, Origin, Outcome, OutcomeError, OutcomeKey, ProfileError,

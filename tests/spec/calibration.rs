@@ -5,7 +5,7 @@ use std::fs;
 use crate::common::Random;
 use crate::common::pruning::{curve_options, curves_of, profile_of, text};
 use crate::common::synthetic::{Shape, Synthetic, runtime};
-use flapjack::generate::{Sampler, SamplerConfig, Texts};
+use flapjack::generate::{Answers, Sampler, SamplerConfig, Texts};
 use flapjack::gguf::GgufFile;
 use flapjack::prune::{
     Calibration, Collected, Covariances, CurveLevels, CurveOptions, Effort, HeadUnit, Method,
@@ -190,6 +190,7 @@ fn own_texts_are_the_same_for_any_number_of_threads_and_differ_from_each_other()
     let model = synthetic.load();
     let texts = Texts {
         count: 70,
+        answers: Answers::default(),
         tokens: 20,
         bos: Some(3),
         starts: &[5, 7],

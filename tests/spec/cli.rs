@@ -503,7 +503,7 @@ fn what_was_done_without_is_no_secret() {
         "run -p x -n 1 --no-baseline --prune 0.2 --effort fast --profile {path}"
     ));
     assert!(report.contains("biases have to make up"), "{report}");
-    let report = said("run -p x -n 1 --no-baseline --prune 0.2 --effort fast -v");
+    let report = said("run -p x -n 1 --no-baseline --prune 0.2 --effort fast --calib built-in -v");
     assert!(report.contains("--calib-tokens takes more"), "{report}");
 }
 

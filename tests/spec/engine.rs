@@ -8,9 +8,9 @@ use std::path::Path;
 use crate::common::engine::{Workshop, break_at, by, flap, source, tokens};
 use crate::common::pruning::{assert_computes_the_same, assert_same};
 use flapjack::engine::{
-    Cache, CalibrationOptions, EffectText, Engine, EngineError, Event, Found, GenerateOptions,
-    MethodOptions, Notice, OpenOptions, OutOfReach, ProfileFrom, PruneOptions, PruneReport, Stage,
-    SyntheticType, TINY, Target, TextError, TextSource, Unsuited, ignore, write_synthetic,
+    Cache, CalibrationOptions, Engine, EngineError, Event, Found, GenerateOptions, MethodOptions,
+    Notice, OpenOptions, OutOfReach, ProfileFrom, PruneOptions, PruneReport, Stage, SyntheticType,
+    TINY, Target, TextError, TextSource, Unsuited, ignore, write_synthetic,
 };
 use flapjack::generate::SamplerConfig;
 use flapjack::gguf::{GgufFile, Value};
@@ -464,7 +464,7 @@ fn more_text_than_the_effort_takes_is_noticed() {
             effort: Effort::Fast,
             ..Method::Flap.into()
         },
-        calibration: CalibrationOptions::default(),
+        calibration: source(TextSource::BuiltIn),
         ..PruneOptions::default()
     };
     let prepared = workshop.open().prepare(&fast).map(|p| p.notices().to_vec());
@@ -661,63 +661,6 @@ fn a_perplexity_is_kept_to_on_text_that_was_held_back() {
     assert_eq!((tokens, report.calibration.tokens), (256, 768));
     assert!(dense > 1.0 && rise <= 0.5 && report.ratio > 0.0);
     assert!(workshop.prune(&options(0.5)).repeated);
-}
-
-// ---- effects ----
-
-#[test]
-fn effects_are_measured_on_unseen_text_and_on_the_built_in_one() {
-    let workshop = Workshop::new();
-    let file = workshop.write("own.txt", calibrate::TEXT.to_uppercase());
-    let options = PruneOptions {
-        calibration: CalibrationOptions {
-            source: TextSource::Path(file),
-            ..tokens(512)
-        },
-        effects: true,
-        ..flap()
-    };
-    let report = workshop.prune(&options);
-    let [unseen, built_in] = &report.effects[..] else {
-        panic!("{:?}", report.effects);
-    };
-    assert_eq!((unseen.text, unseen.tokens), (EffectText::Unseen, 1024));
-    assert_eq!(
-        (built_in.text, built_in.tokens),
-        (EffectText::BuiltIn, 1024)
-    );
-    assert!(
-        report
-            .effects
-            .iter()
-            .all(|effect| effect.before > 1.0 && effect.after > 1.0)
-    );
-    assert_eq!(
-        workshop.prune(&options).effects,
-        [],
-        "a second run measures nothing"
-    );
-    let of = |options: PruneOptions| {
-        let options = PruneOptions {
-            cache: Cache::Nothing,
-            ..options
-        };
-        workshop.prune(&options).effects.len()
-    };
-    assert_eq!(
-        of(PruneOptions {
-            effects: false,
-            ..options.clone()
-        }),
-        0
-    );
-    assert_eq!(
-        of(PruneOptions {
-            calibration: tokens(512),
-            ..options
-        }),
-        0
-    );
 }
 
 // ---- cancelling ----

@@ -11,6 +11,10 @@ use crate::prune::error::{PruneError, PruneErrorKind};
 
 /// The built-in calibration text: varied prose, exposition, dialogue, lists, tables and code, written for this purpose.
 pub const TEXT: &str = include_str!("calibration.txt");
+/// Program sources in several languages, written for this purpose.
+pub const CODE: &str = include_str!("code.txt");
+/// A text of several kinds that no model is calibrated on, for telling what pruning has done to it.
+pub const HELD_BACK: &str = include_str!("held_back.txt");
 
 /// Tokens of one sequence; each starts afresh.
 pub const SEQUENCE: usize = 512;

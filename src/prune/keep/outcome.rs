@@ -22,6 +22,7 @@ use crate::model::{Linear, Model};
 use crate::progress::Progress;
 use crate::prune::apply::{Columns, EncodedProjection, tallied};
 use crate::prune::choose::{Found, LayerPlan, Plan, Target};
+use crate::prune::effect::{Effect, StoredEffect};
 use crate::prune::error::{PruneError, PruneErrorKind};
 use crate::prune::exact;
 use crate::prune::features::features;
@@ -68,6 +69,8 @@ pub struct Outcome {
     layers: Vec<[EncodedProjection; 2]>,
     /// What single weights have left; `None` where none went.
     pub single: Option<Single>,
+    /// What it did to predictions, all in all; none where that was not measured.
+    pub effects: Vec<Effect>,
 }
 
 /// Why an outcome's file cannot be used.
@@ -120,6 +123,8 @@ struct Header {
     projections: Vec<[StoredProjection; 2]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     single: Option<(SingleRecord, Vec<StoredSingle>)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    effects: Vec<StoredEffect>,
 }
 
 /// A [`LayerPlan`], with types by their numbers.
@@ -200,6 +205,7 @@ impl Outcome {
                 .collect(),
             plan,
             single: None,
+            effects: Vec::new(),
         }
     }
 
@@ -318,6 +324,7 @@ impl Outcome {
                 })
                 .collect(),
             single: single.map(|(model, shares)| (shares.clone(), single::stored(model))),
+            effects: self.effects.iter().map(StoredEffect::new).collect(),
         };
         let mut out = Hashing::begin(out, MAGIC, VERSION, &header)?;
         for projection in self.layers.iter().flatten() {
@@ -383,6 +390,8 @@ impl Outcome {
         let layers = layers.map(|[o, down]| Some([projection(o)?, projection(down)?]));
         let layers: Vec<_> = layers.collect::<Option<_>>().ok_or(ODD)?;
         let (behind, rest) = (body.len() - data.len(), data.len());
+        let effects = header.effects.iter().map(StoredEffect::effect).collect();
+        let effects: Option<Vec<Effect>> = effects;
         let single = header.single;
         let expected = single
             .as_ref()
@@ -406,6 +415,7 @@ impl Outcome {
             },
             layers,
             single,
+            effects: effects.ok_or(ODD)?,
         })
     }
 }

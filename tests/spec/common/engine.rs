@@ -110,7 +110,7 @@ pub fn by(method: impl Into<MethodOptions>) -> PruneOptions {
 pub fn tokens(tokens: usize) -> CalibrationOptions {
     CalibrationOptions {
         tokens: Some(tokens),
-        ..CalibrationOptions::default()
+        ..source(TextSource::BuiltIn)
     }
 }
 
