@@ -4,16 +4,18 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser, ValueHint};
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Command, FromArgMatches, Id, ValueEnum};
 use flapjack::engine::{
-    Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions,
+    Cache, CalibrationOptions, Engine, HeadType, MethodOptions, OpenOptions, Pack, PruneOptions,
     SparseOptions, Target, TextSource,
 };
 use flapjack::model::CacheType;
+use flapjack::prune::bits::Moves;
 use flapjack::prune::sparse::{Allocate, Sparsity};
 use flapjack::prune::{self, Effort, HeadUnit, Method, Metric, Restore, Structure};
 use flapjack::{engine, hub};
@@ -178,6 +180,8 @@ pub struct PruningArgs {
     #[command(flatten)]
     sparse: SparseArgs,
     #[command(flatten)]
+    bits: BitsArgs,
+    #[command(flatten)]
     calibration: WithAmount<CalibrationArgs>,
     /// Use a profile that `flapjack calibrate` made, and do not calibrate
     #[arg(help_heading = heading::CALIBRATION, long, value_name = "FILE", requires = AMOUNT, conflicts_with_all = ["calib", "calib_field", "calib_tokens", "memory", "max_ppl"])]
@@ -202,6 +206,8 @@ impl PruningArgs {
             target,
             method: self.method.0.options(),
             sparse,
+            moves: self.bits.only.unwrap_or_default(),
+            head: self.bits.head.unwrap_or_default(),
             calibration: self.calibration.0.options()?,
             profile: self.profile.clone(),
             cache: match self.no_profile_cache {
@@ -252,6 +258,19 @@ struct Amount {
     /// It is measured on held-back calibration text.
     #[arg(long, value_name = "PERCENT", value_parser = parse_rise)]
     max_ppl: Option<f64>,
+}
+
+/// Smaller types.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[group(skip)]
+pub struct BitsArgs {
+    /// How --fit, --speedup and --max-ppl make the model smaller: by smaller types and narrower modules, whichever costs less for a
+    /// byte, or by one of them only
+    #[arg(help_heading = heading::AMOUNT, long, value_name = "WAY", value_parser = one_of(&[Moves::Widths, Moves::Bits], Moves::name), requires = AMOUNT)]
+    only: Option<Moves>,
+    /// The type of the output head: keep, auto (the smallest that hardly changes predictions), or one like q5_0
+    #[arg(help_heading = heading::AMOUNT, long, value_name = "TYPE", value_parser = HeadType::from_str, requires = AMOUNT)]
+    head: Option<HeadType>,
 }
 
 impl Amount {

@@ -279,6 +279,8 @@ fn title(stage: Stage) -> (String, Unit) {
         Stage::Calibrating => ("calibrating", Unit::Of("tokens")),
         Stage::Covariances => ("collecting covariances", Unit::Of("tokens")),
         Stage::Curves => ("measuring loss curves", Unit::Of("modules")),
+        Stage::Types => ("measuring smaller types", Unit::Of("places")),
+        Stage::Retyping => ("encoding in smaller types", Unit::Of("places")),
         Stage::Searching => ("looking for the ratio", Unit::Of("models")),
         Stage::Pruning => ("pruning", Unit::Of("layers")),
         Stage::Sparsifying => ("removing single weights", Unit::Of("layers")),

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use flapjack::engine::{
     CalibrationReport, Effect, EffectText, Engine, Found, LayerSnapshot, ModelReport, NoEffects,
-    ProfileFrom, PruneReport, SparseReport, SpeedComparison, Spread, Target, Turns,
+    ProfileFrom, PruneReport, SparseReport, SpeedComparison, Spread, Target, Turns, TypesReport,
 };
 use flapjack::generate::Generated;
+use flapjack::prune::bits::TypeChanges;
 use flapjack::prune::sparse::Allocate;
 
 use super::words::{self, mebibytes, megabytes, millions, plural, seconds, target_words};
@@ -137,6 +138,7 @@ pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
         ProfileFrom::NotNeeded => Vec::new(),
         _ => structured_lines(report),
     };
+    lines.extend(report.types.as_ref().map(retyped_line));
     lines.extend(report.sparse.iter().flat_map(sparse_lines));
     lines.push(change_line(
         "parameters",
@@ -265,6 +267,32 @@ fn change_line(name: &str, was: String, is: String, part: f64) -> String {
         "  {name:<10} {was} -> {is}  ({:+.1} %)",
         (part - 1.0) * 100.0
     )
+}
+
+/// Which matrices were given smaller types.
+fn retyped_line(report: &TypesReport) -> String {
+    let TypeChanges {
+        head,
+        embedding,
+        projections,
+    } = &report.changes;
+    let of_one = |name: &str, types: &Option<(&str, &str)>| {
+        types.map(|(before, after)| format!("{name} from {before} to {after}"))
+    };
+    let of_many = projections.iter().map(|(before, after, count)| {
+        format!("{} from {before} to {after}", plural(*count, "projection"))
+    });
+    let changes: Vec<String> = of_one("head", head)
+        .into_iter()
+        .chain(of_one("embedding", embedding))
+        .chain(of_many)
+        .collect();
+    let what = match changes.is_empty() {
+        true => "as they were".to_owned(),
+        false => changes.join(", "),
+    };
+    let time = report.measuring + report.time;
+    format!("  types      {}  {what}", seconds(time))
 }
 
 fn search_lines(report: &PruneReport) -> Vec<String> {

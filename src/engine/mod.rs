@@ -25,6 +25,7 @@
 //! | `sizes` | sizes as people write them |
 //! | `synthetic` | small random models, for examples and tests |
 
+mod bits;
 mod cache;
 mod chat;
 mod collection;
@@ -63,14 +64,14 @@ pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
 pub use events::{Event, Events, Stage, ignore};
 pub use machine::{InstructionSet, Machine, machine};
 pub use options::{
-    Cache, CalibrationOptions, GenerateOptions, MethodOptions, OpenOptions, Pack, PruneOptions,
-    SequenceOptions, SparseOptions,
+    Cache, CalibrationOptions, GenerateOptions, HeadType, MethodOptions, OpenOptions, Pack,
+    PruneOptions, SequenceOptions, SparseOptions,
 };
 pub use prune::Prepared;
 pub use report::{
     CacheKind, CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot,
     ModelReport, NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
-    SparseReport,
+    SparseReport, TypesReport,
 };
 pub use sampling::SamplingDefaults;
 pub use synthetic::{SyntheticType, TINY, write_synthetic};

@@ -4,8 +4,8 @@
 //!    (`profile.rs`);
 //! 2. look whether an earlier run has left the outcome (`cache.rs`); then only that is carried out;
 //! 3. find the profile in the cache, or run the text through the model for it (`collection.rs`);
-//! 4. find the ratio that reaches the target (`target.rs`);
-//! 5. prune in place, and keep the outcome for the next run;
+//! 4. find the ratio that reaches the target, together with smaller types where these may change (`target.rs`, `bits.rs`);
+//! 5. prune in place, and keep the outcome for the next run; give matrices their new types: this is done anew every time;
 //! 6. remove single weights, if any are to go (`sparse.rs`): this is done anew every time;
 //! 7. measure what all this does to predictions (`effect.rs`), and report (`report.rs`).
 
@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Engine;
+use super::bits::{Bits, Types};
 use super::collection::{Collection, TextAlone};
 use super::effect::Probe;
 use super::error::EngineError;
@@ -20,14 +21,17 @@ use super::events::{Events, Shared, Stage};
 use super::memory::{self, Room};
 use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions, SparseOptions};
 use super::profile::{self, Calibrated};
-use super::report::{CalibrationReport, NoEffects, Notice, PruneReport, SearchReport, Snapshot};
+use super::report::{
+    CalibrationReport, NoEffects, Notice, PruneReport, SearchReport, Snapshot, TypesReport,
+};
 use super::sparse::{self, Removing};
 use super::target::{self, How};
 use crate::eval::TokenTime;
 use crate::model::Model;
+use crate::prune::bits::TypePlan;
 use crate::prune::{
-    Effort, Found, LayerPlan, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind,
-    RATIOS, Recipe, StoredProfile, Target,
+    Effort, Found, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind, RATIOS, Recipe,
+    StoredProfile, Target,
 };
 
 /// Tokens of the calibration text that a [`Target::PerplexityRise`] is judged on.
@@ -42,6 +46,8 @@ pub struct Prepared {
     effort: Effort,
     /// Single weights to remove; `None` for none.
     sparse: Option<SparseOptions>,
+    /// Which types may change.
+    bits: Bits,
     source: ProfileSource,
     /// Whether packed weights must make room.
     unpack: bool,
@@ -147,6 +153,7 @@ impl Engine {
             recipe,
             effort: options.method.effort,
             sparse: options.sparse,
+            bits: Bits::of(options),
             source,
             unpack,
             cache: self.usable_cache(options.cache),
@@ -183,6 +190,7 @@ impl Engine {
             }
             _ => self.removing(&prepared)?,
         };
+        let types = self.types(&mut prepared, events)?;
         let structured = !matches!(prepared.source, ProfileSource::NotNeeded(_));
         let (dense, cache) = (columns(&self.model), prepared.cache);
         let mut all_again = match &removing {
@@ -196,7 +204,7 @@ impl Engine {
             false => self.prune_nothing(&prepared, removing.as_ref(), events)?,
             true => match self.repeat(&prepared, None, events)? {
                 Some(report) => (report, Effects::default()),
-                None => self.prune_anew(prepared, removing.as_ref(), events)?,
+                None => self.prune_anew(prepared, removing.as_ref(), types.as_ref(), events)?,
             },
         };
         if let Some(removing) = removing.filter(|_| report.sparse.is_none()) {
@@ -355,6 +363,7 @@ impl Engine {
             plan: outcome.plan,
             calibration,
             search,
+            types: None,
             sparse,
             effects: Vec::new(),
             no_effects: prepared.without_effects(NoEffects::Repeated),
@@ -370,6 +379,7 @@ impl Engine {
         &mut self,
         prepared: Prepared,
         removing: Option<&Removing>,
+        types: Option<&Types>,
         events: &mut Events,
     ) -> Result<(PruneReport, Effects), EngineError> {
         let unmeasured = prepared.without_effects(NoEffects::LittleText);
@@ -397,8 +407,10 @@ impl Engine {
             recipe,
             step,
             removing,
+            types,
         };
-        let (ratio, found) = target::find_ratio(self, target, how, &mut calibrated, events)?;
+        let reached = target::find(self, target, how, &mut calibrated, events)?;
+        let (ratio, found) = (reached.ratio, reached.found);
         let search_time = start.elapsed();
         memory::must_hold_pruned(&self.model, ratio)?;
 
@@ -414,6 +426,10 @@ impl Engine {
         let start = Instant::now();
         let plan = self.carry_out(calibrated, recipe, ratio, step, events)?;
         let time = start.elapsed();
+        let types = match types {
+            Some(types) => Some(self.retype(types, &reached.types, &plan, events)?),
+            None => None,
+        };
         let after = Snapshot::take(&self.model);
 
         if let Some(key) = outcome_key(target, recipe, cache, &calibration) {
@@ -431,6 +447,7 @@ impl Engine {
             plan,
             calibration,
             search,
+            types,
             sparse: None,
             effects: Vec::new(),
             no_effects: None,
@@ -462,24 +479,16 @@ impl Engine {
             false => None,
         };
         let before = Snapshot::take(&self.model);
-        let layers = self.model.layers.iter().map(|layer| LayerPlan {
-            heads: (0..layer.heads()).collect(),
-            channels: (0..layer.channels()).collect(),
-            types: [None; 2],
-        });
         let report = PruneReport {
             target: prepared.target,
             ratio: 0.0,
             removed: 0.0,
             method: prepared.method,
             recipe: prepared.recipe,
-            plan: Plan {
-                layers: layers.collect(),
-                removed: 0,
-                total: self.model.layer_parameters(),
-            },
+            plan: Plan::whole(&self.model),
             calibration,
             search: None,
+            types: None,
             sparse: None,
             effects: Vec::new(),
             no_effects: None,
@@ -491,6 +500,44 @@ impl Engine {
         };
         let unmeasured = prepared.without_effects(NoEffects::LittleText);
         Ok((report, Effects { probe, unmeasured }))
+    }
+
+    /// What smaller types cost, where any may be given.
+    fn types(
+        &self,
+        prepared: &mut Prepared,
+        events: &mut Events,
+    ) -> Result<Option<Types>, EngineError> {
+        let bits = prepared.bits;
+        if !bits.changes() {
+            return Ok(None);
+        }
+        let (tokens, bos, name) = match &mut prepared.source {
+            ProfileSource::Text(collection) if bits.measures() => {
+                // The dense model writes the text, where it is its own.
+                collection.text_mut().write(self, events)?;
+                let text = collection.text();
+                (collection.unjudged(), text.bos(), text.name())
+            }
+            _ => (&[][..], None, String::new()),
+        };
+        Types::measure(self, bits, tokens, bos, &name, events).map(Some)
+    }
+
+    /// Gives matrices their new types, in a model whose widths went by `plan`.
+    fn retype(
+        &mut self,
+        types: &Types,
+        new: &TypePlan,
+        plan: &Plan,
+        events: &mut Events,
+    ) -> Result<TypesReport, EngineError> {
+        let start = Instant::now();
+        let Engine { model, runtime, .. } = self;
+        let changes = types.apply(model, runtime, new, &plan.layers, events);
+        self.touch();
+        let changes = changes.map_err(|error| self.broken_off(error))?;
+        Ok(types.report(new, changes, start.elapsed()))
     }
 
     /// The removal of single weights, if any are to go; a text that the model writes itself need not be there yet.
@@ -535,8 +582,10 @@ impl Engine {
         let blocks = self.model.layers.iter();
         let mut blocks = blocks.map(|layer| layer.down.weight.block_type.block_len());
         // Long blocks may change to those of 32.
-        // What is found for single weights is not what is found without.
-        let found_alone = prepared.sparse.is_none() || matches!(prepared.target, Target::Ratio(_));
+        // What is found for single weights is not what is found without, and an outcome does not say what became of types.
+        let found_alone = (prepared.sparse.is_none()
+            || matches!(prepared.target, Target::Ratio(_)))
+            && !prepared.bits.changes();
         match (
             found_alone && whole(32) && blocks.all(whole),
             prepared.cache,

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::gguf::MetadataWarning;
 use crate::memory;
 use crate::model::{Model, Weight};
+use crate::prune::bits::TypeChanges;
 use crate::prune::sparse::{Allocate, SparseForm, SparseLayer, Sparsity, TypeChange};
 use crate::prune::{Found, Method, Plan, Recipe, Target};
 
@@ -48,6 +49,8 @@ pub struct PruneReport {
     pub calibration: CalibrationReport,
     /// How the ratio was found; `None` where it was the target.
     pub search: Option<SearchReport>,
+    /// Smaller types that matrices were given; `None` where none could be.
+    pub types: Option<TypesReport>,
     /// Single weights that were removed; `None` where none were to be.
     pub sparse: Option<SparseReport>,
     /// Perplexities before and after, where they were measured.
@@ -93,6 +96,21 @@ impl SparseReport {
     pub fn changes_no_types(&self) -> bool {
         self.layers.iter().all(|layer| layer.types.is_empty())
     }
+}
+
+/// Smaller types that matrices were given.
+#[derive(Debug, Clone, Serialize)]
+pub struct TypesReport {
+    pub changes: TypeChanges,
+    /// What they should cost, in nats per token, if losses add up; `None` where nothing was measured.
+    pub predicted: Option<f64>,
+    /// Tokens that it was measured on.
+    pub measured_on: usize,
+    #[serde(serialize_with = "seconds")]
+    pub measuring: Duration,
+    /// What encoding took.
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
 }
 
 /// A profile, and what it took to get it.

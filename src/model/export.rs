@@ -222,16 +222,29 @@ impl<'m> Export<'m> {
                         self.put_layer(&mut writer, source, l)?;
                     }
                 }
-                None => {
-                    let bytes = source.bytes(tensor);
-                    writer.tensor(&tensor.name, &tensor.shape, tensor.block_type, bytes);
-                }
+                None => match self.retyped(&tensor.name, tensor.block_type) {
+                    Some(weight) => {
+                        let bytes = &self.model.map.bytes()[weight.range.clone()];
+                        writer.tensor(&tensor.name, &tensor.shape, weight.block_type, bytes);
+                    }
+                    None => {
+                        let bytes = source.bytes(tensor);
+                        writer.tensor(&tensor.name, &tensor.shape, tensor.block_type, bytes);
+                    }
+                },
             }
         }
         for (l, _) in written.iter().enumerate().filter(|(_, done)| !**done) {
             self.put_layer(&mut writer, source, l)?;
         }
         Ok(writer)
+    }
+
+    /// The matrix of the vocabulary of this name, if its type is another one than this.
+    fn retyped(&self, name: &str, before: BlockType) -> Option<&Weight> {
+        let matrices = [Some(&self.model.embedding), self.model.output.as_ref()];
+        let mut matrices = matrices.into_iter().flatten();
+        matrices.find(|weight| weight.name == name && weight.block_type != before)
     }
 
     fn put_metadata(&self, writer: &mut Writer, source: &GgufFile, replace: &str) {
