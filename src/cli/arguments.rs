@@ -222,7 +222,9 @@ impl PruningArgs {
     pub fn options_if_any(&self, effects: bool) -> Result<Option<PruneOptions>> {
         let options = self.options(effects)?;
         let some = |options: &PruneOptions| {
-            options.target != Target::Ratio(0.0) || options.sparse.is_some()
+            options.target != Target::Ratio(0.0)
+                || options.sparse.is_some()
+                || options.head != HeadType::Keep
         };
         Ok(options.filter(some))
     }
@@ -266,10 +268,10 @@ struct Amount {
 pub struct BitsArgs {
     /// How --fit, --speedup and --max-ppl make the model smaller: by smaller types and narrower modules, whichever costs less for a
     /// byte, or by one of them only
-    #[arg(help_heading = heading::AMOUNT, long, value_name = "WAY", value_parser = one_of(&[Moves::Widths, Moves::Bits], Moves::name), requires = AMOUNT)]
+    #[arg(help_heading = heading::AMOUNT, long, value_name = "WAY", value_parser = one_of(&[Moves::Widths, Moves::Bits], Moves::name), requires = AMOUNT, conflicts_with = "sparse")]
     only: Option<Moves>,
     /// The type of the output head: keep, auto (the smallest that hardly changes predictions), or one like q5_0
-    #[arg(help_heading = heading::AMOUNT, long, value_name = "TYPE", value_parser = HeadType::from_str, requires = AMOUNT)]
+    #[arg(help_heading = heading::AMOUNT, long, value_name = "TYPE", value_parser = HeadType::from_str, requires = AMOUNT, conflicts_with = "sparse")]
     head: Option<HeadType>,
 }
 

@@ -241,7 +241,7 @@ fn sparse_lines(report: &SparseReport) -> Vec<String> {
         seconds(report.time),
         report.sparsity,
         100.0 * report.removed,
-        words::sparse_words(report.form),
+        words::sparse_words(report),
     )];
     if let Some(curves) = report.curves {
         let shares = |first: usize| {

@@ -6,13 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use flapjack::engine::UNITS;
 use flapjack::engine::{
     CACHE_SIZE_VARIABLE, CacheKind, Cancelled, EngineError, MetadataWarning, Notice, OutOfReach,
-    PruneReport, Target, TextError, Unsuited,
+    PruneReport, SparseReport, Target, TextError, Unsuited,
 };
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
 use flapjack::hub::HubError;
 use flapjack::model::ModelError;
-use flapjack::prune::sparse::SparseForm;
 use flapjack::prune::{ProfileError, PruneErrorKind};
 
 pub use super::streams::say;
@@ -88,7 +87,7 @@ pub fn gone(report: &PruneReport) -> String {
     match &report.sparse {
         None => structured,
         Some(sparse) => {
-            let (single, are) = (percent(sparse.removed), sparse_words(sparse.form));
+            let (single, are) = (percent(sparse.removed), sparse_words(sparse));
             match report.removed > 0.0 {
                 true => format!("{structured}, and {single} of the others are {are}"),
                 false => format!("{single} of the layers' weights are {are}"),
@@ -98,10 +97,10 @@ pub fn gone(report: &PruneReport) -> String {
 }
 
 /// What single weights are that were removed.
-pub fn sparse_words(form: SparseForm) -> &'static str {
-    match form {
-        SparseForm::Sparse => "gone, one by one",
-        SparseForm::Zeros => "zero",
+pub fn sparse_words(report: &SparseReport) -> &'static str {
+    match report.leaves_zeros() {
+        true => "zero",
+        false => "gone, one by one",
     }
 }
 
@@ -221,6 +220,24 @@ pub fn log(notices: &[Notice]) {
                 "{} in {block_type} {} zeros and as many bytes as before: the type has no sparse form, or it would not be smaller",
                 plural(*projections, "projection"),
                 if *projections == 1 { "has" } else { "have" },
+            ),
+            Notice::KeptDense {
+                block_type,
+                projections,
+                isa,
+            } => tracing::warn!(
+                "{} in {block_type} {} kept dense, with zeros and as many bytes as before: on {isa} answers come more slowly from the sparse form of this type",
+                plural(*projections, "projection"),
+                if *projections == 1 { "is" } else { "are" },
+            ),
+            Notice::SlowerSparse {
+                block_type,
+                projections,
+                isa,
+            } => tracing::warn!(
+                "{} in {block_type} {} sparse, and on {isa} answers come more slowly from that than from the dense model; the type has no zero that it could be kept dense with",
+                plural(*projections, "projection"),
+                if *projections == 1 { "is" } else { "are" },
             ),
             Notice::ChatTemplate { problem } => {
                 tracing::warn!("the model's chat template cannot be used: {problem}");

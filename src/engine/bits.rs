@@ -36,7 +36,10 @@ impl Bits {
                 true => Moves::Widths,
                 false => options.moves,
             },
-            head: options.head,
+            head: match options.sparse {
+                Some(_) => HeadType::Keep,
+                None => options.head,
+            },
         }
     }
 

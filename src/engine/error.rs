@@ -150,6 +150,9 @@ pub enum EngineError {
         mebibytes(shortage.needed), mebibytes(shortage.allowed)
     )]
     SparseMemory { shortage: Shortage },
+    /// A factor of speed, or a share by which the perplexity may rise, that is none.
+    #[error("the target of pruning must be a number above 0, and not {0}")]
+    Amount(f64),
     #[error("{} has changed since pruning began; try again", path.display())]
     FileChanged { path: PathBuf },
     #[error(transparent)]

@@ -52,7 +52,7 @@ pub struct PruneOptions {
     pub sparse: Option<SparseOptions>,
     /// By what the model gets smaller where the target is a size, a speed or a perplexity. A ratio is of widths alone.
     pub moves: Moves,
-    /// What becomes of the output head, beside that.
+    /// What becomes of the output head, beside that; it keeps its type where single weights go.
     pub head: HeadType,
     pub calibration: CalibrationOptions,
     /// A profile to prune by; `None` to find or collect one. The method must not need more than it has.

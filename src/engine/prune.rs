@@ -6,7 +6,7 @@
 //! 3. find the profile in the cache, or run the text through the model for it (`collection.rs`);
 //! 4. find the ratio that reaches the target, together with smaller types where these may change (`target.rs`, `bits.rs`);
 //! 5. prune in place, and keep the outcome for the next run; give matrices their new types: this is done anew every time;
-//! 6. remove single weights, if any are to go (`sparse.rs`): this is done anew every time;
+//! 6. remove single weights, if any are to go (`sparse.rs`), and keep what came of it too;
 //! 7. measure what all this does to predictions (`effect.rs`), and report (`report.rs`).
 
 use std::path::Path;
@@ -128,6 +128,11 @@ impl Engine {
         {
             return Err(PruneError::from(PruneErrorKind::Ratio(ratio)).into());
         }
+        if let Target::Speedup(amount) | Target::PerplexityRise(amount) = options.target
+            && !(amount.is_finite() && amount > 0.0)
+        {
+            return Err(EngineError::Amount(amount));
+        }
         sparse::must_be_whole(&self.model)?;
         if let Some(sparse) = options.sparse {
             sparse::check(&self.model, sparse, options)?;
@@ -217,7 +222,7 @@ impl Engine {
                 (outcome, OutcomeKey { single, ..key })
             });
             let (done, mut notices) = removing.carry_out(self, structured, events)?;
-            if let Some((outcome, key)) = keep.filter(|_| done.changes_no_types()) {
+            if let Some((outcome, key)) = keep {
                 let record = removing.record(&done);
                 let (name, single) = (self.file_name(), Some((&self.model, &record)));
                 self.cache
@@ -344,9 +349,10 @@ impl Engine {
             }
             Err(error) => return Err(self.broken_off(error)),
         }
-        let mut sparse = None;
+        let (mut sparse, mut notices) = (None, Vec::new());
         if let Some((removing, single)) = removing.zip(outcome.single.take()) {
-            sparse = Some(removing.again(self, &single, events)?);
+            let (report, more) = removing.again(self, &single, events)?;
+            (sparse, notices) = (Some(report), more);
         }
         let time = start.elapsed();
         let search = outcome.found.map(|found| SearchReport {
@@ -371,7 +377,7 @@ impl Engine {
             before,
             time,
             repeated: true,
-            notices: Vec::new(),
+            notices,
         }))
     }
 
@@ -551,7 +557,8 @@ impl Engine {
             ProfileSource::NotNeeded(alone) => (alone.text.tokens(), alone.text.bos()),
         };
         let held_back = prepared.effort.curve_levels().tokens;
-        Removing::new(&self.model, sparse, held_back, tokens, bos).map(Some)
+        let kernels = self.runtime.kernels;
+        Removing::new(&self.model, kernels, sparse, held_back, tokens, bos).map(Some)
     }
 
     /// Measures what is to be measured of the pruned model.

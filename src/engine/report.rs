@@ -73,7 +73,7 @@ pub struct PruneReport {
 pub struct SparseReport {
     pub sparsity: Sparsity,
     pub allocate: Allocate,
-    /// What was asked for; see [`Notice::StayAsLarge`] for projections of which nothing else than zeros could become.
+    /// What was asked for; see [`Notice::StayAsLarge`] and [`Notice::KeptDense`] for projections that have zeros instead.
     pub form: SparseForm,
     /// Tokens that scores were taken from; 0 where they look at no text.
     pub tokens: usize,
@@ -95,6 +95,12 @@ impl SparseReport {
     /// Whether all projections have the types that they had.
     pub fn changes_no_types(&self) -> bool {
         self.layers.iter().all(|layer| layer.types.is_empty())
+    }
+
+    /// Whether what was removed takes bytes, as zeros do.
+    pub fn leaves_zeros(&self) -> bool {
+        self.form == SparseForm::Zeros
+            || self.form == SparseForm::Auto && self.bytes_after >= self.bytes_before
     }
 }
 
@@ -334,6 +340,20 @@ pub enum Notice {
     StayAsLarge {
         block_type: &'static str,
         projections: usize,
+    },
+    /// So many projections of this type have zeros in the place of single weights, and take as many bytes as before, since the kernels of
+    /// this instruction set generate more slowly with sparse ones.
+    KeptDense {
+        block_type: &'static str,
+        projections: usize,
+        isa: &'static str,
+    },
+    /// So many projections of this type are sparse, though the kernels of this instruction set generate more slowly by it: the type has no
+    /// code for 0 to be kept dense with.
+    SlowerSparse {
+        block_type: &'static str,
+        projections: usize,
+        isa: &'static str,
     },
     /// The model has a chat template, which cannot be used.
     ChatTemplate { problem: String },

@@ -97,7 +97,9 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         EngineError::Cancelled(_) => FlapjackStatus::Cancelled,
         EngineError::Prune(error) => match &error.kind {
             PruneErrorKind::Cancelled(_) => FlapjackStatus::Cancelled,
-            PruneErrorKind::Ratio(_) => FlapjackStatus::Argument,
+            PruneErrorKind::Ratio(_)
+            | PruneErrorKind::Group { .. }
+            | PruneErrorKind::Pattern(_) => FlapjackStatus::Argument,
             PruneErrorKind::Model(error) => of_model(error),
             PruneErrorKind::DamagedWeights { .. } => FlapjackStatus::File,
             _ => FlapjackStatus::Failed,
@@ -122,9 +124,9 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::NoFile
         | EngineError::NoTokenizer
         | EngineError::Chat(_) => FlapjackStatus::State,
-        EngineError::NothingToBegin | EngineError::CurvesOfGroups { .. } => {
-            FlapjackStatus::Argument
-        }
+        EngineError::NothingToBegin
+        | EngineError::CurvesOfGroups { .. }
+        | EngineError::Amount(_) => FlapjackStatus::Argument,
         EngineError::OutOfReach(_) => FlapjackStatus::OutOfReach,
         EngineError::MetricMemory { .. }
         | EngineError::LayerMemory { .. }

@@ -232,6 +232,14 @@ impl Kernels {
         self.isa != Isa::Generic
     }
 
+    /// Whether a generated token takes longer with sparse weights of a type than with dense ones: spreading 4-bit codes by look-up costs
+    /// AVX2 more than the bytes that it spares (docs/speed.md). Where nothing was measured, what has fewer bytes is taken to be faster.
+    pub fn prefers_dense(&self, block_type: BlockType) -> bool {
+        use BlockType::{IQ4_NL, Q4_0, Q4_1, Q4_K};
+        matches!(self.isa, Isa::Avx2 | Isa::AvxVnni)
+            && matches!(block_type, Q4_0 | Q4_1 | IQ4_NL | Q4_K)
+    }
+
     pub fn isa(&self) -> Isa {
         self.isa
     }

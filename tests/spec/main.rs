@@ -51,6 +51,7 @@ mod serve_texts;
 mod shell;
 mod soak;
 mod sparse;
+mod sparse_forms;
 mod sparse_weights;
 mod stop;
 mod streams;
