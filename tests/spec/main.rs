@@ -32,6 +32,7 @@ mod logprobs;
 mod memory;
 mod model;
 mod models;
+mod multiply;
 mod odd_files;
 mod outcome;
 mod overrides;
