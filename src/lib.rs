@@ -56,6 +56,7 @@
 //! | [`generate`] | sampling, grammars, stop conditions; one answer, or many side by side |
 //! | [`eval`] | perplexity, speed, embeddings |
 //! | [`prune`] | FLAP and beyond, in steps from plain data to plain data |
+//! | [`heal`] | a short distillation behind pruning: forward and backward pass, optimizer |
 //! | [`tokenize`] | tokenizers from GGUF metadata |
 //! | [`chat`] | chat templates: from messages to text and tokens, and answers taken apart |
 //! | [`model`] | weights as views on the map, the KV cache, one readable forward pass ([`model::Model::forward`]) |
@@ -80,6 +81,7 @@ pub mod ffi;
 mod files;
 pub mod generate;
 pub mod gguf;
+pub mod heal;
 pub mod hub;
 pub mod kernels;
 pub mod memory;

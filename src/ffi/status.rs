@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::engine::EngineError;
 use crate::generate::GenerateError;
+use crate::heal::TrainingError;
 use crate::model::ModelError;
 use crate::prune::PruneErrorKind;
 
@@ -122,9 +123,13 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::NoFile
         | EngineError::NoTokenizer
         | EngineError::Chat(_) => FlapjackStatus::State,
-        EngineError::NothingToBegin | EngineError::CurvesOfGroups { .. } => {
-            FlapjackStatus::Argument
-        }
+        EngineError::Training(TrainingError::Cancelled(_)) => FlapjackStatus::Cancelled,
+        EngineError::Training(TrainingError::Model(error)) => of_model(error),
+        EngineError::NothingToBegin
+        | EngineError::CurvesOfGroups { .. }
+        | EngineError::HealSparse
+        | EngineError::HealRate { .. }
+        | EngineError::Training(_) => FlapjackStatus::Argument,
         EngineError::OutOfReach(_) => FlapjackStatus::OutOfReach,
         EngineError::MetricMemory { .. }
         | EngineError::LayerMemory { .. }
@@ -133,6 +138,7 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::DenseMemory { .. }
         | EngineError::SequentialMemory { .. }
         | EngineError::SparseMemory { .. }
+        | EngineError::HealMemory { .. }
         | EngineError::Context { .. }
         | EngineError::ContextMemory { .. } => FlapjackStatus::Memory,
         EngineError::Runtime(_) | EngineError::Perplexity(_) | EngineError::Unsuited(_) => {

@@ -38,7 +38,10 @@ impl<'a> Factor<'a> {
             true => 0,
             false => (rows - 1) * stride + cols,
         };
-        assert!(stride >= cols && values.len() >= needed, "values of a matrix");
+        assert!(
+            stride >= cols && values.len() >= needed,
+            "values of a matrix"
+        );
         Self {
             values,
             rows,
@@ -103,7 +106,15 @@ pub fn multiply(team: &Team, a: Factor, b: Factor, into: Store, out: &mut [f32])
         // SAFETY: the pieces of an output do not overlap, and every one is handed out once; this one lies in it.
         unsafe {
             let to = out.as_mut_ptr().add(row * cols + col);
-            run(kernels, &a.left(row), &b.right(col), (high, wide, a.cols), into, to, cols);
+            run(
+                kernels,
+                &a.left(row),
+                &b.right(col),
+                (high, wide, a.cols),
+                into,
+                to,
+                cols,
+            );
         }
     });
 }
@@ -149,6 +160,11 @@ unsafe fn run(
     with_scratch(kernels.table().multiply_scratch, |scratch| {
         let scratch = scratch.as_mut_ptr();
         // SAFETY: the caller vouches for the shapes, and the scratch is as long as the kernel asks for.
-        unsafe { call!(kernels, multiply(a, b, rows, cols, depth, add, out, stride, scratch)) };
+        unsafe {
+            call!(
+                kernels,
+                multiply(a, b, rows, cols, depth, add, out, stride, scratch)
+            )
+        };
     });
 }

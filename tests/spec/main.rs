@@ -22,6 +22,7 @@ mod generate;
 mod gguf;
 mod grammar;
 mod habits;
+mod heal;
 mod hub;
 mod inspect;
 mod interrupt;
