@@ -39,7 +39,7 @@
 //! The way data takes, from left to right. A room may use those to its left and [`kernels`], never one to its right:
 //!
 //! ```text
-//!  file on disk ─► gguf ─► model ──► prune ─────► generate · eval ─► engine ─────► the command line
+//!  file on disk ─► gguf ─► model ──► prune, heal ► generate · eval ─► engine ─────► the command line
 //!                  maps    typed     collect →    sampling,          the whole     arguments,
 //!                  views   weights   choose →     sequences,         pipeline      words, bars
 //!                          on the    restore →    perplexity,        behind one

@@ -23,6 +23,7 @@ mod gguf;
 mod grammar;
 mod habits;
 mod heal;
+mod healing;
 mod hub;
 mod inspect;
 mod interrupt;
