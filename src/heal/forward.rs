@@ -101,7 +101,8 @@ impl Student<'_> {
         }
     }
 
-    /// y = x Wᵀ + b of a projection.
+    /// y (+)= x Wᵀ + b of a projection.
+    #[allow(clippy::too_many_arguments)] // a projection, its input and its output
     fn project(
         &self,
         team: &Team,

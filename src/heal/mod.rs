@@ -19,7 +19,7 @@ mod adamw;
 mod attention;
 mod backward;
 mod batches;
-pub mod checkpoint;
+pub(crate) mod checkpoint;
 mod divergence;
 mod forward;
 mod gate;

@@ -64,15 +64,15 @@ impl<'a> Factor<'a> {
 
     /// As the left factor, from a row on.
     fn left(&self, row: usize) -> sys::fk_factor {
-        self.from(row * self.row_stride, self.row_stride, self.col_stride)
+        self.lines(row * self.row_stride, self.row_stride, self.col_stride)
     }
 
     /// As the right factor, from a column on.
     fn right(&self, col: usize) -> sys::fk_factor {
-        self.from(col * self.col_stride, self.col_stride, self.row_stride)
+        self.lines(col * self.col_stride, self.col_stride, self.row_stride)
     }
 
-    fn from(&self, first: usize, line_stride: usize, sum_stride: usize) -> sys::fk_factor {
+    fn lines(&self, first: usize, line_stride: usize, sum_stride: usize) -> sys::fk_factor {
         sys::fk_factor {
             values: self.values[first.min(self.values.len())..].as_ptr(),
             line_stride,

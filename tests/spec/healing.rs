@@ -230,20 +230,16 @@ fn more_of_a_file_is_read_than_calibration_takes_but_not_what_effects_are_measur
         },
         ..healing(9000)
     };
-    // Calibration takes 4096 tokens: with one token in front of each sequence that is 16 sequences. Two of an eighth more are held back.
+    // Calibration takes 4096 tokens, 16 sequences; with what is read beside that there are 35, of which an eighth is held back.
     let report = workshop.prune(&options);
     let heal = report.heal.unwrap();
     assert_eq!(report.calibration.all_tokens, 4096);
     assert_eq!(heal.held_back, 4 * 256, "{heal:?}");
     let few = PruneOptions {
-        heal: Some(heal_of(1000)),
+        heal: Some(self::heal(1000)),
         ..options
     };
     assert_eq!(workshop.prune(&few).heal.unwrap().held_back, 2 * 256);
-}
-
-fn heal_of(tokens: usize) -> HealOptions {
-    heal(tokens)
 }
 
 #[test]
