@@ -7,6 +7,7 @@ use crate::generate::{Grammar, SamplerConfig};
 #[cfg(doc)]
 use crate::gguf::GgufFile;
 use crate::gguf::Value as MetadataValue;
+use crate::heal::{Budget, What};
 use crate::model::{CacheType, Model};
 use crate::prune::sparse::{Allocate, SparseForm, Sparsity};
 use crate::prune::{Effort, HeadUnit, Method, Metric, Recipe, Restore, Structure, Target};
@@ -48,6 +49,9 @@ pub struct PruneOptions {
     /// Single weights to remove, after heads and channels if the target removes any: a ratio of 0 leaves these be, and no profile
     /// is collected then. `None` for no single weights. The target must be a ratio.
     pub sparse: Option<SparseOptions>,
+    /// Train what pruning leaves towards the dense model's predictions, on the text of the calibration; `None` for not. It is not for
+    /// models that lose single weights, nor for a profile from a file, which comes without text.
+    pub heal: Option<HealOptions>,
     pub calibration: CalibrationOptions,
     /// A profile to prune by; `None` to find or collect one. The method must not need more than it has.
     pub profile: Option<PathBuf>,
@@ -63,10 +67,33 @@ impl Default for PruneOptions {
             target: Target::Ratio(0.3),
             method: MethodOptions::default(),
             sparse: None,
+            heal: None,
             calibration: CalibrationOptions::default(),
             profile: None,
             cache: Cache::default(),
             effects: false,
+        }
+    }
+}
+
+/// How to heal a pruned model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HealOptions {
+    pub budget: Budget,
+    /// The highest learning rate; `None` for what suits what is trained.
+    pub rate: Option<f32>,
+    pub what: What,
+    /// The order of the text follows from it.
+    pub seed: u64,
+}
+
+impl From<Budget> for HealOptions {
+    fn from(budget: Budget) -> Self {
+        Self {
+            budget,
+            rate: None,
+            what: What::default(),
+            seed: 0,
         }
     }
 }
