@@ -284,6 +284,7 @@ fn title(stage: Stage) -> (String, Unit) {
         Stage::Searching => ("looking for the ratio", Unit::Of("models")),
         Stage::Pruning => ("pruning", Unit::Of("layers")),
         Stage::Sparsifying => ("removing single weights", Unit::Of("layers")),
+        Stage::Healing => ("healing", Unit::Of("tokens")),
         Stage::Effects => ("measuring the effect", Unit::Of("chunks")),
         Stage::Comparing => ("timing against the dense model", Unit::Of("turns")),
         Stage::Scoring => ("scoring", Unit::Of("chunks")),

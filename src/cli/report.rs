@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use flapjack::engine::{
-    CalibrationReport, Effect, EffectText, Engine, Found, LayerSnapshot, ModelReport, NoEffects,
-    ProfileFrom, PruneReport, SparseReport, SpeedComparison, Spread, Target, Turns, TypesReport,
+    CalibrationReport, Effect, EffectText, Engine, Found, HealEnd, HealReport, LayerSnapshot,
+    ModelReport, NoEffects, ProfileFrom, PruneReport, SparseReport, SpeedComparison, Spread,
+    Target, Turns, TypesReport, What,
 };
 use flapjack::generate::Generated;
 use flapjack::prune::bits::TypeChanges;
@@ -140,6 +141,7 @@ pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
     };
     lines.extend(report.types.as_ref().map(retyped_line));
     lines.extend(report.sparse.iter().flat_map(sparse_lines));
+    lines.extend(report.heal.iter().flat_map(heal_lines));
     lines.push(change_line(
         "parameters",
         millions(before.parameters),
@@ -259,6 +261,55 @@ fn sparse_lines(report: &SparseReport) -> Vec<String> {
         lines.push(format!("  attention  by layer, in per cent: {}", shares(0)));
         lines.push(format!("  MLP        by layer, in per cent: {}", shares(1)));
     }
+    lines
+}
+
+/// How the model was healed.
+fn heal_lines(report: &HealReport) -> Vec<String> {
+    let of = match report.what {
+        What::All => "all weights of the layers",
+        What::Norms => "norms and biases",
+    };
+    let how = match (report.repeated, report.resumed) {
+        (true, _) => ", in an earlier run (from the cache)".to_owned(),
+        (false, 0) => {
+            let seconds = report.time.as_secs_f64().max(1e-9);
+            format!(", {:.0} tokens/s", report.tokens as f64 / seconds)
+        }
+        (false, resumed) => format!(
+            "; {} were done in a run that was broken off",
+            plural(resumed, "step")
+        ),
+    };
+    let mut lines = vec![format!(
+        "  heal       {}  {of} trained on {} in {}, rate {}{how}",
+        seconds(report.time),
+        plural(report.tokens, "token"),
+        plural(report.steps, "step"),
+        report.rate,
+    )];
+    let unhealed = "the model is as pruning left it";
+    lines.push(match report.end {
+        HealEnd::Healed | HealEnd::NotBetter => {
+            let change = change_line(
+                "divergence",
+                format!("{:.4}", report.before),
+                format!("{:.4}", report.after),
+                report.after / report.before,
+            );
+            let unhealed = match report.end {
+                HealEnd::NotBetter => format!("; no better, so that {unhealed}"),
+                _ => String::new(),
+            };
+            let tokens = plural(report.held_back, "held-back token");
+            format!("{change}  from the dense model on {tokens}{unhealed}")
+        }
+        HealEnd::Diverged => format!(
+            "  not healed: step {} met what is not a number (a lower --heal-rate may do); {unhealed}",
+            report.steps
+        ),
+        HealEnd::Cancelled => format!("  not healed: interrupted; {unhealed}"),
+    });
     lines
 }
 

@@ -10,6 +10,7 @@ use flapjack::engine::{
 };
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
+use flapjack::heal::TrainingError;
 use flapjack::hub::HubError;
 use flapjack::model::ModelError;
 use flapjack::prune::{ProfileError, PruneErrorKind};
@@ -189,6 +190,9 @@ pub fn log(notices: &[Notice]) {
             Notice::PromptBeyondTraining { prompt, trained } => tracing::warn!(
                 "the prompt has {prompt} tokens, and the model was trained for {trained}, so that what it answers may be nonsense; shorten the prompt"
             ),
+            Notice::HealMemory { bytes } => {
+                tracing::info!("healing will take about {} of memory", mebibytes(*bytes))
+            }
             Notice::FewerTokens {
                 source,
                 tokens,
@@ -251,6 +255,7 @@ fn kept_words(kind: CacheKind) -> &'static str {
         CacheKind::Profile => "the profile",
         CacheKind::Outcome => "the outcome of pruning",
         CacheKind::Hash => "the hash of the profile",
+        CacheKind::Training => "what healing has done so far",
     }
 }
 
@@ -367,6 +372,17 @@ fn engine_advice(error: &EngineError) -> Option<String> {
         EngineError::SparseMemory { .. } => {
             "; take fewer tokens with --calib-tokens, a smaller file type, or allow more memory"
         }
+        EngineError::HealMemory { shortage } if shortage.set => {
+            "; raise --memory, or take --heal-what norms"
+        }
+        EngineError::HealMemory { .. } => "; take --heal-what norms, or allow more memory",
+        EngineError::HealSparse => "; leave out --sparse or --heal",
+        EngineError::HealRate { .. } | EngineError::Training(TrainingError::NotNumbers { .. }) => {
+            "; take another --heal-rate"
+        }
+        EngineError::Training(TrainingError::TooShort { .. }) => {
+            "; name a longer text with --calib, or allow more of it with --calib-tokens"
+        }
         EngineError::Context { .. } => "; leave --ctx out, or ask for less",
         EngineError::ContextMemory { .. } => {
             "; ask for fewer tokens, or take --kv q8_0 for about half of that"
@@ -394,7 +410,7 @@ fn engine_advice(error: &EngineError) -> Option<String> {
 
 fn unsuited_advice(unsuited: &Unsuited) -> String {
     match unsuited {
-        Unsuited::SingleWeights => {
+        Unsuited::SingleWeights | Unsuited::Healing => {
             "; name the text with --calib instead of --profile".to_owned()
         }
         Unsuited::Sequential => {

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `MODEL-TEXT-COLLECTED-vN.profile` | a profile, under parts of the hashes that its [`Origin`] has |
 //! | `MODEL-TEXT-COLLECTED-vN.hash` | the hash of a profile that was too large to stay: outcomes are found by it |
+//! | `KEY-vN.training` | a healing that was broken off, under the same as its outcome |
 //! | `KEY-vN.outcome` | an outcome, under a part of the hash of its [`OutcomeKey`] |
 //!
 //! *N* is the version of the format. The time of a file's last change is that of its last use.
@@ -20,6 +21,7 @@ use std::time::{Duration, SystemTime};
 use super::report::{CacheKind, Notice};
 use super::sizes::parse_size;
 use crate::files;
+use crate::heal::checkpoint;
 use crate::hub;
 use crate::model::Model;
 use crate::prune::{
@@ -275,7 +277,7 @@ impl CacheEntry {
                     recipe: stated.recipe,
                 })
             }
-            CacheKind::Hash => None,
+            CacheKind::Hash | CacheKind::Training => None,
         }
     }
 }
@@ -286,6 +288,7 @@ fn extension(kind: CacheKind) -> &'static str {
         CacheKind::Profile => "profile",
         CacheKind::Outcome => "outcome",
         CacheKind::Hash => "hash",
+        CacheKind::Training => "training",
     }
 }
 
@@ -294,6 +297,7 @@ fn version_of(kind: CacheKind) -> u32 {
     match kind {
         CacheKind::Profile | CacheKind::Hash => store::VERSION,
         CacheKind::Outcome => outcome::VERSION,
+        CacheKind::Training => checkpoint::VERSION,
     }
 }
 
@@ -308,7 +312,12 @@ fn limit_of(text: Option<String>) -> Result<u64, CacheError> {
 
 /// What a file is by its name, and the version of its format; `None` if it is no file of the cache.
 fn kind_and_version(path: &Path) -> Option<(CacheKind, u32)> {
-    let kinds = [CacheKind::Profile, CacheKind::Outcome, CacheKind::Hash];
+    let kinds = [
+        CacheKind::Profile,
+        CacheKind::Outcome,
+        CacheKind::Hash,
+        CacheKind::Training,
+    ];
     let ending = path.extension()?.to_str()?;
     let kind = kinds.into_iter().find(|kind| extension(*kind) == ending)?;
     let name = path.file_stem()?.to_str()?;
@@ -498,6 +507,24 @@ impl CacheFolder {
                 problem: error.to_string(),
             });
         }
+    }
+
+    /// Where a healing of so many trained values keeps what it has done, and what that is known by; `None` where there is no room for it.
+    pub(super) fn checkpoint(
+        &self,
+        key: &OutcomeKey,
+        trained: usize,
+        notices: &mut Vec<Notice>,
+    ) -> Option<(PathBuf, String)> {
+        let (folder, hash) = (self.folder.as_ref()?, key.hash());
+        let name = format!("{}-v{}.training", hash.get(..32)?, checkpoint::VERSION);
+        let (path, bytes) = (folder.join(name), checkpoint::bytes(trained));
+        if !self.may_keep(CacheKind::Training, bytes, notices) {
+            return None;
+        }
+        make(folder);
+        self.make_room(bytes, &path);
+        Some((path, hash))
     }
 
     fn outcome_path(&self, key: &OutcomeKey) -> Option<PathBuf> {

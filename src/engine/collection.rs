@@ -194,6 +194,11 @@ impl Collection {
         &self.text
     }
 
+    /// What is said before it begins, to which more may be added.
+    pub fn notices_mut(&mut self) -> &mut Vec<Notice> {
+        &mut self.notices
+    }
+
     /// The tokens that are there but for those that are kept for judging.
     pub fn unjudged(&self) -> &[u32] {
         let tokens = self.text.tokens();

@@ -47,6 +47,8 @@ pub enum Stage {
     Retyping,
     /// Single weights are removed; layers.
     Sparsifying,
+    /// The pruned model is trained towards the dense one; tokens.
+    Healing,
     /// The effect of pruning is measured; chunks of text.
     Effects,
     /// The pruned and the dense model are timed in turns; turns.

@@ -12,6 +12,7 @@
 //! | `profile` | a profile from a file; pruning by a profile |
 //! | `target` | the ratio for a size, a speed, a perplexity |
 //! | `sparse` | single weights, by themselves or after heads and channels |
+//! | `heal` | a short distillation behind pruning |
 //! | `effect` | perplexities before and after |
 //! | `comparison` | speeds of the pruned and the dense model, in turns |
 //! | `cache` | profiles and outcomes of earlier runs |
@@ -35,6 +36,7 @@ mod effect;
 mod error;
 mod events;
 mod export;
+mod heal;
 mod machine;
 mod memory;
 mod needs;
@@ -56,22 +58,23 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use crate::gguf::{MetadataWarning, Value as MetadataValue};
+pub use crate::heal::{Budget, What};
 pub use crate::progress::Cancelled;
-pub use crate::prune::{Found, Target};
+pub use crate::prune::{Found, HealEnd, Target};
 pub use comparison::{SpeedComparison, Spread, Turns};
 pub use conversation::{Conversation, OnStep, Reply};
 pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
 pub use events::{Event, Events, Stage, ignore};
 pub use machine::{InstructionSet, Machine, machine};
 pub use options::{
-    Cache, CalibrationOptions, GenerateOptions, HeadType, MethodOptions, OpenOptions, Pack,
-    PruneOptions, SequenceOptions, SparseOptions,
+    Cache, CalibrationOptions, GenerateOptions, HeadType, HealOptions, MethodOptions, OpenOptions,
+    Pack, PruneOptions, SequenceOptions, SparseOptions,
 };
 pub use prune::Prepared;
 pub use report::{
-    CacheKind, CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, LayerSnapshot,
-    ModelReport, NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
-    SparseReport, TypesReport,
+    CacheKind, CalibrationReport, CurvesReport, Effect, EffectText, ExportReport, HealReport,
+    LayerSnapshot, ModelReport, NoEffects, Notice, ProfileFrom, PruneReport, SearchReport,
+    Shortage, Snapshot, SparseReport, TypesReport,
 };
 pub use sampling::SamplingDefaults;
 pub use synthetic::{SyntheticType, TINY, write_synthetic};

@@ -7,6 +7,7 @@ use crate::generate::{Grammar, SamplerConfig};
 #[cfg(doc)]
 use crate::gguf::GgufFile;
 use crate::gguf::Value as MetadataValue;
+use crate::heal::{Budget, What};
 use crate::model::{CacheType, Model};
 use crate::prune::bits::Moves;
 use crate::prune::sparse::{Allocate, SparseForm, Sparsity};
@@ -54,6 +55,9 @@ pub struct PruneOptions {
     pub moves: Moves,
     /// What becomes of the output head, beside that; it keeps its type where single weights go.
     pub head: HeadType,
+    /// Train what pruning leaves towards the dense model's predictions, on the text of the calibration; `None` for not. It is not for
+    /// models that lose single weights, nor for a profile from a file, which comes without text.
+    pub heal: Option<HealOptions>,
     pub calibration: CalibrationOptions,
     /// A profile to prune by; `None` to find or collect one. The method must not need more than it has.
     pub profile: Option<PathBuf>,
@@ -71,6 +75,7 @@ impl Default for PruneOptions {
             sparse: None,
             moves: Moves::default(),
             head: HeadType::default(),
+            heal: None,
             calibration: CalibrationOptions::default(),
             profile: None,
             cache: Cache::default(),
@@ -111,6 +116,28 @@ impl std::str::FromStr for HeadType {
                     ))
                 }
             },
+        }
+    }
+}
+
+/// How to heal a pruned model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HealOptions {
+    pub budget: Budget,
+    /// The highest learning rate; `None` for what suits what is trained.
+    pub rate: Option<f32>,
+    pub what: What,
+    /// The order of the text follows from it.
+    pub seed: u64,
+}
+
+impl From<Budget> for HealOptions {
+    fn from(budget: Budget) -> Self {
+        Self {
+            budget,
+            rate: None,
+            what: What::default(),
+            seed: 0,
         }
     }
 }

@@ -7,7 +7,8 @@
 //! 4. find the ratio that reaches the target, together with smaller types where these may change (`target.rs`, `bits.rs`);
 //! 5. prune in place, and keep the outcome for the next run; give matrices their new types: this is done anew every time;
 //! 6. remove single weights, if any are to go (`sparse.rs`), and keep what came of it too;
-//! 7. measure what all this does to predictions (`effect.rs`), and report (`report.rs`).
+//! 7. heal what is left, if that was asked for (`heal.rs`), and keep that outcome, too;
+//! 8. measure what all this does to predictions (`effect.rs`), and report (`report.rs`).
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use super::collection::{Collection, TextAlone};
 use super::effect::Probe;
 use super::error::EngineError;
 use super::events::{Events, Shared, Stage};
+use super::heal::{self, Healing};
 use super::memory::{self, Room};
 use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions, SparseOptions};
 use super::profile::{self, Calibrated};
@@ -48,6 +50,8 @@ pub struct Prepared {
     sparse: Option<SparseOptions>,
     /// Which types may change.
     bits: Bits,
+    /// How the pruned model is healed; `None` for not.
+    heal: Option<Healing>,
     source: ProfileSource,
     /// Whether packed weights must make room.
     unpack: bool,
@@ -137,7 +141,8 @@ impl Engine {
         if let Some(sparse) = options.sparse {
             sparse::check(&self.model, sparse, options)?;
         }
-        let (recipe, source) = match &options.profile {
+        let mut heal = Healing::prepare(self, options)?;
+        let (recipe, mut source) = match &options.profile {
             _ if options.sparse.is_some() && options.target == Target::Ratio(0.0) => {
                 let (calibration, effort) = (&options.calibration, options.method.effort);
                 let alone = TextAlone::read(self, calibration, effort)?;
@@ -152,6 +157,12 @@ impl Engine {
             ProfileSource::Text(collection) => collection.unpack,
             ProfileSource::NotNeeded(_) => false,
         };
+        if let (Some(healing), ProfileSource::Text(collection)) = (&mut heal, &mut source) {
+            healing.read_on(self, options, collection.text())?;
+            let how = options.heal.expect("it is healed");
+            let bytes = heal::needed(&self.model, how, options.target);
+            collection.notices_mut().push(Notice::HealMemory { bytes });
+        }
         let prepared = Prepared {
             target: options.target,
             method: options.method.method,
@@ -159,6 +170,7 @@ impl Engine {
             effort: options.method.effort,
             sparse: options.sparse,
             bits: Bits::of(options),
+            heal,
             source,
             unpack,
             cache: self.usable_cache(options.cache),
@@ -198,16 +210,27 @@ impl Engine {
         let types = self.types(&mut prepared, events)?;
         let structured = !matches!(prepared.source, ProfileSource::NotNeeded(_));
         let (dense, cache) = (columns(&self.model), prepared.cache);
-        let mut all_again = match &removing {
-            Some(removing) => self.repeat(&prepared, Some(removing), events)?,
-            None => None,
+        let healing = prepared.heal.clone();
+        let mut all_again = match (&removing, &healing) {
+            (None, None) => None,
+            _ => self.repeat(&prepared, removing.as_ref(), healing.as_ref(), events)?,
         };
+        let text = match &mut prepared.source {
+            ProfileSource::Text(collection) if healing.is_some() && all_again.is_none() => {
+                // The dense model writes the text, where it is its own.
+                let text = collection.text_mut();
+                text.write(self, events)?;
+                (text.tokens().to_vec(), text.bos())
+            }
+            _ => (Vec::new(), None),
+        };
+        let outcomes = self.outcome_cache(&prepared);
         let (mut report, effects) = match structured {
             _ if all_again.is_some() => {
                 (all_again.take().expect("it is there"), Effects::default())
             }
             false => self.prune_nothing(&prepared, removing.as_ref(), events)?,
-            true => match self.repeat(&prepared, None, events)? {
+            true => match self.repeat(&prepared, None, None, events)? {
                 Some(report) => (report, Effects::default()),
                 None => self.prune_anew(prepared, removing.as_ref(), types.as_ref(), events)?,
             },
@@ -231,6 +254,27 @@ impl Engine {
             report.after = Snapshot::take(&self.model);
             report.sparse = Some(done);
             report.notices.extend(notices);
+            report.repeated = false;
+        }
+        if let Some(healing) = healing.filter(|_| report.heal.is_none()) {
+            let key = outcome_key(report.target, report.recipe, outcomes, &report.calibration);
+            let key = key.map(|key| OutcomeKey {
+                healed: Some(healing.key()),
+                ..key
+            });
+            let found = report.search.as_ref().map(|search| search.found);
+            let plan = report.plan.clone();
+            let mut outcome = Outcome::of(&self.model, &dense, plan, report.ratio, found);
+            let (text, notices) = ((&text.0[..], text.1), &mut report.notices);
+            let (done, kept) = healing.carry_out(self, text, key.as_ref(), notices, events)?;
+            if let (Some(key), Some(kept)) = (key, kept) {
+                outcome.healed = Some(kept);
+                let name = self.file_name();
+                self.cache
+                    .keep_outcome(&outcome, &key, &name, None, notices);
+            }
+            report.after = Snapshot::take(&self.model);
+            report.heal = Some(done);
             report.repeated = false;
         }
         self.measure(effects, &mut report, events)?;
@@ -307,12 +351,13 @@ impl Engine {
         Ok((collection.recipe, ProfileSource::Text(Box::new(collection))))
     }
 
-    /// Does again what an earlier run did, if the cache folder knows of it: all of it, where `removing` is what single weights are to go,
+    /// Does again what an earlier run did, if the cache folder knows of it: all of it, where `removing` is what single weights are to go and `healing` how it is healed,
     /// or what was done before these.
     fn repeat(
         &mut self,
         prepared: &Prepared,
         removing: Option<&Removing>,
+        healing: Option<&Healing>,
         events: &mut Events,
     ) -> Result<Option<PruneReport>, EngineError> {
         let start = Instant::now();
@@ -331,6 +376,7 @@ impl Engine {
         let key = outcome_key(prepared.target, prepared.recipe, cache, &calibration);
         let key = key.map(|key| OutcomeKey {
             single: removing.map(Removing::key),
+            healed: healing.map(Healing::key),
             ..key
         });
         let Some(mut outcome) = key.and_then(|key| self.cache.find_outcome(&key)) else {
@@ -354,6 +400,10 @@ impl Engine {
             let (report, more) = removing.again(self, &single, events)?;
             (sparse, notices) = (Some(report), more);
         }
+        let mut heal = None;
+        if let Some((healing, healed)) = healing.zip(outcome.healed.take()) {
+            heal = Some(healing.again(self, &healed)?);
+        }
         let time = start.elapsed();
         let search = outcome.found.map(|found| SearchReport {
             found,
@@ -371,6 +421,7 @@ impl Engine {
             search,
             types: None,
             sparse,
+            heal,
             effects: Vec::new(),
             no_effects: prepared.without_effects(NoEffects::Repeated),
             after: Snapshot::take(&self.model),
@@ -455,6 +506,7 @@ impl Engine {
             search,
             types,
             sparse: None,
+            heal: None,
             effects: Vec::new(),
             no_effects: None,
             before,
@@ -496,6 +548,7 @@ impl Engine {
             search: None,
             types: None,
             sparse: None,
+            heal: None,
             effects: Vec::new(),
             no_effects: None,
             after: before.clone(),
@@ -681,6 +734,7 @@ fn outcome_key(
         recipe,
         target,
         single: None,
+        healed: None,
         flapjack: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

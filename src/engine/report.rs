@@ -6,11 +6,12 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::gguf::MetadataWarning;
+use crate::heal::What;
 use crate::memory;
 use crate::model::{Model, Weight};
 use crate::prune::bits::TypeChanges;
 use crate::prune::sparse::{Allocate, SparseForm, SparseLayer, Sparsity, TypeChange};
-use crate::prune::{Found, Method, Plan, Recipe, Target};
+use crate::prune::{Found, HealEnd, Method, Plan, Recipe, Target};
 
 /// A model that was opened.
 #[derive(Debug, Clone, Serialize)]
@@ -53,6 +54,8 @@ pub struct PruneReport {
     pub types: Option<TypesReport>,
     /// Single weights that were removed; `None` where none were to be.
     pub sparse: Option<SparseReport>,
+    /// How it was healed; `None` where it was not to be.
+    pub heal: Option<HealReport>,
     /// Perplexities before and after, where they were measured.
     pub effects: Vec<Effect>,
     /// Why there are none, where some were asked for of a text other than the built-in one.
@@ -117,6 +120,30 @@ pub struct TypesReport {
     /// What encoding took.
     #[serde(serialize_with = "seconds")]
     pub time: Duration,
+}
+
+/// How a pruned model was healed.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct HealReport {
+    /// Tokens that were trained on, those that came several times counted as often.
+    pub tokens: usize,
+    pub steps: usize,
+    /// Steps of these that an earlier run had done which was broken off.
+    pub resumed: usize,
+    pub what: What,
+    /// The highest learning rate.
+    pub rate: f32,
+    /// Tokens that were held back, and the mean divergence KL(dense ‖ pruned) on them, in nats, before and after.
+    pub held_back: usize,
+    pub before: f64,
+    pub after: f64,
+    /// What became of the weights that were trained.
+    pub end: HealEnd,
+    /// What the steps took.
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
+    /// Whether the weights were taken from the cache folder.
+    pub repeated: bool,
 }
 
 /// A profile, and what it took to get it.
@@ -327,6 +354,8 @@ pub enum Notice {
     BeyondTraining { positions: usize, trained: usize },
     /// A prompt has more tokens than the model was trained for positions; what it answers may be nonsense.
     PromptBeyondTraining { prompt: usize, trained: usize },
+    /// Healing will take about so many bytes.
+    HealMemory { bytes: u64 },
     /// The calibration text has fewer tokens than were asked for.
     FewerTokens {
         source: String,
@@ -367,6 +396,8 @@ pub enum CacheKind {
     Outcome,
     /// The hash of a profile that was too large to stay.
     Hash,
+    /// A healing that was broken off.
+    Training,
 }
 
 /// Memory that is not there.

@@ -8,6 +8,7 @@ mod attention;
 mod matmul;
 mod matrix;
 mod moments;
+mod multiply;
 mod sys;
 mod team;
 mod waiting;
@@ -20,6 +21,7 @@ pub use attention::{AttentionShape, KV_BLOCK, KvBlocks, KvLayout, Span, attentio
 pub use matmul::{Product, matmul, matmul_add, matmul_silu, matmul_then};
 pub use matrix::MatrixView;
 pub use moments::{Moments, MomentsPart};
+pub use multiply::{Factor, Store, multiply};
 pub use team::{Pool, Team};
 
 use crate::quant::BlockType;

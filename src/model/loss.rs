@@ -70,7 +70,7 @@ const LANES: usize = 16;
 const PIECE: usize = 64 * LANES;
 
 /// The largest logit, and ln Σ exp(logit − largest).
-fn log_sum_exp(logits: &[f32]) -> (f32, f64) {
+pub(crate) fn log_sum_exp(logits: &[f32]) -> (f32, f64) {
     let peak = logits.iter().fold(f32::NEG_INFINITY, |m, l| m.max(*l));
     let mut total = 0.0;
     for piece in logits.chunks(PIECE) {
@@ -106,7 +106,7 @@ fn dot_shifted(p: &[f32], l: &[f32], peak: f32) -> f64 {
 /// exp(x) for x ≤ 0, to about 2 · 10⁻⁷ of itself, without a branch or a call: 2ⁿ exp(r) with |r| ≤ ln 2 / 2 and Taylor's
 /// polynomial of degree 6.
 #[inline(always)]
-fn fast_exp(x: f32) -> f32 {
+pub(crate) fn fast_exp(x: f32) -> f32 {
     // Adding and subtracting this rounds to whole numbers.
     const ROUNDER: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;

@@ -29,6 +29,7 @@ pub use forward::{Batch, Observer, Row, Scratch, Unobserved};
 pub(crate) use kind::architecture;
 pub use kind::{Kind, Part};
 pub use loss::{Predictions, negative_log_likelihoods};
+pub(crate) use loss::{fast_exp, log_sum_exp};
 pub use module::{Module, ModuleId};
 pub use retype::{MatrixId, NewType};
 pub use rope::Rope;

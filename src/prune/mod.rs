@@ -45,9 +45,11 @@ pub use collect::{
     GramScratch, Groups, LayerProfile, Profile, Reread, calibrate, groups,
 };
 pub use error::{PruneError, PruneErrorKind};
+pub(crate) use keep::format;
 pub use keep::{
-    Collected, Covariances, LayerRecord, Origin, Outcome, OutcomeError, OutcomeKey, ProfileError,
-    Record, Single, SingleRecord, StoredProfile, outcome, record, store,
+    Collected, Covariances, HealEnd, HealRecord, LayerRecord, Origin, Outcome, OutcomeError,
+    OutcomeKey, ProfileError, Record, Rewritten, Single, SingleRecord, StoredProfile, outcome,
+    record, store,
 };
 pub use method::{Effort, Method};
 pub use recipe::{HeadUnit, Metric, Recipe, Restore, Structure};

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::format::{Hashing, Numbers, checked, hash_of, read_head, read_header};
+use super::rewritten::Rewritten;
 use super::single::{self, Single, SingleRecord, StoredSingle};
 use crate::count::count;
 use crate::files;
@@ -30,7 +31,7 @@ use crate::quant::{BlockType, Layout, unpack};
 
 const MAGIC: &[u8; 8] = b"FLAPDONE";
 /// Goes up whenever the format does, or what pruning computes: an outcome of another version is not used.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// What an outcome follows from. Equal keys have equal outcomes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -45,6 +46,9 @@ pub struct OutcomeKey {
     /// Which single weights went afterwards, and by what text; `None` where none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub single: Option<String>,
+    /// How the model was healed afterwards, and by what text; `None` where it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healed: Option<String>,
     /// The version of flapjack.
     pub flapjack: String,
 }
@@ -68,6 +72,38 @@ pub struct Outcome {
     layers: Vec<[EncodedProjection; 2]>,
     /// What single weights have left; `None` where none went.
     pub single: Option<Single>,
+    /// What healing has made of it; `None` where it was not healed.
+    pub healed: Option<(HealRecord, Rewritten)>,
+}
+
+/// How healing went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct HealRecord {
+    /// Tokens that were trained on.
+    pub tokens: usize,
+    pub steps: usize,
+    /// What the steps took.
+    pub seconds: f64,
+    /// Tokens that were held back, and the mean divergence of the dense model's predictions from the pruned one's on them, in nats,
+    /// before and after.
+    pub held_back: usize,
+    pub before: f64,
+    pub after: f64,
+    pub end: HealEnd,
+}
+
+/// What became of the weights that were trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealEnd {
+    /// The model has them.
+    Healed,
+    /// They were not better on what was held back, and the model is as pruning left it.
+    NotBetter,
+    /// A gradient was not made of numbers; the model is as pruning left it.
+    Diverged,
+    /// It was cancelled; the model is as pruning left it.
+    Cancelled,
 }
 
 /// Why an outcome's file cannot be used.
@@ -120,6 +156,17 @@ struct Header {
     projections: Vec<[StoredProjection; 2]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     single: Option<(SingleRecord, Vec<StoredSingle>)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    healed: Option<StoredHealed>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredHealed {
+    record: HealRecord,
+    /// Bytes of each projection that was written anew.
+    matrices: Vec<usize>,
+    /// Numbers of norms and biases.
+    vectors: usize,
 }
 
 /// A [`LayerPlan`], with types by their numbers.
@@ -200,6 +247,7 @@ impl Outcome {
                 .collect(),
             plan,
             single: None,
+            healed: None,
         }
     }
 
@@ -265,7 +313,11 @@ impl Outcome {
         let layers = single.map_or(0, |(model, _)| {
             model.layers.iter().map(|layer| layer.bytes()).sum()
         });
-        projections.map(|p| p.bytes.len()).sum::<usize>() + layers
+        let healed = self
+            .healed
+            .as_ref()
+            .map_or(0, |(_, weights)| weights.bytes());
+        projections.map(|p| p.bytes.len()).sum::<usize>() + layers + healed
     }
 
     /// Writes the file, whole or not at all. `model_name`, the name of the model's file, is for those who look through files. `single`
@@ -318,6 +370,11 @@ impl Outcome {
                 })
                 .collect(),
             single: single.map(|(model, shares)| (shares.clone(), single::stored(model))),
+            healed: self.healed.as_ref().map(|(record, weights)| StoredHealed {
+                record: *record,
+                matrices: weights.matrices.iter().map(Vec::len).collect(),
+                vectors: weights.vectors().len(),
+            }),
         };
         let mut out = Hashing::begin(out, MAGIC, VERSION, &header)?;
         for projection in self.layers.iter().flatten() {
@@ -325,6 +382,13 @@ impl Outcome {
             if let Some(bias) = &projection.bias {
                 out.put_floats(bias)?;
             }
+        }
+        if let Some((_, weights)) = &self.healed {
+            weights
+                .matrices
+                .iter()
+                .try_for_each(|bytes| out.put(bytes))?;
+            out.put_floats(weights.vectors())?;
         }
         if let Some((model, _)) = single {
             single::each(model, |bytes| out.put(bytes))?;
@@ -382,6 +446,19 @@ impl Outcome {
         let layers = header.projections.iter();
         let layers = layers.map(|[o, down]| Some([projection(o)?, projection(down)?]));
         let layers: Vec<_> = layers.collect::<Option<_>>().ok_or(ODD)?;
+        let mut healed = |stored: StoredHealed| {
+            let matrices = stored.matrices.into_iter();
+            let matrices = matrices.map(|len| Some(take(Some(len))?.to_vec()));
+            let matrices = matrices.collect::<Option<_>>()?;
+            let mut numbers = Numbers(take(stored.vectors.checked_mul(size_of::<f32>()))?);
+            let mut vectors = vec![0.0; stored.vectors];
+            numbers.floats(&mut vectors);
+            Some((stored.record, Rewritten::from_parts(matrices, vectors)))
+        };
+        let healed = match header.healed {
+            Some(stored) => Some(healed(stored).ok_or(ODD)?),
+            None => None,
+        };
         let (behind, rest) = (body.len() - data.len(), data.len());
         let single = header.single;
         let expected = single
@@ -406,6 +483,7 @@ impl Outcome {
             },
             layers,
             single,
+            healed,
         })
     }
 }
