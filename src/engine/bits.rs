@@ -9,7 +9,7 @@ use super::options::{HeadType, PruneOptions};
 use super::report::TypesReport;
 use crate::kernels::Runtime;
 use crate::model::Model;
-use crate::prune::bits::{self, Level, Moves, TypeChanges, TypeCurves, TypePlan};
+use crate::prune::bits::{self, Importance, Level, Moves, TypeChanges, TypeCurves, TypePlan};
 use crate::prune::{Calibration, LayerPlan, PruneError, PruneErrorKind, Target, calibrate, curves};
 
 /// Tokens that the importance of inputs is taken from at most.
@@ -41,6 +41,12 @@ impl Bits {
                 None => options.head,
             },
         }
+    }
+
+    /// What an outcome follows from beside the rest; `None` where no type may change.
+    pub fn key(self) -> Option<String> {
+        self.changes()
+            .then(|| format!("{} {:?}", self.moves, self.head))
     }
 
     /// Whether all heads and channels stay.
@@ -145,7 +151,23 @@ impl Types {
         events: &mut Events,
     ) -> Result<TypeChanges, PruneError> {
         let progress = &mut Stage::Retyping.progress(events);
-        plan.apply(model, runtime, self.curves.as_ref(), kept, progress)
+        plan.apply(model, runtime, self.importance(), kept, progress)
+    }
+
+    /// How much the inputs of matrices matter; `None` where that was not measured.
+    pub fn importance(&self) -> Option<&Importance> {
+        self.curves.as_ref().map(|curves| &curves.importance)
+    }
+
+    /// The report of types that were given as in an earlier run.
+    pub fn repeated(changes: TypeChanges, time: Duration) -> TypesReport {
+        TypesReport {
+            changes,
+            predicted: None,
+            measured_on: 0,
+            measuring: Duration::ZERO,
+            time,
+        }
     }
 
     /// What was done, for the report.

@@ -5,7 +5,7 @@
 //! 2. look whether an earlier run has left the outcome (`cache.rs`); then only that is carried out;
 //! 3. find the profile in the cache, or run the text through the model for it (`collection.rs`);
 //! 4. find the ratio that reaches the target, together with smaller types where these may change (`target.rs`, `bits.rs`);
-//! 5. prune in place, and keep the outcome for the next run; give matrices their new types: this is done anew every time;
+//! 5. prune in place, and give matrices their new types, and keep the outcome for the next run;
 //! 6. remove single weights, if any are to go (`sparse.rs`), and keep what came of it too;
 //! 7. heal what is left, if that was asked for (`heal.rs`), and keep that outcome, too;
 //! 8. measure what all this does to predictions (`effect.rs`), and report (`report.rs`).
@@ -30,7 +30,7 @@ use super::sparse::{self, Removing};
 use super::target::{self, How};
 use crate::eval::TokenTime;
 use crate::model::Model;
-use crate::prune::bits::TypePlan;
+use crate::prune::bits::{KeptTypes, TypePlan};
 use crate::prune::{
     Effort, Found, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind, RATIOS, Recipe,
     StoredProfile, Target,
@@ -207,12 +207,12 @@ impl Engine {
             }
             _ => self.removing(&prepared)?,
         };
-        let types = self.types(&mut prepared, events)?;
         let structured = !matches!(prepared.source, ProfileSource::NotNeeded(_));
         let (dense, cache) = (columns(&self.model), prepared.cache);
         let healing = prepared.heal.clone();
         let mut all_again = match (&removing, &healing) {
             (None, None) => None,
+            (None, Some(_)) if prepared.bits.changes() => None,
             _ => self.repeat(&prepared, removing.as_ref(), healing.as_ref(), events)?,
         };
         let text = match &mut prepared.source {
@@ -224,7 +224,11 @@ impl Engine {
             }
             _ => (Vec::new(), None),
         };
-        let outcomes = self.outcome_cache(&prepared);
+        // What is healed is not kept where types have changed before: an outcome has widths, then types.
+        let (bits, outcomes) = match prepared.bits.changes() {
+            true => (prepared.bits, Cache::Profiles),
+            false => (prepared.bits, self.outcome_cache(&prepared)),
+        };
         let (mut report, effects) = match structured {
             _ if all_again.is_some() => {
                 (all_again.take().expect("it is there"), Effects::default())
@@ -232,11 +236,17 @@ impl Engine {
             false => self.prune_nothing(&prepared, removing.as_ref(), events)?,
             true => match self.repeat(&prepared, None, None, events)? {
                 Some(report) => (report, Effects::default()),
-                None => self.prune_anew(prepared, removing.as_ref(), types.as_ref(), events)?,
+                None => self.prune_anew(prepared, removing.as_ref(), events)?,
             },
         };
         if let Some(removing) = removing.filter(|_| report.sparse.is_none()) {
-            let key = outcome_key(report.target, report.recipe, cache, &report.calibration);
+            let key = outcome_key(
+                report.target,
+                report.recipe,
+                bits,
+                cache,
+                &report.calibration,
+            );
             let keep = key.map(|key| {
                 let found = report.search.as_ref().map(|search| search.found);
                 let plan = report.plan.clone();
@@ -257,7 +267,13 @@ impl Engine {
             report.repeated = false;
         }
         if let Some(healing) = healing.filter(|_| report.heal.is_none()) {
-            let key = outcome_key(report.target, report.recipe, outcomes, &report.calibration);
+            let key = outcome_key(
+                report.target,
+                report.recipe,
+                bits,
+                outcomes,
+                &report.calibration,
+            );
             let key = key.map(|key| OutcomeKey {
                 healed: Some(healing.key()),
                 ..key
@@ -373,7 +389,13 @@ impl Engine {
             Some(_) => prepared.cache,
             None => self.outcome_cache(prepared),
         };
-        let key = outcome_key(prepared.target, prepared.recipe, cache, &calibration);
+        let key = outcome_key(
+            prepared.target,
+            prepared.recipe,
+            prepared.bits,
+            cache,
+            &calibration,
+        );
         let key = key.map(|key| OutcomeKey {
             single: removing.map(Removing::key),
             healed: healing.map(Healing::key),
@@ -383,6 +405,13 @@ impl Engine {
             return Ok(None);
         };
         let before = Snapshot::take(&self.model);
+        // What fits the dense model.
+        let dense_plan = outcome.types.as_ref().map(|kept| kept.plan(&self.model));
+        if dense_plan == Some(None) {
+            tracing::warn!("a kept outcome does not fit the model; pruning anew");
+            return Ok(None);
+        }
+        let dense_plan = dense_plan.flatten();
         let applied = {
             let progress = &mut Stage::Pruning.progress(events);
             outcome.apply(&mut self.model, &self.runtime, progress)
@@ -395,6 +424,10 @@ impl Engine {
             }
             Err(error) => return Err(self.broken_off(error)),
         }
+        let types = match outcome.types.take() {
+            Some(kept) => Some(self.retype_again(&kept, dense_plan, &outcome.plan, events)?),
+            None => None,
+        };
         let (mut sparse, mut notices) = (None, Vec::new());
         if let Some((removing, single)) = removing.zip(outcome.single.take()) {
             let (report, more) = removing.again(self, &single, events)?;
@@ -419,7 +452,7 @@ impl Engine {
             plan: outcome.plan,
             calibration,
             search,
-            types: None,
+            types,
             sparse,
             heal,
             effects: Vec::new(),
@@ -434,14 +467,15 @@ impl Engine {
 
     fn prune_anew(
         &mut self,
-        prepared: Prepared,
+        mut prepared: Prepared,
         removing: Option<&Removing>,
-        types: Option<&Types>,
         events: &mut Events,
     ) -> Result<(PruneReport, Effects), EngineError> {
         let unmeasured = prepared.without_effects(NoEffects::LittleText);
         let cache = self.outcome_cache(&prepared);
-        let step = prepared.step();
+        let (step, bits) = (prepared.step(), prepared.bits);
+        let types = self.types(&mut prepared, events)?;
+        let types = types.as_ref();
         let Prepared {
             target,
             method,
@@ -483,14 +517,19 @@ impl Engine {
         let start = Instant::now();
         let plan = self.carry_out(calibrated, recipe, ratio, step, events)?;
         let time = start.elapsed();
+        let key = outcome_key(target, recipe, bits, cache, &calibration);
+        let outcome = key.map(|key| {
+            let mut outcome = Outcome::of(&self.model, &dense, plan.clone(), ratio, found);
+            outcome.types = types.map(|types| KeptTypes::new(&reached.types, types.importance()));
+            (key, outcome)
+        });
         let types = match types {
             Some(types) => Some(self.retype(types, &reached.types, &plan, events)?),
             None => None,
         };
         let after = Snapshot::take(&self.model);
 
-        if let Some(key) = outcome_key(target, recipe, cache, &calibration) {
-            let outcome = Outcome::of(&self.model, &dense, plan.clone(), ratio, found);
+        if let Some((key, outcome)) = outcome {
             self.cache
                 .keep_outcome(&outcome, &key, &model_name, None, &mut notices);
         }
@@ -599,6 +638,25 @@ impl Engine {
         Ok(types.report(new, changes, start.elapsed()))
     }
 
+    /// Gives matrices the types that they were given in an earlier run.
+    fn retype_again(
+        &mut self,
+        kept: &KeptTypes,
+        new: Option<TypePlan>,
+        plan: &Plan,
+        events: &mut Events,
+    ) -> Result<TypesReport, EngineError> {
+        let start = Instant::now();
+        let Engine { model, runtime, .. } = self;
+        let new = new.unwrap_or_else(|| TypePlan::none(model));
+        let progress = &mut Stage::Retyping.progress(events);
+        let importance = kept.importance.as_ref();
+        let changes = new.apply(model, runtime, importance, &plan.layers, progress);
+        self.touch();
+        let changes = changes.map_err(|error| self.broken_off(error))?;
+        Ok(Types::repeated(changes, start.elapsed()))
+    }
+
     /// The removal of single weights, if any are to go; a text that the model writes itself need not be there yet.
     fn removing(&self, prepared: &Prepared) -> Result<Option<Removing>, EngineError> {
         let Some(sparse) = prepared.sparse else {
@@ -642,10 +700,8 @@ impl Engine {
         let blocks = self.model.layers.iter();
         let mut blocks = blocks.map(|layer| layer.down.weight.block_type.block_len());
         // Long blocks may change to those of 32.
-        // What is found for single weights is not what is found without, and an outcome does not say what became of types.
-        let found_alone = (prepared.sparse.is_none()
-            || matches!(prepared.target, Target::Ratio(_)))
-            && !prepared.bits.changes();
+        // What is found for single weights is not what is found without.
+        let found_alone = prepared.sparse.is_none() || matches!(prepared.target, Target::Ratio(_));
         match (
             found_alone && whole(32) && blocks.all(whole),
             prepared.cache,
@@ -721,6 +777,7 @@ fn columns(model: &Model) -> Vec<[usize; 2]> {
 fn outcome_key(
     target: Target,
     recipe: Recipe,
+    bits: Bits,
     cache: Cache,
     calibration: &CalibrationReport,
 ) -> Option<OutcomeKey> {
@@ -734,6 +791,7 @@ fn outcome_key(
         recipe,
         target,
         single: None,
+        types: bits.key(),
         healed: None,
         flapjack: env!("CARGO_PKG_VERSION").to_owned(),
     })

@@ -3,6 +3,7 @@
 
 mod batches;
 mod bench;
+mod bits;
 mod block_formats;
 mod c_interface;
 mod cache;

@@ -65,16 +65,22 @@ pub struct TypePoint {
     pub loss: f64,
 }
 
+/// How much the inputs of a model's matrices matter: their mean squares.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Importance {
+    /// Of each layer those of q, k and v; of o; of gate and up; of down.
+    pub layers: Vec<[Vec<f32>; 4]>,
+    /// Those of the output head.
+    pub head: Vec<f32>,
+}
+
 /// What smaller types cost in each place of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TypeCurves {
     pub places: Vec<Place>,
     /// Of each place the levels by rising savings.
     pub points: Vec<Vec<TypePoint>>,
-    /// Of each layer the mean squares of the inputs of its projections: of q, k and v; of o; of gate and up; of down.
-    pub inputs: Vec<[Vec<f32>; 4]>,
-    /// The mean squares of the inputs of the output head.
-    pub head: Vec<f32>,
+    pub importance: Importance,
     /// Tokens that losses were measured on.
     pub tokens: usize,
 }
@@ -233,8 +239,7 @@ mod tests {
                 vec![point(0, 100, 1.0), point(1, 200, 5.0)],
                 vec![point(0, 1000, 1.0), point(1, 1500, 11.0)],
             ],
-            inputs: Vec::new(),
-            head: Vec::new(),
+            importance: Importance::default(),
             tokens: 0,
         };
         let levels = |price: f64| curves.plan(price).levels().to_vec();

@@ -25,6 +25,22 @@ impl Level {
         Self(&BlockType::ALL_IN_ORDER[place..=place])
     }
 
+    /// Its types.
+    pub fn types(self) -> &'static [BlockType] {
+        self.0
+    }
+
+    /// The level of these types; `None` if there is none.
+    pub fn of_types(types: &[BlockType]) -> Option<Self> {
+        match Self::ALL.into_iter().find(|level| level.0 == types) {
+            Some(level) => Some(level),
+            None => match types {
+                [one] => Some(Self::of(*one)),
+                _ => None,
+            },
+        }
+    }
+
     /// The type that a matrix of a type and of rows of so many columns takes at this level: its own where no type of the level fits, or
     /// none is smaller.
     pub fn type_for(self, own: BlockType, columns: usize) -> BlockType {

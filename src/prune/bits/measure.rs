@@ -1,6 +1,6 @@
 //! Measuring what smaller types cost, place by place.
 
-use super::curves::{Place, TypeCurves, TypePoint};
+use super::curves::{Importance, Place, TypeCurves, TypePoint};
 use super::levels::Level;
 use crate::kernels::Runtime;
 use crate::model::{KvCache, MatrixId, Model, ModuleId, NewType, Scratch, Unobserved};
@@ -67,8 +67,10 @@ pub fn measure(
     Ok(TypeCurves {
         places,
         points,
-        inputs,
-        head,
+        importance: Importance {
+            layers: inputs,
+            head,
+        },
         tokens,
     })
 }

@@ -12,8 +12,8 @@ mod levels;
 mod measure;
 mod plan;
 
-pub use curves::{Place, TypeCurves, TypePoint};
+pub use curves::{Importance, Place, TypeCurves, TypePoint};
 pub use joint::{Joint, JointPlan, Moves};
 pub use levels::Level;
 pub use measure::measure;
-pub use plan::{TypeChanges, TypePlan};
+pub use plan::{KeptTypes, TypeChanges, TypePlan};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::curves::{Place, TypeCurves};
+use super::curves::{Importance, Place};
 use super::levels::Level;
 use crate::kernels::Runtime;
 use crate::model::{MatrixId, Model, NewType};
@@ -135,7 +135,7 @@ impl TypePlan {
     }
 
     /// Encodes every matrix that takes another type, by the importance of its inputs. `kept` is what stays of each layer by now, of
-    /// the widths that `curves` were measured at.
+    /// the widths that `importance` was measured at.
     ///
     /// `progress` counts places.
     ///
@@ -145,7 +145,7 @@ impl TypePlan {
         &self,
         model: &mut Model,
         runtime: &Runtime,
-        curves: Option<&TypeCurves>,
+        importance: Option<&Importance>,
         kept: &[LayerPlan],
         progress: &mut Progress,
     ) -> Result<TypeChanges, PruneError> {
@@ -167,13 +167,13 @@ impl TypePlan {
                 if new == own || weight.parameters() == 0 {
                     continue;
                 }
-                let importance = match (curves, id) {
-                    (Some(curves), MatrixId::Projection { layer, projection }) => {
+                let importance = match (importance, id) {
+                    (Some(all), MatrixId::Projection { layer, projection }) => {
                         let kept = &kept[layer];
                         let of = |inputs: &[f32], kept: &[usize]| -> Vec<f32> {
                             kept.iter().map(|j| inputs[*j]).collect()
                         };
-                        let inputs = &curves.inputs[layer];
+                        let inputs = &all.layers[layer];
                         match projection {
                             0..3 => inputs[0].clone(),
                             3 => of(&inputs[1], &features(&kept.heads, head_dim)),
@@ -181,7 +181,7 @@ impl TypePlan {
                             _ => of(&inputs[3], &kept.channels),
                         }
                     }
-                    (Some(curves), id) if id == head => curves.head.clone(),
+                    (Some(all), id) if id == head => all.head.clone(),
                     _ => Vec::new(),
                 };
                 match id {
@@ -207,5 +207,48 @@ impl TypePlan {
         let projections = projections.into_iter();
         changes.projections = projections.map(|((a, b), n)| (a, b, n)).collect();
         Ok(changes)
+    }
+}
+
+/// Types that a model was given, and by what they were encoded: enough to do the same again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptTypes {
+    /// The types of the level of each place; empty where it keeps its own.
+    pub levels: Vec<Vec<BlockType>>,
+    /// `None` where all columns were taken to matter alike.
+    pub importance: Option<Importance>,
+}
+
+impl KeptTypes {
+    pub fn new(plan: &TypePlan, importance: Option<&Importance>) -> Self {
+        let levels = plan.levels.iter();
+        Self {
+            levels: levels
+                .map(|level| level.map_or(Vec::new(), |level| level.types().to_vec()))
+                .collect(),
+            importance: importance.cloned(),
+        }
+    }
+
+    /// The plan; `None` if it cannot be this model's.
+    pub fn plan(&self, model: &Model) -> Option<TypePlan> {
+        let places = Place::all(model);
+        let levels = self.levels.iter().map(|types| match &types[..] {
+            [] => Some(None),
+            types => Level::of_types(types).map(Some),
+        });
+        let levels: Vec<Option<Level>> = levels.collect::<Option<_>>()?;
+        let fits = |all: &Importance| {
+            let layers = all.layers.iter().zip(&model.layers);
+            let d = model.config.embedding_length;
+            all.layers.len() == model.layers.len()
+                && all.head.len() == d
+                && layers.into_iter().all(|(inputs, layer)| {
+                    let lens = [d, layer.o.weight.cols, d, layer.channels()];
+                    inputs.iter().map(Vec::len).eq(lens)
+                })
+        };
+        (levels.len() == places.len() && self.importance.as_ref().is_none_or(fits))
+            .then_some(TypePlan { places, levels })
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! A file is, all little-endian: the bytes `FLAPDONE`; the version (u32); the length of what follows (u32), a JSON object with
 //! the [`OutcomeKey`], the plan, and type and number of bytes of the projections; then their bytes, row after row, each with its
-//! bias (f32) behind it if it has one, first the attention's and then the MLP's of every layer; where single weights went as well, the
+//! bias (f32) behind it if it has one, first the attention's and then the MLP's of every layer; the importance (f32) by which matrices were
+//! encoded in other types, if any were; where single weights went as well, the
 //! bytes of all seven projections of every layer, sparse or in the native layout; at the end the SHA-256 of all bytes before.
 
 use std::io::{self, BufWriter, Write};
@@ -22,6 +23,7 @@ use crate::kernels::Runtime;
 use crate::model::{Linear, Model};
 use crate::progress::Progress;
 use crate::prune::apply::{Columns, EncodedProjection, tallied};
+use crate::prune::bits::{Importance, KeptTypes};
 use crate::prune::choose::{Found, LayerPlan, Plan, Target};
 use crate::prune::error::{PruneError, PruneErrorKind};
 use crate::prune::exact;
@@ -46,6 +48,9 @@ pub struct OutcomeKey {
     /// Which single weights went afterwards, and by what text; `None` where none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub single: Option<String>,
+    /// By what types could change; `None` where none could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub types: Option<String>,
     /// How the model was healed afterwards, and by what text; `None` where it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healed: Option<String>,
@@ -72,6 +77,8 @@ pub struct Outcome {
     layers: Vec<[EncodedProjection; 2]>,
     /// What single weights have left; `None` where none went.
     pub single: Option<Single>,
+    /// Types that matrices were given then; `None` where none could be.
+    pub types: Option<KeptTypes>,
     /// What healing has made of it; `None` where it was not healed.
     pub healed: Option<(HealRecord, Rewritten)>,
 }
@@ -158,6 +165,53 @@ struct Header {
     single: Option<(SingleRecord, Vec<StoredSingle>)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     healed: Option<StoredHealed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    types: Option<StoredTypes>,
+}
+
+/// [`KeptTypes`], with types by their numbers.
+#[derive(Serialize, Deserialize)]
+struct StoredTypes {
+    levels: Vec<Vec<u32>>,
+    /// How many numbers each list of importance has: four of each layer, and that of the head. Empty where there are none.
+    importance: Vec<usize>,
+}
+
+impl StoredTypes {
+    fn new(types: &KeptTypes) -> Self {
+        let ids = |types: &Vec<BlockType>| types.iter().map(|t| t.id()).collect();
+        Self {
+            levels: types.levels.iter().map(ids).collect(),
+            importance: lists(types).map(<[f32]>::len).collect(),
+        }
+    }
+
+    /// The types, with the lists that `take` has of so many numbers; `None` if that cannot be.
+    fn types(self, mut take: impl FnMut(usize) -> Option<Vec<f32>>) -> Option<KeptTypes> {
+        let known = |ids: Vec<u32>| ids.into_iter().map(BlockType::from_id).collect();
+        let levels = self.levels.into_iter().map(known).collect::<Option<_>>()?;
+        let lists = self.importance.into_iter().map(&mut take);
+        let mut lists: Vec<Vec<f32>> = lists.collect::<Option<_>>()?;
+        let importance = match lists.pop() {
+            None => None,
+            Some(head) => {
+                let (layers, rest) = lists.as_chunks_mut::<4>();
+                rest.is_empty().then_some(())?;
+                let layers = layers.iter_mut().map(std::mem::take).collect();
+                Some(Importance { layers, head })
+            }
+        };
+        Some(KeptTypes { levels, importance })
+    }
+}
+
+/// The lists of importance.
+fn lists(types: &KeptTypes) -> impl Iterator<Item = &[f32]> {
+    let all = types.importance.iter();
+    all.flat_map(|all| {
+        let layers = all.layers.iter().flatten();
+        layers.chain([&all.head]).map(|list| &list[..])
+    })
 }
 
 #[derive(Serialize, Deserialize)]
@@ -247,6 +301,7 @@ impl Outcome {
                 .collect(),
             plan,
             single: None,
+            types: None,
             healed: None,
         }
     }
@@ -317,7 +372,9 @@ impl Outcome {
             .healed
             .as_ref()
             .map_or(0, |(_, weights)| weights.bytes());
-        projections.map(|p| p.bytes.len()).sum::<usize>() + layers + healed
+        let types = self.types.iter().flat_map(lists);
+        let types: usize = types.map(size_of_val).sum();
+        projections.map(|p| p.bytes.len()).sum::<usize>() + layers + types + healed
     }
 
     /// Writes the file, whole or not at all. `model_name`, the name of the model's file, is for those who look through files. `single`
@@ -370,6 +427,7 @@ impl Outcome {
                 })
                 .collect(),
             single: single.map(|(model, shares)| (shares.clone(), single::stored(model))),
+            types: self.types.as_ref().map(StoredTypes::new),
             healed: self.healed.as_ref().map(|(record, weights)| StoredHealed {
                 record: *record,
                 matrices: weights.matrices.iter().map(Vec::len).collect(),
@@ -382,6 +440,9 @@ impl Outcome {
             if let Some(bias) = &projection.bias {
                 out.put_floats(bias)?;
             }
+        }
+        for list in self.types.iter().flat_map(lists) {
+            out.put_floats(list)?;
         }
         if let Some((_, weights)) = &self.healed {
             weights
@@ -446,6 +507,18 @@ impl Outcome {
         let layers = header.projections.iter();
         let layers = layers.map(|[o, down]| Some([projection(o)?, projection(down)?]));
         let layers: Vec<_> = layers.collect::<Option<_>>().ok_or(ODD)?;
+        let types = match header.types {
+            Some(stored) => {
+                let list = |len: usize| {
+                    let mut numbers = Numbers(take(len.checked_mul(size_of::<f32>()))?);
+                    let mut list = vec![0.0; len];
+                    numbers.floats(&mut list);
+                    Some(list)
+                };
+                Some(stored.types(list).ok_or(ODD)?)
+            }
+            None => None,
+        };
         let mut healed = |stored: StoredHealed| {
             let matrices = stored.matrices.into_iter();
             let matrices = matrices.map(|len| Some(take(Some(len))?.to_vec()));
@@ -483,6 +556,7 @@ impl Outcome {
             },
             layers,
             single,
+            types,
             healed,
         })
     }
