@@ -11,6 +11,7 @@
 //! | `collection` | a profile from the cache folder, or collected from a text |
 //! | `profile` | a profile from a file; pruning by a profile |
 //! | `target` | the ratio for a size, a speed, a perplexity |
+//! | `bits` | smaller types, together with widths or by themselves |
 //! | `sparse` | single weights, by themselves or after heads and channels |
 //! | `heal` | a short distillation behind pruning |
 //! | `effect` | perplexities before and after |
