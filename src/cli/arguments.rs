@@ -318,9 +318,9 @@ impl SparseArgs {
 #[group(skip)]
 #[command(next_help_heading = heading::HEALING)]
 pub struct HealArgs {
-    /// Train the pruned model towards the dense one, for a time like 90s or 5m, or on so many tokens, like 200000 or 500k
+    /// Train what is left, for so long or on so many tokens
     ///
-    /// It is trained on the calibration text; what it takes of memory is told before. With the same number of tokens the outcome is the
+    /// The pruned model is trained towards the dense one, for a time like 90s or 5m, or on so many tokens, like 200000 or 500k. It is trained on the calibration text; what it takes of memory is told before. With the same number of tokens the outcome is the
     /// same to the bit.
     #[arg(long, value_name = "TIME|TOKENS", value_parser = parse_budget)]
     heal: Option<Budget>,

@@ -41,7 +41,7 @@ pub mod heading {
 }
 
 /// The options that `-h` shows, by their ids, where a command has more than [`FEW`]. `--help` shows all.
-const ESSENTIAL: [&str; 36] = [
+const ESSENTIAL: [&str; 35] = [
     "model",
     "synthetic",
     "prompt",
@@ -71,7 +71,6 @@ const ESSENTIAL: [&str; 36] = [
     "effort",
     "calib",
     "profile",
-    "heal",
     "threads",
     "output",
     "json",

@@ -608,7 +608,7 @@ fn pruning_reports_and_leaves_the_model_as_it_was_where_it_is_called_off() {
         options.amount = limit as f64;
     };
     let report = model.prune(by_size, None).unwrap();
-    assert!(report.bytes_after <= limit && report.ratio > 0.0);
+    assert!(report.bytes_after <= limit);
 }
 
 #[test]
