@@ -592,7 +592,11 @@ fn parse_budget(text: &str) -> Result<Budget, String> {
         let time = Duration::try_from_secs_f64(seconds).ok();
         time.filter(|time| !time.is_zero()).map(Budget::Time)
     };
-    let tokens = |n: f64| (n >= 1.0 && n < MOST_HEAL_TOKENS).then_some(Budget::Tokens(n as usize));
+    let tokens = |n: f64| {
+        (1.0..MOST_HEAL_TOKENS)
+            .contains(&n)
+            .then_some(Budget::Tokens(n as usize))
+    };
     let budget = number.and_then(|n| match unit {
         "s" => time(n),
         "m" | "min" => time(60.0 * n),
