@@ -80,7 +80,7 @@ fn types_and_widths_go_together_and_either_can_be_left_out() {
     // Nothing below 4.5 bits has blocks of 32, so that types alone do not come to less than 18 bytes for 34.
     let bytes = before * 45 / 100;
     let both = workshop.prune(&fit(bytes, Moves::Both));
-    assert!(both.removed > 0.0 && both.types.unwrap().changes.projections.len() > 0);
+    assert!(both.removed > 0.0 && !both.types.unwrap().changes.projections.is_empty());
     assert!(both.after.bytes <= bytes);
     let error = workshop.try_prune(&fit(bytes, Moves::Bits)).unwrap_err();
     let EngineError::OutOfReach(OutOfReach::Bytes { least, .. }) = error else {

@@ -249,8 +249,7 @@ fn what_cannot_be_healed_is_refused_before_anything_is_done() {
         workshop
             .open()
             .prepare(&options)
-            .err()
-            .expect("it is refused")
+            .expect_err("it is refused")
     };
     let sparse = SparseOptions::from("magnitude:0.5".parse::<Sparsity>().unwrap());
     let error = refused(PruneOptions {
