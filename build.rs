@@ -46,6 +46,9 @@ fn main() {
     // Crates that have an interface for C of their own are not to show it as ours.
     if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         println!("cargo::rustc-link-arg-cdylib=-Wl,--exclude-libs,ALL");
+        // What a program looks for that was linked with it: without a name this is the path that the linker was given. It has no number, for
+        // cargo makes no file of such a name; structs tell their versions by their sizes.
+        println!("cargo::rustc-link-arg-cdylib=-Wl,-soname,libflapjack.so");
     }
 
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");

@@ -133,6 +133,15 @@ typedef struct {
   const char *calibration;
   // Tokens of it to use at most; 0 for what the effort asks for.
   uint64_t calibration_tokens;
+  // Single weights that go, after heads and channels: "METHOD:SHARE" or "METHOD:N:M", such as "wanda:0.5" or "sparsegpt:2:4"; NULL for
+  // none. With the ratio 0 they go alone.
+  const char *sparse;
+  // How these are shared out among the modules: "even" or "curves"; NULL for even.
+  const char *allocate;
+  // What becomes of projections that lose single weights: "sparse", which takes fewer bytes, and in files of flapjack_export() is for
+  // flapjack alone; "zeros", which takes as many as before and is for all programs; "auto" or NULL for sparse, except for types that
+  // this machine is slower with then.
+  const char *sparse_form;
 } FlapjackPruneOptions;
 
 // What pruning did. flapjack_report_json() has more.
@@ -259,7 +268,7 @@ FlapjackStatus flapjack_prune(FlapjackModel *model,
 // Opens the model's file again: the model is then as its file has it, whatever was done to it.
 FlapjackStatus flapjack_reopen(FlapjackModel *model);
 
-// Writes the model as it is now to a GGUF file, which llama.cpp runs too. `progress` may be NULL for none. What is at `path` is
+// Writes the model as it is now to a GGUF file, which llama.cpp runs too unless projections are sparse. `progress` may be NULL for none. What is at `path` is
 // replaced in the end, and stays where writing fails or is called off.
 FlapjackStatus flapjack_export(FlapjackModel *model,
                                const char *path,

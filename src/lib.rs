@@ -39,7 +39,7 @@
 //! The way data takes, from left to right. A room may use those to its left and [`kernels`], never one to its right:
 //!
 //! ```text
-//!  file on disk ─► gguf ─► model ──► prune ─────► generate · eval ─► engine ─────► the command line
+//!  file on disk ─► gguf ─► model ──► prune, heal ► generate · eval ─► engine ─────► the command line
 //!                  maps    typed     collect →    sampling,          the whole     arguments,
 //!                  views   weights   choose →     sequences,         pipeline      words, bars
 //!                          on the    restore →    perplexity,        behind one
@@ -56,6 +56,7 @@
 //! | [`generate`] | sampling, grammars, stop conditions; one answer, or many side by side |
 //! | [`eval`] | perplexity, speed, embeddings |
 //! | [`prune`] | FLAP and beyond, in steps from plain data to plain data |
+//! | [`heal`] | a short distillation behind pruning: forward and backward pass, optimizer |
 //! | [`tokenize`] | tokenizers from GGUF metadata |
 //! | [`chat`] | chat templates: from messages to text and tokens, and answers taken apart |
 //! | [`model`] | weights as views on the map, the KV cache, one readable forward pass ([`model::Model::forward`]) |
@@ -80,6 +81,7 @@ pub mod ffi;
 mod files;
 pub mod generate;
 pub mod gguf;
+pub mod heal;
 pub mod hub;
 pub mod kernels;
 pub mod memory;

@@ -86,6 +86,27 @@ impl ChatTemplate {
             .map_or("", |variant| variant.source.as_str())
     }
 
+    /// Whether the template tells the model of tools that there are.
+    pub fn tells_of_tools(&self) -> bool {
+        let tool = serde_json::json!({
+            "type": "function",
+            "function": {
+                "name": "SOMETOOL",
+                "description": "",
+                "parameters": {"type": "object", "properties": {}},
+            },
+        });
+        let options = ChatOptions {
+            tools: vec![tool],
+            // It may ask for the time, which does not matter here.
+            now: Some(DateTime::ZERO),
+            ..ChatOptions::default()
+        };
+        let messages = [Message::user("SOMETEXT")];
+        let rendered = self.render(&messages, &options, &rendered::no_tokens());
+        rendered.is_ok_and(|rendered| rendered.text.contains("SOMETOOL"))
+    }
+
     /// All sources, one behind the other: what the model's conversations may have in them.
     pub(super) fn sources(&self) -> impl Iterator<Item = &str> {
         self.variants.iter().map(|variant| variant.source.as_str())

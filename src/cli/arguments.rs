@@ -4,16 +4,19 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser, ValueHint};
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Command, FromArgMatches, Id, ValueEnum};
 use flapjack::engine::{
-    Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions,
-    SparseOptions, Target, TextSource,
+    Budget, Cache, CalibrationOptions, Engine, HeadType, HealOptions, MethodOptions, OpenOptions,
+    Pack, PruneOptions, SparseOptions, Target, TextSource, What,
 };
 use flapjack::model::CacheType;
+use flapjack::prune::bits::Moves;
 use flapjack::prune::sparse::{Allocate, Sparsity};
 use flapjack::prune::{self, Effort, HeadUnit, Method, Metric, Restore, Structure};
 use flapjack::{engine, hub};
@@ -178,6 +181,8 @@ pub struct PruningArgs {
     #[command(flatten)]
     sparse: SparseArgs,
     #[command(flatten)]
+    bits: BitsArgs,
+    #[command(flatten)]
     calibration: WithAmount<CalibrationArgs>,
     /// Use a profile that `flapjack calibrate` made, and do not calibrate
     #[arg(help_heading = heading::CALIBRATION, long, value_name = "FILE", requires = AMOUNT, conflicts_with_all = ["calib", "calib_field", "calib_mix", "calib_tokens", "memory", "max_ppl"])]
@@ -187,6 +192,8 @@ pub struct PruningArgs {
     no_profile_cache: bool,
     #[command(flatten)]
     method: WithAmount<MethodArgs>,
+    #[command(flatten)]
+    heal: WithAmount<HealArgs>,
 }
 
 impl PruningArgs {
@@ -202,6 +209,9 @@ impl PruningArgs {
             target,
             method: self.method.0.options(),
             sparse,
+            moves: self.bits.only.unwrap_or_default(),
+            head: self.bits.head.unwrap_or_default(),
+            heal: self.heal.0.options(),
             calibration: self.calibration.0.options()?,
             profile: self.profile.clone(),
             cache: match self.no_profile_cache {
@@ -216,7 +226,9 @@ impl PruningArgs {
     pub fn options_if_any(&self, effects: bool) -> Result<Option<PruneOptions>> {
         let options = self.options(effects)?;
         let some = |options: &PruneOptions| {
-            options.target != Target::Ratio(0.0) || options.sparse.is_some()
+            options.target != Target::Ratio(0.0)
+                || options.sparse.is_some()
+                || options.head != HeadType::Keep
         };
         Ok(options.filter(some))
     }
@@ -254,6 +266,19 @@ struct Amount {
     max_ppl: Option<f64>,
 }
 
+/// Smaller types.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[group(skip)]
+pub struct BitsArgs {
+    /// How --fit, --speedup and --max-ppl make the model smaller: by smaller types and narrower modules, whichever costs less for a
+    /// byte, or by one of them only
+    #[arg(help_heading = heading::AMOUNT, long, value_name = "WAY", value_parser = one_of(&[Moves::Widths, Moves::Bits], Moves::name), requires = AMOUNT, conflicts_with = "sparse")]
+    only: Option<Moves>,
+    /// The type of the output head: keep, auto (the smallest that hardly changes predictions), or one like q5_0
+    #[arg(help_heading = heading::AMOUNT, long, value_name = "TYPE", value_parser = HeadType::from_str, requires = AMOUNT, conflicts_with = "sparse")]
+    head: Option<HeadType>,
+}
+
 impl Amount {
     fn target(&self) -> Option<Target> {
         let ratio = self.prune.map(Target::Ratio);
@@ -284,6 +309,35 @@ impl SparseArgs {
         self.sparse.map(|sparsity| SparseOptions {
             allocate: self.allocate,
             ..sparsity.into()
+        })
+    }
+}
+
+/// Training behind pruning.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[group(skip)]
+#[command(next_help_heading = heading::HEALING)]
+pub struct HealArgs {
+    /// Train what is left, for so long or on so many tokens
+    ///
+    /// The pruned model is trained towards the dense one, for a time like 90s or 5m, or on so many tokens, like 200000 or 500k. It is trained on the calibration text; what it takes of memory is told before. With the same number of tokens the outcome is the
+    /// same to the bit.
+    #[arg(long, value_name = "TIME|TOKENS", value_parser = parse_budget)]
+    heal: Option<Budget>,
+    /// The highest learning rate of --heal [default: 4e-4, or 2e-3 for norms]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate, requires = "heal")]
+    heal_rate: Option<f32>,
+    /// What --heal trains: all weights of the layers, or norms and biases alone, which takes little memory
+    #[arg(long, value_name = "WHAT", value_parser = one_of(What::ALL, What::name), default_value_t = What::default(), requires = "heal")]
+    heal_what: What,
+}
+
+impl HealArgs {
+    fn options(self) -> Option<HealOptions> {
+        self.heal.map(|budget| HealOptions {
+            rate: self.heal_rate,
+            what: self.heal_what,
+            ..budget.into()
         })
     }
 }
@@ -550,6 +604,47 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     engine::parse_size(text).ok_or_else(wrong)
 }
 
+/// A time, or a number of tokens.
+fn parse_budget(text: &str) -> Result<Budget, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = &text[digits.len()..];
+    let number = digits
+        .parse::<f64>()
+        .ok()
+        .filter(|n| n.is_finite() && *n > 0.0);
+    let time = |seconds: f64| {
+        let time = Duration::try_from_secs_f64(seconds).ok();
+        time.filter(|time| !time.is_zero()).map(Budget::Time)
+    };
+    let tokens = |n: f64| {
+        (1.0..MOST_HEAL_TOKENS)
+            .contains(&n)
+            .then_some(Budget::Tokens(n as usize))
+    };
+    let budget = number.and_then(|n| match unit {
+        "s" => time(n),
+        "m" | "min" => time(60.0 * n),
+        "h" => time(3600.0 * n),
+        "" if n.fract() == 0.0 => tokens(n),
+        "k" => tokens(1e3 * n),
+        "M" => tokens(1e6 * n),
+        _ => None,
+    });
+    budget.ok_or_else(|| {
+        "must be a time (90s, 5m, 1h) or a number of tokens (200000, 500k, 1M)".into()
+    })
+}
+
+/// Tokens that would take years.
+const MOST_HEAL_TOKENS: f64 = 1e12;
+
+fn parse_rate(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("must be a number above 0, for example 3e-4".into()),
+    }
+}
+
 fn parse_speedup(text: &str) -> Result<f64, String> {
     match text.strip_suffix('x').unwrap_or(text).parse::<f64>() {
         Ok(factor) if factor.is_finite() && factor > 1.0 => Ok(factor),
@@ -679,6 +774,28 @@ mod tests {
             ["10", "+0%", "-3%", "%", "+-3%", "nan%"]
                 .iter()
                 .all(|t| parse_rise(t).is_err())
+        );
+    }
+
+    #[test]
+    fn healing_takes_a_time_or_a_number_of_tokens() {
+        let time = |seconds| Ok(Budget::Time(Duration::from_secs(seconds)));
+        assert_eq!(parse_budget("90s"), time(90));
+        assert_eq!(parse_budget("1.5m"), time(90));
+        assert_eq!(parse_budget("2h"), time(7200));
+        assert_eq!(parse_budget("200000"), Ok(Budget::Tokens(200_000)));
+        assert_eq!(parse_budget("500k"), Ok(Budget::Tokens(500_000)));
+        assert_eq!(parse_budget("1.5M"), Ok(Budget::Tokens(1_500_000)));
+        for text in [
+            "", "m", "-1m", "0s", "0", "1.5", "10d", "1e99k", "nan", "inf", "5 m", "1e300h",
+        ] {
+            assert!(parse_budget(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_rate("3e-4"), Ok(3e-4));
+        assert!(
+            ["0", "-1", "nan", "inf", "x"]
+                .iter()
+                .all(|t| parse_rate(t).is_err())
         );
     }
 

@@ -193,6 +193,7 @@ fn kind_words(kind: CacheKind) -> &'static str {
         CacheKind::Outcome => "outcome",
         CacheKind::Hash => "hash",
         CacheKind::Text => "text",
+        CacheKind::Training => "training",
     }
 }
 
@@ -235,6 +236,7 @@ fn content_words(
         None if entry.kind == CacheKind::Hash => {
             "of a profile that was too large to stay".to_owned()
         }
+        None if entry.kind == CacheKind::Training => "of a healing that was broken off".to_owned(),
         None => "cannot be read".to_owned(),
     }
 }

@@ -15,6 +15,7 @@ pub mod heading {
     pub const AMOUNT: &str = "How much to prune";
     pub const METHOD: &str = "How to prune";
     pub const CALIBRATION: &str = "Calibration";
+    pub const HEALING: &str = "Healing";
     pub const MACHINE: &str = "Machine";
     /// What `cache clear` and `models remove` take away.
     pub const REMOVAL: &str = "What to remove";
@@ -22,7 +23,7 @@ pub mod heading {
     pub const GENERAL: &str = "General";
 
     /// In the order of the help.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         MODEL,
         TEXT,
         SERVER,
@@ -31,6 +32,7 @@ pub mod heading {
         AMOUNT,
         METHOD,
         CALIBRATION,
+        HEALING,
         MACHINE,
         REMOVAL,
         OUTPUT,

@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 
 use flapjack::engine::{
-    CalibrationReport, Effect, Engine, Found, LayerSnapshot, ModelReport, NoEffects, ProfileFrom,
-    PruneReport, SparseReport, SpeedComparison, Spread, Target, Turns,
+    CalibrationReport, Effect, Engine, Found, HealEnd, HealReport, LayerSnapshot, ModelReport,
+    NoEffects, ProfileFrom, PruneReport, SparseReport, SpeedComparison, Spread, Target, Turns,
+    TypesReport, What,
 };
 use flapjack::generate::Generated;
+use flapjack::prune::bits::TypeChanges;
 use flapjack::prune::sparse::Allocate;
 
 use super::words::{self, mebibytes, megabytes, millions, plural, seconds, target_words};
@@ -137,7 +139,9 @@ pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
         ProfileFrom::NotNeeded => Vec::new(),
         _ => structured_lines(report),
     };
+    lines.extend(report.types.as_ref().map(retyped_line));
     lines.extend(report.sparse.iter().flat_map(sparse_lines));
+    lines.extend(report.heal.iter().flat_map(heal_lines));
     lines.push(change_line(
         "parameters",
         millions(before.parameters),
@@ -239,7 +243,7 @@ fn sparse_lines(report: &SparseReport) -> Vec<String> {
         seconds(report.time),
         report.sparsity,
         100.0 * report.removed,
-        words::sparse_words(report.form),
+        words::sparse_words(report),
     )];
     if let Some(curves) = report.curves {
         let shares = |first: usize| {
@@ -260,11 +264,86 @@ fn sparse_lines(report: &SparseReport) -> Vec<String> {
     lines
 }
 
+/// How the model was healed.
+fn heal_lines(report: &HealReport) -> Vec<String> {
+    let of = match report.what {
+        What::All => "all weights of the layers",
+        What::Norms => "norms and biases",
+    };
+    let how = match (report.repeated, report.resumed) {
+        (true, _) => ", in an earlier run (from the cache)".to_owned(),
+        (false, 0) => {
+            let seconds = report.time.as_secs_f64().max(1e-9);
+            format!(", {:.0} tokens/s", report.tokens as f64 / seconds)
+        }
+        (false, resumed) => format!(
+            "; {} were done in a run that was broken off",
+            plural(resumed, "step")
+        ),
+    };
+    let mut lines = vec![format!(
+        "  heal       {}  {of} trained on {} in {}, rate {}{how}",
+        seconds(report.time),
+        plural(report.tokens, "token"),
+        plural(report.steps, "step"),
+        report.rate,
+    )];
+    let unhealed = "the model is as pruning left it";
+    lines.push(match report.end {
+        HealEnd::Healed | HealEnd::NotBetter => {
+            let change = change_line(
+                "divergence",
+                format!("{:.4}", report.before),
+                format!("{:.4}", report.after),
+                report.after / report.before,
+            );
+            let unhealed = match report.end {
+                HealEnd::NotBetter => format!("; no better, so that {unhealed}"),
+                _ => String::new(),
+            };
+            let tokens = plural(report.held_back, "held-back token");
+            format!("{change}  from the dense model on {tokens}{unhealed}")
+        }
+        HealEnd::Diverged => format!(
+            "  not healed: step {} met what is not a number (a lower --heal-rate may do); {unhealed}",
+            report.steps
+        ),
+        HealEnd::Cancelled => format!("  not healed: interrupted; {unhealed}"),
+    });
+    lines
+}
+
 fn change_line(name: &str, was: String, is: String, part: f64) -> String {
     format!(
         "  {name:<10} {was} -> {is}  ({:+.1} %)",
         (part - 1.0) * 100.0
     )
+}
+
+/// Which matrices were given smaller types.
+fn retyped_line(report: &TypesReport) -> String {
+    let TypeChanges {
+        head,
+        embedding,
+        projections,
+    } = &report.changes;
+    let of_one = |name: &str, types: &Option<(&str, &str)>| {
+        types.map(|(before, after)| format!("{name} from {before} to {after}"))
+    };
+    let of_many = projections.iter().map(|(before, after, count)| {
+        format!("{} from {before} to {after}", plural(*count, "projection"))
+    });
+    let changes: Vec<String> = of_one("head", head)
+        .into_iter()
+        .chain(of_one("embedding", embedding))
+        .chain(of_many)
+        .collect();
+    let what = match changes.is_empty() {
+        true => "as they were".to_owned(),
+        false => changes.join(", "),
+    };
+    let time = report.measuring + report.time;
+    format!("  types      {}  {what}", seconds(time))
 }
 
 fn search_lines(report: &PruneReport) -> Vec<String> {

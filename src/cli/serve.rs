@@ -64,6 +64,7 @@ struct ServerArgs {
     #[arg(
         long,
         value_name = "KEY",
+        value_parser = parse_key,
         env = "FLAPJACK_API_KEY",
         hide_env_values = true
     )]
@@ -80,6 +81,16 @@ struct ServerArgs {
     /// Serve the dense model beside the pruned one, for comparison
     #[arg(long)]
     compare: bool,
+}
+
+/// A key that somebody must know. An empty one is what a variable that is not set leaves behind.
+fn parse_key(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => {
+            Err("it is empty, and would let in everybody; leave it out if no key is wanted".into())
+        }
+        _ => Ok(text.to_owned()),
+    }
 }
 
 pub fn run(args: ServeArgs) -> Result<()> {

@@ -6,13 +6,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use flapjack::engine::UNITS;
 use flapjack::engine::{
     CACHE_SIZE_VARIABLE, CacheKind, Cancelled, Effect, EffectText, EngineError, MetadataWarning,
-    NONSENSE_RISE, NOTABLE_RISE, Notice, OutOfReach, PruneReport, Target, TextError, Unsuited,
+    NONSENSE_RISE, NOTABLE_RISE, Notice, OutOfReach, PruneReport, SparseReport, Target, TextError,
+    Unsuited,
 };
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
+use flapjack::heal::TrainingError;
 use flapjack::hub::HubError;
 use flapjack::model::ModelError;
-use flapjack::prune::sparse::SparseForm;
 use flapjack::prune::{ProfileError, PruneErrorKind};
 
 pub use super::streams::say;
@@ -88,7 +89,7 @@ pub fn gone(report: &PruneReport) -> String {
     match &report.sparse {
         None => structured,
         Some(sparse) => {
-            let (single, are) = (percent(sparse.removed), sparse_words(sparse.form));
+            let (single, are) = (percent(sparse.removed), sparse_words(sparse));
             match report.removed > 0.0 {
                 true => format!("{structured}, and {single} of the others are {are}"),
                 false => format!("{single} of the layers' weights are {are}"),
@@ -127,10 +128,10 @@ fn much_worse(effect: &Effect, ratio: Option<f64>) -> String {
 }
 
 /// What single weights are that were removed.
-pub fn sparse_words(form: SparseForm) -> &'static str {
-    match form {
-        SparseForm::Sparse => "gone, one by one",
-        SparseForm::Zeros => "zero",
+pub fn sparse_words(report: &SparseReport) -> &'static str {
+    match report.leaves_zeros() {
+        true => "zero",
+        false => "gone, one by one",
     }
 }
 
@@ -219,6 +220,9 @@ pub fn log(notices: &[Notice]) {
             Notice::PromptBeyondTraining { prompt, trained } => tracing::warn!(
                 "the prompt has {prompt} tokens, and the model was trained for {trained}, so that what it answers may be nonsense; shorten the prompt"
             ),
+            Notice::HealMemory { bytes } => {
+                tracing::info!("healing will take about {} of memory", mebibytes(*bytes))
+            }
             Notice::FewerTokens {
                 source,
                 tokens,
@@ -251,6 +255,24 @@ pub fn log(notices: &[Notice]) {
                 plural(*projections, "projection"),
                 if *projections == 1 { "has" } else { "have" },
             ),
+            Notice::KeptDense {
+                block_type,
+                projections,
+                isa,
+            } => tracing::warn!(
+                "{} in {block_type} {} kept dense, with zeros and as many bytes as before: on {isa} answers come more slowly from the sparse form of this type",
+                plural(*projections, "projection"),
+                if *projections == 1 { "is" } else { "are" },
+            ),
+            Notice::SlowerSparse {
+                block_type,
+                projections,
+                isa,
+            } => tracing::warn!(
+                "{} in {block_type} {} sparse, and on {isa} answers come more slowly from that than from the dense model; the type has no zero that it could be kept dense with",
+                plural(*projections, "projection"),
+                if *projections == 1 { "is" } else { "are" },
+            ),
             Notice::ChatTemplate { problem } => {
                 tracing::warn!("the model's chat template cannot be used: {problem}");
             }
@@ -267,6 +289,7 @@ fn kept_words(kind: CacheKind) -> &'static str {
         CacheKind::Outcome => "the outcome of pruning",
         CacheKind::Hash => "the hash of the profile",
         CacheKind::Text => "the text that the model has written",
+        CacheKind::Training => "what healing has done so far",
     }
 }
 
@@ -383,6 +406,17 @@ fn engine_advice(error: &EngineError) -> Option<String> {
         EngineError::SparseMemory { .. } => {
             "; take fewer tokens with --calib-tokens, a smaller file type, or allow more memory"
         }
+        EngineError::HealMemory { shortage } if shortage.set => {
+            "; raise --memory, or take --heal-what norms"
+        }
+        EngineError::HealMemory { .. } => "; take --heal-what norms, or allow more memory",
+        EngineError::HealSparse => "; leave out --sparse or --heal",
+        EngineError::HealRate { .. } | EngineError::Training(TrainingError::NotNumbers { .. }) => {
+            "; take another --heal-rate"
+        }
+        EngineError::Training(TrainingError::TooShort { .. }) => {
+            "; name a longer text with --calib, or allow more of it with --calib-tokens"
+        }
         EngineError::Context { .. } => "; leave --ctx out, or ask for less",
         EngineError::ContextMemory { .. } => {
             "; ask for fewer tokens, or take --kv q8_0 for about half of that"
@@ -410,7 +444,7 @@ fn engine_advice(error: &EngineError) -> Option<String> {
 
 fn unsuited_advice(unsuited: &Unsuited) -> String {
     match unsuited {
-        Unsuited::SingleWeights => {
+        Unsuited::SingleWeights | Unsuited::Healing => {
             "; name the text with --calib instead of --profile".to_owned()
         }
         Unsuited::Sequential => {

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `MODEL-TEXT-COLLECTED-vN.profile` | a profile, under parts of the hashes that its [`Origin`] has |
 //! | `MODEL-TEXT-COLLECTED-vN.hash` | the hash of a profile that was too large to stay: outcomes are found by it |
+//! | `KEY-vN.training` | a healing that was broken off, under the same as its outcome |
 //! | `KEY-vN.outcome` | an outcome, under a part of the hash of its [`OutcomeKey`] |
 //! | `MODEL-KEY-vN.text` | a text that the model has written, under a part of the hash of how it is made |
 //!
@@ -24,6 +25,7 @@ use super::mixture::Mixed;
 use super::report::{CacheKind, Notice};
 use super::sizes::parse_size;
 use crate::files;
+use crate::heal::checkpoint;
 use crate::hub;
 use crate::model::Model;
 use crate::prune::{
@@ -288,7 +290,7 @@ impl CacheEntry {
                 let tokens = bytes.checked_sub(TEXT_HEAD + TEXT_HASH)? / 4;
                 Some(CacheContent::Text { tokens })
             }
-            CacheKind::Hash => None,
+            CacheKind::Hash | CacheKind::Training => None,
         }
     }
 }
@@ -300,6 +302,7 @@ fn extension(kind: CacheKind) -> &'static str {
         CacheKind::Outcome => "outcome",
         CacheKind::Hash => "hash",
         CacheKind::Text => "text",
+        CacheKind::Training => "training",
     }
 }
 
@@ -309,6 +312,7 @@ fn version_of(kind: CacheKind) -> u32 {
         CacheKind::Profile | CacheKind::Hash => store::VERSION,
         CacheKind::Outcome => outcome::VERSION,
         CacheKind::Text => TEXT_VERSION,
+        CacheKind::Training => checkpoint::VERSION,
     }
 }
 
@@ -328,6 +332,7 @@ fn kind_and_version(path: &Path) -> Option<(CacheKind, u32)> {
         CacheKind::Outcome,
         CacheKind::Hash,
         CacheKind::Text,
+        CacheKind::Training,
     ];
     let ending = path.extension()?.to_str()?;
     let kind = kinds.into_iter().find(|kind| extension(*kind) == ending)?;
@@ -518,6 +523,24 @@ impl CacheFolder {
                 problem: error.to_string(),
             });
         }
+    }
+
+    /// Where a healing of so many trained values keeps what it has done, and what that is known by; `None` where there is no room for it.
+    pub(super) fn checkpoint(
+        &self,
+        key: &OutcomeKey,
+        trained: usize,
+        notices: &mut Vec<Notice>,
+    ) -> Option<(PathBuf, String)> {
+        let (folder, hash) = (self.folder.as_ref()?, key.hash());
+        let name = format!("{}-v{}.training", hash.get(..32)?, checkpoint::VERSION);
+        let (path, bytes) = (folder.join(name), checkpoint::bytes(trained));
+        if !self.may_keep(CacheKind::Training, bytes, notices) {
+            return None;
+        }
+        make(folder);
+        self.make_room(bytes, &path);
+        Some((path, hash))
     }
 
     fn outcome_path(&self, key: &OutcomeKey) -> Option<PathBuf> {

@@ -76,6 +76,8 @@ pub(super) struct CalibrationText {
     is_there: bool,
     /// Tokens of the source that are not in the text: [`EFFECT_TOKENS`], or fewer where the source ends.
     beyond: Vec<u32>,
+    /// Tokens that were read of the source, those behind the text included; none where it is not read.
+    read: usize,
     /// Tokens of the mixture that are not in the text; none where it is not made, or has no mixture in it.
     held_back: Vec<u32>,
     bos: Option<u32>,
@@ -205,6 +207,11 @@ impl Collection {
 
     pub fn text(&self) -> &CalibrationText {
         &self.text
+    }
+
+    /// What is said before it begins, to which more may be added.
+    pub fn notices_mut(&mut self) -> &mut Vec<Notice> {
+        &mut self.notices
     }
 
     /// The tokens that are there but for those that are kept for judging.
@@ -461,6 +468,7 @@ impl CalibrationText {
             most => most.saturating_add(EFFECT_TOKENS),
         };
         let mut given = source.first_tokens(tokenizer, options.field.as_deref(), all)?;
+        let read = given.len();
         let beyond = given.split_off(most_given.min(given.len()));
         let name = match is_made && mix < 1.0 && mix > 0.0 {
             true => format!("{source} and the mixture"),
@@ -485,6 +493,7 @@ impl CalibrationText {
             tokens: Vec::new(),
             is_there: !is_made,
             beyond,
+            read,
             held_back: Vec::new(),
             bos,
             hash: String::new(),
@@ -522,6 +531,11 @@ impl CalibrationText {
     /// Tokens of the source that are not in the text, for measuring the effect of pruning: [`EFFECT_TOKENS`], or fewer.
     pub fn unseen(&self) -> &[u32] {
         &self.beyond
+    }
+
+    /// Tokens that were read of the source: those in the text, and [`CalibrationText::unseen`] behind them.
+    pub fn read_tokens(&self) -> usize {
+        self.read
     }
 
     /// Tokens of the mixture that are not in the text, for the same.

@@ -139,7 +139,7 @@ impl Engine {
     }
 
     /// The dense model from a map of its own, beside the pruned one.
-    fn dense_beside(&self) -> Result<Model, EngineError> {
+    pub(super) fn dense_beside(&self) -> Result<Model, EngineError> {
         self.must_have_file()?;
         let mut model = Model::load(self.file()?)?;
         if self.pack_time.is_some() {

@@ -12,6 +12,7 @@ use crate::eval::{self, PerplexityOptions, Predicted};
 use crate::kernels::Runtime;
 use crate::model::{CacheType, Model};
 use crate::progress::Progress;
+use crate::prune::bits::TypeChanges;
 use crate::prune::{Effect, EffectText, Target, calibrate};
 
 /// Tokens below which a perplexity tells nothing.
@@ -152,11 +153,14 @@ pub(super) fn notice(report: &PruneReport) -> Option<Notice> {
     if worst.rise() <= allowed {
         return None;
     }
+    // What is not of the ratio alone cannot be mended by it.
+    let types = report.types.as_ref();
+    let retyped = types.is_some_and(|types| types.changes != TypeChanges::default());
     Some(Notice::MuchWorse {
         effect: worst.clone(),
-        ratio: match report.sparse {
-            None => gentler(report.ratio, worst.rise()),
-            Some(_) => None,
+        ratio: match report.sparse.is_some() || retyped {
+            false => gentler(report.ratio, worst.rise()),
+            true => None,
         },
     })
 }

@@ -13,6 +13,7 @@ use crate::count::count;
 use crate::eval::PerplexityError;
 use crate::generate::{GenerateError, GrammarError};
 use crate::gguf::GgufError;
+use crate::heal::TrainingError;
 use crate::hub::HubError;
 use crate::kernels::RuntimeError;
 use crate::model::ModelError;
@@ -150,6 +151,20 @@ pub enum EngineError {
         mebibytes(shortage.needed), mebibytes(shortage.allowed)
     )]
     SparseMemory { shortage: Shortage },
+    /// A factor of speed, or a share by which the perplexity may rise, that is none.
+    #[error("the target of pruning must be a number above 0, and not {0}")]
+    Amount(f64),
+    #[error(
+        "healing takes {}, and that is more than {}",
+        mebibytes(shortage.needed), allowed(shortage)
+    )]
+    HealMemory { shortage: Shortage },
+    #[error("healing is not for models that lose single weights, which it would bring back")]
+    HealSparse,
+    #[error("a learning rate must be a number above 0, and not {rate}")]
+    HealRate { rate: f32 },
+    #[error(transparent)]
+    Training(#[from] TrainingError),
     #[error("{} has changed since pruning began; try again", path.display())]
     FileChanged { path: PathBuf },
     #[error(transparent)]
@@ -250,6 +265,9 @@ pub enum Unsuited {
     /// Removing single weights reads the text itself.
     #[error("removing single weights reads the calibration text itself, which no profile holds")]
     SingleWeights,
+    /// Healing reads the text itself.
+    #[error("healing trains on the calibration text itself, which no profile holds")]
+    Healing,
     #[error("{} has no loss curves", profile.display())]
     NoCurves { profile: PathBuf },
     /// Curves belong to a metric, a unit of heads and a restoration.

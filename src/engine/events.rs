@@ -37,12 +37,18 @@ pub enum Stage {
     Covariances,
     /// Loss curves are measured; modules.
     Curves,
+    /// What smaller types cost is measured; modules, and matrices of the vocabulary.
+    Types,
     /// Models pruned by one ratio after another are tried; models.
     Searching,
     /// The model is pruned; layers.
     Pruning,
+    /// Matrices get smaller types; modules, and matrices of the vocabulary.
+    Retyping,
     /// Single weights are removed; layers.
     Sparsifying,
+    /// The pruned model is trained towards the dense one; tokens.
+    Healing,
     /// The effect of pruning is measured; chunks of text.
     Effects,
     /// The pruned and the dense model are timed in turns; turns.

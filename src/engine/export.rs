@@ -11,7 +11,7 @@ use crate::count::count;
 use crate::files::TemporaryFile;
 use crate::gguf::{GgufError, GgufFile};
 use crate::model::{Export, LayerForm};
-use crate::prune::{Record, record};
+use crate::prune::{HealEnd, Record, record};
 
 impl Engine {
     /// Writes the model to a GGUF file that llama.cpp runs too, with the record of how it was pruned.
@@ -180,11 +180,24 @@ fn sparse_in_words(report: &SparseReport, source: &str) -> String {
     format!("{sparsity} ({percent:.1} % of the layers' weights, shares {allocate}{text})")
 }
 
+/// Whether the model was healed, and by how much.
+fn healed_in_words(report: &PruneReport) -> String {
+    let healed = report.heal.filter(|heal| heal.end == HealEnd::Healed);
+    healed.map_or(String::new(), |heal| {
+        let tokens = count(heal.tokens, "token");
+        format!(", healed ({} by {tokens}, rate {})", heal.what, heal.rate)
+    })
+}
+
 /// The method, and the choices that it came to.
 fn method_in_words(report: &PruneReport) -> String {
     let PruneReport { method, recipe, .. } = report;
     format!(
-        "{method} ({}, {}, heads by {}, restoration {})",
-        recipe.metric, recipe.structure, recipe.heads, recipe.restore
+        "{method} ({}, {}, heads by {}, restoration {}){}",
+        recipe.metric,
+        recipe.structure,
+        recipe.heads,
+        recipe.restore,
+        healed_in_words(report)
     )
 }

@@ -211,6 +211,24 @@ pub(super) fn must_hold_sparse(
     }
 }
 
+/// Refuses healing that takes more than there is, or than was `set`.
+///
+/// # Errors
+/// [`EngineError::HealMemory`].
+pub(super) fn must_hold_healing(needed: u64, set: Option<u64>) -> Result<(), EngineError> {
+    let available = Memory::now().map_or(u64::MAX, |memory| memory.available);
+    let allowed = set.unwrap_or(available).min(available);
+    match shortage(needed, allowed) {
+        Some(shortage) => Err(EngineError::HealMemory {
+            shortage: Shortage {
+                set: set.is_some_and(|set| set <= available),
+                ..shortage
+            },
+        }),
+        None => Ok(()),
+    }
+}
+
 /// Bytes of the layers' weights that stay under a target; 0 where only pruning tells.
 fn staying(model: &Model, target: Target) -> u64 {
     let layers: u64 = model.layers.iter().map(|layer| layer.bytes() as u64).sum();

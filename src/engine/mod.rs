@@ -11,8 +11,10 @@
 //! | `collection` | a profile from the cache folder, or collected from a text |
 //! | `profile` | a profile from a file; pruning by a profile |
 //! | `target` | the ratio for a size, a speed, a perplexity |
+//! | `bits` | smaller types, together with widths or by themselves |
 //! | `sparse` | single weights, by themselves or after heads and channels |
 //! | `mixture` | the text that models are calibrated on by default |
+//! | `heal` | a short distillation behind pruning |
 //! | `effect` | what pruning does to predictions |
 //! | `comparison` | speeds of the pruned and the dense model, in turns |
 //! | `cache` | profiles and outcomes of earlier runs |
@@ -26,6 +28,7 @@
 //! | `sizes` | sizes as people write them |
 //! | `synthetic` | small random models, for examples and tests |
 
+mod bits;
 mod cache;
 mod chat;
 mod collection;
@@ -35,6 +38,7 @@ mod effect;
 mod error;
 mod events;
 mod export;
+mod heal;
 mod machine;
 mod memory;
 mod mixture;
@@ -57,8 +61,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use crate::gguf::{MetadataWarning, Value as MetadataValue};
+pub use crate::heal::{Budget, What};
 pub use crate::progress::Cancelled;
-pub use crate::prune::{Effect, EffectText, Found, Target};
+pub use crate::prune::{Effect, EffectText, Found, HealEnd, Target};
 pub use comparison::{SpeedComparison, Spread, Turns};
 pub use conversation::{Conversation, OnStep, Reply};
 pub use effect::{NONSENSE_RISE, NOTABLE_RISE};
@@ -66,13 +71,14 @@ pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
 pub use events::{Event, Events, Stage, ignore};
 pub use machine::{InstructionSet, Machine, machine};
 pub use options::{
-    Cache, CalibrationOptions, GenerateOptions, MethodOptions, OpenOptions, Pack, PruneOptions,
-    SequenceOptions, SparseOptions,
+    Cache, CalibrationOptions, GenerateOptions, HeadType, HealOptions, MethodOptions, OpenOptions,
+    Pack, PruneOptions, SequenceOptions, SparseOptions,
 };
 pub use prune::Prepared;
 pub use report::{
-    CacheKind, CalibrationReport, CurvesReport, ExportReport, LayerSnapshot, ModelReport,
-    NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot, SparseReport,
+    CacheKind, CalibrationReport, CurvesReport, ExportReport, HealReport, LayerSnapshot,
+    ModelReport, NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
+    SparseReport, TypesReport,
 };
 pub use sampling::SamplingDefaults;
 pub use synthetic::{SyntheticType, TINY, write_synthetic};

@@ -7,9 +7,12 @@ use crate::generate::{Grammar, SamplerConfig};
 #[cfg(doc)]
 use crate::gguf::GgufFile;
 use crate::gguf::Value as MetadataValue;
+use crate::heal::{Budget, What};
 use crate::model::{CacheType, Model};
+use crate::prune::bits::Moves;
 use crate::prune::sparse::{Allocate, SparseForm, Sparsity};
 use crate::prune::{Effort, HeadUnit, Method, Metric, Recipe, Restore, Structure, Target};
+use crate::quant::BlockType;
 
 /// How to open a model.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +51,13 @@ pub struct PruneOptions {
     /// Single weights to remove, after heads and channels if the target removes any: a ratio of 0 leaves these be, and no profile
     /// is collected then. `None` for no single weights. The target must be a ratio.
     pub sparse: Option<SparseOptions>,
+    /// By what the model gets smaller where the target is a size, a speed or a perplexity. A ratio is of widths alone.
+    pub moves: Moves,
+    /// What becomes of the output head, beside that; it keeps its type where single weights go.
+    pub head: HeadType,
+    /// Train what pruning leaves towards the dense model's predictions, on the text of the calibration; `None` for not. It is not for
+    /// models that lose single weights, nor for a profile from a file, which comes without text.
+    pub heal: Option<HealOptions>,
     pub calibration: CalibrationOptions,
     /// A profile to prune by; `None` to find or collect one. The method must not need more than it has.
     pub profile: Option<PathBuf>,
@@ -63,10 +73,71 @@ impl Default for PruneOptions {
             target: Target::Ratio(0.3),
             method: MethodOptions::default(),
             sparse: None,
+            moves: Moves::default(),
+            head: HeadType::default(),
+            heal: None,
             calibration: CalibrationOptions::default(),
             profile: None,
             cache: Cache::default(),
             effects: false,
+        }
+    }
+}
+
+/// The type of the output head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HeadType {
+    /// It keeps its own, unless a target gives it another one.
+    #[default]
+    Keep,
+    /// The smallest by which predictions hardly change: by at most 0.02 nats per token.
+    Auto,
+    /// This one, if it is smaller.
+    Type(BlockType),
+}
+
+impl std::str::FromStr for HeadType {
+    type Err = String;
+
+    /// `keep`, `auto`, or the name of a type, like `q5_0`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = |t: &BlockType| t.name().eq_ignore_ascii_case(text) && !t.is_float();
+        match text {
+            "keep" => Ok(Self::Keep),
+            "auto" => Ok(Self::Auto),
+            _ => match BlockType::ALL.into_iter().find(named) {
+                Some(block_type) => Ok(Self::Type(block_type)),
+                None => {
+                    let quantised = BlockType::ALL.into_iter().filter(|t| !t.is_float());
+                    let names: Vec<String> = quantised.map(|t| t.name().to_lowercase()).collect();
+                    Err(format!(
+                        "must be keep, auto, or one of {}",
+                        names.join(", ")
+                    ))
+                }
+            },
+        }
+    }
+}
+
+/// How to heal a pruned model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HealOptions {
+    pub budget: Budget,
+    /// The highest learning rate; `None` for what suits what is trained.
+    pub rate: Option<f32>,
+    pub what: What,
+    /// The order of the text follows from it.
+    pub seed: u64,
+}
+
+impl From<Budget> for HealOptions {
+    fn from(budget: Budget) -> Self {
+        Self {
+            budget,
+            rate: None,
+            what: What::default(),
+            seed: 0,
         }
     }
 }

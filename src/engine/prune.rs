@@ -4,31 +4,38 @@
 //!    (`profile.rs`);
 //! 2. look whether an earlier run has left the outcome (`cache.rs`); then only that is carried out;
 //! 3. find the profile in the cache, or run the text through the model for it (`collection.rs`);
-//! 4. find the ratio that reaches the target (`target.rs`);
-//! 5. prune in place;
-//! 6. remove single weights, if any are to go (`sparse.rs`): this is done anew every time;
-//! 7. measure what all this does to predictions (`effect.rs`), keep the outcome with it, and report (`report.rs`).
+//! 4. find the ratio that reaches the target, together with smaller types where these may change (`target.rs`, `bits.rs`);
+//! 5. prune in place, and give matrices their new types;
+//! 6. remove single weights, if any are to go (`sparse.rs`);
+//! 7. heal what is left, if that was asked for (`heal.rs`);
+//! 8. measure what all this does to predictions (`effect.rs`), keep the outcome with it, and report (`report.rs`). What heads and channels
+//!    have come to before 6 or 7 is kept by itself, too.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Engine;
+use super::bits::{Bits, Types};
 use super::collection::{Collection, TextAlone};
 use super::effect::{self, Probe, Unseen};
 use super::error::EngineError;
 use super::events::{Events, Shared, Stage};
+use super::heal::{self, Healing};
 use super::memory::{self, Room};
 use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions, SparseOptions};
 use super::profile::{self, Calibrated};
-use super::report::{CalibrationReport, NoEffects, Notice, PruneReport, SearchReport, Snapshot};
+use super::report::{
+    CalibrationReport, NoEffects, Notice, PruneReport, SearchReport, Snapshot, TypesReport,
+};
 use super::sparse::{self, Removing};
 use super::target::{self, How};
 use crate::eval::TokenTime;
 use crate::model::Model;
+use crate::prune::bits::{KeptTypes, TypePlan};
 use crate::prune::sparse::Allocate;
 use crate::prune::{
-    Effort, Found, LayerPlan, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind,
-    RATIOS, Recipe, SingleRecord, StoredProfile, Target,
+    Effort, Found, Method, Outcome, OutcomeKey, Plan, PruneError, PruneErrorKind, RATIOS, Recipe,
+    SingleRecord, StoredProfile, Target,
 };
 
 /// Tokens of the calibration text that a [`Target::PerplexityRise`] is judged on.
@@ -43,6 +50,10 @@ pub struct Prepared {
     effort: Effort,
     /// Single weights to remove; `None` for none.
     sparse: Option<SparseOptions>,
+    /// Which types may change.
+    bits: Bits,
+    /// How the pruned model is healed; `None` for not.
+    heal: Option<Healing>,
     source: ProfileSource,
     /// Whether packed weights must make room.
     unpack: bool,
@@ -111,11 +122,17 @@ impl Engine {
         {
             return Err(PruneError::from(PruneErrorKind::Ratio(ratio)).into());
         }
+        if let Target::Speedup(amount) | Target::PerplexityRise(amount) = options.target
+            && !(amount.is_finite() && amount > 0.0)
+        {
+            return Err(EngineError::Amount(amount));
+        }
         sparse::must_be_whole(&self.model)?;
         if let Some(sparse) = options.sparse {
             sparse::check(&self.model, sparse, options)?;
         }
-        let (recipe, source) = match &options.profile {
+        let mut heal = Healing::prepare(self, options)?;
+        let (recipe, mut source) = match &options.profile {
             _ if options.sparse.is_some() && options.target == Target::Ratio(0.0) => {
                 let (calibration, effort) = (&options.calibration, options.method.effort);
                 let cached = self.usable_cache(options.cache).has_profiles();
@@ -131,12 +148,20 @@ impl Engine {
             ProfileSource::Text(collection) => collection.unpack,
             ProfileSource::NotNeeded(_) => false,
         };
+        if let (Some(healing), ProfileSource::Text(collection)) = (&mut heal, &mut source) {
+            healing.read_on(self, options, collection.text())?;
+            let how = options.heal.expect("it is healed");
+            let bytes = heal::needed(&self.model, how, options.target);
+            collection.notices_mut().push(Notice::HealMemory { bytes });
+        }
         let prepared = Prepared {
             target: options.target,
             method: options.method.method,
             recipe,
             effort: options.method.effort,
             sparse: options.sparse,
+            bits: Bits::of(options),
+            heal,
             source,
             unpack,
             cache: self.usable_cache(options.cache),
@@ -181,9 +206,25 @@ impl Engine {
         };
         let structured = !matches!(prepared.source, ProfileSource::NotNeeded(_));
         let (dense, cache, effects) = (columns(&self.model), prepared.cache, prepared.effects);
-        let mut all_again = match &removing {
-            Some(removing) => self.repeat(&mut prepared, Some(removing), events)?,
-            None => None,
+        let healing = prepared.heal.clone();
+        let mut all_again = match (&removing, &healing) {
+            (None, None) => None,
+            (None, Some(_)) if prepared.bits.changes() => None,
+            _ => self.repeat(&mut prepared, removing.as_ref(), healing.as_ref(), events)?,
+        };
+        let text = match &mut prepared.source {
+            ProfileSource::Text(collection) if healing.is_some() && all_again.is_none() => {
+                // The dense model writes the text, where it is its own.
+                collection.write(self, events)?;
+                let text = collection.text();
+                (text.tokens().to_vec(), text.bos())
+            }
+            _ => (Vec::new(), None),
+        };
+        // What is healed is not kept where types have changed before: an outcome has widths, then types.
+        let (bits, outcomes) = match prepared.bits.changes() {
+            true => (prepared.bits, Cache::Profiles),
+            false => (prepared.bits, self.outcome_cache(&prepared)),
         };
         let (mut report, probe, mut keep) = match structured {
             _ if all_again.is_some() => {
@@ -194,7 +235,7 @@ impl Engine {
                 let (report, probe) = self.prune_nothing(&prepared, removing.as_ref(), events)?;
                 (report, probe, None)
             }
-            true => match self.repeat(&mut prepared, None, events)? {
+            true => match self.repeat(&mut prepared, None, None, events)? {
                 Some((report, probe)) => (report, probe, None),
                 None => self.prune_anew(prepared, removing.as_ref(), events)?,
             },
@@ -204,7 +245,13 @@ impl Engine {
             if let Some(keep) = keep.take() {
                 self.keep(keep, &mut report);
             }
-            let key = outcome_key(report.target, report.recipe, cache, &report.calibration);
+            let key = outcome_key(
+                report.target,
+                report.recipe,
+                bits,
+                cache,
+                &report.calibration,
+            );
             let structure = key.map(|key| {
                 let found = report.search.as_ref().map(|search| search.found);
                 let plan = report.plan.clone();
@@ -213,7 +260,6 @@ impl Engine {
                 (outcome, OutcomeKey { single, ..key })
             });
             let (done, notices) = removing.carry_out(self, structured, events)?;
-            let structure = structure.filter(|_| done.changes_no_types());
             keep = structure.map(|(outcome, key)| Keep {
                 outcome,
                 key,
@@ -224,6 +270,41 @@ impl Engine {
             // These are not of single weights.
             report.effects = Vec::new();
             report.notices.extend(notices);
+            report.repeated = false;
+        }
+        if let Some(healing) = healing.filter(|_| report.heal.is_none()) {
+            // As above.
+            if let Some(keep) = keep.take() {
+                self.keep(keep, &mut report);
+            }
+            let key = outcome_key(
+                report.target,
+                report.recipe,
+                bits,
+                outcomes,
+                &report.calibration,
+            );
+            let key = key.map(|key| OutcomeKey {
+                healed: Some(healing.key()),
+                ..key
+            });
+            let found = report.search.as_ref().map(|search| search.found);
+            let plan = report.plan.clone();
+            let mut outcome = Outcome::of(&self.model, &dense, plan, report.ratio, found);
+            let (text, notices) = ((&text.0[..], text.1), &mut report.notices);
+            let (done, kept) = healing.carry_out(self, text, key.as_ref(), notices, events)?;
+            if let (Some(key), Some(kept)) = (key, kept) {
+                outcome.healed = Some(kept);
+                keep = Some(Keep {
+                    outcome,
+                    key,
+                    single: None,
+                });
+            }
+            report.after = Snapshot::take(&self.model);
+            report.heal = Some(done);
+            // These are not of what was healed.
+            report.effects = Vec::new();
             report.repeated = false;
         }
         if effects {
@@ -321,12 +402,13 @@ impl Engine {
         Ok((collection.recipe, ProfileSource::Text(Box::new(collection))))
     }
 
-    /// Does again what an earlier run did, if the cache folder knows of it: all of it, where `removing` is what single weights are to go,
+    /// Does again what an earlier run did, if the cache folder knows of it: all of it, where `removing` is what single weights are to go and `healing` how it is healed,
     /// or what was done before these.
     fn repeat(
         &mut self,
         prepared: &mut Prepared,
         removing: Option<&Removing>,
+        healing: Option<&Healing>,
         events: &mut Events,
     ) -> Result<Option<(PruneReport, Option<Probe>)>, EngineError> {
         let start = Instant::now();
@@ -342,16 +424,31 @@ impl Engine {
             Some(_) => prepared.cache,
             None => self.outcome_cache(prepared),
         };
-        let key = outcome_key(prepared.target, prepared.recipe, cache, &calibration);
+        let key = outcome_key(
+            prepared.target,
+            prepared.recipe,
+            prepared.bits,
+            cache,
+            &calibration,
+        );
         let key = key.map(|key| OutcomeKey {
             single: removing.map(Removing::key),
+            healed: healing.map(Healing::key),
             ..key
         });
         let Some(mut outcome) = key.and_then(|key| self.cache.find_outcome(&key)) else {
             return Ok(None);
         };
-        // What was not measured then is measured now, and so is what single weights add.
-        let more = prepared.sparse.is_some() && removing.is_none();
+        // What fits the dense model.
+        let dense_plan = outcome.types.as_ref().map(|kept| kept.plan(&self.model));
+        if dense_plan == Some(None) {
+            tracing::warn!("a kept outcome does not fit the model; pruning anew");
+            return Ok(None);
+        }
+        let dense_plan = dense_plan.flatten();
+        // What was not measured then is measured now, and so is what single weights and healing add.
+        let more = prepared.sparse.is_some() && removing.is_none()
+            || prepared.heal.is_some() && healing.is_none();
         let probe = match prepared.effects && (outcome.effects.is_empty() || more) {
             true => self.probe_of(&mut prepared.source, events)?,
             false => None,
@@ -369,9 +466,18 @@ impl Engine {
             }
             Err(error) => return Err(self.broken_off(error)),
         }
-        let mut sparse = None;
+        let types = match outcome.types.take() {
+            Some(kept) => Some(self.retype_again(&kept, dense_plan, &outcome.plan, events)?),
+            None => None,
+        };
+        let (mut sparse, mut notices) = (None, Vec::new());
         if let Some((removing, single)) = removing.zip(outcome.single.take()) {
-            sparse = Some(removing.again(self, &single, events)?);
+            let (report, more) = removing.again(self, &single, events)?;
+            (sparse, notices) = (Some(report), more);
+        }
+        let mut heal = None;
+        if let Some((healing, healed)) = healing.zip(outcome.healed.take()) {
+            heal = Some(healing.again(self, &healed)?);
         }
         let time = start.elapsed();
         let search = outcome.found.map(|found| SearchReport {
@@ -388,7 +494,9 @@ impl Engine {
             plan: outcome.plan,
             calibration,
             search,
+            types,
             sparse,
+            heal,
             effects: match prepared.effects {
                 true => outcome.effects,
                 false => Vec::new(),
@@ -398,7 +506,7 @@ impl Engine {
             before,
             time,
             repeated: true,
-            notices: Vec::new(),
+            notices,
         };
         Ok(Some((report, probe)))
     }
@@ -432,12 +540,14 @@ impl Engine {
 
     fn prune_anew(
         &mut self,
-        prepared: Prepared,
+        mut prepared: Prepared,
         removing: Option<&Removing>,
         events: &mut Events,
     ) -> Result<(PruneReport, Option<Probe>, Option<Keep>), EngineError> {
         let cache = self.outcome_cache(&prepared);
-        let step = prepared.step();
+        let (step, bits) = (prepared.step(), prepared.bits);
+        let types = self.types(&mut prepared, events)?;
+        let types = types.as_ref();
         let Prepared {
             target,
             method,
@@ -459,8 +569,10 @@ impl Engine {
             recipe,
             step,
             removing,
+            types,
         };
-        let (ratio, found) = target::find_ratio(self, target, how, &mut calibrated, events)?;
+        let reached = target::find(self, target, how, &mut calibrated, events)?;
+        let (ratio, found) = (reached.ratio, reached.found);
         let search_time = start.elapsed();
         memory::must_hold_pruned(&self.model, ratio)?;
 
@@ -480,14 +592,23 @@ impl Engine {
         let start = Instant::now();
         let plan = self.carry_out(calibrated, recipe, ratio, step, events)?;
         let time = start.elapsed();
+        let key = outcome_key(target, recipe, bits, cache, &calibration);
+        // An outcome has widths in the types before.
+        let keep = key.map(|key| {
+            let mut outcome = Outcome::of(&self.model, &dense, plan.clone(), ratio, found);
+            outcome.types = types.map(|types| KeptTypes::new(&reached.types, types.importance()));
+            Keep {
+                outcome,
+                key,
+                single: None,
+            }
+        });
+        let types = match types {
+            Some(types) => Some(self.retype(types, &reached.types, &plan, events)?),
+            None => None,
+        };
         let after = Snapshot::take(&self.model);
 
-        let key = outcome_key(target, recipe, cache, &calibration);
-        let keep = key.map(|key| Keep {
-            outcome: Outcome::of(&self.model, &dense, plan.clone(), ratio, found),
-            key,
-            single: None,
-        });
         let search = self.search_report(found, search_time)?;
         let report = PruneReport {
             target,
@@ -498,7 +619,9 @@ impl Engine {
             plan,
             calibration,
             search,
+            types,
             sparse: None,
+            heal: None,
             effects: Vec::new(),
             no_effects: None,
             before,
@@ -533,25 +656,18 @@ impl Engine {
             false => None,
         };
         let before = Snapshot::take(&self.model);
-        let layers = self.model.layers.iter().map(|layer| LayerPlan {
-            heads: (0..layer.heads()).collect(),
-            channels: (0..layer.channels()).collect(),
-            types: [None; 2],
-        });
         let report = PruneReport {
             target: prepared.target,
             ratio: 0.0,
             removed: 0.0,
             method: prepared.method,
             recipe: prepared.recipe,
-            plan: Plan {
-                layers: layers.collect(),
-                removed: 0,
-                total: self.model.layer_parameters(),
-            },
+            plan: Plan::whole(&self.model),
             calibration,
             search: None,
+            types: None,
             sparse: None,
+            heal: None,
             effects: Vec::new(),
             no_effects: None,
             after: before.clone(),
@@ -561,6 +677,63 @@ impl Engine {
             notices: Vec::new(),
         };
         Ok((report, probe))
+    }
+
+    /// What smaller types cost, where any may be given.
+    fn types(
+        &self,
+        prepared: &mut Prepared,
+        events: &mut Events,
+    ) -> Result<Option<Types>, EngineError> {
+        let bits = prepared.bits;
+        if !bits.changes() {
+            return Ok(None);
+        }
+        let (tokens, bos, name) = match &mut prepared.source {
+            ProfileSource::Text(collection) if bits.measures() => {
+                // The dense model writes the text, where it is its own.
+                collection.write(self, events)?;
+                let text = collection.text();
+                (collection.unjudged(), text.bos(), text.name())
+            }
+            _ => (&[][..], None, ""),
+        };
+        Types::measure(self, bits, tokens, bos, name, events).map(Some)
+    }
+
+    /// Gives matrices their new types, in a model whose widths went by `plan`.
+    fn retype(
+        &mut self,
+        types: &Types,
+        new: &TypePlan,
+        plan: &Plan,
+        events: &mut Events,
+    ) -> Result<TypesReport, EngineError> {
+        let start = Instant::now();
+        let Engine { model, runtime, .. } = self;
+        let changes = types.apply(model, runtime, new, &plan.layers, events);
+        self.touch();
+        let changes = changes.map_err(|error| self.broken_off(error))?;
+        Ok(types.report(new, changes, start.elapsed()))
+    }
+
+    /// Gives matrices the types that they were given in an earlier run.
+    fn retype_again(
+        &mut self,
+        kept: &KeptTypes,
+        new: Option<TypePlan>,
+        plan: &Plan,
+        events: &mut Events,
+    ) -> Result<TypesReport, EngineError> {
+        let start = Instant::now();
+        let Engine { model, runtime, .. } = self;
+        let new = new.unwrap_or_else(|| TypePlan::none(model));
+        let progress = &mut Stage::Retyping.progress(events);
+        let importance = kept.importance.as_ref();
+        let changes = new.apply(model, runtime, importance, &plan.layers, progress);
+        self.touch();
+        let changes = changes.map_err(|error| self.broken_off(error))?;
+        Ok(Types::repeated(changes, start.elapsed()))
     }
 
     /// The removal of single weights, if any are to go; a text that the model writes itself need not be there yet.
@@ -574,7 +747,8 @@ impl Engine {
             ProfileSource::NotNeeded(alone) => (alone.text.tokens(), alone.text.bos()),
         };
         let held_back = prepared.effort.curve_levels().tokens;
-        Removing::new(&self.model, sparse, held_back, tokens, bos).map(Some)
+        let kernels = self.runtime.kernels;
+        Removing::new(&self.model, kernels, sparse, held_back, tokens, bos).map(Some)
     }
 
     /// Measures the pruned model.
@@ -682,6 +856,7 @@ fn columns(model: &Model) -> Vec<[usize; 2]> {
 fn outcome_key(
     target: Target,
     recipe: Recipe,
+    bits: Bits,
     cache: Cache,
     calibration: &CalibrationReport,
 ) -> Option<OutcomeKey> {
@@ -695,6 +870,8 @@ fn outcome_key(
         recipe,
         target,
         single: None,
+        types: bits.key(),
+        healed: None,
         flapjack: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

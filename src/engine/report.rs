@@ -6,10 +6,12 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::gguf::MetadataWarning;
+use crate::heal::What;
 use crate::memory;
 use crate::model::{Model, Weight};
+use crate::prune::bits::TypeChanges;
 use crate::prune::sparse::{Allocate, SparseForm, SparseLayer, Sparsity, TypeChange};
-use crate::prune::{Effect, Found, Method, Plan, Recipe, Target};
+use crate::prune::{Effect, Found, HealEnd, Method, Plan, Recipe, Target};
 
 /// A model that was opened.
 #[derive(Debug, Clone, Serialize)]
@@ -48,8 +50,12 @@ pub struct PruneReport {
     pub calibration: CalibrationReport,
     /// How the ratio was found; `None` where it was the target.
     pub search: Option<SearchReport>,
+    /// Smaller types that matrices were given; `None` where none could be.
+    pub types: Option<TypesReport>,
     /// Single weights that were removed; `None` where none were to be.
     pub sparse: Option<SparseReport>,
+    /// How it was healed; `None` where it was not to be.
+    pub heal: Option<HealReport>,
     /// What it did to predictions, where that was measured.
     pub effects: Vec<Effect>,
     /// Why that was not measured, where it was asked for.
@@ -70,7 +76,7 @@ pub struct PruneReport {
 pub struct SparseReport {
     pub sparsity: Sparsity,
     pub allocate: Allocate,
-    /// What was asked for; see [`Notice::StayAsLarge`] for projections of which nothing else than zeros could become.
+    /// What was asked for; see [`Notice::StayAsLarge`] and [`Notice::KeptDense`] for projections that have zeros instead.
     pub form: SparseForm,
     /// Tokens that scores were taken from; 0 where they look at no text.
     pub tokens: usize,
@@ -93,6 +99,51 @@ impl SparseReport {
     pub fn changes_no_types(&self) -> bool {
         self.layers.iter().all(|layer| layer.types.is_empty())
     }
+
+    /// Whether what was removed takes bytes, as zeros do.
+    pub fn leaves_zeros(&self) -> bool {
+        self.form == SparseForm::Zeros
+            || self.form == SparseForm::Auto && self.bytes_after >= self.bytes_before
+    }
+}
+
+/// Smaller types that matrices were given.
+#[derive(Debug, Clone, Serialize)]
+pub struct TypesReport {
+    pub changes: TypeChanges,
+    /// What they should cost, in nats per token, if losses add up; `None` where nothing was measured.
+    pub predicted: Option<f64>,
+    /// Tokens that it was measured on.
+    pub measured_on: usize,
+    #[serde(serialize_with = "seconds")]
+    pub measuring: Duration,
+    /// What encoding took.
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
+}
+
+/// How a pruned model was healed.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct HealReport {
+    /// Tokens that were trained on, those that came several times counted as often.
+    pub tokens: usize,
+    pub steps: usize,
+    /// Steps of these that an earlier run had done which was broken off.
+    pub resumed: usize,
+    pub what: What,
+    /// The highest learning rate.
+    pub rate: f32,
+    /// Tokens that were held back, and the mean divergence KL(dense ‖ pruned) on them, in nats, before and after.
+    pub held_back: usize,
+    pub before: f64,
+    pub after: f64,
+    /// What became of the weights that were trained.
+    pub end: HealEnd,
+    /// What the steps took.
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
+    /// Whether the weights were taken from the cache folder.
+    pub repeated: bool,
 }
 
 /// A profile, and what it took to get it.
@@ -281,6 +332,8 @@ pub enum Notice {
     BeyondTraining { positions: usize, trained: usize },
     /// A prompt has more tokens than the model was trained for positions; what it answers may be nonsense.
     PromptBeyondTraining { prompt: usize, trained: usize },
+    /// Healing will take about so many bytes.
+    HealMemory { bytes: u64 },
     /// The calibration text has fewer tokens than were asked for.
     FewerTokens {
         source: String,
@@ -294,6 +347,20 @@ pub enum Notice {
     StayAsLarge {
         block_type: &'static str,
         projections: usize,
+    },
+    /// So many projections of this type have zeros in the place of single weights, and take as many bytes as before, since the kernels of
+    /// this instruction set generate more slowly with sparse ones.
+    KeptDense {
+        block_type: &'static str,
+        projections: usize,
+        isa: &'static str,
+    },
+    /// So many projections of this type are sparse, though the kernels of this instruction set generate more slowly by it: the type has no
+    /// code for 0 to be kept dense with.
+    SlowerSparse {
+        block_type: &'static str,
+        projections: usize,
+        isa: &'static str,
     },
     /// The model has a chat template, which cannot be used.
     ChatTemplate { problem: String },
@@ -316,6 +383,8 @@ pub enum CacheKind {
     Hash,
     /// What the model has written to be calibrated on.
     Text,
+    /// A healing that was broken off.
+    Training,
 }
 
 /// Memory that is not there.

@@ -12,10 +12,11 @@ use super::memory;
 use super::options::{PruneOptions, SparseOptions};
 use super::report::{CurvesReport, Notice, SparseReport};
 use crate::files::hexadecimal;
-use crate::kernels::Runtime;
+use crate::kernels::{Kernels, Runtime};
 use crate::model::{Layer, Model, Module};
 use crate::prune::sparse::{
     self, Allocate, Pattern, Removal, SparseForm, SparseLayer, Sparsity, TypeChange, allocate,
+    type_changes,
 };
 use crate::prune::{
     Calibration, Curve, PruneError, PruneErrorKind, Single, SingleRecord, Target, calibrate, curves,
@@ -25,7 +26,7 @@ use crate::quant::BlockType;
 /// Refuses what cannot be asked for together, before anything takes long.
 ///
 /// # Errors
-/// If groups do not fill rows, shares by curves are asked for where groups
+/// If the pattern makes no sense, groups do not fill rows, shares by curves are asked for where groups
 /// leave no choice, or there is a profile in the place of the text.
 pub(super) fn check(
     model: &Model,
@@ -36,6 +37,9 @@ pub(super) fn check(
     let whole = options.target == Target::Ratio(0.0);
     if pattern.group() > 1 && sparse.allocate == Allocate::Curves {
         return Err(EngineError::CurvesOfGroups { pattern });
+    }
+    if !pattern.is_sound() {
+        return Err(PruneError::from(PruneErrorKind::Pattern(pattern.to_string())).into());
     }
     pattern.check(model)?;
     let head_dim = model.config.head_dim;
@@ -74,6 +78,7 @@ pub(super) fn reads_text(sparse: SparseOptions) -> bool {
 #[derive(Debug)]
 pub(super) struct Removing {
     options: SparseOptions,
+    kernels: Kernels,
     /// The text; empty where none is needed. What is held back for curves are the last of its tokens.
     tokens: Vec<u32>,
     held_back: usize,
@@ -88,6 +93,7 @@ impl Removing {
     /// If it is too short, or there is too little memory.
     pub fn new(
         model: &Model,
+        kernels: Kernels,
         options: SparseOptions,
         most_held_back: usize,
         tokens: &[u32],
@@ -95,6 +101,7 @@ impl Removing {
     ) -> Result<Self, EngineError> {
         let mut removing = Self {
             options,
+            kernels,
             tokens: Vec::new(),
             held_back: 0,
             bos,
@@ -136,7 +143,13 @@ impl Removing {
         let bytes: Vec<u8> = ids.flat_map(|id| id.to_le_bytes()).collect();
         let text = hexadecimal(&Sha256::digest(bytes));
         let (all, held_back) = (self.tokens.len(), self.held_back);
-        format!("{sparsity} {allocate} {form} {all} {held_back} {text}")
+        // What becomes of projections depends on the kernels.
+        let types = BlockType::ALL.into_iter();
+        let dense: String = types
+            .filter(|block_type| sparse::stays_dense(form, self.kernels, *block_type))
+            .map(|block_type| format!(" {}", block_type.name()))
+            .collect();
+        format!("{sparsity} {allocate} {form}{dense} {all} {held_back} {text}")
     }
 
     /// How the weights were shared out, for doing the same again.
@@ -158,20 +171,22 @@ impl Removing {
         engine: &mut Engine,
         single: &Single,
         events: &mut Events,
-    ) -> Result<SparseReport, EngineError> {
+    ) -> Result<(SparseReport, Vec<Notice>), EngineError> {
         let start = Instant::now();
         let bytes_before = engine.model.bytes();
+        let of = |layer: &Layer| layer.linears().map(|linear| linear.weight.block_type);
+        let types: Vec<[BlockType; 7]> = engine.model.layers.iter().map(of).collect();
         let progress = &mut Stage::Sparsifying.progress(events);
         let applied = single.apply(&mut engine.model, &engine.runtime, progress);
         engine.touch();
         applied?;
         let (model, record) = (&engine.model, &single.record);
-        let layers = model.layers.iter().zip(&record.removed);
+        let layers = model.layers.iter().zip(&record.removed).zip(&types);
         let layers: Vec<SparseLayer> = layers
-            .map(|(layer, removed)| SparseLayer {
+            .map(|((layer, removed), types)| SparseLayer {
                 weights: layer.parameters(),
                 removed: *removed,
-                types: Vec::new(),
+                types: type_changes(types.iter().copied().zip(of(layer))),
             })
             .collect();
         let SparseOptions {
@@ -179,7 +194,7 @@ impl Removing {
             allocate,
             form,
         } = self.options;
-        Ok(SparseReport {
+        let report = SparseReport {
             sparsity,
             allocate,
             form,
@@ -194,7 +209,20 @@ impl Removing {
             bytes_before,
             bytes_after: model.bytes(),
             time: start.elapsed(),
-        })
+        };
+        let notices = self.notices(model, &report);
+        Ok((report, notices))
+    }
+
+    /// What may be worth knowing of what became of a model.
+    fn notices(&self, model: &Model, report: &SparseReport) -> Vec<Notice> {
+        let changes = changes(&report.layers);
+        let mut notices = Vec::new();
+        if !changes.is_empty() {
+            notices.push(Notice::TypesForZeros { changes });
+        }
+        notices.extend(forms(model, report.form, self.kernels));
+        notices
     }
 
     pub fn sparsity(&self) -> Sparsity {
@@ -204,7 +232,12 @@ impl Removing {
     /// About as many bytes as a projection of a type and of so many rows and columns takes then.
     pub fn bytes(&self, block_type: BlockType, rows: usize, cols: usize) -> usize {
         let SparseOptions { sparsity, form, .. } = self.options;
-        sparse::expected_bytes(form, sparsity.pattern, (block_type, rows, cols))
+        sparse::expected_bytes(
+            form,
+            self.kernels,
+            sparsity.pattern,
+            (block_type, rows, cols),
+        )
     }
 
     fn text(&self) -> (Calibration<'_>, Calibration<'_>) {
@@ -237,14 +270,7 @@ impl Removing {
             EngineError::from(error)
         })?;
         engine.touch();
-        let changes = changes(&report.layers);
-        let mut notices = Vec::new();
-        if !changes.is_empty() {
-            notices.push(Notice::TypesForZeros { changes });
-        }
-        if report.form == SparseForm::Sparse {
-            notices.extend(as_large(&engine.model));
-        }
+        let notices = self.notices(&engine.model, &report);
         Ok((report, notices))
     }
 
@@ -338,19 +364,41 @@ fn patterns(model: &Model, curves: &[Curve], share: f64) -> Vec<Pattern> {
     shares.into_iter().map(Pattern::Share).collect()
 }
 
-/// What projections are not sparse, by type.
-fn as_large(model: &Model) -> Vec<Notice> {
-    let mut types: BTreeMap<&str, usize> = BTreeMap::new();
+/// What is not sparse though it was asked for, and what is slower for it, by type.
+fn forms(model: &Model, form: SparseForm, kernels: Kernels) -> Vec<Notice> {
+    if form == SparseForm::Zeros {
+        return Vec::new();
+    }
+    let mut types: BTreeMap<(&str, bool), (BlockType, usize)> = BTreeMap::new();
     let weights = model.layers.iter().flat_map(Layer::linears);
     let weights = weights.map(|linear| &linear.weight);
-    for weight in weights.filter(|weight| !weight.is_sparse() && weight.parameters() > 0) {
-        *types.entry(weight.block_type.name()).or_default() += 1;
+    for weight in weights.filter(|weight| weight.parameters() > 0) {
+        let block_type = weight.block_type;
+        let key = (block_type.name(), weight.is_sparse());
+        types.entry(key).or_insert((block_type, 0)).1 += 1;
     }
-    let notice = |(block_type, projections)| Notice::StayAsLarge {
-        block_type,
-        projections,
+    let isa = kernels.isa().name();
+    let notice = |((name, is_sparse), (of_type, projections))| {
+        let dense = sparse::stays_dense(form, kernels, of_type);
+        let slower = form == SparseForm::Auto && kernels.prefers_dense(of_type);
+        match is_sparse {
+            true => slower.then_some(Notice::SlowerSparse {
+                block_type: name,
+                projections,
+                isa,
+            }),
+            false if dense => Some(Notice::KeptDense {
+                block_type: name,
+                projections,
+                isa,
+            }),
+            false => Some(Notice::StayAsLarge {
+                block_type: name,
+                projections,
+            }),
+        }
     };
-    types.into_iter().map(notice).collect()
+    types.into_iter().filter_map(notice).collect()
 }
 
 /// The changes of type of all layers together.

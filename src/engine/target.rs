@@ -1,6 +1,7 @@
 //! The ratio that reaches a target: a size, a speed, a perplexity.
 
 use super::Engine;
+use super::bits::Types;
 use super::effect;
 use super::error::{Doing, EngineError, OutOfReach};
 use super::events::{Events, Shared, Stage};
@@ -9,6 +10,7 @@ use super::profile::Calibrated;
 use super::sparse::Removing;
 use crate::eval::TokenTime;
 use crate::model::Model;
+use crate::prune::bits::{Joint, JointPlan, TypeCurves, TypePlan};
 use crate::prune::{Found, Plan, Planner, PruneError, Recipe, Target, search};
 
 /// How the model will be pruned by the ratio.
@@ -19,9 +21,20 @@ pub(super) struct How<'a> {
     pub step: usize,
     /// Single weights that go afterwards.
     pub removing: Option<&'a Removing>,
+    /// Types that may change; `None` where none may.
+    pub types: Option<&'a Types>,
 }
 
-impl How<'_> {
+/// What a target has come to.
+#[derive(Debug)]
+pub(super) struct Reached {
+    pub ratio: f64,
+    /// What it was chosen for; `None` where the target is a ratio itself.
+    pub found: Option<Found>,
+    pub types: TypePlan,
+}
+
+impl<'h> How<'h> {
     fn planner<'a>(
         self,
         engine: &'a Engine,
@@ -38,13 +51,202 @@ impl How<'_> {
             Some(removing) => plan.bytes_by(model, |block_type, rows, cols| {
                 removing.bytes(block_type, rows, cols)
             }),
-            None => plan.bytes_after(model),
+            None => self.fixed(model).bytes_after(model, plan),
+        }
+    }
+
+    /// The types that are given in any case.
+    fn fixed(self, model: &Model) -> TypePlan {
+        match self.types {
+            Some(types) => types.fixed(model),
+            None => TypePlan::none(model),
+        }
+    }
+
+    /// What smaller types cost, where they are found together with widths.
+    fn joint(self) -> Option<(&'h Types, &'h TypeCurves)> {
+        self.types.and_then(|types| Some((types, types.joint()?)))
+    }
+
+    /// Finds widths and types together.
+    fn with_joint<T>(
+        self,
+        engine: &Engine,
+        calibrated: &Calibrated,
+        (types, curves): (&Types, &TypeCurves),
+        find: impl FnOnce(&Joint) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let model = &engine.model;
+        let planner = match types.bits.keeps_widths() {
+            true => None,
+            false => Some(self.planner(engine, calibrated)?),
+        };
+        find(&Joint::new(
+            model,
+            planner.as_ref(),
+            curves,
+            types.fixed(model),
+        ))
+    }
+}
+
+/// The ratio and the types for a target.
+pub(super) fn find(
+    engine: &Engine,
+    target: Target,
+    how: How,
+    calibrated: &mut Calibrated,
+    events: &mut Events,
+) -> Result<Reached, EngineError> {
+    if let Some(joint) = how.joint() {
+        return find_joint(engine, target, how, joint, calibrated, events);
+    }
+    let (ratio, found) = find_ratio(engine, target, how, calibrated, events)?;
+    Ok(Reached {
+        ratio,
+        found,
+        types: how.fixed(&engine.model),
+    })
+}
+
+/// Widths and types for a target that is not a ratio.
+fn find_joint(
+    engine: &Engine,
+    target: Target,
+    how: How,
+    joint: (&Types, &TypeCurves),
+    calibrated: &mut Calibrated,
+    events: &mut Events,
+) -> Result<Reached, EngineError> {
+    let model = &engine.model;
+    let before = model.bytes() as u64;
+    let reached = |plan: JointPlan, found| Reached {
+        ratio: plan.ratio,
+        found: Some(found),
+        types: plan.types,
+    };
+    match target {
+        Target::Ratio(_) => unreachable!("a ratio is of widths alone"),
+        Target::Bytes(bytes) => how.with_joint(engine, calibrated, joint, |joint| {
+            match joint.smallest(|plan| plan.bytes as u64 <= bytes)? {
+                Some(plan) => {
+                    let after = plan.bytes as u64;
+                    Ok(reached(plan, Found::Bytes { before, after }))
+                }
+                None => {
+                    let least = joint.least()?.bytes;
+                    Err(OutOfReach::Bytes { bytes, least }.into())
+                }
+            }
+        }),
+        Target::Speedup(factor) => {
+            let dense = TokenTime::measure(model, &engine.runtime)?;
+            let read = |plan: &JointPlan| plan.bytes - plan.types.unread_bytes(model);
+            let speed = |plan: &JointPlan| dense.speed_at(read(plan));
+            how.with_joint(engine, calibrated, joint, |joint| {
+                match joint.smallest(|plan| speed(plan) >= factor * dense.speed())? {
+                    Some(plan) => {
+                        let found = Found::Speed {
+                            bytes_before: dense.bytes as u64,
+                            bytes_after: read(&plan) as u64,
+                            before: dense.speed(),
+                            predicted: speed(&plan),
+                        };
+                        Ok(reached(plan, found))
+                    }
+                    None => Err(OutOfReach::Speed {
+                        factor,
+                        most: speed(&joint.least()?) / dense.speed(),
+                        share: dense.per_byte * dense.bytes as f64 / dense.seconds,
+                    }
+                    .into()),
+                }
+            })
+        }
+        Target::PerplexityRise(limit) => {
+            joint_for_perplexity(engine, limit, how, joint, calibrated, events)
+                .map_err(EngineError::at(Doing::Searching))
         }
     }
 }
 
+/// As many bytes less as raise the perplexity on the text kept for judging by at most `limit`; see [`for_perplexity`].
+fn joint_for_perplexity(
+    engine: &Engine,
+    limit: f64,
+    how: How,
+    joint: (&Types, &TypeCurves),
+    calibrated: &mut Calibrated,
+    events: &mut Events,
+) -> Result<Reached, EngineError> {
+    let runtime = &engine.runtime;
+    let (tokens, bos) = (calibrated.judge.clone(), calibrated.bos);
+    let events = Shared::new(events);
+    let mut tried = 0;
+    let judge = |model: &Model, tried| {
+        let progress = &mut |_, _| events.tell(Stage::Searching, tried, 0);
+        effect::perplexity(model, runtime, &tokens, bos, progress)
+    };
+    let dense = judge(&engine.model, tried)?;
+    let before = engine.model.bytes();
+    let at = |share: f64, calibrated: &Calibrated| {
+        let bytes = before as f64 * (1.0 - share);
+        how.with_joint(engine, calibrated, joint, |joint| {
+            Ok(joint.smallest(|plan| plan.bytes as f64 <= bytes)?)
+        })
+    };
+    let search = search::largest_ratio(limit, |share| -> Result<f64, EngineError> {
+        let Some(plan) = at(share, calibrated)? else {
+            return Ok(f64::INFINITY);
+        };
+        let mut model = engine.load_again()?;
+        memory::must_hold_pruned(&model, plan.ratio)?;
+        let How { recipe, step, .. } = how;
+        let mut kept = plan.widths.layers;
+        if plan.ratio > 0.0 {
+            let layers = &mut |_, _| events.tell(Stage::Searching, tried, 0);
+            let passes = &mut events.progress(Stage::Covariances);
+            let ratio = plan.ratio;
+            let done =
+                calibrated.prune(&mut model, runtime, recipe, ratio, step, layers, passes)?;
+            kept = done.layers;
+        }
+        let events = &mut |_| events.tell(Stage::Searching, tried, 0);
+        joint
+            .0
+            .apply(&mut model, runtime, &plan.types, &kept, events)?;
+        let rise = judge(&model, tried)? / dense - 1.0;
+        tracing::info!(
+            "{:.1} % of the bytes less: perplexity {:+.1} %",
+            share * 100.0,
+            rise * 100.0
+        );
+        tried += 1;
+        Ok(rise)
+    })?;
+    let (share, rise) = search.within;
+    let plan = match share > 0.0 {
+        true => at(share, calibrated)?,
+        false => None,
+    };
+    let Some(plan) = plan else {
+        let smallest = search.beyond;
+        return Err(OutOfReach::Perplexity { limit, smallest }.into());
+    };
+    Ok(Reached {
+        ratio: plan.ratio,
+        found: Some(Found::Perplexity {
+            tokens: tokens.len(),
+            dense,
+            rise,
+            beyond: None,
+        }),
+        types: plan.types,
+    })
+}
+
 /// The ratio for a target, and what it was chosen for, where the target is not a ratio itself.
-pub(super) fn find_ratio(
+fn find_ratio(
     engine: &Engine,
     target: Target,
     how: How,

@@ -15,10 +15,11 @@ use super::values::{
 };
 use crate::engine::{
     Engine, EngineError, Event, ModelReport, Notice, OpenOptions, Pack, PruneOptions, PruneReport,
-    SequenceOptions, TextSource, default_model,
+    SequenceOptions, SparseOptions, TextSource, default_model,
 };
 use crate::hub::DEFAULT_SYSTEM;
 use crate::prune::Target;
+use crate::prune::sparse::Sparsity;
 
 /// A model that is open. One call at a time uses it, on whichever thread; another one then returns FLAPJACK_STATUS_BUSY.
 pub struct FlapjackModel {
@@ -326,6 +327,15 @@ pub struct FlapjackPruneOptions {
     pub calibration: *const c_char,
     /// Tokens of it to use at most; 0 for what the effort asks for.
     pub calibration_tokens: u64,
+    /// Single weights that go, after heads and channels: "METHOD:SHARE" or "METHOD:N:M", such as "wanda:0.5" or "sparsegpt:2:4"; NULL for
+    /// none. With the ratio 0 they go alone.
+    pub sparse: *const c_char,
+    /// How these are shared out among the modules: "even" or "curves"; NULL for even.
+    pub allocate: *const c_char,
+    /// What becomes of projections that lose single weights: "sparse", which takes fewer bytes, and in files of flapjack_export() is for
+    /// flapjack alone; "zeros", which takes as many as before and is for all programs; "auto" or NULL for sparse, except for types that
+    /// this machine is slower with then.
+    pub sparse_form: *const c_char,
 }
 
 // SAFETY: numbers and pointers, the first a `usize`.
@@ -346,6 +356,9 @@ impl FlapjackPruneOptions {
             effort: ptr::null(),
             calibration: ptr::null(),
             calibration_tokens: 0,
+            sparse: ptr::null(),
+            allocate: ptr::null(),
+            sparse_form: ptr::null(),
         }
     }
 }
@@ -467,15 +480,45 @@ unsafe fn prune_options(given: *const FlapjackPruneOptions) -> Result<PruneOptio
     if let Ok(tokens @ 1..) = usize::try_from(given.calibration_tokens) {
         options.calibration.tokens = Some(tokens);
     }
+    options.sparse = unsafe { sparse_options(&given) }?;
     Ok(options)
+}
+
+/// # Safety
+/// As the module's documentation says of texts.
+unsafe fn sparse_options(given: &FlapjackPruneOptions) -> Result<Option<SparseOptions>, Failure> {
+    // SAFETY: as the caller promises, here and below.
+    let sparsity: Option<Sparsity> = unsafe { choice(given.sparse, "the single weights") }?;
+    let allocate = unsafe { choice(given.allocate, "the way of sharing out") }?;
+    let form = unsafe { choice(given.sparse_form, "the form") }?;
+    let Some(sparsity) = sparsity else {
+        return match allocate.is_some() || form.is_some() {
+            true => Err(Failure::argument(
+                "the options say how single weights go, and not which; \"sparse\" does",
+            )),
+            false => Ok(None),
+        };
+    };
+    Ok(Some(SparseOptions {
+        sparsity,
+        allocate: allocate.unwrap_or_default(),
+        form: form.unwrap_or_default(),
+    }))
 }
 
 fn target(target: i32, amount: f64) -> Result<Target, Failure> {
     let number_of = |target: FlapjackTarget| target as i32;
-    let known = match target {
-        // The engine knows the range.
-        n if n == number_of(FlapjackTarget::Ratio) => return Ok(Target::Ratio(amount)),
-        n if n == number_of(FlapjackTarget::Bytes) => Target::Bytes(amount as u64),
+    let target = match target {
+        // The engine knows the ranges.
+        n if n == number_of(FlapjackTarget::Ratio) => Target::Ratio(amount),
+        n if n == number_of(FlapjackTarget::Bytes) => match amount > 0.0 && amount.is_finite() {
+            true => Target::Bytes(amount as u64),
+            false => {
+                return Err(Failure::argument(format!(
+                    "the bytes must be a number above 0, and not {amount}"
+                )));
+            }
+        },
         n if n == number_of(FlapjackTarget::Speedup) => Target::Speedup(amount),
         n if n == number_of(FlapjackTarget::PerplexityRise) => Target::PerplexityRise(amount),
         n => {
@@ -484,12 +527,7 @@ fn target(target: i32, amount: f64) -> Result<Target, Failure> {
             )));
         }
     };
-    match amount > 0.0 && amount.is_finite() {
-        true => Ok(known),
-        false => Err(Failure::argument(format!(
-            "the target of pruning must be a number above 0, and not {amount}"
-        ))),
-    }
+    Ok(target)
 }
 
 /// What a name stands for; `None` for NULL.
@@ -515,7 +553,7 @@ pub unsafe extern "C" fn flapjack_reopen(model: *mut FlapjackModel) -> FlapjackS
     })
 }
 
-/// Writes the model as it is now to a GGUF file, which llama.cpp runs too. `progress` may be NULL for none. What is at `path` is
+/// Writes the model as it is now to a GGUF file, which llama.cpp runs too unless projections are sparse. `progress` may be NULL for none. What is at `path` is
 /// replaced in the end, and stays where writing fails or is called off.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flapjack_export(

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::engine::EngineError;
 use crate::generate::GenerateError;
+use crate::heal::TrainingError;
 use crate::model::ModelError;
 use crate::prune::PruneErrorKind;
 
@@ -97,7 +98,9 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         EngineError::Cancelled(_) => FlapjackStatus::Cancelled,
         EngineError::Prune(error) => match &error.kind {
             PruneErrorKind::Cancelled(_) => FlapjackStatus::Cancelled,
-            PruneErrorKind::Ratio(_) => FlapjackStatus::Argument,
+            PruneErrorKind::Ratio(_)
+            | PruneErrorKind::Group { .. }
+            | PruneErrorKind::Pattern(_) => FlapjackStatus::Argument,
             PruneErrorKind::Model(error) => of_model(error),
             PruneErrorKind::DamagedWeights { .. } => FlapjackStatus::File,
             _ => FlapjackStatus::Failed,
@@ -122,9 +125,14 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::NoFile
         | EngineError::NoTokenizer
         | EngineError::Chat(_) => FlapjackStatus::State,
-        EngineError::NothingToBegin | EngineError::CurvesOfGroups { .. } => {
-            FlapjackStatus::Argument
-        }
+        EngineError::Training(TrainingError::Cancelled(_)) => FlapjackStatus::Cancelled,
+        EngineError::Training(TrainingError::Model(error)) => of_model(error),
+        EngineError::NothingToBegin
+        | EngineError::CurvesOfGroups { .. }
+        | EngineError::Amount(_)
+        | EngineError::HealSparse
+        | EngineError::HealRate { .. }
+        | EngineError::Training(_) => FlapjackStatus::Argument,
         EngineError::OutOfReach(_) => FlapjackStatus::OutOfReach,
         EngineError::MetricMemory { .. }
         | EngineError::LayerMemory { .. }
@@ -133,6 +141,7 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::DenseMemory { .. }
         | EngineError::SequentialMemory { .. }
         | EngineError::SparseMemory { .. }
+        | EngineError::HealMemory { .. }
         | EngineError::Context { .. }
         | EngineError::ContextMemory { .. } => FlapjackStatus::Memory,
         EngineError::Runtime(_) | EngineError::Perplexity(_) | EngineError::Unsuited(_) => {

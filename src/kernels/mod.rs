@@ -8,6 +8,7 @@ mod attention;
 mod matmul;
 mod matrix;
 mod moments;
+mod multiply;
 mod sys;
 mod team;
 mod waiting;
@@ -20,6 +21,7 @@ pub use attention::{AttentionShape, KV_BLOCK, KvBlocks, KvLayout, Span, attentio
 pub use matmul::{Product, matmul, matmul_add, matmul_silu, matmul_then};
 pub use matrix::MatrixView;
 pub use moments::{Moments, MomentsPart};
+pub use multiply::{Factor, Store, multiply};
 pub use team::{Pool, Team};
 
 use crate::quant::BlockType;
@@ -230,6 +232,14 @@ impl Kernels {
     /// Whether packed weights are faster than native ones: not where vectors are emulated.
     pub fn prefers_packed(&self) -> bool {
         self.isa != Isa::Generic
+    }
+
+    /// Whether a generated token takes longer with sparse weights of a type than with dense ones: spreading 4-bit codes by look-up costs
+    /// AVX2 more than the bytes that it spares (docs/speed.md). Where nothing was measured, what has fewer bytes is taken to be faster.
+    pub fn prefers_dense(&self, block_type: BlockType) -> bool {
+        use BlockType::{IQ4_NL, Q4_0, Q4_1, Q4_K};
+        matches!(self.isa, Isa::Avx2 | Isa::AvxVnni)
+            && matches!(block_type, Q4_0 | Q4_1 | IQ4_NL | Q4_K)
     }
 
     pub fn isa(&self) -> Isa {

@@ -112,6 +112,13 @@ pub struct fk_kv_head {
 }
 #[repr(C)]
 #[derive(Copy, Clone)]
+pub struct fk_factor {
+    pub values: *const f32,
+    pub line_stride: usize,
+    pub sum_stride: usize,
+}
+#[repr(C)]
+#[derive(Copy, Clone)]
 pub struct fk_kernels {
     pub name: *const ::std::os::raw::c_char,
     pub row_granule: usize,
@@ -157,6 +164,20 @@ pub struct fk_kernels {
     >,
     pub matvec: ::std::option::Option<
         unsafe extern "C" fn(parts: *const fk_rows, count: usize, x: *const fk_activations),
+    >,
+    pub multiply_scratch: usize,
+    pub multiply: ::std::option::Option<
+        unsafe extern "C" fn(
+            a: *const fk_factor,
+            b: *const fk_factor,
+            rows: usize,
+            cols: usize,
+            depth: usize,
+            add: ::std::os::raw::c_int,
+            out: *mut f32,
+            out_stride: usize,
+            scratch: *mut f32,
+        ),
     >,
     pub dequantize: ::std::option::Option<
         unsafe extern "C" fn(type_: fk_type, src: *const u8, n: usize, out: *mut f32),

@@ -17,7 +17,9 @@ use std::ops::Range;
 
 use super::{Architecture, Layer, Linear, Model, Weight};
 use crate::gguf::{ALIGNMENT_KEY, GgufError, GgufFile, Value, ValueType, Writer};
-use crate::quant::{BlockType, KeepMask, Layout, encode_row, encode_sparse, sparse_to_native};
+use crate::quant::{
+    BlockType, KeepMask, Layout, decode_row, encode_row, encode_sparse, sparse_to_native,
+};
 
 /// How a model goes into a file.
 #[derive(Debug)]
@@ -124,6 +126,7 @@ const CHANNELS: &str = "feed_forward_length";
 const KEY_LENGTH: &str = "attention.key_length";
 const VALUE_LENGTH: &str = "attention.value_length";
 
+const OUTPUT_NORM: &str = "output_norm.weight";
 const ARCHITECTURE: &str = "general.architecture";
 
 /// The least alignment of a file with sparse weights.
@@ -222,16 +225,32 @@ impl<'m> Export<'m> {
                         self.put_layer(&mut writer, source, l)?;
                     }
                 }
-                None => {
-                    let bytes = source.bytes(tensor);
-                    writer.tensor(&tensor.name, &tensor.shape, tensor.block_type, bytes);
+                None if tensor.name == OUTPUT_NORM => {
+                    self.put_norm(&mut writer, source, OUTPUT_NORM, &self.model.output_norm)?;
                 }
+                None => match self.retyped(&tensor.name, tensor.block_type) {
+                    Some(weight) => {
+                        let bytes = &self.model.map.bytes()[weight.range.clone()];
+                        writer.tensor(&tensor.name, &tensor.shape, weight.block_type, bytes);
+                    }
+                    None => {
+                        let bytes = source.bytes(tensor);
+                        writer.tensor(&tensor.name, &tensor.shape, tensor.block_type, bytes);
+                    }
+                },
             }
         }
         for (l, _) in written.iter().enumerate().filter(|(_, done)| !**done) {
             self.put_layer(&mut writer, source, l)?;
         }
         Ok(writer)
+    }
+
+    /// The matrix of the vocabulary of this name, if its type is another one than this.
+    fn retyped(&self, name: &str, before: BlockType) -> Option<&Weight> {
+        let matrices = [Some(&self.model.embedding), self.model.output.as_ref()];
+        let mut matrices = matrices.into_iter().flatten();
+        matrices.find(|weight| weight.name == name && weight.block_type != before)
     }
 
     fn put_metadata(&self, writer: &mut Writer, source: &GgufFile, replace: &str) {
@@ -295,7 +314,12 @@ impl<'m> Export<'m> {
         if !form.heads.is_empty() {
             let heads = units(&form.heads, head_dim);
             let kv_heads = units(&form.kv_heads, head_dim);
-            self.put_norm(writer, source, &format!("blk.{l}.attn_norm.weight"))?;
+            self.put_norm(
+                writer,
+                source,
+                &format!("blk.{l}.attn_norm.weight"),
+                &layer.attention_norm,
+            )?;
             self.put_rows(writer, l, "attn_q", &layer.q, &heads);
             self.put_rows(writer, l, "attn_k", &layer.k, &kv_heads);
             self.put_rows(writer, l, "attn_v", &layer.v, &kv_heads);
@@ -316,23 +340,36 @@ impl<'m> Export<'m> {
             .map(|c| Some(c).filter(|c| *c < layer.channels()))
             .collect();
         let channels = units(&channels, 1);
-        self.put_norm(writer, source, &format!("blk.{l}.ffn_norm.weight"))?;
+        self.put_norm(
+            writer,
+            source,
+            &format!("blk.{l}.ffn_norm.weight"),
+            &layer.mlp_norm,
+        )?;
         self.put_rows(writer, l, "ffn_gate", &layer.gate, &channels);
         self.put_rows(writer, l, "ffn_up", &layer.up, &channels);
         self.put_columns(writer, l, "ffn_down", &layer.down.weight, bias, &channels);
         Ok(())
     }
 
+    /// A norm as the file has it, or as it has become since.
     fn put_norm<'a>(
         &self,
         writer: &mut Writer<'a>,
         source: &'a GgufFile,
         name: &str,
+        values: &[f32],
     ) -> Result<(), GgufError> {
         match source.tensor(name) {
             Some(tensor) => {
                 let bytes = source.bytes(tensor);
-                writer.tensor(name, &tensor.shape, tensor.block_type, bytes);
+                let mut before = vec![0.0; values.len()];
+                decode_row(tensor.block_type, bytes, &mut before);
+                if before == values {
+                    writer.tensor(name, &tensor.shape, tensor.block_type, bytes);
+                } else {
+                    put_vector(writer, name, values);
+                }
             }
             // A `deci` layer without heads or channels has no norm, and gets any with its zeros.
             None if self.model.config.architecture == Architecture::Deci => {

@@ -554,6 +554,13 @@ impl Model {
     }
 }
 
+impl Model {
+    /// The cosines and sines of the angles of one position, one of each for every pair of values of a head that is turned.
+    pub(crate) fn rotation(&self, position: usize) -> (&[f32], &[f32]) {
+        self.rope.at(position)
+    }
+}
+
 /// Turns values of one token, the first of which is number `first` of all its heads', by the angles of its position. They begin
 /// and end at pairs.
 fn rotate(

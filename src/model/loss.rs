@@ -70,7 +70,7 @@ const LANES: usize = 16;
 const PIECE: usize = 64 * LANES;
 
 /// The largest logit, and ln Σ exp(logit − largest).
-fn log_sum_exp(logits: &[f32]) -> (f32, f64) {
+pub(crate) fn log_sum_exp(logits: &[f32]) -> (f32, f64) {
     let peak = logits.iter().fold(f32::NEG_INFINITY, |m, l| m.max(*l));
     let mut total = 0.0;
     for piece in logits.chunks(PIECE) {

@@ -211,9 +211,14 @@ impl<'a> Slice<'a> {
         let mut predictions = std::mem::take(&mut self.predictions);
         for i in 0..self.sequences.len() {
             self.scratch.set_residual(&self.sequences[i].residual);
-            self.finish(i, ModuleId::attention(0), &mut |team, _, logits| {
-                predictions.add(team, logits, vocabulary);
-            })?;
+            self.finish(
+                self.model,
+                i,
+                ModuleId::attention(0),
+                &mut |team, _, logits| {
+                    predictions.add(team, logits, vocabulary);
+                },
+            )?;
         }
         self.predictions = predictions;
         Ok(())
@@ -236,10 +241,31 @@ impl<'a> Slice<'a> {
         self.mean_divergence(next, |slice, i| slice.scratch.set_residual(&streams[i]))
     }
 
+    /// The same, with logits that another model's head makes.
+    pub fn loss_by(
+        &mut self,
+        next: ModuleId,
+        streams: &[Vec<f32>],
+        head: &Model,
+    ) -> Result<f64, ModelError> {
+        self.mean_divergence_by(head, next, |slice, i| {
+            slice.scratch.set_residual(&streams[i])
+        })
+    }
+
     /// The mean divergence, in nats, when the modules from `next` on follow the residual streams that `put` puts into `scratch`
     /// for each sequence.
     fn mean_divergence(
         &mut self,
+        next: ModuleId,
+        put: impl FnMut(&mut Self, usize),
+    ) -> Result<f64, ModelError> {
+        self.mean_divergence_by(self.model, next, put)
+    }
+
+    fn mean_divergence_by(
+        &mut self,
+        head: &Model,
         next: ModuleId,
         mut put: impl FnMut(&mut Self, usize),
     ) -> Result<f64, ModelError> {
@@ -247,7 +273,7 @@ impl<'a> Slice<'a> {
         let (mut sum, mut counted) = (0.0, 0);
         for i in 0..self.sequences.len() {
             put(self, i);
-            self.finish(i, next, &mut |team, first, logits| {
+            self.finish(head, i, next, &mut |team, first, logits| {
                 let losses = predictions.divergences(team, first, logits);
                 sum += losses.iter().sum::<f64>();
                 counted += losses.len();
@@ -258,9 +284,10 @@ impl<'a> Slice<'a> {
     }
 
     /// Takes the residual stream of sequence i, which lies in `scratch`, through the modules from `next` on, and shows the
-    /// logits of the positions that count, with the number of the first among those of all sequences.
+    /// logits of the positions that count, by the head of a model, with the number of the first among those of all sequences.
     fn finish(
         &mut self,
+        head: &Model,
         i: usize,
         next: ModuleId,
         show: &mut (dyn FnMut(&Team, usize, &[f32]) + Send),
@@ -285,7 +312,7 @@ impl<'a> Slice<'a> {
             scratch.want(rows.clone(), model.config.embedding_length);
             for first in (0..rows.len()).step_by(LOGIT_ROWS) {
                 let end = (first + LOGIT_ROWS).min(rows.len());
-                model.logits(team, Phase::Prefill, first..end, scratch, logits);
+                head.logits(team, Phase::Prefill, first..end, scratch, logits);
                 show(team, place, logits);
                 place += end - first;
             }

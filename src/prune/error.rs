@@ -44,6 +44,11 @@ pub enum PruneErrorKind {
     NoText,
     #[error("the profile was made for a model of another shape: {0}")]
     OtherShape(String),
+    /// By this pattern nothing would go, or everything.
+    #[error(
+        "single weights cannot go by {0}: it must be a share above 0 and below 1, or N:M with N at least 1 and below M, and M at most 256"
+    )]
+    Pattern(String),
     /// Groups of neighbouring columns do not fill the rows of a projection.
     #[error("groups of {group} columns do not fill {which}, which has {columns}")]
     Group {

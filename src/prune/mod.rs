@@ -11,7 +11,7 @@
 //! | `apply` | [`apply()`] compacts the weights in place; [`restore_and_apply`] does both, layer by layer |
 //! | `keep` | [`store`] keeps profiles as files, [`outcome`] what pruning made of a model; [`record`] is what a pruned file tells of its origin |
 //!
-//! [`sparse`] removes single weights, by themselves or after that.
+//! [`sparse`] removes single weights, by themselves or after that; [`bits`] gives matrices smaller types.
 //!
 //! Beside the steps stand the choices by name ([`Recipe`], [`Method`]) and [`curves`], which measures by choosing and restoring what a
 //! module is worth. [`prune`] follows a recipe from a profile to the pruned model. `docs/pruning.md` has the formulas and what
@@ -21,6 +21,7 @@
 //! norms, biases and the output head stay out of the count.
 
 mod apply;
+pub mod bits;
 mod choose;
 mod collect;
 pub mod curves;
@@ -46,9 +47,11 @@ pub use collect::{
 };
 pub use effect::{Effect, EffectText};
 pub use error::{PruneError, PruneErrorKind};
+pub(crate) use keep::format;
 pub use keep::{
-    Collected, Covariances, LayerRecord, Origin, Outcome, OutcomeError, OutcomeKey, ProfileError,
-    Record, Single, SingleRecord, StoredProfile, outcome, record, store,
+    Collected, Covariances, HealEnd, HealRecord, LayerRecord, Origin, Outcome, OutcomeError,
+    OutcomeKey, ProfileError, Record, Rewritten, Single, SingleRecord, StoredProfile, outcome,
+    record, store,
 };
 pub use method::{Effort, Method};
 pub use recipe::{HeadUnit, Metric, Recipe, Restore, Structure};

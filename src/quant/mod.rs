@@ -40,6 +40,9 @@ macro_rules! block_types {
             /// All supported types, plain floats first.
             pub const ALL: [BlockType; [$($id),*].len()] = [$(BlockType::$name),*];
 
+            /// The same, to take parts of.
+            pub(crate) const ALL_IN_ORDER: &'static [BlockType] = &Self::ALL;
+
             /// The usual name of this type, for example "Q4_K".
             pub const fn name(self) -> &'static str {
                 match self {

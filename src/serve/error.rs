@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::engine::EngineError;
 use crate::generate::GenerateError;
+use crate::prune::PruneErrorKind;
 
 /// Why a request was refused or failed: a status, and a body `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Debug, Clone)]
@@ -125,6 +126,14 @@ impl ApiError {
             EngineError::Generate(GenerateError::EmptyPrompt | GenerateError::Grammar(_))
             | EngineError::Tokenize(_)
             | EngineError::Chat(_) => Self::invalid(error.to_string()),
+            EngineError::CurvesOfGroups { .. } => Self::field("allocate", error.to_string()),
+            EngineError::Unsuited(_) => Self::invalid(error.to_string()),
+            EngineError::Prune(prune) => match &prune.kind {
+                PruneErrorKind::Group { .. } | PruneErrorKind::Pattern(_) => {
+                    Self::field("sparse", error.to_string())
+                }
+                _ => Self::internal(error.to_string()),
+            },
             error => Self::internal(error.to_string()),
         }
     }

@@ -116,6 +116,9 @@ pub enum ServeError {
     },
     #[error("cannot start the server's threads")]
     Threads(#[source] std::io::Error),
+    /// Anybody could send that.
+    #[error("the API key is empty")]
+    EmptyKey,
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -167,12 +170,19 @@ impl Server {
     /// Listens, and answers on threads of its own. The first model is the one that requests get which name none.
     ///
     /// # Errors
-    /// If the address cannot be had, or a model cannot be served as the options say.
+    /// If the address cannot be had, the key is empty, or a model cannot be served as the options say.
     ///
     /// # Panics
     /// If there is no model.
     pub fn start(models: Vec<ServeModel>, options: ServeOptions) -> Result<Self, ServeError> {
         assert!(!models.is_empty(), "a model to serve");
+        if options
+            .api_key
+            .as_deref()
+            .is_some_and(|key| key.trim().is_empty())
+        {
+            return Err(ServeError::EmptyKey);
+        }
         let listen = |source| ServeError::Listen {
             address: options.address,
             source,

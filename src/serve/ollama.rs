@@ -425,7 +425,7 @@ pub(super) async fn show(
     let (_, model) = app.model(fields.model.as_deref());
     let mut object = model.tag();
     object["template"] = json!(model.template.as_ref().map(|template| template.source()));
-    object["capabilities"] = json!(["completion", "tools"]);
+    object["capabilities"] = json!(model.capabilities());
     object["model_info"] = json!({
         "general.architecture": "llama",
         "general.parameter_count": model.state().report.parameters,
@@ -441,6 +441,15 @@ pub(super) async fn version() -> Json<Value> {
 }
 
 impl Model {
+    /// What clients can ask for. Tools are none where the template does not tell the model of them, or where it is not known how it
+    /// calls them.
+    fn capabilities(&self) -> Vec<&'static str> {
+        let template = self.template.as_deref();
+        let tools = self.style.tools.is_some() && template.is_some_and(|t| t.tells_of_tools());
+        let tools = tools.then_some("tools");
+        ["completion"].into_iter().chain(tools).collect()
+    }
+
     fn tag(&self) -> Value {
         let state = self.state();
         json!({

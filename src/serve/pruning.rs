@@ -6,22 +6,101 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Json;
 use axum::extract::State;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::body::Body;
 use super::error::ApiError;
 use super::worker::{Order, PruneOrder};
-use super::{App, ModelState};
-use crate::engine::{Engine, Event, Target};
+use super::{App, Model, ModelState};
+use crate::engine::{Engine, Event, PruneOptions, SparseOptions, Target};
 use crate::prune;
+use crate::prune::sparse::{Allocate, Sparsity};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct PruneFields {
     model: Option<String>,
-    /// The share of the layers' weights that goes; 0 for the model as its file has it.
-    ratio: f64,
+    /// The share of the layers' weights that goes as heads and channels; 0 for the model as its file has it, unless `sparse` names what
+    /// goes. It may be left out beside that.
+    ratio: Option<f64>,
+    /// Single weights that go, like "wanda:0.5"; null for none. Without the field they are what the server was started with.
+    #[serde(default, deserialize_with = "there")]
+    sparse: Option<Option<String>>,
+    /// How these are shared out; without it evenly, or as the server was started.
+    allocate: Option<String>,
+}
+
+/// A field that is there, be it null.
+fn there<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
+}
+
+impl PruneFields {
+    /// What to prune, where the server was started with `base`; `None` for the model as its file has it.
+    ///
+    /// # Errors
+    /// If a field makes no sense, or not for this model.
+    fn options(
+        &self,
+        base: &PruneOptions,
+        model: &Model,
+    ) -> Result<Option<PruneOptions>, ApiError> {
+        let named: Option<Sparsity> = match &self.sparse {
+            Some(Some(text)) => {
+                let sparsity = text.parse();
+                Some(sparsity.map_err(|words: String| ApiError::field("sparse", words))?)
+            }
+            _ => None,
+        };
+        let ratio = match (self.ratio, named) {
+            (Some(ratio), _) => ratio,
+            (None, Some(_)) => 0.0,
+            (None, None) => {
+                return Err(ApiError::field(
+                    "ratio",
+                    "there must be a ratio, or single weights by \"sparse\"",
+                ));
+            }
+        };
+        if !prune::RATIOS.contains(&ratio) {
+            let (low, high) = (prune::RATIOS.start, prune::RATIOS.end);
+            return Err(ApiError::field(
+                "ratio",
+                format!("ratio must be at least {low} and below {high}"),
+            ));
+        }
+        let mut sparse = match (&self.sparse, named) {
+            (_, Some(sparsity)) => Some(SparseOptions {
+                form: base.sparse.map(|sparse| sparse.form).unwrap_or_default(),
+                ..sparsity.into()
+            }),
+            (Some(_), None) => None,
+            (None, None) => base.sparse.filter(|_| ratio > 0.0),
+        };
+        if let Some(name) = &self.allocate {
+            let allocate: Result<Allocate, String> = name.parse();
+            let allocate = allocate.map_err(|words| ApiError::field("allocate", words))?;
+            let Some(sparse) = &mut sparse else {
+                let words = "there are no single weights to share out; \"sparse\" says which go";
+                return Err(ApiError::field("allocate", words));
+            };
+            sparse.allocate = allocate;
+        }
+        if let Some(sparse) = sparse {
+            model.check_sparse(sparse, ratio)?;
+        }
+        let prunes = ratio > 0.0 || sparse.is_some();
+        Ok(prunes.then(|| PruneOptions {
+            target: Target::Ratio(ratio),
+            sparse,
+            ..base.clone()
+        }))
+    }
 }
 
 /// `GET /prune`: of every model what was pruned and how far pruning is that is under way.
@@ -49,19 +128,8 @@ pub(super) async fn prune(
     let Some(options) = &app.options.pruning else {
         return Err(ApiError::forbidden("this server does not prune on request"));
     };
-    if !prune::RATIOS.contains(&fields.ratio) {
-        let (low, high) = (prune::RATIOS.start, prune::RATIOS.end);
-        return Err(ApiError::field(
-            "ratio",
-            format!("ratio must be at least {low} and below {high}"),
-        ));
-    }
     let (number, model) = app.model(fields.model.as_deref());
-    let options = (fields.ratio > 0.0).then(|| {
-        let mut options = options.clone();
-        options.target = Target::Ratio(fields.ratio);
-        options
-    });
+    let options = fields.options(options, model)?;
     let (reply, answer) = oneshot::channel();
     // A client that leaves while its order waits or is carried out takes it back.
     let left = Arc::new(AtomicBool::new(false));
@@ -86,7 +154,7 @@ pub(super) async fn prune(
         reply,
     })))?;
     let pruned = answer.await.map_err(|_| ApiError::stopping())?;
-    let report = pruned.map_err(|error| ApiError::internal(error.to_string()))?;
+    let report = pruned.map_err(|error| ApiError::of(&error))?;
     let state = model.state();
     Ok(Json(json!({
         "id": model.name,

@@ -9,8 +9,10 @@ use super::{ServeModel, ServeOptions};
 use crate::chat::{
     AnswerStyle, ChatOptions, ChatTemplate, ChatTokens, Message, Rendered, ToolStyle,
 };
-use crate::engine::{Engine, EngineError, Event, ModelReport, PruneReport};
+use crate::engine::{Engine, EngineError, Event, ModelReport, PruneReport, SparseOptions};
 use crate::generate::{Grammar, GrammarCompiler, GrammarError, SamplerConfig};
+use crate::model::Config;
+use crate::prune::sparse::Allocate;
 use crate::tokenize::Tokenizer;
 
 /// A model, as handlers know it; the worker has the model itself.
@@ -32,6 +34,9 @@ pub(super) struct Model {
     pub trained_context: usize,
     pub vocabulary: usize,
     pub embedding_length: usize,
+    /// Numbers of columns that projections have, as the file states them.
+    columns: Vec<usize>,
+    head_dim: usize,
     /// What answers by a grammar are made with, from the first one on.
     grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
     pub state: RwLock<ModelState>,
@@ -79,9 +84,35 @@ impl Model {
             trained_context: config.context_length,
             vocabulary: config.vocabulary,
             embedding_length: config.embedding_length,
+            columns: columns(config),
+            head_dim: config.head_dim,
             grammars: OnceLock::new(),
             state: RwLock::new(ModelState::of(engine)),
         })
+    }
+
+    /// Refuses single weights that cannot go by this pattern, before the model that runs is given up for it.
+    ///
+    /// # Errors
+    /// If groups leave no choice that curves could make, or do not fill rows, also of any number of heads where `ratio` removes some.
+    pub fn check_sparse(&self, sparse: SparseOptions, ratio: f64) -> Result<(), ApiError> {
+        let pattern = sparse.sparsity.pattern;
+        let group = pattern.group();
+        if group > 1 && sparse.allocate == Allocate::Curves {
+            let words = format!(
+                "{pattern} takes as many weights of every group, and has nothing to share out by curves"
+            );
+            return Err(ApiError::field("allocate", words));
+        }
+        let head = Some(self.head_dim).filter(|_| ratio > 0.0);
+        let mut columns = self.columns.iter().copied().chain(head);
+        match columns.find(|columns| !columns.is_multiple_of(group)) {
+            None => Ok(()),
+            Some(columns) => Err(ApiError::field(
+                "sparse",
+                format!("groups of {group} columns do not fill {columns}, which this model has"),
+            )),
+        }
     }
 
     pub fn state(&self) -> ModelState {
@@ -232,6 +263,14 @@ impl Model {
         let made = self.grammars()?.grammar(&lark);
         made.map_err(|error| ApiError::field("tools", error.to_string()))
     }
+}
+
+/// Numbers of columns that projections have, as the file states them.
+fn columns(config: &Config) -> Vec<usize> {
+    let heads = config.heads.iter().map(|heads| heads * config.head_dim);
+    let channels = config.channels.iter().copied();
+    let embedding = [config.embedding_length];
+    embedding.into_iter().chain(heads).chain(channels).collect()
 }
 
 /// Does work that takes a while, off the thread on which all requests are handled.

@@ -546,7 +546,7 @@ fn the_default_model_fits_where_it_is_asked_to_and_starts_again_at_once() {
     let bench = Bench::new();
     let own = bench.write("own.txt", flapjack::prune::calibrate::TEXT.to_uppercase());
     let arguments = format!(
-        "run -m {} -p The -n 8 --temp 0 --fit 80MB --calib {own} --calib-tokens 768",
+        "run -m {} -p The -n 8 --temp 0 --fit 80MB --only widths --calib {own} --calib-tokens 768",
         bench.model
     );
     let arguments: Vec<&str> = arguments.split(' ').collect();

@@ -11,7 +11,7 @@ use crate::common::engine::Workshop;
 use crate::common::program::{fail, flapjack, flapjack_reading, stderr, stdout, succeed};
 
 /// The headings of options, in their order.
-const HEADINGS: [&str; 12] = [
+const HEADINGS: [&str; 13] = [
     "Model",
     "Text",
     "Server",
@@ -20,6 +20,7 @@ const HEADINGS: [&str; 12] = [
     "How much to prune",
     "How to prune",
     "Calibration",
+    "Healing",
     "Machine",
     "What to remove",
     "Output",

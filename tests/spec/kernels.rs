@@ -764,9 +764,14 @@ fn a_second_plane_of_8_bits_comes_close_to_plain_values() {
                         Layout::Packed => rows % GROUP == 0,
                         Layout::Sparse => true,
                     };
+                    // With minima, 8 bits take two products for each that a tile takes.
+                    let tiled = kernels.isa() == Isa::Avx512Bf16
+                        && layout == Layout::Sparse
+                        && matches!(block_type, BlockType::Q4_1 | BlockType::Q4_K);
                     let quantized = !block_type.is_float()
                         && phase == Phase::Prefill
-                        && kernels.isa() != Isa::Amx;
+                        && kernels.isa() != Isa::Amx
+                        && !tiled;
                     assert_eq!(in_8_bits, quantized && grouped, "{place}");
                     if !in_8_bits {
                         assert_eq!(normal, high, "{place}");

@@ -43,7 +43,7 @@ fn fast(source: TextSource, mix: Option<f64>) -> PruneOptions {
 }
 
 /// The texts in the cache of a workshop: what is calibrated on, and what is held back.
-fn texts(workshop: &Workshop) -> Vec<[Vec<u32>; 2]> {
+pub fn texts(workshop: &Workshop) -> Vec<[Vec<u32>; 2]> {
     let files = workshop.cached("text").into_iter();
     files
         .map(|path| {

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::common::engine::{Workshop, flap};
+use crate::common::program::{program, run_with_input, stderr};
 use flapjack::chat::ChatTemplate;
 use flapjack::engine::Engine;
 use flapjack::generate::SamplerConfig;
-use flapjack::serve::{ServeModel, ServeOptions, Server};
+use flapjack::prune::sparse::Sparsity;
+use flapjack::serve::{ServeError, ServeModel, ServeOptions, Server};
 
 /// A server of the small model at a port that is free.
 pub struct Served {
@@ -35,6 +37,11 @@ pub fn serve(options: ServeOptions) -> Served {
 
 pub fn serve_engine(workshop: Workshop, mut engine: Engine, options: ServeOptions) -> Served {
     engine.set_chat_template(ChatTemplate::builtin("chatml").unwrap());
+    serve_as_it_is(workshop, engine, options)
+}
+
+/// With the chat template that the engine has, if any.
+fn serve_as_it_is(workshop: Workshop, engine: Engine, options: ServeOptions) -> Served {
     let model = ServeModel {
         name: "tiny".to_owned(),
         engine,
@@ -474,6 +481,40 @@ fn a_key_is_wanted_where_one_is_set() {
 }
 
 #[test]
+fn an_empty_key_is_none_and_the_server_does_not_start() {
+    for key in ["", "  "] {
+        let workshop = Workshop::new();
+        let model = ServeModel {
+            name: "tiny".to_owned(),
+            engine: workshop.open(),
+            system: None,
+            sampling: SamplerConfig::greedy(),
+        };
+        let options = ServeOptions {
+            api_key: Some(key.to_owned()),
+            ..options()
+        };
+        let error = Server::start(vec![model], options).unwrap_err();
+        assert!(matches!(error, ServeError::EmptyKey), "{error}");
+
+        let output = workshop.flapjack(&["serve", "--port", "0", "--api-key", key]);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains("--api-key") && said.contains("it is empty"),
+            "{said}"
+        );
+        let mut command = program();
+        command
+            .args(["serve", "--port", "0", "-m"])
+            .arg(&workshop.model);
+        command.env("FLAPJACK_API_KEY", key);
+        let said = stderr(&run_with_input(command, b""));
+        assert!(said.contains("it is empty"), "{said}");
+    }
+}
+
+#[test]
 fn pages_of_other_origins_are_refused_unless_they_are_let_in() {
     let from = |served: &Served, origin: &str| {
         let origin = format!("Origin: {origin}\r\n");
@@ -646,6 +687,108 @@ fn a_model_that_runs_is_pruned_only_where_that_is_allowed() {
 }
 
 #[test]
+fn a_request_says_which_single_weights_go() {
+    let mut base = flap();
+    base.sparse = Some("magnitude:0.3".parse::<Sparsity>().unwrap().into());
+    let served = serve(ServeOptions {
+        pruning: Some(base),
+        ..options()
+    });
+    let pruned = |body: Value| {
+        let answer = served.post("/prune", body);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.json()["pruned"].clone()
+    };
+    let gone = |report: &Value| {
+        let share = report["sparse"]["removed"].as_f64().unwrap();
+        (share * 100.0).round()
+    };
+    // Alone, or with heads and channels.
+    let report = pruned(json!({ "sparse": "wanda:0.5" }));
+    assert_eq!(
+        (gone(&report), report["removed"].as_f64()),
+        (50.0, Some(0.0))
+    );
+    assert_eq!(report["sparse"]["sparsity"], "wanda:0.5");
+    let report = pruned(json!({ "ratio": 0.3, "sparse": "magnitude:2:4" }));
+    assert!(gone(&report) == 50.0 && report["removed"].as_f64() > Some(0.0));
+    // Without the field as the server was started, and none by null.
+    let report = pruned(json!({ "ratio": 0.3 }));
+    assert_eq!(
+        (gone(&report), &report["sparse"]["allocate"]),
+        (30.0, &json!("even"))
+    );
+    assert!(pruned(json!({ "ratio": 0.3, "sparse": null }))["sparse"].is_null());
+    let report = pruned(json!({ "ratio": 0.3, "allocate": "curves" }));
+    assert_eq!(report["sparse"]["allocate"], "curves");
+    let report = pruned(json!({ "ratio": 0, "sparse": "wanda:0.4", "allocate": "curves" }));
+    assert_eq!(report["sparse"]["allocate"], "curves");
+
+    // What makes no sense is refused by name, and the model stays as it is.
+    let before = served.get("/prune").json()["models"][0]["pruned"].clone();
+    for (body, field, words) in [
+        (
+            json!({ "sparse": "wanda" }),
+            "sparse",
+            "needs a share or N:M",
+        ),
+        (
+            json!({ "sparse": "magic:0.5" }),
+            "sparse",
+            "wanda, magnitude, sparsegpt",
+        ),
+        (
+            json!({ "sparse": "wanda:2:7" }),
+            "sparse",
+            "groups of 7 columns",
+        ),
+        (
+            json!({ "sparse": "wanda:1.5" }),
+            "sparse",
+            "above 0 and below 1",
+        ),
+        (
+            json!({ "ratio": 0.2, "sparse": "wanda:0.5", "allocate": "fair" }),
+            "allocate",
+            "even, curves",
+        ),
+        (
+            json!({ "sparse": "wanda:2:4", "allocate": "curves" }),
+            "allocate",
+            "of every group",
+        ),
+        (
+            json!({ "ratio": 0.2, "sparse": null, "allocate": "even" }),
+            "allocate",
+            "no single weights",
+        ),
+        (
+            json!({ "ratio": 0, "allocate": "even" }),
+            "allocate",
+            "no single weights",
+        ),
+        (json!({ "sparse": null }), "ratio", "there must be a ratio"),
+        (json!({}), "ratio", "there must be a ratio"),
+        (
+            json!({ "ratio": 0.95, "sparse": "wanda:0.5" }),
+            "ratio",
+            "below 0.9",
+        ),
+    ] {
+        let answer = served.post("/prune", body.clone());
+        assert_eq!(answer.status, 400, "{body}: {}", answer.body);
+        let error = &answer.json()["error"];
+        assert_eq!(error["param"], field, "{body}: {}", answer.body);
+        assert!(answer.error().contains(words), "{body}: {}", answer.body);
+    }
+    let wrong = served.post("/prune", json!({ "sparse": 7 }));
+    assert_eq!(wrong.status, 400, "{}", wrong.body);
+    assert_eq!(served.get("/prune").json()["models"][0]["pruned"], before);
+    let back = served.post("/prune", json!({ "ratio": 0 }));
+    assert!(back.json()["pruned"].is_null(), "{}", back.body);
+}
+
+#[test]
 fn answers_under_way_go_on_with_the_pruned_model() {
     let served = serve(ServeOptions {
         pruning: Some(flap()),
@@ -713,6 +856,34 @@ fn clients_of_ollama_get_lines_of_json() {
     assert_eq!(served.get("/api/tags").json()["models"][0]["name"], "tiny");
     let wrong = served.post("/api/chat", json!({ "messages": 7 }));
     assert!(wrong.json()["error"].is_string(), "{}", wrong.body);
+}
+
+#[test]
+fn clients_of_ollama_are_told_of_tools_where_the_template_has_them() {
+    let shown = |template: Option<ChatTemplate>| {
+        let workshop = Workshop::new();
+        let mut engine = workshop.open();
+        if let Some(template) = template {
+            engine.set_chat_template(template);
+        }
+        let served = serve_as_it_is(workshop, engine, options());
+        served.post("/api/show", json!({ "model": "tiny" })).json()["capabilities"].clone()
+    };
+    let with_tools = json!(["completion", "tools"]);
+    assert_eq!(
+        shown(Some(ChatTemplate::builtin("chatml").unwrap())),
+        with_tools
+    );
+    // It names them, and does nothing with them.
+    let without = "{# tools #}{% for m in messages %}{{ m.content }}<tool_call>{% endfor %}";
+    for template in [Some(ChatTemplate::new(without).unwrap()), None] {
+        assert_eq!(shown(template), json!(["completion"]));
+    }
+    // One template of several is enough.
+    let own = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}<tool_call>{% endfor %}";
+    let named = [("default", without), ("tool_use", own)];
+    let named = named.map(|(name, source)| (name.to_owned(), source.to_owned()));
+    assert_eq!(shown(Some(ChatTemplate::named(named).unwrap())), with_tools);
 }
 
 #[test]

@@ -52,8 +52,8 @@ impl Program {
         Self { child, address }
     }
 
-    /// Bytes of memory that are its own.
-    fn memory(&self) -> u64 {
+    /// Bytes that are in memory for it: all, and those that are not pages of a file.
+    fn memory(&self) -> (u64, u64) {
         let path = format!("/proc/{}/status", self.child.id());
         let status = fs::read_to_string(path).expect("it runs");
         let line = |name: &str| -> u64 {
@@ -61,7 +61,7 @@ impl Program {
             let digits = line.expect("it is told").trim().split(' ').next();
             digits.unwrap().parse::<u64>().unwrap() * 1024
         };
-        line("VmRSS:")
+        (line("VmRSS:"), line("RssAnon:"))
     }
 
     fn send(&self, request: &str) -> BufReader<TcpStream> {
@@ -199,7 +199,17 @@ fn soak() {
         let begin = Instant::now();
         while begin.elapsed().as_secs() < seconds {
             std::thread::sleep(Duration::from_secs(1));
-            levels.push(program.memory());
+            let (all, own) = program.memory();
+            levels.push(all);
+            if levels.len() % 60 == 0 {
+                println!(
+                    "{:4} s: {} requests, {:.1} MB, {:.1} MB of them not pages of a file",
+                    levels.len(),
+                    answers.load(Ordering::Relaxed),
+                    all as f64 / 1e6,
+                    own as f64 / 1e6,
+                );
+            }
         }
         end.store(true, Ordering::Relaxed);
     });

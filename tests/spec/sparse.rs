@@ -950,7 +950,7 @@ fn by_default_what_goes_takes_no_bytes_and_the_model_writes_what_it_writes_with_
     }
     assert!(!texts[0].is_empty());
     assert_eq!(texts[0], texts[1]);
-    assert_eq!(SparseForm::default(), SparseForm::Sparse);
+    assert_eq!(SparseForm::default(), SparseForm::Auto);
 }
 
 #[test]
@@ -1402,7 +1402,7 @@ fn what_came_of_single_weights_is_kept_and_done_again() {
 }
 
 #[test]
-fn what_changed_its_type_is_not_kept() {
+fn what_changed_its_type_is_kept_too() {
     let folder = tempfile::tempdir().unwrap();
     // Q4_1 has no zero, and becomes Q8_0.
     let path = crate::common::default_model();
@@ -1411,13 +1411,26 @@ fn what_changed_its_type_is_not_kept() {
         cache: Some(folder.path().join("cache")),
         ..OpenOptions::default()
     };
-    for _ in 0..2 {
+    let pruned = || {
         let mut engine = Engine::open(&path, options.clone()).unwrap();
         let report = engine
             .prune(&sparse_only("magnitude:0.5"), &mut ignore)
             .unwrap();
-        assert!(!report.repeated && !report.sparse.unwrap().changes_no_types());
-    }
+        (engine, report)
+    };
+    let ((first, report), (again, repeated)) = (pruned(), pruned());
+    assert!(!report.repeated && repeated.repeated);
+    let told = |report: &PruneReport| {
+        let sparse = report.sparse.as_ref().unwrap();
+        assert!(!sparse.changes_no_types());
+        let types: Vec<_> = sparse.layers.iter().map(|l| l.types.clone()).collect();
+        (types, sparse.bytes_after, format!("{:?}", report.notices))
+    };
+    assert_eq!(told(&repeated), told(&report));
+    let changed = |notice: &Notice| matches!(notice, Notice::TypesForZeros { .. });
+    assert!(repeated.notices.iter().any(changed));
+    assert_same(first.model(), again.model());
+    assert_eq!(written(&again), written(&first));
 }
 
 // ---- packed files ----

@@ -34,31 +34,32 @@ impl LayerPlan {
             .collect()
     }
 
-    /// Bytes of the layer's weights once the plan is carried out, by those of a matrix of a type and of so many rows and columns.
+    /// Bytes of the layer's weights once the plan is carried out, by those of a projection (its place in [`Layer::linears`]) of a type
+    /// and of so many rows and columns.
     fn bytes(
         &self,
         layer: &Layer,
         head_dim: usize,
-        bytes: impl Fn(BlockType, usize, usize) -> usize,
+        bytes: impl Fn(usize, BlockType, usize, usize) -> usize,
     ) -> usize {
         let groups = self.group_sizes(layer);
         let kv_heads = groups.iter().filter(|size| **size > 0).count();
         let (queries, keys) = (self.heads.len() * head_dim, kv_heads * head_dim);
-        let rows = |linear: &Linear, rows: usize| {
-            bytes(linear.weight.block_type, rows, linear.weight.cols)
+        let rows = |place, linear: &Linear, rows: usize| {
+            bytes(place, linear.weight.block_type, rows, linear.weight.cols)
         };
-        let columns = |linear: &Linear, columns: usize, new: Option<BlockType>| {
+        let columns = |place, linear: &Linear, columns: usize, new: Option<BlockType>| {
             let block_type = new.unwrap_or(linear.weight.block_type);
-            bytes(block_type, linear.weight.rows, columns)
+            bytes(place, block_type, linear.weight.rows, columns)
         };
         let [o, down] = self.types;
-        rows(&layer.q, queries)
-            + rows(&layer.k, keys)
-            + rows(&layer.v, keys)
-            + columns(&layer.o, queries, o)
-            + rows(&layer.gate, self.channels.len())
-            + rows(&layer.up, self.channels.len())
-            + columns(&layer.down, self.channels.len(), down)
+        rows(0, &layer.q, queries)
+            + rows(1, &layer.k, keys)
+            + rows(2, &layer.v, keys)
+            + columns(3, &layer.o, queries, o)
+            + rows(4, &layer.gate, self.channels.len())
+            + rows(5, &layer.up, self.channels.len())
+            + columns(6, &layer.down, self.channels.len(), down)
     }
 }
 
@@ -73,6 +74,20 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan by which all heads and channels stay.
+    pub fn whole(model: &Model) -> Self {
+        let layers = model.layers.iter().map(|layer| LayerPlan {
+            heads: (0..layer.heads()).collect(),
+            channels: (0..layer.channels()).collect(),
+            types: [None; 2],
+        });
+        Self {
+            layers: layers.collect(),
+            removed: 0,
+            total: model.layer_parameters(),
+        }
+    }
+
     /// The ratio that the plan reaches, which need not be quite the one that was asked for.
     pub fn ratio(&self) -> f64 {
         self.removed as f64 / self.total.max(1) as f64
@@ -127,13 +142,31 @@ impl Plan {
         model: &Model,
         bytes: impl Fn(BlockType, usize, usize) -> usize,
     ) -> usize {
-        assert_eq!(self.layers.len(), model.layers.len(), "layers of the plan");
-        let layers = model.layers.iter().zip(&self.layers);
         let before: usize = model.layers.iter().map(Layer::bytes).sum();
-        let after: usize = layers
-            .map(|(layer, kept)| kept.bytes(layer, model.config.head_dim, &bytes))
-            .sum();
+        let after = self.bytes_of(model, |_, _, block_type, rows, cols| {
+            bytes(block_type, rows, cols)
+        });
         model.bytes() - before + after
+    }
+
+    /// Bytes of the layers' weights, where a projection (by its layer, and its place in it) of a type and of so many rows and columns
+    /// will take as many bytes as `bytes` says.
+    ///
+    /// # Panics
+    /// If the plan was not made for this model.
+    pub fn bytes_of(
+        &self,
+        model: &Model,
+        bytes: impl Fn(usize, usize, BlockType, usize, usize) -> usize,
+    ) -> usize {
+        assert_eq!(self.layers.len(), model.layers.len(), "layers of the plan");
+        let layers = model.layers.iter().zip(&self.layers).enumerate();
+        layers
+            .map(|(l, (layer, kept))| {
+                let bytes = |place, block_type, rows, cols| bytes(l, place, block_type, rows, cols);
+                kept.bytes(layer, model.config.head_dim, bytes)
+            })
+            .sum()
     }
 }
 

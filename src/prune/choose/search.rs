@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::metric::{LayerScores, score};
 use super::plan::{Plan, RATIOS};
-use super::structure::{Division, plan};
+use super::structure::{self, Division, plan};
 use super::substitute::{self, Choice};
 use crate::kernels::Runtime;
 use crate::model::Model;
@@ -141,6 +141,25 @@ impl<'a> Planner<'a> {
         };
         let plan = plan(self.model, &self.scores, by, ratio)?;
         Ok(plan.in_steps(self.model, &self.scores, self.step))
+    }
+
+    /// The ratio at which everything goes that costs at most `price`, in nats per parameter, by the loss curves; 0 where the recipe goes
+    /// by none.
+    ///
+    /// # Errors
+    /// If the profile has no curves.
+    pub fn ratio_at(&self, price: f64) -> Result<f64, PruneError> {
+        if !self.recipe.wants_curves() {
+            return Ok(0.0);
+        }
+        let by = Division {
+            structure: self.recipe.structure,
+            heads: self.recipe.heads,
+            curves: self.profile.curves.as_ref(),
+            choices: &self.choices,
+        };
+        let ratio = structure::ratio_at(self.model, &self.scores, by, price)?;
+        Ok(ratio.min(RATIOS.end - STEP))
     }
 
     /// The plan of the largest ratio, below the end of [`RATIOS`].

@@ -114,6 +114,28 @@ pub fn plan(
     Ok(plan_of(model, &modules, &gone))
 }
 
+/// The ratio at which everything goes that costs at most `price`, in nats per parameter, by the loss curves.
+///
+/// # Errors
+/// If curves are missing.
+pub(super) fn ratio_at(
+    model: &Model,
+    scores: &[LayerScores],
+    by: Division,
+    price: f64,
+) -> Result<f64, PruneError> {
+    let mut modules = Units::of_model(model, scores, by.heads);
+    let curves = by.curves.filter(|c| c.modules.len() == modules.len());
+    price_by_curves(&mut modules, curves.ok_or(PruneErrorKind::NoCurves)?);
+    let cheap = |units: &Units| {
+        let cheap = units.scores.iter().filter(|score| **score <= price);
+        units.freed_exactly(cheap.count())
+    };
+    let freed: usize = modules.iter().map(cheap).sum();
+    let all: usize = modules.iter().map(Units::parameters).sum();
+    Ok(freed as f64 / all.max(1) as f64)
+}
+
 /// Gives every unit as its score the steepness of its module's curve, per parameter, where the unit's turn comes. Taking the
 /// lowest of all then frees parameters at the least rise of the loss, if rises add up.
 fn price_by_curves(modules: &mut [Units], curves: &Curves) {

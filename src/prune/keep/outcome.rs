@@ -4,9 +4,10 @@
 //! that nothing of them needs to be kept.
 //!
 //! A file is, all little-endian: the bytes `FLAPDONE`; the version (u32); the length of what follows (u32), a JSON object with
-//! the [`OutcomeKey`], the plan, and type and number of bytes of the projections; then their bytes, row after row, each with its
-//! bias (f32) behind it if it has one, first the attention's and then the MLP's of every layer; where single weights went as well, the
-//! bytes of all seven projections of every layer, sparse or in the native layout; at the end the SHA-256 of all bytes before.
+//! the [`OutcomeKey`], the plan, what it did to predictions, and type and number of bytes of the projections; then their bytes, row after row, each with its
+//! bias (f32) behind it if it has one, first the attention's and then the MLP's of every layer; the importance (f32) by which matrices were
+//! encoded in other types, if any were; the weights that healing has trained, and norms and biases (f32), if it was healed; where single weights
+//! went as well, the bytes of all seven projections of every layer, sparse or in the native layout; at the end the SHA-256 of all bytes before.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::format::{Hashing, Numbers, checked, hash_of, read_head, read_header};
+use super::rewritten::Rewritten;
 use super::single::{self, Single, SingleRecord, StoredSingle};
 use crate::count::count;
 use crate::files;
@@ -21,6 +23,7 @@ use crate::kernels::Runtime;
 use crate::model::{Linear, Model};
 use crate::progress::Progress;
 use crate::prune::apply::{Columns, EncodedProjection, tallied};
+use crate::prune::bits::{Importance, KeptTypes};
 use crate::prune::choose::{Found, LayerPlan, Plan, Target};
 use crate::prune::effect::{Effect, StoredEffect};
 use crate::prune::error::{PruneError, PruneErrorKind};
@@ -31,7 +34,7 @@ use crate::quant::{BlockType, Layout, unpack};
 
 const MAGIC: &[u8; 8] = b"FLAPDONE";
 /// Goes up whenever the format does, or what pruning computes: an outcome of another version is not used.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 7;
 
 /// What an outcome follows from. Equal keys have equal outcomes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -46,6 +49,12 @@ pub struct OutcomeKey {
     /// Which single weights went afterwards, and by what text; `None` where none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub single: Option<String>,
+    /// By what types could change; `None` where none could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub types: Option<String>,
+    /// How the model was healed afterwards, and by what text; `None` where it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healed: Option<String>,
     /// The version of flapjack.
     pub flapjack: String,
 }
@@ -69,8 +78,42 @@ pub struct Outcome {
     layers: Vec<[EncodedProjection; 2]>,
     /// What single weights have left; `None` where none went.
     pub single: Option<Single>,
+    /// Types that matrices were given then; `None` where none could be.
+    pub types: Option<KeptTypes>,
+    /// What healing has made of it; `None` where it was not healed.
+    pub healed: Option<(HealRecord, Rewritten)>,
     /// What it did to predictions, all in all; none where that was not measured.
     pub effects: Vec<Effect>,
+}
+
+/// How healing went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct HealRecord {
+    /// Tokens that were trained on.
+    pub tokens: usize,
+    pub steps: usize,
+    /// What the steps took.
+    pub seconds: f64,
+    /// Tokens that were held back, and the mean divergence of the dense model's predictions from the pruned one's on them, in nats,
+    /// before and after.
+    pub held_back: usize,
+    pub before: f64,
+    pub after: f64,
+    pub end: HealEnd,
+}
+
+/// What became of the weights that were trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealEnd {
+    /// The model has them.
+    Healed,
+    /// They were not better on what was held back, and the model is as pruning left it.
+    NotBetter,
+    /// A gradient was not made of numbers; the model is as pruning left it.
+    Diverged,
+    /// It was cancelled; the model is as pruning left it.
+    Cancelled,
 }
 
 /// Why an outcome's file cannot be used.
@@ -123,8 +166,66 @@ struct Header {
     projections: Vec<[StoredProjection; 2]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     single: Option<(SingleRecord, Vec<StoredSingle>)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    healed: Option<StoredHealed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    types: Option<StoredTypes>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     effects: Vec<StoredEffect>,
+}
+
+/// [`KeptTypes`], with types by their numbers.
+#[derive(Serialize, Deserialize)]
+struct StoredTypes {
+    levels: Vec<Vec<u32>>,
+    /// How many numbers each list of importance has: four of each layer, and that of the head. Empty where there are none.
+    importance: Vec<usize>,
+}
+
+impl StoredTypes {
+    fn new(types: &KeptTypes) -> Self {
+        let ids = |types: &Vec<BlockType>| types.iter().map(|t| t.id()).collect();
+        Self {
+            levels: types.levels.iter().map(ids).collect(),
+            importance: lists(types).map(<[f32]>::len).collect(),
+        }
+    }
+
+    /// The types, with the lists that `take` has of so many numbers; `None` if that cannot be.
+    fn types(self, mut take: impl FnMut(usize) -> Option<Vec<f32>>) -> Option<KeptTypes> {
+        let known = |ids: Vec<u32>| ids.into_iter().map(BlockType::from_id).collect();
+        let levels = self.levels.into_iter().map(known).collect::<Option<_>>()?;
+        let lists = self.importance.into_iter().map(&mut take);
+        let mut lists: Vec<Vec<f32>> = lists.collect::<Option<_>>()?;
+        let importance = match lists.pop() {
+            None => None,
+            Some(head) => {
+                let (layers, rest) = lists.as_chunks_mut::<4>();
+                rest.is_empty().then_some(())?;
+                let layers = layers.iter_mut().map(std::mem::take).collect();
+                Some(Importance { layers, head })
+            }
+        };
+        Some(KeptTypes { levels, importance })
+    }
+}
+
+/// The lists of importance.
+fn lists(types: &KeptTypes) -> impl Iterator<Item = &[f32]> {
+    let all = types.importance.iter();
+    all.flat_map(|all| {
+        let layers = all.layers.iter().flatten();
+        layers.chain([&all.head]).map(|list| &list[..])
+    })
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredHealed {
+    record: HealRecord,
+    /// Bytes of each projection that was written anew.
+    matrices: Vec<usize>,
+    /// Numbers of norms and biases.
+    vectors: usize,
 }
 
 /// A [`LayerPlan`], with types by their numbers.
@@ -205,6 +306,8 @@ impl Outcome {
                 .collect(),
             plan,
             single: None,
+            types: None,
+            healed: None,
             effects: Vec::new(),
         }
     }
@@ -271,7 +374,13 @@ impl Outcome {
         let layers = single.map_or(0, |(model, _)| {
             model.layers.iter().map(|layer| layer.bytes()).sum()
         });
-        projections.map(|p| p.bytes.len()).sum::<usize>() + layers
+        let healed = self
+            .healed
+            .as_ref()
+            .map_or(0, |(_, weights)| weights.bytes());
+        let types = self.types.iter().flat_map(lists);
+        let types: usize = types.map(size_of_val).sum();
+        projections.map(|p| p.bytes.len()).sum::<usize>() + layers + types + healed
     }
 
     /// Writes the file, whole or not at all. `model_name`, the name of the model's file, is for those who look through files. `single`
@@ -324,6 +433,12 @@ impl Outcome {
                 })
                 .collect(),
             single: single.map(|(model, shares)| (shares.clone(), single::stored(model))),
+            types: self.types.as_ref().map(StoredTypes::new),
+            healed: self.healed.as_ref().map(|(record, weights)| StoredHealed {
+                record: *record,
+                matrices: weights.matrices.iter().map(Vec::len).collect(),
+                vectors: weights.vectors().len(),
+            }),
             effects: self.effects.iter().map(StoredEffect::new).collect(),
         };
         let mut out = Hashing::begin(out, MAGIC, VERSION, &header)?;
@@ -332,6 +447,16 @@ impl Outcome {
             if let Some(bias) = &projection.bias {
                 out.put_floats(bias)?;
             }
+        }
+        for list in self.types.iter().flat_map(lists) {
+            out.put_floats(list)?;
+        }
+        if let Some((_, weights)) = &self.healed {
+            weights
+                .matrices
+                .iter()
+                .try_for_each(|bytes| out.put(bytes))?;
+            out.put_floats(weights.vectors())?;
         }
         if let Some((model, _)) = single {
             single::each(model, |bytes| out.put(bytes))?;
@@ -389,6 +514,31 @@ impl Outcome {
         let layers = header.projections.iter();
         let layers = layers.map(|[o, down]| Some([projection(o)?, projection(down)?]));
         let layers: Vec<_> = layers.collect::<Option<_>>().ok_or(ODD)?;
+        let types = match header.types {
+            Some(stored) => {
+                let list = |len: usize| {
+                    let mut numbers = Numbers(take(len.checked_mul(size_of::<f32>()))?);
+                    let mut list = vec![0.0; len];
+                    numbers.floats(&mut list);
+                    Some(list)
+                };
+                Some(stored.types(list).ok_or(ODD)?)
+            }
+            None => None,
+        };
+        let mut healed = |stored: StoredHealed| {
+            let matrices = stored.matrices.into_iter();
+            let matrices = matrices.map(|len| Some(take(Some(len))?.to_vec()));
+            let matrices = matrices.collect::<Option<_>>()?;
+            let mut numbers = Numbers(take(stored.vectors.checked_mul(size_of::<f32>()))?);
+            let mut vectors = vec![0.0; stored.vectors];
+            numbers.floats(&mut vectors);
+            Some((stored.record, Rewritten::from_parts(matrices, vectors)))
+        };
+        let healed = match header.healed {
+            Some(stored) => Some(healed(stored).ok_or(ODD)?),
+            None => None,
+        };
         let (behind, rest) = (body.len() - data.len(), data.len());
         let effects = header.effects.iter().map(StoredEffect::effect).collect();
         let effects: Option<Vec<Effect>> = effects;
@@ -415,6 +565,8 @@ impl Outcome {
             },
             layers,
             single,
+            types,
+            healed,
             effects: effects.ok_or(ODD)?,
         })
     }

@@ -5,12 +5,12 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::Runtime;
-use crate::model::Model;
+use crate::model::{Model, Weight};
 use crate::progress::Progress;
 use crate::prune::apply::tallied;
 use crate::prune::error::{PruneError, PruneErrorKind};
-use crate::prune::sparse::LayerProjection;
-use crate::quant::{Layout, check_sparse, pack, unpack};
+use crate::prune::sparse::{Behind, LayerProjection, Projection};
+use crate::quant::{BlockType, Layout, check_sparse, pack, unpack};
 
 /// How single weights were shared out, and what came of it; the bytes are with whoever has this.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,14 +29,33 @@ pub struct SingleRecord {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Single {
     pub record: SingleRecord,
-    /// Whether it is sparse, and its bytes in `file`: sparse ones, or those of the native layout.
-    projections: Vec<(bool, Range<usize>)>,
+    projections: Vec<KeptProjection>,
     file: Vec<u8>,
+}
+
+/// What a projection has become.
+#[derive(Debug, Clone, PartialEq)]
+struct KeptProjection {
+    /// Another one than it had, where that has no place for what is gone.
+    block_type: BlockType,
+    sparse: bool,
+    /// Its bytes in the file: sparse ones, or those of the native layout.
+    range: Range<usize>,
+}
+
+impl KeptProjection {
+    /// Bytes of all weights of a projection in this type; `None` if they do not fill blocks.
+    fn dense_bytes(&self, weight: &Weight) -> Option<usize> {
+        let row = self.block_type.checked_row_bytes(weight.cols)?;
+        row.checked_mul(weight.rows)
+    }
 }
 
 /// What a file says of one projection.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct StoredSingle {
+    /// The number of its type.
+    block_type: u32,
     sparse: bool,
     bytes: usize,
 }
@@ -49,6 +68,7 @@ fn projections(model: &Model) -> impl Iterator<Item = LayerProjection> {
 /// What is to be kept of a model's projections.
 pub(super) fn stored(model: &Model) -> Vec<StoredSingle> {
     let of = |which: LayerProjection| StoredSingle {
+        block_type: which.weight(model).block_type.id(),
         sparse: which.weight(model).is_sparse(),
         bytes: which.weight(model).bytes(),
     };
@@ -88,7 +108,11 @@ impl Single {
         let mut projections = Vec::with_capacity(stored.len());
         for one in stored {
             let end = at.checked_add(one.bytes).filter(|end| *end <= file.len())?;
-            projections.push((one.sparse, at..end));
+            projections.push(KeptProjection {
+                block_type: BlockType::from_id(one.block_type)?,
+                sparse: one.sparse,
+                range: at..end,
+            });
             at = end;
         }
         Some(Self {
@@ -98,11 +122,12 @@ impl Single {
         })
     }
 
-    /// Puts the projections in their place, in a model that has the widths that it had then.
+    /// Puts the projections in their place, in a model that has the widths that it had then. Those of other types than they had get a new
+    /// one, behind everything else in the map.
     ///
     /// # Errors
-    /// [`PruneErrorKind::OtherShape`] if they are not this model's, before anything has changed; if `progress` breaks, with the layers
-    /// that are changed by then.
+    /// [`PruneErrorKind::OtherShape`] if they are not this model's, and [`PruneErrorKind::Room`] if there is no memory for more bytes than
+    /// before, both before anything has changed; if `progress` breaks, with the layers that are changed by then.
     pub fn apply(
         &self,
         model: &mut Model,
@@ -110,13 +135,24 @@ impl Single {
         progress: &mut Progress,
     ) -> Result<(), PruneError> {
         self.check(model)?;
+        let all = projections(model).zip(&self.projections);
+        let changed = all.filter(|(which, kept)| kept.block_type != which.weight(model).block_type);
+        let sizes: Vec<usize> = changed
+            .filter_map(|(which, kept)| kept.dense_bytes(which.weight(model)))
+            .collect();
+        let mut behind = Behind::new(model, sizes.into_iter())?;
         tallied(model.layers.len(), progress, |tally| {
             let mut each = self.projections.iter();
             for l in 0..model.layers.len() {
                 tally.touch(l);
-                for (place, (sparse, range)) in each.by_ref().take(7).enumerate() {
-                    let bytes = &self.file[range.clone()];
-                    match sparse {
+                let seven = each.by_ref().take(Projection::ALL.len());
+                for (which, kept) in LayerProjection::all(l).zip(seven) {
+                    if kept.block_type != which.weight(model).block_type {
+                        behind.change_type(model, which, kept.block_type);
+                    }
+                    let place = which.projection.index();
+                    let bytes = &self.file[kept.range.clone()];
+                    match kept.sparse {
                         true => model.put_sparse(l, place, bytes),
                         false => put_native(model, runtime, l, place, bytes),
                     }
@@ -141,17 +177,24 @@ impl Single {
                 "it has another number of layers".to_owned(),
             ));
         }
-        for (which, (sparse, range)) in projections(model).zip(&self.projections) {
+        for (which, kept) in projections(model).zip(&self.projections) {
             let weight = which.weight(model);
-            let bytes = &self.file[range.clone()];
-            let fits = match sparse {
-                true => {
-                    !weight.is_sparse()
-                        && model.room_for_sparse(weight) >= bytes.len()
-                        && check_sparse(weight.block_type, weight.rows, weight.cols, bytes).is_ok()
-                }
-                false => bytes.len() == weight.rows * weight.block_type.row_bytes(weight.cols),
+            let bytes = &self.file[kept.range.clone()];
+            let dense = kept.dense_bytes(weight);
+            let block_type = kept.block_type;
+            let room = match block_type == weight.block_type {
+                true => Some(model.room_for_sparse(weight)),
+                false => dense,
             };
+            let fits = !weight.is_sparse()
+                && match kept.sparse {
+                    true => {
+                        block_type.has_sparse()
+                            && room.is_some_and(|room| room >= bytes.len())
+                            && check_sparse(block_type, weight.rows, weight.cols, bytes).is_ok()
+                    }
+                    false => dense == Some(bytes.len()),
+                };
             if !fits {
                 return Err(PruneErrorKind::OtherShape(format!(
                     "{which} has other widths"

@@ -46,8 +46,11 @@ named_choices! {
     /// What becomes of a projection whose single weights are removed.
     #[derive(Default)]
     "form" SparseForm {
-        /// It takes fewer bytes, in the sparse layout; where its type has none, or nothing would be gained, as [`SparseForm::Zeros`].
+        /// As [`SparseForm::Sparse`]; but where these kernels generate more slowly by that, and the type has a code for 0, as
+        /// [`SparseForm::Zeros`] ([`stays_dense`](super::stays_dense)).
         #[default]
+        Auto = "auto",
+        /// It takes fewer bytes, in the sparse layout; where its type has none, or nothing would be gained, as [`SparseForm::Zeros`].
         Sparse = "sparse",
         /// What is removed is 0 in the projection's own type, and takes as many bytes as before: files of this form are for all programs.
         Zeros = "zeros",
@@ -80,6 +83,16 @@ impl Pattern {
         match self {
             Pattern::Share(_) => 1,
             Pattern::OfGroup { group, .. } => group,
+        }
+    }
+
+    /// Whether something goes and something stays, as must be where it is asked for. (Of the shares of single modules some may be 0.)
+    pub fn is_sound(self) -> bool {
+        match self {
+            Pattern::Share(share) => 0.0 < share && share < 1.0,
+            Pattern::OfGroup { stay, group } => {
+                (1..group).contains(&stay) && group <= LONGEST_GROUP
+            }
         }
     }
 
@@ -123,19 +136,18 @@ impl FromStr for Pattern {
                 (Ok(stay), Ok(group)) => Some(Pattern::OfGroup { stay, group }),
                 _ => None,
             };
-            let sound = |pattern: &Pattern| matches!(*pattern, Pattern::OfGroup { stay, group } if (1..group).contains(&stay) && group <= LONGEST_GROUP);
-            return pattern.filter(sound).ok_or_else(|| {
+            return pattern.filter(|pattern| pattern.is_sound()).ok_or_else(|| {
                 format!(
                     "{text:?} must be N:M, N of every M weights stay, with N at least 1 and below M, and M at most {LONGEST_GROUP}, for example 2:4"
                 )
             });
         }
-        match text.parse() {
-            Ok(share) if 0.0 < share && share < 1.0 => Ok(Pattern::Share(share)),
-            _ => Err(format!(
+        let pattern = text.parse().ok().map(Pattern::Share);
+        pattern.filter(|pattern| pattern.is_sound()).ok_or_else(|| {
+            format!(
                 "{text:?} must be a share above 0 and below 1, for example 0.5, or N:M, for example 2:4"
-            )),
-        }
+            )
+        })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::prune::apply::{Tally, tallied};
 use crate::prune::collect::{Calibration, Covariance, FeatureStats};
 use crate::prune::error::{PruneError, PruneErrorKind};
-use crate::quant::KeepMask;
+use crate::quant::{BlockType, KeepMask};
 
 /// What is to be removed, and by what.
 #[derive(Debug, Clone, Copy)]
@@ -145,7 +145,7 @@ impl Work<'_, '_> {
         inputs: Option<LayerInputs>,
     ) -> Result<SparseLayer, PruneError> {
         let mut removed = 0;
-        let mut types: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        let mut types = Vec::with_capacity(Projection::ALL.len());
         // Projections that read the same have the same factor.
         let mut factor: Option<(Projection, Factor)> = None;
         for which in LayerProjection::all(l) {
@@ -187,24 +187,30 @@ impl Work<'_, '_> {
                 (SparseMethod::SparseGpt, None) => return Err(PruneErrorKind::NoText.into()),
             };
             removed += mask.removed();
-            let is = which.weight(model).block_type;
-            if is != was {
-                *types.entry((was.name(), is.name())).or_default() += 1;
-            }
+            types.push((was, which.weight(model).block_type));
         }
-        let types = types.into_iter();
         Ok(SparseLayer {
             weights: model.layers[l].parameters(),
             removed,
-            types: types
-                .map(|((from, to), projections)| TypeChange {
-                    from,
-                    to,
-                    projections,
-                })
-                .collect(),
+            types: type_changes(types),
         })
     }
+}
+
+/// The changes among the types that projections had and have.
+pub fn type_changes(types: impl IntoIterator<Item = (BlockType, BlockType)>) -> Vec<TypeChange> {
+    let mut changes: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for (was, is) in types.into_iter().filter(|(was, is)| was != is) {
+        *changes.entry((was.name(), is.name())).or_default() += 1;
+    }
+    let changes = changes.into_iter();
+    changes
+        .map(|((from, to), projections)| TypeChange {
+            from,
+            to,
+            projections,
+        })
+        .collect()
 }
 
 /// The mask of a projection by Wanda, or by norms where there are no statistics.

@@ -25,7 +25,8 @@ pub mod surgeon;
 mod zeros;
 
 pub use choice::{Allocate, Pattern, SparseForm, SparseMethod, Sparsity};
-pub use layers::{Removal, SparseLayer, TypeChange, bytes, sparsify};
+pub use layers::{Removal, SparseLayer, TypeChange, bytes, sparsify, type_changes};
 pub use projection::{LayerProjection, Projection};
 pub use stream::{LayerInputs, Stream};
-pub use zeros::{expected_bytes, has_zero, weight_bytes};
+pub(in crate::prune) use zeros::Behind;
+pub use zeros::{expected_bytes, has_zero, stays_dense, weight_bytes};

@@ -170,6 +170,20 @@ impl Stream {
         }
         Ok(())
     }
+
+    /// What the output head sees of the text, which stands behind the last layer.
+    pub fn outputs(&mut self, model: &Model, runtime: &Runtime) -> FeatureStats {
+        let d = model.config.embedding_length;
+        let mut stats = FeatureStats::new(d);
+        let normed = &mut self.normed;
+        for sequence in &self.sequences {
+            runtime.region(|team| {
+                normalise(team, model, sequence, &model.output_norm, normed);
+                stats.add(team, &Moments::of(team, normed, d));
+            });
+        }
+        stats
+    }
 }
 
 /// out = norm(x), x `[tokens, d]`.

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::choice::{Pattern, SparseForm};
 use super::projection::LayerProjection;
 use crate::gguf::Map;
-use crate::kernels::{Runtime, Team};
+use crate::kernels::{Kernels, Runtime, Team};
 use crate::model::{Layer, Model, SparseWeightError, Weight};
 use crate::prune::error::PruneErrorKind;
 use crate::quant::{
@@ -30,6 +30,17 @@ pub fn has_zero(block_type: BlockType) -> bool {
     !matches!(zero_code(block_type), Zero::None)
 }
 
+/// Whether a projection of a type, which could be sparse, is dense with zeros instead, because these kernels generate more slowly
+/// with sparse ones. Types without a code for 0 would have to become Q8_0, which is slower still, and so are sparse all the same.
+pub fn stays_dense(form: SparseForm, kernels: Kernels, block_type: BlockType) -> bool {
+    form == SparseForm::Auto && has_zero(block_type) && kernels.prefers_dense(block_type)
+}
+
+/// Whether a projection of a type is to be sparse, if it can.
+fn wants_sparse(form: SparseForm, kernels: Kernels, block_type: BlockType) -> bool {
+    form != SparseForm::Zeros && !stays_dense(form, kernels, block_type)
+}
+
 /// Bytes of weights that are the process's own once single weights are removed: those of the layers, or of the whole model where it has
 /// to move to a larger map.
 pub fn weight_bytes(model: &Model, form: SparseForm) -> u64 {
@@ -44,13 +55,14 @@ pub fn weight_bytes(model: &Model, form: SparseForm) -> u64 {
 /// About as many bytes as a projection takes once single weights are taken out of it.
 pub fn expected_bytes(
     form: SparseForm,
+    kernels: Kernels,
     pattern: Pattern,
     (block_type, rows, cols): (BlockType, usize, usize),
 ) -> usize {
     let dense = |block_type: BlockType| rows * block_type.row_bytes(cols);
-    let sparse = |block_type: BlockType| match form {
-        SparseForm::Sparse => expected_sparse_len(block_type, rows, cols, pattern.share()),
-        SparseForm::Zeros => None,
+    let sparse = |block_type: BlockType| match wants_sparse(form, kernels, block_type) {
+        true => expected_sparse_len(block_type, rows, cols, pattern.share()),
+        false => None,
     };
     match sparse(block_type) {
         Some(bytes) if bytes < dense(block_type) => bytes,
@@ -67,7 +79,7 @@ fn room(model: &Model, form: SparseForm) -> usize {
     let weights = linears.map(|linear| &linear.weight);
     let stays = |weight: &Weight| {
         let block_type = weight.block_type;
-        let sparse = form == SparseForm::Sparse && block_type.has_sparse();
+        let sparse = form != SparseForm::Zeros && block_type.has_sparse();
         has_zero(block_type) || weight.is_sparse() || sparse
     };
     let larger = weights.filter(|weight| !stays(weight));
@@ -91,19 +103,8 @@ impl Zeros {
     /// If the system has no memory for it.
     pub fn new(model: &mut Model, form: SparseForm) -> Result<Self, PruneErrorKind> {
         let next = model.map.bytes().len().next_multiple_of(ALIGNMENT);
-        let zeros = Self { form, next };
-        zeros.grow(model, room(model, form))?;
-        Ok(zeros)
-    }
-
-    /// Makes room for so many bytes in the map.
-    fn grow(&self, model: &mut Model, needed: usize) -> Result<(), PruneErrorKind> {
-        if self.next + needed <= model.map.bytes().len() || needed == 0 {
-            return Ok(());
-        }
-        let larger = Map::anonymous(self.next + needed).map_err(PruneErrorKind::Room)?;
-        move_to(&mut model.map, larger);
-        Ok(())
+        grow(model, next, room(model, form))?;
+        Ok(Self { form, next })
     }
 
     /// Takes out the weights of a projection that go. Those that stay keep their codes, unless there is no place for zeros in its type
@@ -145,7 +146,8 @@ impl Zeros {
         mask: &KeepMask,
     ) -> bool {
         let (layer, place) = (which.layer, which.projection.index());
-        let sparse = self.form == SparseForm::Sparse;
+        let block_type = which.weight(model).block_type;
+        let sparse = wants_sparse(self.form, runtime.kernels, block_type);
         match sparse.then(|| model.make_sparse(runtime, layer, place, mask)) {
             Some(Ok(())) => true,
             // The weight is sparse; memory that the system does not take back is no reason to stop.
@@ -184,7 +186,8 @@ impl Zeros {
             self.make_sparse(model, runtime, which, mask);
             return Ok(());
         }
-        if self.form == SparseForm::Sparse && weight.block_type.has_sparse() {
+        let sparse = wants_sparse(self.form, runtime.kernels, weight.block_type);
+        if sparse && weight.block_type.has_sparse() {
             let bytes = &mut model.map.bytes_mut()[weight.range.clone()];
             encode_rows(runtime, &weight, bytes, mask, importance, |row, out| {
                 out.copy_from_slice(&values[row * weight.cols..][..weight.cols]);
@@ -224,7 +227,7 @@ impl Zeros {
                 // All that may need it, so that the map moves once.
                 let needed = new_bytes(&old).next_multiple_of(ALIGNMENT);
                 if new.range.end > model.map.bytes().len() {
-                    self.grow(model, room(model, SparseForm::Zeros).max(needed))?;
+                    grow(model, self.next, room(model, SparseForm::Zeros).max(needed))?;
                 }
                 [old.range.clone(), new.range.clone()]
             }
@@ -253,6 +256,63 @@ impl Zeros {
         let linears = model.layers[which.layer].linears_mut();
         linears[which.projection.index()].weight = new;
         Ok(())
+    }
+}
+
+/// Makes room for so many bytes from a place of the map on, if they are any.
+fn grow(model: &mut Model, from: usize, needed: usize) -> Result<(), PruneErrorKind> {
+    if from + needed <= model.map.bytes().len() || needed == 0 {
+        return Ok(());
+    }
+    let larger = Map::anonymous(from + needed).map_err(PruneErrorKind::Room)?;
+    move_to(&mut model.map, larger);
+    Ok(())
+}
+
+/// Where projections get their bytes that change their type once more as they did before: behind everything else in the map.
+#[derive(Debug)]
+pub(in crate::prune) struct Behind {
+    /// The first byte that is free.
+    next: usize,
+}
+
+impl Behind {
+    /// Makes room for projections of so many bytes each. What the model computes stays the same.
+    ///
+    /// # Errors
+    /// If the system has no memory for it.
+    pub fn new(
+        model: &mut Model,
+        sizes: impl Iterator<Item = usize>,
+    ) -> Result<Self, PruneErrorKind> {
+        let next = model.map.bytes().len().next_multiple_of(ALIGNMENT);
+        let needed = sizes.map(|size| size.next_multiple_of(ALIGNMENT)).sum();
+        grow(model, next, needed)?;
+        Ok(Self { next })
+    }
+
+    /// Gives a projection another type, in the layout that it has, and a place for its bytes. What these are is for the caller to write.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    pub fn change_type(
+        &mut self,
+        model: &mut Model,
+        which: LayerProjection,
+        block_type: BlockType,
+    ) {
+        let linears = model.layers[which.layer].linears_mut();
+        let weight = &mut linears[which.projection.index()].weight;
+        let bytes = weight.rows * block_type.row_bytes(weight.cols);
+        let new = self.next..self.next + bytes;
+        assert!(new.end <= model.map.bytes().len(), "room for {which}");
+        self.next = new.end.next_multiple_of(ALIGNMENT);
+        weight.block_type = block_type;
+        let old = std::mem::replace(&mut weight.range, new);
+        // Memory that the system does not take back is no reason to stop.
+        if let Err(error) = model.map.release(old) {
+            tracing::debug!("the old bytes of {which} stay: {error}");
+        }
     }
 }
 

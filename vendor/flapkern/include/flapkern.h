@@ -159,6 +159,14 @@ typedef struct fk_kv_head {
     size_t head_dim;
 } fk_kv_head;
 
+/* A factor of a product of floats: the value for place `line` of the output's rows (or columns) and place k of the sum is
+ * values[line * line_stride + k * sum_stride]. One of the strides is 1. */
+typedef struct fk_factor {
+    const float *values;
+    size_t line_stride;
+    size_t sum_stride;
+} fk_factor;
+
 typedef struct fk_kernels {
     const char *name;
 
@@ -191,6 +199,15 @@ typedef struct fk_kernels {
     /* As matmul for one token in the decode phase and rows of several matrices that read it in the same forms; packed rows of
      * one type are read side by side, and so are sparse ones. */
     void (*matvec)(const fk_rows *parts, size_t count, const fk_activations *x);
+
+    /* Floats of scratch that multiply needs. */
+    size_t multiply_scratch;
+
+    /* out[i * out_stride + j] = (what is there if `add`, else 0) + the sum over k < depth of A(i, k) B(j, k) for i < rows, j < cols: a
+     * product of floats for training, summed in float, with factors rounded to bfloat16 where there are instructions for it. An
+     * element's sum runs over k in an order that depends on nothing but depth. */
+    void (*multiply)(const fk_factor *a, const fk_factor *b, size_t rows, size_t cols, size_t depth, int add, float *out,
+                     size_t out_stride, float *scratch);
 
     /* Decodes n values (whole blocks) of a row. */
     void (*dequantize)(fk_type type, const uint8_t *src, size_t n, float *out);

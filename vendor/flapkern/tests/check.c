@@ -981,6 +981,44 @@ static void check_moments(void) {
         }
 }
 
+/* ---- products of floats ---- */
+
+static double in_bfloat(float f) { return of_bits((bits_of(f) + 0x7fff + (bits_of(f) >> 16 & 1)) & 0xffff0000u); }
+
+static void check_multiply(void) {
+    static const size_t shapes[][3] = {{1, 1, 1}, {3, 2, 5}, {16, 16, 32}, {17, 15, 33}, {5, 7, 0}, {33, 47, 540}, {97, 261, 70}};
+    for (size_t s = 0; s < COUNT(shapes) * 8; s++)
+        for EACH_TABLE (t) {
+            const size_t mark = area_count, *shape = shapes[s / 8], rows = shape[0], cols = shape[1], depth = shape[2];
+            const int lines_apart[2] = {s & 1, s >> 1 & 1}, add = s >> 2 & 1;
+            const int rounds = strcmp(t->kernels->name, "avx512-bf16") == 0 || strcmp(t->kernels->name, "amx") == 0;
+            fk_factor f[2];
+            for (int i = 0; i < 2; i++) {
+                const size_t lines = i ? cols : rows;
+                float *values = floats(lines * depth);
+                fill_normal(values, lines * depth, 1);
+                f[i] = lines_apart[i] ? (fk_factor){values, depth, 1} : (fk_factor){values, 1, lines};
+            }
+            float *out = floats(rows * cols), *before = floats(rows * cols), *scratch = floats(t->kernels->multiply_scratch);
+            fill_normal(before, rows * cols, 1);
+            memcpy(out, before, rows * cols * sizeof *out);
+            t->kernels->multiply(&f[0], &f[1], rows, cols, depth, add, out, cols, scratch);
+            for (size_t i = 0; i < rows * cols; i++) {
+                double sum = add ? before[i] : 0, size = fabs(sum);
+                for (size_t k = 0; k < depth; k++) {
+                    const float a = f[0].values[i / cols * f[0].line_stride + k * f[0].sum_stride];
+                    const float b = f[1].values[i % cols * f[1].line_stride + k * f[1].sum_stride];
+                    const double term = rounds ? in_bfloat(a) * in_bfloat(b) : (double)a * b;
+                    sum += term;
+                    size += fabs(term);
+                }
+                expect(t, near(out[i], sum, 4e-6 * size), "multiply: %zu of %zu x %zu, depth %zu: %g for %g", i, rows, cols, depth,
+                       out[i], sum);
+            }
+            release(mark);
+        }
+}
+
 /* ---- attention ---- */
 
 /* Keys and values of some positions in blocks. Every block begins with bytes of another layer. In every other cache values come
@@ -1140,7 +1178,7 @@ static const struct {
     {"products", check_products},     {"damaged", check_damaged},         {"largest sums", check_largest_sums},
     {"extreme scales", check_extreme_scales}, {"not finite", check_not_finite}, {"quantize", check_quantize},
     {"dequantize", check_dequantize}, {"to_half", check_to_half},         {"elements", check_elements},
-    {"moments", check_moments},       {"attention", check_attention},
+    {"moments", check_moments},       {"multiply", check_multiply},       {"attention", check_attention},
 };
 
 /* Whether exactly the tables that the arguments name are there. */

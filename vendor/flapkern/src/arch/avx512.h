@@ -273,6 +273,12 @@ INLINE vf column_of(fk_type type, const halves_line *line, int c, int v) {
 INLINE void expand_line(const uint8_t *p, uint64_t mask, vw *line) {
     *line = (vw)_mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(p));
 }
+
+#define FK_OWN_SETTLE
+INLINE void settle(vw *codes) {
+    __asm__("" : "+v"(codes[0]), "+v"(codes[1]), "+v"(codes[2]), "+v"(codes[3]), "+v"(codes[4]), "+v"(codes[5]),
+                 "+v"(codes[6]), "+v"(codes[7]));
+}
 #else
 INLINE sixteen_bytes shuffle_bytes(sixteen_bytes bytes, sixteen_bytes from) {
     return (sixteen_bytes)_mm_shuffle_epi8((__m128i)bytes, (__m128i)from);

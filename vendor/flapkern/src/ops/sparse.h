@@ -23,6 +23,12 @@ INLINE const int8_t *opaque(const int8_t *p) {
     return p;
 }
 
+#ifndef FK_OWN_SETTLE
+/* Nothing, or for a set with enough registers: eight vectors of codes are there before anything is done with them. Products
+ * wait for each other, and when the compiler puts them between the codes, those of later blocks wait behind them. */
+INLINE void settle(vw *codes) { (void)codes; }
+#endif
+
 /* Where group `group` begins, or the last but one ends. */
 static const uint8_t *sparse_group(const fk_weights *w, size_t group) {
     const uint64_t offset = load_u64(w->index + 8 * group), last = w->bytes - FK_SPARSE_TAIL;
@@ -90,6 +96,7 @@ INLINE void sparse_streams(fk_type type, int count, const uint8_t *const *groups
                 if (parts > 1) p = within(p, limits[g]);
                 UNROLL for (int v = 0; v < GROUP_VECTORS; v++) load_scale(type, fields, (int)s, v, &b.rows[v]);
                 p = expand_codes(type, p, &b);
+                UNROLL for (int v = 0; v < GROUP_VECTORS; v++) settle(b.rows[v].codes);
                 UNROLL for (int v = 0; v < GROUP_VECTORS; v++)
                     multiply_block(type, 1, &b.rows[v], b.kept[v], &here, 0, s, &total[g][v]);
             }

@@ -16,6 +16,7 @@
 #include "tiled.h"
 #endif
 #include "matmul.h"
+#include "multiply.h"
 #include "elementwise.h"
 #include "moments.h"
 #include "attention.h"
@@ -30,6 +31,8 @@ const fk_kernels FK_TABLE = {
     .matmul_scratch = matmul_scratch,
     .matmul = matmul,
     .matvec = matvec,
+    .multiply_scratch = MULTIPLY_SCRATCH,
+    .multiply = multiply,
     .dequantize = dequantize,
     .rms_norm = rms_norm,
     .rope = rope,

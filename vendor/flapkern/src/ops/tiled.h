@@ -13,12 +13,13 @@
 #define TILED_DEPTH 768
 
 /* Whether tokens of prompts are multiplied in bfloat16: with AMX by all types but F32, which would lose by it; without AMX only
- * by 16-bit floats, since 8-bit products are faster for packed codes. */
+ * by 16-bit floats, since 8-bit products are faster for packed codes, and by sparse types with a minimum, whose 8-bit products are
+ * twice as many: it counts only where there is a weight. */
 static int wants_tiles(const fk_weights *w) {
 #if FK_AMX
     return w->type != FK_TYPE_F32;
 #else
-    return w->type == FK_TYPE_F16 || w->type == FK_TYPE_BF16;
+    return w->type == FK_TYPE_F16 || w->type == FK_TYPE_BF16 || (w->layout == FK_LAYOUT_SPARSE && has_minimum(w->type));
 #endif
 }
 

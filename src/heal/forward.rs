@@ -1,0 +1,247 @@
+//! The forward pass in training: that of the model, with what the derivatives will need kept.
+//!
+//! Shapes in the comments: n rows, d the width of the residual stream, h heads, g KV heads, e values per head, c channels.
+
+use super::attention::{Angles, Heads};
+use super::layout::{DOWN, GATE, K, LayerPlaces, O, Q, UP, V};
+use super::student::Student;
+use super::{gate, norm};
+use crate::kernels::{Factor, Store, Team, multiply};
+use crate::model::Model;
+
+/// What is kept of a layer.
+#[derive(Debug, Default)]
+pub(super) struct LayerTape {
+    /// The residual stream before the layer, `[n, d]`.
+    pub before: Vec<f32>,
+    /// By heads and turned: `[sequences, h, length, e]`, `[sequences, g, length, e]`.
+    pub q: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+    /// The input of the attention's output projection, `[n, h e]`.
+    pub attended: Vec<f32>,
+    /// The residual stream before the MLP, `[n, d]`.
+    pub middle: Vec<f32>,
+    /// `[n, c]`
+    pub gate: Vec<f32>,
+    /// `[n, c]`
+    pub up: Vec<f32>,
+}
+
+/// What a forward pass leaves for the backward pass.
+#[derive(Debug, Default)]
+pub struct Tape {
+    pub(super) layers: Vec<LayerTape>,
+    /// The residual stream behind the last layer, `[n, d]`.
+    pub(super) last: Vec<f32>,
+    /// Positions of each sequence.
+    pub(super) length: usize,
+    pub(super) angles: Angles,
+    /// A buffer of the length of its layer's largest, for what is computed again.
+    normed: Vec<f32>,
+    wide: Vec<f32>,
+}
+
+/// Sums of the squares of each projection's inputs.
+#[derive(Debug, Default)]
+pub struct InputSquares {
+    pub layers: Vec<[Vec<f32>; 7]>,
+}
+
+impl InputSquares {
+    fn add(&mut self, team: &Team, layer: usize, projections: &[usize], x: &[f32], width: usize) {
+        let mut sums = vec![0.0f32; width];
+        team.chunks_mut(&mut sums, 64, |i, sums| {
+            for row in x.chunks_exact(width) {
+                for (sum, x) in sums.iter_mut().zip(&row[i * 64..]) {
+                    *sum += x * x;
+                }
+            }
+        });
+        for projection in projections {
+            let all = &mut self.layers[layer][*projection];
+            all.resize(width, 0.0);
+            all.iter_mut().zip(&sums).for_each(|(all, sum)| *all += sum);
+        }
+    }
+}
+
+/// A buffer of a length, whose contents are arbitrary.
+pub(super) fn fit(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    buffer.truncate(len);
+    buffer
+}
+
+impl Tape {
+    /// Bytes that it takes for so many rows.
+    pub fn bytes(model: &Model, rows: usize) -> u64 {
+        let (d, e) = (model.config.embedding_length, model.config.head_dim);
+        let layers = model.layers.iter();
+        let each = layers.map(|l| 2 * d + 2 * e * (l.heads() + l.kv_heads()) + 2 * l.channels());
+        let widest = model
+            .layers
+            .iter()
+            .map(|l| l.channels().max(l.heads() * e))
+            .max();
+        let values = each.sum::<usize>() + 2 * d + widest.unwrap_or(0);
+        4 * (rows * values) as u64
+    }
+}
+
+impl Student<'_> {
+    /// The heads of a layer.
+    pub(super) fn heads(&self, l: usize, length: usize) -> Heads<'_> {
+        Heads {
+            length,
+            head_dim: self.model.config.head_dim,
+            groups: &self.model.layers[l].group_sizes,
+        }
+    }
+
+    /// y (+)= x Wᵀ + b of a projection.
+    #[allow(clippy::too_many_arguments)] // a projection, its input and its output
+    fn project(
+        &self,
+        team: &Team,
+        places: &LayerPlaces,
+        which: usize,
+        l: usize,
+        x: &[f32],
+        store: Store,
+        y: &mut [f32],
+    ) {
+        let weight = &self.model.layers[l].linears()[which].weight;
+        let (rows, cols) = (weight.rows, weight.cols);
+        if rows == 0 {
+            return;
+        }
+        let w = Factor::new(self.at(&places.weights[which]), rows, cols);
+        multiply(team, Factor::new(x, y.len() / rows, cols), w.t(), store, y);
+        if let Some(bias) = &places.biases[which] {
+            norm::add_bias(team, self.at(bias), y);
+        }
+    }
+
+    /// Takes sequences of `length` tokens each through the layers. `squares` gather what each projection sees.
+    ///
+    /// # Panics
+    /// If the tokens are not whole sequences, or not of the vocabulary.
+    pub fn forward(
+        &self,
+        team: &Team,
+        tokens: &[u32],
+        length: usize,
+        tape: &mut Tape,
+        mut squares: Option<&mut InputSquares>,
+    ) {
+        assert!(
+            length > 0 && tokens.len().is_multiple_of(length),
+            "whole sequences"
+        );
+        let (model, n) = (self.model, tokens.len());
+        let (d, e, epsilon) = (
+            model.config.embedding_length,
+            model.config.head_dim,
+            model.config.rms_epsilon,
+        );
+        if tape.length != length {
+            tape.length = length;
+            tape.angles = model.angles(length);
+        }
+        tape.layers
+            .resize_with(model.layers.len(), LayerTape::default);
+        if let Some(squares) = &mut squares {
+            squares
+                .layers
+                .resize_with(model.layers.len(), Default::default);
+        }
+        let Tape {
+            layers,
+            last: x,
+            angles,
+            normed,
+            wide,
+            ..
+        } = tape;
+        team.chunks_mut(fit(x, n * d), d, |i, row| {
+            model
+                .embedding
+                .decode_row(&model.map, tokens[i] as usize, row);
+        });
+        for (l, (saved, places)) in layers.iter_mut().zip(&self.places.layers).enumerate() {
+            let layer = &model.layers[l];
+            let (h, g, c) = (layer.heads(), layer.kv_heads(), layer.channels());
+            let heads = self.heads(l, length);
+            fit(&mut saved.before, n * d).copy_from_slice(x);
+            if h > 0 {
+                let y = fit(normed, n * d);
+                norm::forward(team, x, self.at(&places.attention_norm), epsilon, y);
+                for (which, count, angles, out) in [
+                    (Q, h, Some(&*angles), &mut saved.q),
+                    (K, g, Some(&*angles), &mut saved.k),
+                    (V, g, None, &mut saved.v),
+                ] {
+                    let rows = fit(wide, n * count * e);
+                    self.project(team, places, which, l, y, Store::Replace, rows);
+                    heads.gather(team, rows, count, angles, fit(out, n * count * e));
+                }
+                let out = fit(wide, n * h * e);
+                heads.forward(team, &saved.q, &saved.k, &saved.v, out);
+                heads.scatter(team, out, h, None, fit(&mut saved.attended, n * h * e));
+                if let Some(squares) = &mut squares {
+                    squares.add(team, l, &[Q, K, V], y, d);
+                    squares.add(team, l, &[O], &saved.attended, h * e);
+                }
+            }
+            self.project(
+                team,
+                places,
+                O,
+                l,
+                fit(&mut saved.attended, n * h * e),
+                Store::Add,
+                x,
+            );
+            fit(&mut saved.middle, n * d).copy_from_slice(x);
+            if c > 0 {
+                let y = fit(normed, n * d);
+                norm::forward(team, x, self.at(&places.mlp_norm), epsilon, y);
+                for (which, out) in [(GATE, &mut saved.gate), (UP, &mut saved.up)] {
+                    self.project(team, places, which, l, y, Store::Replace, fit(out, n * c));
+                }
+                if let Some(squares) = &mut squares {
+                    squares.add(team, l, &[GATE, UP], y, d);
+                }
+            }
+            let hidden = fit(wide, n * c);
+            gate::forward(
+                team,
+                fit(&mut saved.gate, n * c),
+                fit(&mut saved.up, n * c),
+                hidden,
+            );
+            if let Some(squares) = squares.as_mut().filter(|_| c > 0) {
+                squares.add(team, l, &[DOWN], hidden, c);
+            }
+            self.project(team, places, DOWN, l, hidden, Store::Add, x);
+        }
+    }
+}
+
+impl Model {
+    /// The angles of the first positions.
+    fn angles(&self, length: usize) -> Angles {
+        let mut angles = Angles::default();
+        for position in 0..length {
+            let (cosines, sines) = self.rotation(position);
+            angles.pairs = cosines.len();
+            angles.cosines.extend_from_slice(cosines);
+            angles.sines.extend_from_slice(sines);
+            angles.negative.extend(sines.iter().map(|s| -s));
+        }
+        angles
+    }
+}

@@ -1,0 +1,125 @@
+//! The model that is trained: its parameters in single precision, beside the embedding and the output head, which stay as they are.
+
+use super::What;
+use super::layout::Places;
+use crate::kernels::Runtime;
+use crate::model::Model;
+use crate::prune::Rewritten;
+use crate::quant::{encode_row, encode_row_by_importance};
+
+/// Rows that a thread encodes at a time.
+const ROWS: usize = 16;
+
+/// Parameters in training.
+#[derive(Debug)]
+pub struct Student<'m> {
+    /// The shape, the embedding and the output head; its layers are what training began with.
+    pub model: &'m Model,
+    pub places: Places,
+    /// All parameters of the layers, and the output norm.
+    pub parameters: Vec<f32>,
+    /// What is trained begins here.
+    pub first: usize,
+    /// The output head `[vocabulary, d]`.
+    pub(super) head: Vec<f32>,
+}
+
+impl<'m> Student<'m> {
+    pub fn new(model: &'m Model, runtime: &Runtime, what: What) -> Self {
+        let places = Places::of(model);
+        let mut student = Self {
+            model,
+            first: match what {
+                What::All => 0,
+                What::Norms => places.vectors,
+            },
+            parameters: vec![0.0; places.total],
+            places,
+            head: Vec::new(),
+        };
+        student.reset(runtime);
+        let (head, d) = (model.head(), model.config.embedding_length);
+        student.head.resize(head.rows * d, 0.0);
+        runtime.region(|team| {
+            team.chunks_mut(&mut student.head, d, |row, out| {
+                head.decode_row(&model.map, row, out)
+            });
+        });
+        student
+    }
+
+    /// Makes all parameters what they are in the model.
+    pub fn reset(&mut self, runtime: &Runtime) {
+        let model = self.model;
+        for (layer, places) in model.layers.iter().zip(&self.places.layers) {
+            for ((linear, weights), bias) in layer
+                .linears()
+                .into_iter()
+                .zip(&places.weights)
+                .zip(&places.biases)
+            {
+                let (weight, to) = (&linear.weight, &mut self.parameters[weights.clone()]);
+                runtime.region(|team| {
+                    team.chunks_mut(to, weight.cols.max(1), |row, out| {
+                        weight.decode_row(&model.map, row, out);
+                    });
+                });
+                if let (Some(bias), Some(place)) = (&linear.bias, bias) {
+                    self.parameters[place.clone()].copy_from_slice(bias);
+                }
+            }
+            self.parameters[places.attention_norm.clone()].copy_from_slice(&layer.attention_norm);
+            self.parameters[places.mlp_norm.clone()].copy_from_slice(&layer.mlp_norm);
+        }
+        self.parameters[self.places.output_norm.clone()].copy_from_slice(&model.output_norm);
+    }
+
+    /// The parameters of a place.
+    pub fn at(&self, place: &std::ops::Range<usize>) -> &[f32] {
+        &self.parameters[place.clone()]
+    }
+
+    /// What is trained.
+    pub fn trained(&self) -> &[f32] {
+        &self.parameters[self.first..]
+    }
+
+    /// The parameters in the types of the model. `importance`, for each layer and projection, is the mean square of each input; empty
+    /// where it is not known.
+    pub fn encode(&self, runtime: &Runtime, importance: &[[Vec<f32>; 7]]) -> Rewritten {
+        let mut rewritten = Rewritten::vectors_of(self.model);
+        rewritten.set_vectors(&self.parameters[self.places.vectors..]);
+        if self.first > 0 {
+            return rewritten;
+        }
+        for (l, (layer, places)) in self
+            .model
+            .layers
+            .iter()
+            .zip(&self.places.layers)
+            .enumerate()
+        {
+            for (i, linear) in layer.linears().into_iter().enumerate() {
+                let (block_type, cols) = (linear.weight.block_type, linear.weight.cols);
+                let values = self.at(&places.weights[i]);
+                let row_bytes = block_type.row_bytes(cols);
+                let mut bytes = vec![0; linear.weight.rows * row_bytes];
+                let known = importance.get(l).map_or(&[][..], |layer| &layer[i]);
+                runtime.region(|team| {
+                    team.chunks_mut(&mut bytes, (ROWS * row_bytes).max(1), |chunk, rows| {
+                        let rows = rows.chunks_exact_mut(row_bytes.max(1));
+                        for (row, out) in (chunk * ROWS..).zip(rows) {
+                            let values = &values[row * cols..(row + 1) * cols];
+                            match known {
+                                [] => encode_row(block_type, values, out),
+                                _ => encode_row_by_importance(block_type, values, known, out),
+                            }
+                        }
+                    });
+                });
+                rewritten.matrices.push(bytes);
+            }
+        }
+        rewritten
+    }
+}
