@@ -205,6 +205,34 @@ impl<'a> Slice<'a> {
         Ok(())
     }
 
+    /// The streams behind `module`, the next one, as another model has it: one of this layer alone. `[tokens, d]` of each sequence.
+    ///
+    /// # Errors
+    /// Those of the forward pass.
+    pub fn through(
+        &mut self,
+        alone: &Model,
+        module: ModuleId,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        let mut cache = KvCache::new(alone, SEQUENCE);
+        let first = ModuleId::from_index(module.index() % 2);
+        let Self {
+            runtime,
+            sequences,
+            scratch,
+            ..
+        } = self;
+        let streams = sequences.iter().map(|sequence| {
+            scratch.set_residual(&sequence.residual);
+            runtime.region(|team| {
+                let modules = first..first.next();
+                alone.run_modules(team, modules, &mut cache, scratch, &mut Unobserved)
+            })?;
+            Ok(scratch.residual().to_vec())
+        });
+        streams.collect()
+    }
+
     /// Notes what the dense model predicts.
     pub fn predict(&mut self) -> Result<(), ModelError> {
         let vocabulary = self.model.config.vocabulary;

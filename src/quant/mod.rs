@@ -40,7 +40,7 @@ macro_rules! block_types {
             /// All supported types, plain floats first.
             pub const ALL: [BlockType; [$($id),*].len()] = [$(BlockType::$name),*];
 
-            /// The same, to take parts of.
+            /// [`ALL`](Self::ALL) as a slice that lives for ever, of which a part can be kept.
             pub(crate) const ALL_IN_ORDER: &'static [BlockType] = &Self::ALL;
 
             /// The usual name of this type, for example "Q4_K".

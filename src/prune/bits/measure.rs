@@ -3,7 +3,7 @@
 use super::curves::{Importance, Place, TypeCurves, TypePoint};
 use super::levels::Level;
 use crate::kernels::Runtime;
-use crate::model::{KvCache, MatrixId, Model, ModuleId, NewType, Scratch, Unobserved};
+use crate::model::{MatrixId, Model, ModuleId, NewType};
 use crate::progress::{self, Progress};
 use crate::prune::collect::{Calibration, FeatureStats, embed_sequences};
 use crate::prune::curves::{LEAST_TOKENS, SEQUENCE, Slice};
@@ -35,12 +35,10 @@ pub fn measure(
     let mut stream = Stream::new(model, runtime, statistics)?;
     let mut slice = Slice::new(model, runtime, held_back)?;
     slice.predict()?;
-    let mut work = Work {
+    let work = Work {
         model,
         runtime,
         levels,
-        scratch: Scratch::new(),
-        streams: Vec::new(),
     };
     let (mut points, mut inputs) = (Vec::with_capacity(total), Vec::new());
     for l in 0..model.layers.len() {
@@ -86,9 +84,6 @@ struct Work<'a> {
     model: &'a Model,
     runtime: &'a Runtime,
     levels: &'a [Level],
-    scratch: Scratch,
-    /// The residual streams behind what is tried out, `[tokens, d]` of each sequence.
-    streams: Vec<Vec<f32>>,
 }
 
 impl Work<'_> {
@@ -106,7 +101,7 @@ impl Work<'_> {
 
     /// The points of a module, which the slice stands in front of.
     fn module(
-        &mut self,
+        &self,
         slice: &mut Slice,
         module: ModuleId,
         squares: &[Vec<f32>; 4],
@@ -135,19 +130,8 @@ impl Work<'_> {
             }
             let alone = model.layer_in_types(runtime, l, new);
             let alone = alone.map_err(PruneErrorKind::Room)?;
-            let mut cache = KvCache::new(&alone, SEQUENCE);
-            let first = ModuleId::from_index(module.index() % 2);
-            self.streams.clear();
-            for residual in slice.residuals() {
-                let scratch = &mut self.scratch;
-                scratch.set_residual(residual);
-                runtime.region(|team| {
-                    let modules = first..first.next();
-                    alone.run_modules(team, modules, &mut cache, scratch, &mut Unobserved)
-                })?;
-                self.streams.push(scratch.residual().to_vec());
-            }
-            let loss = slice.loss_of(module.next(), &self.streams)?;
+            let streams = slice.through(&alone, module)?;
+            let loss = slice.loss_of(module.next(), &streams)?;
             if !loss.is_finite() {
                 return Err(PruneErrorKind::not_finite(module).into());
             }
@@ -158,7 +142,7 @@ impl Work<'_> {
 
     /// The points of a matrix of the vocabulary, which the slice stands behind all modules of.
     fn vocabulary(
-        &mut self,
+        &self,
         slice: &mut Slice,
         text: Calibration,
         id: MatrixId,

@@ -6,7 +6,7 @@ use super::layers::mask_of;
 use super::projection::LayerProjection;
 use super::stream::Stream;
 use crate::kernels::Runtime;
-use crate::model::{KvCache, Model, ModuleId, Scratch, Unobserved};
+use crate::model::{Model, ModuleId};
 use crate::progress::{self, Progress};
 use crate::prune::collect::{Calibration, Curve};
 use crate::prune::curves::{LEAST_TOKENS, Slice};
@@ -63,7 +63,6 @@ pub fn measure(
     };
     let mut slice = Slice::new(model, runtime, held_back)?;
     slice.predict()?;
-    let mut variant = Variant::default();
     let mut curves: Vec<Curve> = Vec::with_capacity(modules);
     for l in 0..model.layers.len() {
         let done = curves.len();
@@ -90,8 +89,8 @@ pub fn measure(
                     let mask = mask.map_err(|_| PruneErrorKind::damaged_weights(module))?;
                     masks[which.projection.index()] = Some(mask);
                 }
-                variant.pass(model, runtime, &slice, module, &masks)?;
-                let loss = slice.loss_of(module.next(), &variant.streams)?;
+                let streams = pass(model, runtime, &mut slice, module, &masks)?;
+                let loss = slice.loss_of(module.next(), &streams)?;
                 if !loss.is_finite() {
                     return Err(PruneErrorKind::not_finite(module).into());
                 }
@@ -108,47 +107,25 @@ pub fn measure(
     Ok(curves)
 }
 
-/// The streams of a slice behind one module that has lost weights.
-#[derive(Default)]
-struct Variant {
-    /// `[tokens, d]` of each sequence.
-    streams: Vec<Vec<f32>>,
-    scratch: Scratch,
-}
-
-impl Variant {
-    fn pass(
-        &mut self,
-        model: &Model,
-        runtime: &Runtime,
-        slice: &Slice,
-        module: ModuleId,
-        masks: &[Option<KeepMask>],
-    ) -> Result<(), PruneError> {
-        let alone = model.layer_alone(runtime, module.layer(), |i, row, values| {
-            if let Some(mask) = &masks[i] {
-                for (j, value) in values.iter_mut().enumerate() {
-                    if !is_kept(mask.row(row), j) {
-                        *value = 0.0;
-                    }
+/// The streams of a slice behind one module that has lost weights, `[tokens, d]` of each sequence.
+fn pass(
+    model: &Model,
+    runtime: &Runtime,
+    slice: &mut Slice,
+    module: ModuleId,
+    masks: &[Option<KeepMask>],
+) -> Result<Vec<Vec<f32>>, PruneError> {
+    let alone = model.layer_alone(runtime, module.layer(), |i, row, values| {
+        if let Some(mask) = &masks[i] {
+            for (j, value) in values.iter_mut().enumerate() {
+                if !is_kept(mask.row(row), j) {
+                    *value = 0.0;
                 }
             }
-        });
-        let alone = alone.map_err(PruneErrorKind::Room)?;
-        let mut cache = KvCache::new(&alone, crate::prune::curves::SEQUENCE);
-        let first = ModuleId::from_index(module.index() % 2);
-        self.streams.clear();
-        for residual in slice.residuals() {
-            let scratch = &mut self.scratch;
-            scratch.set_residual(residual);
-            runtime.region(|team| {
-                let modules = first..first.next();
-                alone.run_modules(team, modules, &mut cache, scratch, &mut Unobserved)
-            })?;
-            self.streams.push(scratch.residual().to_vec());
         }
-        Ok(())
-    }
+    });
+    let alone = alone.map_err(PruneErrorKind::Room)?;
+    Ok(slice.through(&alone, module)?)
 }
 
 /// The share of each module, so that together they come to `share` of all weights: half of the way from there to where the curves are equally
