@@ -1645,7 +1645,7 @@ fn the_program_takes_single_weights_by_themselves_and_after_others() {
     );
     let report = run(&["--sparse", "magnitude:2:4"]);
     assert!(
-        !report.contains("calibrate") && report.contains("magnitude:2:4"),
+        !report.contains("  calibrate ") && report.contains("magnitude:2:4"),
         "{report}"
     );
     let report = run(&[
