@@ -212,6 +212,7 @@ impl PruningArgs {
             moves: self.bits.only.unwrap_or_default(),
             head: self.bits.head.unwrap_or_default(),
             heal: self.heal.0.options(),
+            budget: self.method.0.budget,
             calibration: self.calibration.0.options()?,
             profile: self.profile.clone(),
             cache: match self.no_profile_cache {
@@ -367,6 +368,12 @@ pub struct MethodArgs {
     /// How much time may be spent on choosing what goes: fast measures no loss curves, best more of them than normal.
     #[arg(long, value_parser = one_of(Effort::ALL, Effort::name), default_value_t = Effort::default())]
     effort: Effort,
+    /// How long to search whole plans for a better one [default: six plans at --effort best, else none]
+    ///
+    /// A time like 90s or 10m. Where all modules are pruned at the same time, a head or a channel may be worth more or less than by itself: budget is moved between
+    /// modules as long as that brings predictions closer to the dense model's on text that is held back. Ctrl-C ends the search, and the best plan so far is used.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    budget: Option<Duration>,
 }
 
 impl MethodArgs {
@@ -605,6 +612,14 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// A time, or a number of tokens.
+/// A time like `90s` or `5m`.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    match parse_budget(text) {
+        Ok(Budget::Time(time)) => Ok(time),
+        _ => Err("must be a time, for example 90s or 5m".to_owned()),
+    }
+}
+
 fn parse_budget(text: &str) -> Result<Budget, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = &text[digits.len()..];

@@ -282,6 +282,7 @@ fn title(stage: Stage) -> (String, Unit) {
         Stage::Types => ("measuring smaller types", Unit::Of("places")),
         Stage::Retyping => ("encoding in smaller types", Unit::Of("places")),
         Stage::Searching => ("looking for the ratio", Unit::Of("models")),
+        Stage::Plans => ("searching plans", Unit::Of("plans")),
         Stage::Pruning => ("pruning", Unit::Of("layers")),
         Stage::Sparsifying => ("removing single weights", Unit::Of("layers")),
         Stage::Healing => ("healing", Unit::Of("tokens")),

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use flapjack::engine::{
     CalibrationReport, Effect, Engine, Found, HealEnd, HealReport, LayerSnapshot, ModelReport,
-    NoEffects, ProfileFrom, PruneReport, SparseReport, SpeedComparison, Spread, Target, Turns,
-    TypesReport, What,
+    NoEffects, PlanSearchReport, ProfileFrom, PruneReport, SparseReport, SpeedComparison, Spread,
+    Target, Turns, TypesReport, What,
 };
 use flapjack::generate::Generated;
 use flapjack::prune::bits::TypeChanges;
@@ -187,6 +187,18 @@ pub fn pruned_lines(report: &PruneReport) -> Vec<String> {
 }
 
 /// How heads and channels were removed, and what is left of them.
+fn plan_search_line(search: &PlanSearchReport) -> String {
+    format!(
+        "  plans      {}  {} tried, {} better: divergence {:.3} -> {:.3} nats on {} tokens held back",
+        seconds(search.time),
+        search.tried,
+        search.better,
+        search.before,
+        search.after,
+        search.tokens
+    )
+}
+
 fn structured_lines(report: &PruneReport) -> Vec<String> {
     let PruneReport {
         recipe,
@@ -195,6 +207,7 @@ fn structured_lines(report: &PruneReport) -> Vec<String> {
         ..
     } = report;
     let mut lines = search_lines(report);
+    lines.extend(report.plan_search.iter().map(plan_search_line));
     lines.push(format!(
         "  prune      {}  asked {:.1} %, removed {:.1} % of the layers' weights{}",
         seconds(report.time),

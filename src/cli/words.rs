@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use flapjack::engine::UNITS;
 use flapjack::engine::{
     CACHE_SIZE_VARIABLE, CacheKind, Cancelled, Effect, EffectText, EngineError, MetadataWarning,
-    NONSENSE_RISE, NOTABLE_RISE, Notice, OutOfReach, PruneReport, SparseReport, Target, TextError,
-    Unsuited,
+    NONSENSE_RISE, NOTABLE_RISE, NoSearch, Notice, OutOfReach, PruneReport, SparseReport, Target,
+    TextError, Unsuited,
 };
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
@@ -223,6 +223,14 @@ pub fn log(notices: &[Notice]) {
             Notice::HealMemory { bytes } => {
                 tracing::info!("healing will take about {} of memory", mebibytes(*bytes))
             }
+            Notice::NoPlanSearch { bytes, in_groups } => tracing::warn!(
+                "no better plan is searched for: {}",
+                match in_groups {
+                    true => "covariances are collected in groups of layers; allow more --memory"
+                        .to_owned(),
+                    false => format!("it would take {} of memory", mebibytes(*bytes)),
+                }
+            ),
             Notice::FewerTokens {
                 source,
                 tokens,
@@ -410,6 +418,10 @@ fn engine_advice(error: &EngineError) -> Option<String> {
             "; raise --memory, or take --heal-what norms"
         }
         EngineError::HealMemory { .. } => "; take --heal-what norms, or allow more memory",
+        EngineError::NoSearch(NoSearch::Curves) => {
+            "; leave out --budget, or take --effort normal or best and no other --structure"
+        }
+        EngineError::NoSearch(_) => "; leave out --budget, or name a ratio with --prune alone",
         EngineError::HealSparse => "; leave out --sparse or --heal",
         EngineError::HealRate { .. } | EngineError::Training(TrainingError::NotNumbers { .. }) => {
             "; take another --heal-rate"

@@ -48,6 +48,8 @@ pub(super) struct Collection {
     shares: Shares,
     /// Whether the cache folder is asked, and keeps what is collected.
     cached: bool,
+    /// Whether the text is wanted even where the profile is in the cache folder.
+    keeps_text: bool,
     /// What it took so far.
     time: Duration,
 }
@@ -152,8 +154,14 @@ impl Collection {
             needs,
             shares,
             cached,
+            keeps_text: false,
             time: start.elapsed(),
         })
+    }
+
+    /// Makes the text where it is not there, also if the profile need not be collected.
+    pub fn keep_text(&mut self) {
+        self.keeps_text = true;
     }
 
     /// The report of a profile that is in the cache folder and need not be read; `None` if there is none.
@@ -193,6 +201,7 @@ impl Collection {
             },
             notices,
             judge: self.parts().judge.to_vec(),
+            curves: self.parts().curves.to_vec(),
             unseen: self.text.beyond.clone(),
             held_back: self.text.held_back.clone(),
             bos: self.text.bos,
@@ -246,6 +255,7 @@ impl Collection {
     /// Whether anything reads the text itself.
     fn reads_text(&self, kept: bool) -> bool {
         !kept
+            || self.keeps_text
             || self.recipe.restore == Restore::Sequential
             || self.needs.judge > 0
             || matches!(self.needs.covariances, Covariances::InGroups(_))

@@ -13,7 +13,7 @@ use crate::count::count;
 use crate::eval::PerplexityError;
 use crate::generate::{GenerateError, GrammarError};
 use crate::gguf::GgufError;
-use crate::heal::TrainingError;
+use crate::heal::{SearchError, TrainingError};
 use crate::hub::HubError;
 use crate::kernels::RuntimeError;
 use crate::model::ModelError;
@@ -159,6 +159,9 @@ pub enum EngineError {
         mebibytes(shortage.needed), allowed(shortage)
     )]
     HealMemory { shortage: Shortage },
+    /// A budget for a search over whole plans that cannot be made.
+    #[error("there are no plans to spend a budget on: {0}")]
+    NoSearch(NoSearch),
     #[error("healing is not for models that lose single weights, which it would bring back")]
     HealSparse,
     #[error("a learning rate must be a number above 0, and not {rate}")]
@@ -254,6 +257,19 @@ pub enum Doing {
     EffectAfter { text: String },
     #[error("writing {}", path.display())]
     Export { path: PathBuf },
+}
+
+/// Why whole plans are not searched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoSearch {
+    #[error("a profile from a file comes without the text that they are measured on")]
+    ProfileFile,
+    #[error("the target is not a ratio")]
+    Target,
+    #[error("the search begins with loss curves, and the structure is another")]
+    Curves,
+    #[error("single weights are to go")]
+    Sparse,
 }
 
 /// What a profile lacks.
@@ -371,4 +387,13 @@ fn at_most(total: Option<u64>) -> String {
 
 fn megabytes(bytes: u64) -> String {
     format!("{:.2} MB", bytes as f64 / 1e6)
+}
+
+impl From<SearchError> for EngineError {
+    fn from(error: SearchError) -> Self {
+        match error {
+            SearchError::Measuring(error) => error.into(),
+            SearchError::Pruning(error) => error.into(),
+        }
+    }
 }

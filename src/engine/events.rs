@@ -41,6 +41,8 @@ pub enum Stage {
     Types,
     /// Models pruned by one ratio after another are tried; models.
     Searching,
+    /// Whole plans are searched for a better one; plans.
+    Plans,
     /// The model is pruned; layers.
     Pruning,
     /// Matrices get smaller types; modules, and matrices of the vocabulary.

@@ -44,6 +44,7 @@ mod memory;
 mod mixture;
 mod needs;
 mod options;
+mod plans;
 mod profile;
 mod prune;
 mod report;
@@ -67,7 +68,7 @@ pub use crate::prune::{Effect, EffectText, Found, HealEnd, Target};
 pub use comparison::{SpeedComparison, Spread, Turns};
 pub use conversation::{Conversation, OnStep, Reply};
 pub use effect::{NONSENSE_RISE, NOTABLE_RISE};
-pub use error::{CurvesBy, Doing, EngineError, OutOfReach, Unsuited};
+pub use error::{CurvesBy, Doing, EngineError, NoSearch, OutOfReach, Unsuited};
 pub use events::{Event, Events, Stage, ignore};
 pub use machine::{InstructionSet, Machine, machine};
 pub use options::{
@@ -77,8 +78,8 @@ pub use options::{
 pub use prune::Prepared;
 pub use report::{
     CacheKind, CalibrationReport, CurvesReport, ExportReport, HealReport, LayerSnapshot,
-    ModelReport, NoEffects, Notice, ProfileFrom, PruneReport, SearchReport, Shortage, Snapshot,
-    SparseReport, TypesReport,
+    ModelReport, NoEffects, Notice, PlanSearchReport, ProfileFrom, PruneReport, SearchReport,
+    Shortage, Snapshot, SparseReport, TypesReport,
 };
 pub use sampling::SamplingDefaults;
 pub use synthetic::{SyntheticType, TINY, write_synthetic};

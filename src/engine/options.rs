@@ -1,6 +1,7 @@
 //! What can be chosen: plain data with defaults.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::text::TextSource;
 use crate::generate::{Grammar, SamplerConfig};
@@ -58,6 +59,9 @@ pub struct PruneOptions {
     /// Train what pruning leaves towards the dense model's predictions, on the text of the calibration; `None` for not. It is not for
     /// models that lose single weights, nor for a profile from a file, which comes without text.
     pub heal: Option<HealOptions>,
+    /// How long whole plans are searched; `None` for some plans at [`Effort::Best`], and for no search at less. The target must be a ratio above 0, the
+    /// structure loss curves, and no single weights go. What is found in a time depends on the machine and what else it does.
+    pub budget: Option<Duration>,
     pub calibration: CalibrationOptions,
     /// A profile to prune by; `None` to find or collect one. The method must not need more than it has.
     pub profile: Option<PathBuf>,
@@ -76,6 +80,7 @@ impl Default for PruneOptions {
             moves: Moves::default(),
             head: HeadType::default(),
             heal: None,
+            budget: None,
             calibration: CalibrationOptions::default(),
             profile: None,
             cache: Cache::default(),

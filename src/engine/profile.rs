@@ -24,6 +24,8 @@ pub(super) struct Calibrated {
     pub notices: Vec<Notice>,
     /// Tokens that neither statistics nor curves were taken from, for judging.
     pub judge: Vec<u32>,
+    /// Tokens that nothing but loss curves was taken from, where more is to be measured on them; else they may be missing.
+    pub curves: Vec<u32>,
     /// Tokens of the source that nothing was taken from, for measuring the effect of pruning, and the same of the mixture.
     pub unseen: Vec<u32>,
     pub held_back: Vec<u32>,
@@ -38,19 +40,18 @@ pub(super) struct Calibrated {
 }
 
 impl Calibrated {
-    /// Prunes a model in place, to widths that are multiples of `step`. `layers` counts those that are pruned, `passes` the tokens of each pass over the text for
+    /// Prunes a model in place by a recipe to a ratio, with widths that are multiples of a step, or by a plan of these. `layers` counts those that are pruned, `passes` the tokens of each pass over the text for
     /// covariances.
-    #[allow(clippy::too_many_arguments)] // what is pruned, by what, and who is told
     pub fn prune<'a>(
         &'a mut self,
         model: &mut Model,
         runtime: &Runtime,
-        recipe: Recipe,
-        ratio: f64,
-        step: usize,
+        to: (Recipe, f64, usize),
+        plan: Option<Plan>,
         layers: &mut Progress,
         passes: &'a mut Progress<'a>,
     ) -> Result<Plan, PruneError> {
+        let (recipe, ratio, step) = to;
         let profile = &self.stored.profile;
         let evidence = match &mut self.groups {
             Some(groups) => Evidence::in_groups(profile, groups, passes),
@@ -63,7 +64,14 @@ impl Calibrated {
                 Evidence::with_text(profile, text)
             }
         };
-        prune::prune_in_steps(model, runtime, evidence, recipe, ratio, step, layers)
+        match plan {
+            Some(plan) => {
+                let how = recipe.restore;
+                prune::restore_and_apply(model, runtime, evidence, &plan, how, layers)?;
+                Ok(plan)
+            }
+            None => prune::prune_in_steps(model, runtime, evidence, recipe, ratio, step, layers),
+        }
     }
 }
 
@@ -101,6 +109,7 @@ pub(super) fn from_file(
         report,
         notices: Vec::new(),
         judge: Vec::new(),
+        curves: Vec::new(),
         unseen: Vec::new(),
         held_back: Vec::new(),
         bos: engine.bos(),

@@ -4,7 +4,8 @@
 //!    (`profile.rs`);
 //! 2. look whether an earlier run has left the outcome (`cache.rs`); then only that is carried out;
 //! 3. find the profile in the cache, or run the text through the model for it (`collection.rs`);
-//! 4. find the ratio that reaches the target, together with smaller types where these may change (`target.rs`, `bits.rs`);
+//! 4. find the ratio that reaches the target, together with smaller types where these may change (`target.rs`, `bits.rs`); and search for
+//!    a better plan of that ratio, where there is time (`plans.rs`);
 //! 5. prune in place, and give matrices their new types;
 //! 6. remove single weights, if any are to go (`sparse.rs`);
 //! 7. heal what is left, if that was asked for (`heal.rs`);
@@ -23,6 +24,7 @@ use super::events::{Events, Shared, Stage};
 use super::heal::{self, Healing};
 use super::memory::{self, Room};
 use super::options::{Cache, CalibrationOptions, MethodOptions, PruneOptions, SparseOptions};
+use super::plans::Searching;
 use super::profile::{self, Calibrated};
 use super::report::{
     CalibrationReport, NoEffects, Notice, PruneReport, SearchReport, Snapshot, TypesReport,
@@ -52,6 +54,8 @@ pub struct Prepared {
     sparse: Option<SparseOptions>,
     /// Which types may change.
     bits: Bits,
+    /// How whole plans are searched; `None` for not.
+    searching: Option<Searching>,
     /// How the pruned model is healed; `None` for not.
     heal: Option<Healing>,
     source: ProfileSource,
@@ -143,6 +147,10 @@ impl Engine {
             Some(path) => self.profile_of_file(path, options)?,
             None => self.profile_of_text(options)?,
         };
+        let searching = Searching::new(options, recipe)?;
+        if let (Some(_), ProfileSource::Text(collection)) = (searching, &mut source) {
+            collection.keep_text();
+        }
         let unpack = match &source {
             ProfileSource::File(calibrated) => calibrated.unpack,
             ProfileSource::Text(collection) => collection.unpack,
@@ -161,6 +169,7 @@ impl Engine {
             effort: options.method.effort,
             sparse: options.sparse,
             bits: Bits::of(options),
+            searching,
             heal,
             source,
             unpack,
@@ -206,7 +215,7 @@ impl Engine {
         };
         let structured = !matches!(prepared.source, ProfileSource::NotNeeded(_));
         let (dense, cache, effects) = (columns(&self.model), prepared.cache, prepared.effects);
-        let healing = prepared.heal.clone();
+        let (healing, searching) = (prepared.heal.clone(), prepared.searching);
         let mut all_again = match (&removing, &healing) {
             (None, None) => None,
             (None, Some(_)) if prepared.bits.changes() => None,
@@ -248,7 +257,7 @@ impl Engine {
             let key = outcome_key(
                 report.target,
                 report.recipe,
-                bits,
+                (bits, searching),
                 cache,
                 &report.calibration,
             );
@@ -280,7 +289,7 @@ impl Engine {
             let key = outcome_key(
                 report.target,
                 report.recipe,
-                bits,
+                (bits, searching),
                 outcomes,
                 &report.calibration,
             );
@@ -427,7 +436,7 @@ impl Engine {
         let key = outcome_key(
             prepared.target,
             prepared.recipe,
-            prepared.bits,
+            (prepared.bits, prepared.searching),
             cache,
             &calibration,
         );
@@ -494,6 +503,7 @@ impl Engine {
             plan: outcome.plan,
             calibration,
             search,
+            plan_search: None,
             types,
             sparse,
             heal,
@@ -554,6 +564,7 @@ impl Engine {
             recipe,
             source,
             effects,
+            searching,
             ..
         } = prepared;
         let mut calibrated = match source {
@@ -562,7 +573,7 @@ impl Engine {
             ProfileSource::NotNeeded(_) => unreachable!("there are heads and channels to remove"),
         };
         let calibration = calibrated.report.clone();
-        let notices = std::mem::take(&mut calibrated.notices);
+        let mut notices = std::mem::take(&mut calibrated.notices);
 
         let start = Instant::now();
         let how = How {
@@ -587,12 +598,20 @@ impl Engine {
             }
             false => None,
         };
+        let searched = match searching {
+            Some(searching) => {
+                let notices = &mut notices;
+                searching.carry_out(self, &calibrated, recipe, ratio, notices, events)?
+            }
+            None => None,
+        };
+        let (better, plan_search) = searched.unzip();
         let dense = columns(&self.model);
         let before = Snapshot::take(&self.model);
         let start = Instant::now();
-        let plan = self.carry_out(calibrated, recipe, ratio, step, events)?;
+        let plan = self.carry_out(calibrated, (recipe, ratio, step), better, events)?;
         let time = start.elapsed();
-        let key = outcome_key(target, recipe, bits, cache, &calibration);
+        let key = outcome_key(target, recipe, (bits, searching), cache, &calibration);
         // An outcome has widths in the types before.
         let keep = key.map(|key| {
             let mut outcome = Outcome::of(&self.model, &dense, plan.clone(), ratio, found);
@@ -619,6 +638,7 @@ impl Engine {
             plan,
             calibration,
             search,
+            plan_search,
             types,
             sparse: None,
             heal: None,
@@ -665,6 +685,7 @@ impl Engine {
             plan: Plan::whole(&self.model),
             calibration,
             search: None,
+            plan_search: None,
             types: None,
             sparse: None,
             heal: None,
@@ -790,20 +811,19 @@ impl Engine {
         }
     }
 
-    /// Prunes in place. The profile is given back, so that memory can be looked at afterwards.
+    /// Prunes in place, by a plan if there is one already. The profile is given back, so that memory can be looked at afterwards.
     fn carry_out(
         &mut self,
         mut calibrated: Calibrated,
-        recipe: Recipe,
-        ratio: f64,
-        step: usize,
+        (recipe, ratio, step): (Recipe, f64, usize),
+        plan: Option<Plan>,
         events: &mut Events,
     ) -> Result<Plan, EngineError> {
         let events = Shared::new(events);
         let layers = &mut events.progress(Stage::Pruning);
         let passes = &mut events.progress(Stage::Covariances);
         let Engine { model, runtime, .. } = self;
-        match calibrated.prune(model, runtime, recipe, ratio, step, layers, passes) {
+        match calibrated.prune(model, runtime, (recipe, ratio, step), plan, layers, passes) {
             Ok(plan) => {
                 self.touch();
                 Ok(plan)
@@ -856,7 +876,7 @@ fn columns(model: &Model) -> Vec<[usize; 2]> {
 fn outcome_key(
     target: Target,
     recipe: Recipe,
-    bits: Bits,
+    (bits, searching): (Bits, Option<Searching>),
     cache: Cache,
     calibration: &CalibrationReport,
 ) -> Option<OutcomeKey> {
@@ -870,6 +890,7 @@ fn outcome_key(
         recipe,
         target,
         single: None,
+        plans: searching.map(Searching::key),
         types: bits.key(),
         healed: None,
         flapjack: env!("CARGO_PKG_VERSION").to_owned(),

@@ -50,6 +50,8 @@ pub struct PruneReport {
     pub calibration: CalibrationReport,
     /// How the ratio was found; `None` where it was the target.
     pub search: Option<SearchReport>,
+    /// The search for a better plan; `None` where there was none in this run.
+    pub plan_search: Option<PlanSearchReport>,
     /// Smaller types that matrices were given; `None` where none could be.
     pub types: Option<TypesReport>,
     /// Single weights that were removed; `None` where none were to be.
@@ -69,6 +71,21 @@ pub struct PruneReport {
     pub repeated: bool,
     /// What came up meanwhile, beside what was known [before](super::Prepared::notices).
     pub notices: Vec<Notice>,
+}
+
+/// A search over whole plans.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanSearchReport {
+    /// Plans that were tried, and those of them that were better than what there was.
+    pub tried: usize,
+    pub better: usize,
+    /// The mean divergence from the dense model by the first and by the last plan, in nats per token.
+    pub before: f64,
+    pub after: f64,
+    /// Tokens, held back from statistics, that it was measured on.
+    pub tokens: usize,
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
 }
 
 /// Single weights that were removed.
@@ -334,6 +351,9 @@ pub enum Notice {
     PromptBeyondTraining { prompt: usize, trained: usize },
     /// Healing will take about so many bytes.
     HealMemory { bytes: u64 },
+    /// Whole plans are not searched, because that would take so many bytes, or because covariances are collected in groups for want of
+    /// memory.
+    NoPlanSearch { bytes: u64, in_groups: bool },
     /// The calibration text has fewer tokens than were asked for.
     FewerTokens {
         source: String,

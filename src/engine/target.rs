@@ -207,8 +207,14 @@ fn joint_for_perplexity(
             let layers = &mut |_, _| events.tell(Stage::Searching, tried, 0);
             let passes = &mut events.progress(Stage::Covariances);
             let ratio = plan.ratio;
-            let done =
-                calibrated.prune(&mut model, runtime, recipe, ratio, step, layers, passes)?;
+            let done = calibrated.prune(
+                &mut model,
+                runtime,
+                (recipe, ratio, step),
+                None,
+                layers,
+                passes,
+            )?;
             kept = done.layers;
         }
         let events = &mut |_| events.tell(Stage::Searching, tried, 0);
@@ -339,7 +345,14 @@ fn for_perplexity(
             let layers = &mut |_, _| events.tell(Stage::Searching, tried, 0);
             let passes = &mut events.progress(Stage::Covariances);
             let How { recipe, step, .. } = how;
-            calibrated.prune(&mut model, runtime, recipe, ratio, step, layers, passes)?;
+            calibrated.prune(
+                &mut model,
+                runtime,
+                (recipe, ratio, step),
+                None,
+                layers,
+                passes,
+            )?;
         }
         if let Some(removing) = how.removing {
             removing.remove(&mut model, runtime, &mut |_| {

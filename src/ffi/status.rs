@@ -130,6 +130,7 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         EngineError::NothingToBegin
         | EngineError::CurvesOfGroups { .. }
         | EngineError::Amount(_)
+        | EngineError::NoSearch(_)
         | EngineError::HealSparse
         | EngineError::HealRate { .. }
         | EngineError::Training(_) => FlapjackStatus::Argument,

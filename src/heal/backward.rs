@@ -7,6 +7,10 @@ use super::layout::{DOWN, GATE, K, O, Q, UP, V};
 use super::student::Student;
 use super::{gate, norm};
 use crate::kernels::{Factor, Store, Team, multiply};
+use crate::model::ModuleId;
+
+/// Is shown the input of each module's last projection, and the derivative by its output.
+pub type Watch<'w> = dyn FnMut(&Team, ModuleId, &[f32], &[f32]) + 'w;
 
 /// Buffers of a backward pass.
 #[derive(Debug, Default)]
@@ -31,17 +35,28 @@ impl Work {
     }
 }
 
-/// The derivatives of what is trained, which begins at `first` of all parameters.
-pub struct Gradients<'g> {
-    pub first: usize,
-    pub values: &'g mut [f32],
+/// The derivatives that are wanted.
+pub enum Gradients<'g> {
+    /// Of all parameters from a place on.
+    From(usize, &'g mut [f32]),
+    /// Of some places, one behind the other.
+    Of(&'g [Range<usize>], &'g mut [f32]),
 }
 
 impl Gradients<'_> {
-    /// Those of a place; `None` if it is not trained.
+    /// Those of a place; `None` if they are not wanted.
     pub(super) fn at(&mut self, place: &Range<usize>) -> Option<&mut [f32]> {
-        let start = place.start.checked_sub(self.first)?;
-        Some(&mut self.values[start..start + place.len()])
+        match self {
+            Gradients::From(first, values) => {
+                let start = place.start.checked_sub(*first)?;
+                Some(&mut values[start..start + place.len()])
+            }
+            Gradients::Of(places, values) => {
+                let at = places.iter().position(|p| p == place)?;
+                let start: usize = places[..at].iter().map(Range::len).sum();
+                Some(&mut values[start..start + place.len()])
+            }
+        }
     }
 }
 
@@ -53,12 +68,13 @@ impl Student<'_> {
         tape: &mut Tape,
         work: &mut Work,
         gradients: &mut Gradients,
+        watch: &mut Watch,
     ) {
         for l in (0..self.model.layers.len()).rev() {
             let length = tape.length;
             let (saved, angles) = (&tape.layers[l], &tape.angles);
-            self.mlp_backward(team, l, saved, work, gradients);
-            self.attention_backward(team, l, (length, angles), saved, work, gradients);
+            self.mlp_backward(team, l, saved, work, gradients, watch);
+            self.attention_backward(team, l, (length, angles), saved, work, gradients, watch);
         }
     }
 
@@ -104,6 +120,7 @@ impl Student<'_> {
         saved: &LayerTape,
         work: &mut Work,
         gradients: &mut Gradients,
+        watch: &mut Watch,
     ) {
         let places = &self.places.layers[l];
         let (d, epsilon) = (
@@ -116,6 +133,7 @@ impl Student<'_> {
         let [hidden, dhidden, dgate, ..] = wide;
         let (hidden, dhidden, dgate) = (fit(hidden, len), fit(dhidden, len), fit(dgate, len));
         gate::forward(team, &saved.gate, &saved.up, hidden);
+        watch(team, ModuleId::mlp(l), hidden, dx);
         self.linear_backward(
             team,
             (l, DOWN),
@@ -156,6 +174,7 @@ impl Student<'_> {
         saved: &LayerTape,
         work: &mut Work,
         gradients: &mut Gradients,
+        watch: &mut Watch,
     ) {
         let (layer, places) = (&self.model.layers[l], &self.places.layers[l]);
         let (d, e, epsilon) = (
@@ -169,6 +188,7 @@ impl Student<'_> {
         let Work { dx, dy, y, wide } = work;
         let [rows, dout, dq, dk, dv, _] = wide;
         let rows = fit(rows, q_len);
+        watch(team, ModuleId::attention(l), &saved.attended, dx);
         self.linear_backward(
             team,
             (l, O),

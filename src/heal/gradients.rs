@@ -1,13 +1,13 @@
 //! One step's work: the loss of a batch and its derivatives.
 
-use super::backward::{Gradients, Work};
+use super::backward::{Gradients, Watch, Work};
 use super::divergence::divergences;
 use super::forward::{Tape, fit};
 use super::norm;
 use super::student::Student;
 use super::teacher::LOGIT_ROWS;
 use crate::kernels::{Activations, Factor, Product, Store, Team, Tokens, matmul, multiply};
-use crate::model::Model;
+use crate::model::{Model, fast_exp, log_sum_exp};
 
 /// The memory of a step.
 #[derive(Debug, Default)]
@@ -27,8 +27,8 @@ impl Step {
         Tape::bytes(model, rows) + Work::bytes(model, rows) + logits as u64
     }
 
-    /// The mean of KL(teacher ‖ student) over all positions of sequences of `length` tokens, and its derivatives by all that is trained,
-    /// `[trained]`. `teacher(rows, out)` tells the teacher's logits of some rows.
+    /// The mean of KL(teacher ‖ student) over all positions of sequences of `length` tokens, and its derivatives.
+    /// `teacher(rows, out)` tells the teacher's logits of some rows.
     pub fn gradients(
         &mut self,
         team: &Team,
@@ -36,7 +36,7 @@ impl Step {
         tokens: &[u32],
         length: usize,
         mut teacher: impl FnMut(std::ops::Range<usize>, &mut Vec<f32>),
-        gradients: &mut [f32],
+        mut gradients: Gradients,
     ) -> f64 {
         let Self {
             tape,
@@ -77,16 +77,60 @@ impl Step {
                 &mut dy[rows.start * d..rows.end * d],
             );
         }
-        let mut gradients = Gradients {
-            first: student.first,
-            values: gradients,
-        };
         let dx = fit(&mut work.dx, n * d);
         dx.fill(0.0);
         let dw = gradients.at(&student.places.output_norm);
         norm::backward(team, &tape.last, weight, epsilon, dy, dx, dw);
-        student.backward(team, tape, work, &mut gradients);
+        student.backward(team, tape, work, &mut gradients, &mut |_, _, _, _| {});
         loss / n as f64
+    }
+
+    /// Behind [`Step::gradients`], of the same tokens: shows `watch` the derivatives of Σ ln q(y) over the positions, with y drawn at each of
+    /// them from the student's own predictions q, by `chance`, numbers from 0 to 1. The mean of their outer products is the curvature of the divergence from
+    /// q (the Fisher matrix).
+    pub fn curvatures(
+        &mut self,
+        team: &Team,
+        student: &Student,
+        chance: &[f32],
+        watch: &mut Watch,
+    ) {
+        let Self {
+            tape,
+            work,
+            input,
+            logits,
+            ..
+        } = self;
+        let (model, n) = (student.model, chance.len());
+        let (d, epsilon, vocabulary) = (
+            model.config.embedding_length,
+            model.config.rms_epsilon,
+            model.config.vocabulary,
+        );
+        let weight = student.at(&student.places.output_norm);
+        let y = fit(&mut work.y, n * d);
+        norm::forward(team, &tape.last, weight, epsilon, y);
+        let dy = fit(&mut work.dy, n * d);
+        let head = model.head().view(&model.map);
+        for first in (0..n).step_by(LOGIT_ROWS) {
+            let rows = first..(first + LOGIT_ROWS).min(n);
+            let values = input.begin(Tokens::prefill(rows.len()), d);
+            values.copy_from_slice(&y[rows.start * d..rows.end * d]);
+            let out = fit(logits, rows.len() * vocabulary);
+            matmul(team, input, &mut [Product { weights: head, out }]);
+            team.chunks_mut(logits, vocabulary, |i, logits| {
+                against_drawn(logits, chance[first + i]);
+            });
+            let dlogits = Factor::new(logits, rows.len(), vocabulary);
+            let head = Factor::new(&student.head, vocabulary, d);
+            let dy = &mut dy[rows.start * d..rows.end * d];
+            multiply(team, dlogits, head, Store::Replace, dy);
+        }
+        let dx = fit(&mut work.dx, n * d);
+        dx.fill(0.0);
+        norm::backward(team, &tape.last, weight, epsilon, dy, dx, None);
+        student.backward(team, tape, work, &mut Gradients::Of(&[], &mut []), watch);
     }
 
     /// The student's logits `[tokens, vocabulary]`.
@@ -133,4 +177,22 @@ impl Step {
     ) {
         student.forward(team, tokens, length, &mut self.tape, Some(squares));
     }
+}
+
+/// Makes of logits the derivative of −ln q(y) by them, q less 1 at y, with y drawn from the predictions q.
+fn against_drawn(logits: &mut [f32], chance: f32) {
+    let (peak, sum) = log_sum_exp(logits);
+    let shift = (f64::from(peak) + sum) as f32;
+    let mut drawn = logits.len() - 1;
+    let mut rest = chance;
+    for (j, l) in logits.iter_mut().enumerate() {
+        *l = fast_exp((*l - shift).min(0.0));
+        if rest >= 0.0 {
+            rest -= *l;
+            if rest < 0.0 {
+                drawn = j;
+            }
+        }
+    }
+    logits[drawn] -= 1.0;
 }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::model::Model;
+use crate::model::{Linear, Model};
 
 /// The projections of a layer, in the order of [`Layer::linears`](crate::model::Layer::linears).
 pub const Q: usize = 0;
@@ -37,6 +37,16 @@ pub struct Places {
 
 impl Places {
     pub fn of(model: &Model) -> Self {
+        Self::with(model, |linear| linear.bias.as_ref().map(Vec::len))
+    }
+
+    /// The same with a bias for every projection, also where the model has none.
+    pub fn with_biases(model: &Model) -> Self {
+        Self::with(model, |linear| Some(linear.weight.rows))
+    }
+
+    /// `bias` says how long that of a projection is; `None` for none.
+    fn with(model: &Model, bias: impl Fn(&Linear) -> Option<usize>) -> Self {
         let mut end = 0;
         let mut take = |len: usize| {
             end += len;
@@ -60,9 +70,7 @@ impl Places {
                 weights,
                 attention_norm: take(layer.attention_norm.len()),
                 mlp_norm: take(layer.mlp_norm.len()),
-                biases: layer
-                    .linears()
-                    .map(|linear| linear.bias.as_ref().map(|bias| take(bias.len()))),
+                biases: layer.linears().map(|linear| bias(linear).map(&mut take)),
             });
         let layers = layers.collect();
         let output_norm = take(model.output_norm.len());

@@ -7,6 +7,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `trainer` | training from beginning to end: begin to read here |
+//! | `search` | before pruning: a search over whole plans, which needs the same derivatives |
 //! | `gradients` | the loss of a batch and its derivatives |
 //! | `forward`, `backward` | the passes through the layers |
 //! | `attention`, `gate`, `norm`, `divergence` | their parts, each with its derivatives |
@@ -28,12 +29,15 @@ mod layout;
 mod norm;
 mod options;
 mod schedule;
+mod search;
 mod student;
 mod teacher;
 mod trainer;
 
+pub use backward::Gradients;
 pub use gradients::Step;
 pub use layout::{LayerPlaces, Places};
 pub use options::{Budget, Training, What};
+pub use search::{Search, SearchError, Searched, search_bytes};
 pub use student::Student;
 pub use trainer::{Healed, Trainer, TrainingError, bytes, trained};

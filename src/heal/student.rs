@@ -26,7 +26,16 @@ pub struct Student<'m> {
 
 impl<'m> Student<'m> {
     pub fn new(model: &'m Model, runtime: &Runtime, what: What) -> Self {
-        let places = Places::of(model);
+        Self::in_places(model, runtime, what, Places::of(model))
+    }
+
+    /// The same with places of one's own.
+    pub(super) fn in_places(
+        model: &'m Model,
+        runtime: &Runtime,
+        what: What,
+        places: Places,
+    ) -> Self {
         let mut student = Self {
             model,
             first: match what {

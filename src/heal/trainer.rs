@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::adamw::AdamW;
+use super::backward::Gradients;
 use super::batches::{BATCH, LENGTH, Sequences};
 use super::checkpoint::{self, State};
 use super::divergence::divergences;
@@ -182,7 +183,8 @@ impl<'m> Trainer<'m> {
             let finite = runtime.region(|team: &Team| {
                 teacher.read(team, &tokens, length)?;
                 let logits = |rows, out: &mut Vec<f32>| teacher.logits(team, rows, out);
-                let loss = step.gradients(team, &student, &tokens, length, logits, &mut gradients);
+                let wanted = Gradients::From(student.first, &mut gradients);
+                let loss = step.gradients(team, &student, &tokens, length, logits, wanted);
                 tracing::debug!("step {}: divergence {loss:.4}, rate {rate:.2e}", state.done);
                 let parameters = &mut student.parameters[student.first..];
                 Ok::<_, ModelError>(adamw.step(team, state.done, rate, &gradients, parameters))

@@ -38,8 +38,8 @@ pub mod sparse;
 
 pub use apply::{apply, apply_layer, restore_and_apply};
 pub use choose::{
-    Division, Found, LayerPlan, LayerScores, Plan, Planner, RATIOS, Target, plan, score, search,
-    substitute, surgeon,
+    Division, Found, LayerPlan, LayerScores, Plan, Planner, RATIOS, Shares, Target, plan, score,
+    search, substitute, surgeon,
 };
 pub use collect::{
     Calibration, Covariance, Curve, CurveLevels, CurveOptions, Curves, Evidence, FeatureStats,
@@ -47,6 +47,7 @@ pub use collect::{
 };
 pub use effect::{Effect, EffectText};
 pub use error::{PruneError, PruneErrorKind};
+pub(crate) use features::inputs_per_unit;
 pub(crate) use keep::format;
 pub use keep::{
     Collected, Covariances, HealEnd, HealRecord, LayerRecord, Origin, Outcome, OutcomeError,
@@ -55,7 +56,7 @@ pub use keep::{
 };
 pub use method::{Effort, Method};
 pub use recipe::{HeadUnit, Metric, Recipe, Restore, Structure};
-pub use restore::{LayerRestoration, Restoration, restore, sequential};
+pub use restore::{LayerRestoration, Restoration, restore, restore_module, sequential};
 
 use crate::kernels::Runtime;
 use crate::model::Model;

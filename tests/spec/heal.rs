@@ -7,9 +7,11 @@ use crate::common::Random;
 use crate::common::pruning::{profile_of, text_for_biases};
 use crate::common::reference::ReferenceModel;
 use crate::common::synthetic::{Shape, Synthetic, each_runtime, logits, runtime};
-use flapjack::heal::{Budget, Places, Step, Student, Trainer, Training, TrainingError, What};
+use flapjack::heal::{
+    Budget, Gradients, Places, Step, Student, Trainer, Training, TrainingError, What,
+};
 use flapjack::kernels::Runtime;
-use flapjack::model::Model;
+use flapjack::model::{Model, ModuleId};
 use flapjack::progress::ignore;
 use flapjack::prune;
 use flapjack::quant::BlockType;
@@ -127,7 +129,14 @@ fn every_derivative_is_that_of_finite_differences() {
                 *out = teacher[rows.start * 37..rows.end * 37].to_vec();
             };
             let loss = runtime.region(|team| {
-                Step::default().gradients(team, &student, &tokens, length, logits, &mut gradients)
+                Step::default().gradients(
+                    team,
+                    &student,
+                    &tokens,
+                    length,
+                    logits,
+                    Gradients::From(student.first, &mut gradients),
+                )
             });
             (runtime, allowed, loss, gradients)
         })
@@ -398,4 +407,61 @@ fn what_cannot_be_trained_is_refused() {
     let mut trainer = Trainer::new((&dense, &model), &runtime, far, &text, None).unwrap();
     let error = trainer.run(&mut ignore).expect_err("nothing comes of it");
     assert!(matches!(error, TrainingError::NotNumbers { .. }), "{error}");
+}
+
+#[test]
+fn the_curvature_foretells_what_a_small_change_does() {
+    let synthetic = Synthetic::new(shape());
+    let model = synthetic.load();
+    let runtime = Runtime::new(1).unwrap();
+    let mut random = Random::new(12);
+    let length = 64;
+    let tokens: Vec<u32> = (0..4 * length).map(|_| random.below(37) as u32).collect();
+    let d = model.config.embedding_length;
+    // Behind the last module a change at a position acts on no other one.
+    let last = ModuleId::mlp(model.layers.len() - 1);
+    let change = random.normals(d, 0.02);
+    let mut student = Student::new(&model, &runtime, What::All);
+    let mut step = Step::default();
+    let (mut sum, draws) = (0.0, 100);
+    let before = runtime.region(|team| {
+        let before = step.logits(team, &student, &tokens, length);
+        for _ in 0..draws {
+            let chance: Vec<f32> = tokens.iter().map(|_| random.uniform() as f32).collect();
+            step.curvatures(team, &student, &chance, &mut |_, module, _, dy| {
+                for dy in dy.chunks_exact(d).filter(|_| module == last) {
+                    let a: f32 = dy.iter().zip(&change).map(|(dy, c)| dy * c).sum();
+                    sum += 0.5 * f64::from(a * a);
+                }
+            });
+        }
+        before
+    });
+    let foretold = sum / f64::from(draws) / tokens.len() as f64;
+    let bias = student.places.layers[last.layer()].biases[6].clone();
+    let bias = bias.expect("the model has biases");
+    student.parameters[bias]
+        .iter_mut()
+        .zip(&change)
+        .for_each(|(b, c)| *b += c);
+    let after = runtime.region(|team| step.logits(team, &student, &tokens, length));
+    let found = mean_divergence(&before, &after, 37);
+    assert!(found > 1e-5, "{found}");
+    let ratio = foretold / found;
+    assert!((0.8..1.25).contains(&ratio), "{foretold}, {found}");
+}
+
+/// The mean of KL(p ‖ q) over rows of logits.
+fn mean_divergence(p: &[f32], q: &[f32], vocabulary: usize) -> f64 {
+    let logs = |row: &[f32]| -> Vec<f64> {
+        let peak = row.iter().fold(f32::MIN, |m, x| m.max(*x));
+        let sum: f64 = row.iter().map(|x| f64::from(x - peak).exp()).sum();
+        row.iter().map(|x| f64::from(x - peak) - sum.ln()).collect()
+    };
+    let rows = p.chunks_exact(vocabulary).zip(q.chunks_exact(vocabulary));
+    let each = rows.map(|(p, q)| {
+        let pairs = logs(p).into_iter().zip(logs(q));
+        pairs.map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+    });
+    each.sum::<f64>() * vocabulary as f64 / p.len() as f64
 }

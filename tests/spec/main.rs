@@ -44,6 +44,7 @@ mod overrides;
 mod page;
 mod perplexity;
 mod pieces;
+mod plans;
 mod progress;
 mod prune;
 mod prune_steps;

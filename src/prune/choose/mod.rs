@@ -11,6 +11,6 @@ mod units;
 pub use metric::{LayerScores, score};
 pub use plan::{LayerPlan, Plan, RATIOS};
 pub use search::{Found, Planner, Target};
-pub use structure::{Division, plan};
+pub use structure::{Division, Shares, plan};
 
 pub(super) use units::Units;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::metric::{LayerScores, score};
 use super::plan::{Plan, RATIOS};
-use super::structure::{self, Division, plan};
+use super::structure::{self, Division, Shares, plan};
 use super::substitute::{self, Choice};
 use crate::kernels::Runtime;
 use crate::model::Model;
@@ -133,14 +133,25 @@ impl<'a> Planner<'a> {
     /// # Errors
     /// Those of [`plan()`].
     pub fn plan(&self, ratio: f64) -> Result<Plan, PruneError> {
-        let by = Division {
+        let plan = plan(self.model, &self.scores, self.division(), ratio)?;
+        Ok(plan.in_steps(self.model, &self.scores, self.step))
+    }
+
+    /// The same before it is a plan, and not in steps.
+    ///
+    /// # Errors
+    /// Those of [`plan()`].
+    pub fn shares(&self, ratio: f64) -> Result<Shares, PruneError> {
+        structure::shares(self.model, &self.scores, self.division(), ratio)
+    }
+
+    fn division(&self) -> Division<'_> {
+        Division {
             structure: self.recipe.structure,
             heads: self.recipe.heads,
             curves: self.profile.curves.as_ref(),
             choices: &self.choices,
-        };
-        let plan = plan(self.model, &self.scores, by, ratio)?;
-        Ok(plan.in_steps(self.model, &self.scores, self.step))
+        }
     }
 
     /// The ratio at which everything goes that costs at most `price`, in nats per parameter, by the loss curves; 0 where the recipe goes
@@ -152,13 +163,7 @@ impl<'a> Planner<'a> {
         if !self.recipe.wants_curves() {
             return Ok(0.0);
         }
-        let by = Division {
-            structure: self.recipe.structure,
-            heads: self.recipe.heads,
-            curves: self.profile.curves.as_ref(),
-            choices: &self.choices,
-        };
-        let ratio = structure::ratio_at(self.model, &self.scores, by, price)?;
+        let ratio = structure::ratio_at(self.model, &self.scores, self.division(), price)?;
         Ok(ratio.min(RATIOS.end - STEP))
     }
 

@@ -40,6 +40,70 @@ pub struct Division<'a> {
     pub choices: &'a [Option<Choice>],
 }
 
+/// How many units of each module go.
+#[derive(Debug, Clone)]
+pub struct Shares {
+    modules: Vec<Units>,
+    /// At the index of each module.
+    gone: Vec<usize>,
+}
+
+impl Shares {
+    /// All modules.
+    pub fn modules(&self) -> impl Iterator<Item = ModuleId> + use<> {
+        ModuleId::each(ModuleId::all(self.modules.len() / 2))
+    }
+
+    /// Parameters that are freed by all that goes.
+    pub fn freed_in_all(&self) -> usize {
+        self.modules().map(|m| self.freed(m, self.gone(m))).sum()
+    }
+
+    /// How many units of a module go; as many as blocks allow.
+    pub fn gone(&self, module: ModuleId) -> usize {
+        self.modules[module.index()].rounded(self.gone[module.index()])
+    }
+
+    /// Lets so many units of a module go.
+    pub fn set(&mut self, module: ModuleId, gone: usize) {
+        self.gone[module.index()] = gone;
+    }
+
+    /// Parameters that are freed if so many units of a module go.
+    pub fn freed(&self, module: ModuleId, gone: usize) -> usize {
+        self.modules[module.index()].freed(gone)
+    }
+
+    /// The heads or channels that stay if so many units of a module go, by ascending number.
+    pub fn kept(&self, module: ModuleId, gone: usize) -> Vec<usize> {
+        self.modules[module.index()].kept(gone)
+    }
+
+    /// The least number of units that frees at least so many parameters more than now; `None` if nothing would stay.
+    pub fn more(&self, module: ModuleId, parameters: usize) -> Option<usize> {
+        let (units, gone) = (&self.modules[module.index()], self.gone(module));
+        let now = units.freed(gone);
+        (gone + 1..units.len()).find(|n| {
+            let rounded = units.rounded(*n);
+            rounded < units.len() && units.freed(*n) >= now + parameters
+        })
+    }
+
+    /// The largest number of units that frees at least so many parameters less than now, or all that is freed; `None` if nothing goes.
+    pub fn fewer(&self, module: ModuleId, parameters: usize) -> Option<usize> {
+        let (units, gone) = (&self.modules[module.index()], self.gone(module));
+        let now = units.freed(gone);
+        (0..gone)
+            .rev()
+            .find(|n| units.freed(*n) + parameters.min(now) <= now)
+            .filter(|_| now > 0)
+    }
+
+    pub fn plan(&self, model: &Model) -> Plan {
+        plan_of(model, &self.modules, &self.gone)
+    }
+}
+
 /// Removes units in the order of their scores, lowest first, within each pool of the structure. Every unit weighs as many
 /// parameters as it frees: a channel its row of gate and up and its column of down; a query head its rows of q and its
 /// columns of o, and its KV head too if it was the last to read it. Widths are rounded to what the block formats need. Each
@@ -62,6 +126,19 @@ pub fn plan(
     by: Division,
     ratio: f64,
 ) -> Result<Plan, PruneError> {
+    Ok(shares(model, scores, by, ratio)?.plan(model))
+}
+
+/// The same before it is a plan.
+///
+/// # Errors
+/// Those of [`plan()`].
+pub fn shares(
+    model: &Model,
+    scores: &[LayerScores],
+    by: Division,
+    ratio: f64,
+) -> Result<Shares, PruneError> {
     let Division {
         structure,
         heads,
@@ -87,7 +164,7 @@ pub fn plan(
             let mut modules = Units::of_model(model, scores, heads);
             let curves = curves.filter(|c| c.modules.len() == modules.len());
             let curves = curves.ok_or(PruneErrorKind::NoCurves)?;
-            price_by_curves(&mut modules, curves);
+            price_by_curves(&mut modules, curves, ratio);
             modules
         }
     };
@@ -110,8 +187,21 @@ pub fn plan(
             units.allow(may_stay, best);
         }
     }
-    let gone = share_out(model, structure, &modules, ratio);
-    Ok(plan_of(model, &modules, &gone))
+    let mut gone = share_out(model, structure, &modules, ratio);
+    let standardised = (STANDARDISED.0 - STANDARDISED.1 * ratio).max(0.0);
+    if structure == Structure::Curves && standardised > 0.0 {
+        let by = Division {
+            structure: Structure::AlAm,
+            ..by
+        };
+        let other = shares(model, scores, by, ratio)?.gone;
+        let pairs = gone.iter().zip(&other);
+        let between = pairs.map(|(curves, other)| {
+            (1.0 - standardised) * *curves as f64 + standardised * *other as f64
+        });
+        gone = in_proportion(&modules, &between.collect::<Vec<_>>(), ratio);
+    }
+    Ok(Shares { modules, gone })
 }
 
 /// The ratio at which everything goes that costs at most `price`, in nats per parameter, by the loss curves.
@@ -126,7 +216,8 @@ pub(super) fn ratio_at(
 ) -> Result<f64, PruneError> {
     let mut modules = Units::of_model(model, scores, by.heads);
     let curves = by.curves.filter(|c| c.modules.len() == modules.len());
-    price_by_curves(&mut modules, curves.ok_or(PruneErrorKind::NoCurves)?);
+    // Prices are looked for where little goes.
+    price_by_curves(&mut modules, curves.ok_or(PruneErrorKind::NoCurves)?, 0.0);
     let cheap = |units: &Units| {
         let cheap = units.scores.iter().filter(|score| **score <= price);
         units.freed_exactly(cheap.count())
@@ -136,16 +227,60 @@ pub(super) fn ratio_at(
     Ok(freed as f64 / all.max(1) as f64)
 }
 
-/// Gives every unit as its score the steepness of its module's curve, per parameter, where the unit's turn comes. Taking the
-/// lowest of all then frees parameters at the least rise of the loss, if rises add up.
-fn price_by_curves(modules: &mut [Units], curves: &Curves) {
+/// The ratio from which on only the ramps of loss curves count; see [`price_by_curves`].
+const RAMPS_ALONE: f64 = 0.6;
+
+/// The share of the way from the plan of loss curves to the one of standardised scores, at a ratio of 0, and how much less of it with the ratio. Curves are measured on
+/// a thousand tokens or a few, and do not see what other texts live on; statistics are of many more (`docs/pruning.md`).
+const STANDARDISED: (f64, f64) = (0.75, 2.5);
+
+/// Numbers of units that go of each module, in proportion to these, so that as much is freed as the ratio says, or a little more.
+fn in_proportion(modules: &[Units], numbers: &[f64], ratio: f64) -> Vec<usize> {
+    let at = |factor: f64| -> Vec<usize> {
+        let each = numbers.iter().zip(modules);
+        each.map(|(number, units)| {
+            let gone = (number * factor).round() as usize;
+            // No module is emptied while there is another way.
+            gone.min(units.len().saturating_sub(1))
+        })
+        .collect()
+    };
+    let all: usize = modules.iter().map(Units::parameters).sum();
+    let enough = |gone: &[usize]| {
+        let freed = gone.iter().zip(modules).map(|(n, units)| units.freed(*n));
+        freed.sum::<usize>() as f64 >= ratio * all as f64
+    };
+    let (mut low, mut high) = (0.0, 2.0);
+    for _ in 0..32 {
+        let middle = (low + high) / 2.0;
+        match enough(&at(middle)) {
+            true => high = middle,
+            false => low = middle,
+        }
+    }
+    at(high)
+}
+
+/// Gives every unit as its score what it costs by its module's loss curve, per parameter. Taking the lowest of all then frees parameters at the
+/// least rise of the loss, if rises add up.
+///
+/// A curve has few points, and between them there are two ways to go. By the scores of the units, a module that has many units which hardly do anything
+/// loses them for next to nothing; that is what a little pruning finds. By the steepness of the curve, taken as a ramp that begins at nothing, what goes is spread over
+/// the modules; losses of one module are measured with all others whole, and the more goes altogether, the more they come to beyond their sum. So
+/// the price is a mean of both, with the ramp's weight in proportion to the ratio (`docs/pruning.md`).
+fn price_by_curves(modules: &mut [Units], curves: &Curves, ratio: f64) {
+    let ramps = (ratio / RAMPS_ALONE).min(1.0);
     for (units, curve) in modules.iter_mut().zip(&curves.modules) {
         let steepness = curve.steepness();
+        let by_scores = prices_by_scores(units, &curve.points);
         let mut before = 0;
-        for place in 0..units.len() {
+        // Units of equal steepness go in their order.
+        let mut least = 0.0f64;
+        for (place, by_score) in by_scores.into_iter().enumerate() {
             let after = units.freed_exactly(place + 1);
-            let unit = units.by_score[place];
-            units.scores[unit] = steepness.at((before + after) as f64 / 2.0);
+            let ramp = steepness.at((before + after) as f64 / 2.0);
+            least = least.max((1.0 - ramps) * by_score + ramps * ramp);
+            units.scores[units.by_score[place]] = least;
             before = after;
         }
         // No module is emptied while there is another way.
@@ -153,6 +288,37 @@ fn price_by_curves(modules: &mut [Units], curves: &Curves) {
             units.scores[*last] = f64::INFINITY;
         }
     }
+}
+
+/// What each unit costs per parameter, in the order in which they go, if the loss rises in proportion to the scores of what is gone. The factor is the one
+/// by which that comes closest to the points of the module's curve.
+fn prices_by_scores(units: &Units, points: &[(usize, f64)]) -> Vec<f64> {
+    let scores: Vec<f64> = units
+        .by_score
+        .iter()
+        .map(|unit| units.scores[*unit].max(0.0))
+        .collect();
+    let gone_at = |freed: usize| {
+        let mut places = 0..=units.len();
+        places.find(|n| units.freed_exactly(*n) >= freed)
+    };
+    let (mut products, mut squares) = (0.0, 0.0);
+    for (freed, loss) in points {
+        let gone = gone_at(*freed).unwrap_or(units.len());
+        let sum: f64 = scores[..gone].iter().sum();
+        products += loss.max(0.0) * sum;
+        squares += sum * sum;
+    }
+    let factor = match squares > 0.0 {
+        true => products / squares,
+        // Nothing was measured, so nothing is known to be harmless.
+        false => f64::INFINITY,
+    };
+    let prices = scores.iter().enumerate().map(|(place, score)| {
+        let freed = units.freed_exactly(place + 1) - units.freed_exactly(place);
+        factor * score / freed.max(1) as f64
+    });
+    prices.collect()
 }
 
 /// How many units of each module go, at the index of each module.

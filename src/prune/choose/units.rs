@@ -7,7 +7,7 @@ use crate::prune::recipe::HeadUnit;
 use crate::quant::BlockType;
 
 /// The units of one module, and what their going frees.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Units {
     /// The score of each unit; those with the lowest go first.
     pub scores: Vec<f64>,

@@ -49,6 +49,9 @@ pub struct OutcomeKey {
     /// Which single weights went afterwards, and by what text; `None` where none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub single: Option<String>,
+    /// How long whole plans were searched; `None` where they were not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plans: Option<String>,
     /// By what types could change; `None` where none could.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub types: Option<String>,

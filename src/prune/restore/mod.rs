@@ -4,7 +4,7 @@ mod difference;
 mod restoration;
 pub mod sequential;
 
-pub use restoration::{LayerRestoration, Restoration, restore};
+pub use restoration::{LayerRestoration, Restoration, restore, restore_module};
 
 pub(super) use difference::Difference;
 pub(super) use restoration::restore_projection;

@@ -9,7 +9,7 @@ use crate::model::{Model, ModuleId, Weight};
 use crate::prune::choose::LayerPlan;
 use crate::prune::collect::{Covariance, FeatureStats, LayerProfile, RIDGE};
 use crate::prune::error::{PruneError, PruneErrorKind};
-use crate::prune::features::{features, others, output_weight};
+use crate::prune::features::{features, inputs_per_unit, others, output_weight};
 use crate::prune::recipe::Restore;
 
 /// Least squares want more tokens than inputs; with fewer the ridge would decide.
@@ -50,14 +50,25 @@ pub fn restore(
     kept: &LayerPlan,
     how: Restore,
 ) -> Result<LayerRestoration, PruneError> {
-    let queries = features(&kept.heads, model.config.head_dim);
-    let one = |module: ModuleId, kept| {
-        restore_projection(model, module, stats.of(module.kind()), kept, how)
-    };
     Ok(LayerRestoration {
-        attention: one(ModuleId::attention(l), &queries)?,
-        mlp: one(ModuleId::mlp(l), &kept.channels)?,
+        attention: restore_module(model, stats, ModuleId::attention(l), &kept.heads, how)?,
+        mlp: restore_module(model, stats, ModuleId::mlp(l), &kept.channels, how)?,
     })
+}
+
+/// The same for one module of the layer, of which the heads or channels `kept` stay.
+///
+/// # Errors
+/// Those of [`restore()`].
+pub fn restore_module(
+    model: &Model,
+    stats: &LayerProfile,
+    module: ModuleId,
+    kept: &[usize],
+    how: Restore,
+) -> Result<Restoration, PruneError> {
+    let inputs = features(kept, inputs_per_unit(model, module.kind()));
+    restore_projection(model, module, stats.of(module.kind()), &inputs, how)
 }
 
 /// Makes up for what goes of the projection of one module, of which the inputs `kept` stay.

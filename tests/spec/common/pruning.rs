@@ -120,6 +120,7 @@ pub fn outcome_key() -> OutcomeKey {
         recipe: recipe(Structure::AlAm, Restore::Lsq),
         target: Target::Ratio(0.35),
         single: None,
+        plans: None,
         types: None,
         healed: None,
         flapjack: "0".into(),
