@@ -285,9 +285,6 @@ fn log_metadata(warning: &MetadataWarning) {
                 "the file does not have {key}; {assumed} is assumed, --override-kv {key}=TYPE:VALUE takes another value"
             ),
         },
-        MetadataWarning::NotDone { key, value } => tracing::warn!(
-            "the model was trained to look back {value} tokens only ({key}), and here it looks back on all; longer texts may get worse"
-        ),
     }
 }
 
@@ -376,6 +373,7 @@ fn engine_advice(error: &EngineError) -> Option<String> {
             "; raise --memory, or take --heal-what norms"
         }
         EngineError::HealMemory { .. } => "; take --heal-what norms, or allow more memory",
+        EngineError::HealFamily { .. } => "; leave out --heal",
         EngineError::HealSparse => "; leave out --sparse or --heal",
         EngineError::HealRate { .. } | EngineError::Training(TrainingError::NotNumbers { .. }) => {
             "; take another --heal-rate"

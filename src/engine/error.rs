@@ -161,6 +161,8 @@ pub enum EngineError {
     HealMemory { shortage: Shortage },
     #[error("healing is not for models that lose single weights, which it would bring back")]
     HealSparse,
+    #[error("healing is for LLaMA's layers, and not for those of {architecture:?} models")]
+    HealFamily { architecture: &'static str },
     #[error("a learning rate must be a number above 0, and not {rate}")]
     HealRate { rate: f32 },
     #[error(transparent)]

@@ -131,6 +131,7 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::CurvesOfGroups { .. }
         | EngineError::Amount(_)
         | EngineError::HealSparse
+        | EngineError::HealFamily { .. }
         | EngineError::HealRate { .. }
         | EngineError::Training(_) => FlapjackStatus::Argument,
         EngineError::OutOfReach(_) => FlapjackStatus::OutOfReach,

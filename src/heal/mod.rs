@@ -35,5 +35,5 @@ mod trainer;
 pub use gradients::Step;
 pub use layout::{LayerPlaces, Places};
 pub use options::{Budget, Training, What};
-pub use student::Student;
+pub use student::{Student, can_train};
 pub use trainer::{Healed, Trainer, TrainingError, bytes, trained};

@@ -19,6 +19,7 @@ mod conversation;
 mod ending;
 mod engine;
 mod export;
+mod families;
 mod generate;
 mod gguf;
 mod grammar;
