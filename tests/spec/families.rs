@@ -12,8 +12,9 @@ use flapjack::engine::{
 use flapjack::eval::PerplexityOptions;
 use flapjack::generate::SamplerConfig;
 use flapjack::gguf::{GgufFile, Value, ValueType, Writer};
-use flapjack::model::{Architecture, KvCache, Model};
-use flapjack::prune::{Method, Restore, calibrate};
+use flapjack::kernels::Phase;
+use flapjack::model::{Architecture, CacheType, Export, KvPool, Model, Row};
+use flapjack::prune::{LayerPlan, LayerRestoration, Method, Restore, apply_layer, calibrate};
 use flapjack::quant::{BlockType, decode_row, encode_row};
 
 use crate::common::engine::{Workshop, by, tokens};
@@ -632,20 +633,20 @@ fn sequences_in_contexts_with_different_factors_share_nothing() {
         .factors("rope_factors_long.weight", &long)
         .with("rope.scaling.original_context_length", Value::U32(200))
         .load();
-    let pool = flapjack::model::KvPool::new(&model, Default::default()).unwrap();
+    let pool = KvPool::new(&model, CacheType::F16).unwrap();
     let tokens = Random::new(3).tokens(130, VOCABULARY);
-    let mut first: KvCache = pool.cache_for(&tokens, 150);
+    let mut first = pool.cache_for(&tokens, 150);
     let rows: Vec<_> = (0..tokens.len())
-        .map(|position| flapjack::model::Row {
+        .map(|position| Row {
             token: tokens[position],
             sequence: 0,
             position,
-            phase: flapjack::kernels::Phase::Prefill,
+            phase: Phase::Prefill,
             wants_logits: position == 129,
         })
         .collect();
-    let phase = flapjack::kernels::Phase::Prefill;
-    logits_of_rows(&model, &runtime(1), &rows, &mut [&mut first], phase);
+    let sequences = &mut [&mut first];
+    logits_of_rows(&model, &runtime(1), &rows, sequences, Phase::Prefill);
     first.share(&tokens);
     assert_eq!(pool.cache_for(&tokens, 200).len(), 128);
     assert_eq!(pool.cache_for(&tokens, 201).len(), 0);
@@ -773,50 +774,65 @@ fn every_family_is_pruned_by_every_method_written_and_read_again() {
             assert!(own || export.architecture == architecture, "{place}");
             let expected: Vec<f64> = pruned.iter().map(|l| f64::from(*l)).collect();
             let error = relative_error(&logits(&model, &runtime, &probe), &expected);
-            assert!(error < 1e-4, "{place}: {error}");
+            // Sums in another order are rounded to 8 bits in other places.
+            let reordered = export.architecture != architecture;
+            let allowed = if reordered { 3e-2 } else { 1e-4 };
+            assert!(error < allowed, "{place}: {error}");
         }
     }
 }
 
-/// Behind a norm, what pruning adds to the bias is that of the projection: bias alone makes up exactly for inputs that are constant.
+/// In single precision, where nothing is rounded differently: layers of different widths, one of them without heads, and biases on both
+/// output projections, which belong before the norm behind them where there is one.
 #[test]
-fn a_module_without_heads_keeps_its_bias_before_the_norm_behind_it() {
-    let workshop = Workshop::new();
-    let path = workshop.path("gemma.gguf");
-    Draft::of("gemma3").write(&path);
-    let mut model = Model::load(GgufFile::open(&path).unwrap()).unwrap();
-    let runtime = runtime(1);
-    let plan: Vec<_> = (0..7)
-        .map(|l| flapjack::prune::LayerPlan {
-            heads: if l == 2 { vec![] } else { vec![0, 3] },
-            channels: (0..64).collect(),
-            types: [None, None],
-        })
-        .collect();
-    let bias: Vec<f32> = (0..D).map(|i| (i as f32 * 0.7).sin()).collect();
-    for (l, kept) in plan.iter().enumerate() {
-        let mut restored = flapjack::prune::LayerRestoration::default();
-        restored.attention.bias = bias.clone();
-        flapjack::prune::apply_layer(&mut model, &runtime, l, kept, &restored).unwrap();
+fn what_pruning_leaves_of_a_family_is_written_as_it_is() {
+    let partial = Draft::of("phi3").with("rope.dimension_count", Value::U32(24));
+    for draft in FAMILIES.map(Draft::of).into_iter().chain([partial]) {
+        let architecture = draft.architecture;
+        let workshop = Workshop::new();
+        let path = workshop.path("dense.gguf");
+        draft.write(&path);
+        let mut model = Model::load(GgufFile::open(&path).unwrap()).unwrap();
+        let runtime = runtime(1);
+        for l in 0..draft.layers {
+            let kept = LayerPlan {
+                heads: match l {
+                    2 => vec![],
+                    1 => vec![draft.heads - 1],
+                    _ => (0..draft.heads).collect(),
+                },
+                channels: (l..64).collect(),
+                types: [None, None],
+            };
+            let bias = |shift: f32| (0..D).map(|i| (i as f32 * 0.7 + shift).sin()).collect();
+            let mut restored = LayerRestoration::default();
+            restored.attention.bias = bias(0.0);
+            restored.mlp.bias = bias(1.0);
+            apply_layer(&mut model, &runtime, l, &kept, &restored).unwrap();
+        }
+        assert_eq!(model.layers[2].heads(), 0);
+        let tokens = Random::new(4).tokens(50, VOCABULARY);
+        let expected = logits(&model, &runtime, &tokens);
+        let source = GgufFile::open(&path).unwrap();
+        let export = Export::new(&model);
+        let as_llama = ["llama", "qwen2", "phi3"].contains(&architecture);
+        let name = if as_llama { "deci" } else { architecture };
+        assert_eq!(export.architecture().name(), name);
+        let partial = model.config.rope_dim < HEAD;
+        assert_eq!(export.is_own_form(), !as_llama || partial, "{architecture}");
+        let written = workshop.path("pruned.gguf");
+        let writer = export.writer(&source, "flapjack.", []).unwrap();
+        writer.save(&written).unwrap();
+        let again = Model::load(GgufFile::open(&written).unwrap()).unwrap();
+        // Where a layer cannot be without, a head of zeros carries the bias.
+        assert_eq!(again.layers[2].heads(), usize::from(!as_llama));
+        let expected: Vec<f64> = expected.iter().map(|l| f64::from(*l)).collect();
+        let error = relative_error(&logits(&again, &runtime, &tokens), &expected);
+        assert!(error < 1e-4, "{architecture}: {error}");
+        // Once more from there.
+        let twice = Export::new(&again);
+        assert_eq!(twice.architecture().name(), name);
     }
-    assert_eq!(model.layers[2].heads(), 0);
-    let tokens = Random::new(4).tokens(30, VOCABULARY);
-    let expected = logits(&model, &runtime, &tokens);
-    let source = GgufFile::open(&path).unwrap();
-    let export = flapjack::model::Export::new(&model);
-    assert_eq!(export.architecture().name(), "gemma3");
-    assert!(export.is_own_form());
-    let written = workshop.path("pruned.gguf");
-    export
-        .writer(&source, "flapjack.", [])
-        .unwrap()
-        .save(&written)
-        .unwrap();
-    let again = Model::load(GgufFile::open(&written).unwrap()).unwrap();
-    assert_eq!(again.layers[2].heads(), 1, "one of zeros carries the bias");
-    let expected: Vec<f64> = expected.iter().map(|l| f64::from(*l)).collect();
-    let error = relative_error(&logits(&again, &runtime, &tokens), &expected);
-    assert!(error < 1e-5, "{error}");
 }
 
 #[test]
@@ -866,34 +882,45 @@ fn healing_trains_llama_in_either_order_and_refuses_other_families_by_name() {
 const CONTEXT: usize = 256;
 const CHUNKS: usize = 3;
 
-/// The perplexity that llama.cpp has, or what it says instead.
+/// The perplexity of a model of [`VOCABULARY`] tokens in llama.cpp, or what it says instead. It follows from the logits that are written to a
+/// file: the last lines of a short run, which the perplexity is in, often get lost.
 fn peer_perplexity(program: &Path, model: &Path, text: &Path) -> Result<f64, String> {
-    // It may end before the last that it says is written, when a model takes it no time.
-    const TRIES: usize = 10;
-    let mut last = String::new();
-    for _ in 0..TRIES {
-        let output = Command::new(program)
-            .arg("-m")
-            .arg(model)
-            .arg("-f")
-            .arg(text)
-            .args(["-c", &CONTEXT.to_string(), "--chunks", &CHUNKS.to_string()])
-            .args(["-b", &CONTEXT.to_string(), "-t", "1"])
-            .stdin(Stdio::null())
-            .output()
-            .expect("the peer starts");
-        last = String::from_utf8_lossy(&output.stdout).into_owned()
-            + &String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            return Err(last);
-        }
-        let number = last.split("Final estimate: PPL = ").nth(1);
-        let number = number.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-        if let Some(number) = number {
-            return Ok(number);
-        }
+    let written = tempfile::NamedTempFile::new().expect("a file");
+    let output = Command::new(program)
+        .arg("-m")
+        .arg(model)
+        .arg("-f")
+        .arg(text)
+        .args(["-c", &CONTEXT.to_string(), "--chunks", &CHUNKS.to_string()])
+        .args(["-b", &CONTEXT.to_string(), "-t", "1"])
+        .arg("--save-all-logits")
+        .arg(written.path())
+        .stdin(Stdio::null())
+        .output()
+        .expect("the peer starts");
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
-    panic!("no perplexity in {last}");
+    // "_logits_", three numbers, the tokens; then a row for every prediction of the second half of each chunk: scale and least as
+    // floats, and the logarithms of the probabilities as 16-bit steps of the scale above the least.
+    let bytes = std::fs::read(written.path()).expect("the logits");
+    let word = |at: usize| bytes[at..at + 4].try_into().expect("four bytes");
+    let row_bytes = 2 * (4 + VOCABULARY.next_multiple_of(2));
+    let (tokens, per_chunk) = (20, CONTEXT - 1 - CONTEXT / 2);
+    let rows = tokens + 4 * CHUNKS * CONTEXT;
+    assert_eq!(bytes.len(), rows + CHUNKS * per_chunk * row_bytes);
+    let mut sum = 0.0;
+    for i in 0..CHUNKS * per_chunk {
+        let (chunk, place) = (i / per_chunk, CONTEXT / 2 + i % per_chunk);
+        let next = tokens + 4 * (chunk * CONTEXT + place + 1);
+        let target = u32::from_le_bytes(word(next)) as usize;
+        let row = rows + i * row_bytes;
+        let [scale, least] = [row, row + 4].map(|at| f64::from(f32::from_le_bytes(word(at))));
+        let at = row + 8 + 2 * target;
+        let steps = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        sum -= least + scale * f64::from(steps);
+    }
+    Ok((sum / (CHUNKS * per_chunk) as f64).exp())
 }
 
 fn our_perplexity(engine: &Engine, text: &str, context: usize, chunks: usize) -> f64 {
@@ -901,7 +928,7 @@ fn our_perplexity(engine: &Engine, text: &str, context: usize, chunks: usize) ->
         context,
         chunks: Some(chunks),
         all_positions: false,
-        cache_type: Default::default(),
+        cache_type: CacheType::F16,
     };
     let found = engine.perplexity(text, options, &mut ignore).unwrap();
     found.perplexity
