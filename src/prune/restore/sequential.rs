@@ -210,6 +210,7 @@ impl Streams {
                 .ok_or(PruneErrorKind::NoCovariance)?,
             kept,
             removed: &removed,
+            through_origin: normed,
         };
         let restored = least_squares(model, weight, inputs, Drift::BehindInputs)
             .ok_or(PruneErrorKind::not_finite(module))?;
