@@ -11,7 +11,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use flapjack::gguf::GgufFile;
 use flapjack::kernels::{
     Activations, AttentionShape, Isa, KV_BLOCK, Keep, Kernels, KvBlocks, KvLayout, MatrixView,
-    Phase, Pool, Product, Runtime, Span, Team, Tokens, attention, matmul,
+    Phase, Pool, Product, Runtime, Scores, Span, Team, Tokens, attention, matmul,
 };
 use flapjack::model::{Batch, KvCache, Model, Scratch, Unobserved};
 use flapjack::progress::ignore;
@@ -217,6 +217,7 @@ fn attentions(c: &mut Criterion) {
                 },
                 spans: &spans,
                 phase,
+                scores: Scores::plain(HEAD_DIM),
             };
             let mut out = Activations::default();
             group.bench_function(BenchmarkId::new(tokens.to_string(), depth), |b| {

@@ -65,6 +65,11 @@ pub fn run(args: PruneArgs) -> Result<()> {
     let mut lines = calibration_lines(&pruned.calibration);
     lines.extend(pruned_lines(&pruned));
     lines.extend(form_line(&export));
+    if export.own_form {
+        let line =
+            "  form       flapjack's own, since llama.cpp has none for this; see docs/format.md";
+        lines.push(line.to_owned());
+    }
     for line in lines {
         words::say(&line);
     }

@@ -327,9 +327,6 @@ fn log_metadata(warning: &MetadataWarning) {
                 "the file does not have {key}; {assumed} is assumed, --override-kv {key}=TYPE:VALUE takes another value"
             ),
         },
-        MetadataWarning::NotDone { key, value } => tracing::warn!(
-            "the model was trained to look back {value} tokens only ({key}), and here it looks back on all; longer texts may get worse"
-        ),
     }
 }
 
@@ -421,7 +418,9 @@ fn engine_advice(error: &EngineError) -> Option<String> {
         EngineError::NoSearch(NoSearch::Curves) => {
             "; leave out --budget, or take --effort normal or best and no other --structure"
         }
+        EngineError::NoSearch(NoSearch::Family) => "; leave out --budget",
         EngineError::NoSearch(_) => "; leave out --budget, or name a ratio with --prune alone",
+        EngineError::HealFamily { .. } => "; leave out --heal",
         EngineError::HealSparse => "; leave out --sparse or --heal",
         EngineError::HealRate { .. } | EngineError::Training(TrainingError::NotNumbers { .. }) => {
             "; take another --heal-rate"

@@ -164,6 +164,8 @@ pub enum EngineError {
     NoSearch(NoSearch),
     #[error("healing is not for models that lose single weights, which it would bring back")]
     HealSparse,
+    #[error("healing is for LLaMA's layers, and not for those of {architecture:?} models")]
+    HealFamily { architecture: &'static str },
     #[error("a learning rate must be a number above 0, and not {rate}")]
     HealRate { rate: f32 },
     #[error(transparent)]
@@ -270,6 +272,8 @@ pub enum NoSearch {
     Curves,
     #[error("single weights are to go")]
     Sparse,
+    #[error("models of this architecture have no backward pass yet")]
+    Family,
 }
 
 /// What a profile lacks.

@@ -14,7 +14,8 @@ use crate::model::{Export, LayerForm};
 use crate::prune::{HealEnd, Record, record};
 
 impl Engine {
-    /// Writes the model to a GGUF file that llama.cpp runs too, with the record of how it was pruned.
+    /// Writes the model to a GGUF file with the record of how it was pruned. llama.cpp runs it too, unless the report says that the form is
+    /// flapjack's own.
     ///
     /// # Errors
     /// If the model was made in memory, its pruning was broken off, its file has changed since, or the system cannot write.
@@ -69,6 +70,7 @@ impl Engine {
             bytes: size(path),
             source_bytes: size(self.model.path()),
             architecture: export.architecture().name(),
+            own_form: export.is_own_form(),
             added_heads: sum(LayerForm::added_heads),
             repeated_kv_heads: sum(LayerForm::repeated_kv_heads),
             added_bytes: export.added_bytes(),

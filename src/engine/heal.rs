@@ -41,6 +41,10 @@ impl Healing {
         if options.sparse.is_some() {
             return Err(EngineError::HealSparse);
         }
+        if !heal::can_train(&engine.model) {
+            let architecture = engine.model.config.architecture.name();
+            return Err(EngineError::HealFamily { architecture });
+        }
         let rate = heal.rate.unwrap_or(heal.what.rate());
         if !(rate.is_finite() && rate > 0.0) {
             return Err(EngineError::HealRate { rate });

@@ -8,7 +8,8 @@ use super::options::PruneOptions;
 use super::profile::Calibrated;
 use super::report::{Notice, PlanSearchReport};
 use super::{Engine, memory};
-use crate::heal::{Search, search_bytes};
+use crate::heal::{Search, can_train, search_bytes};
+use crate::model::Model;
 use crate::prune::{Effort, Plan, Planner, Recipe, Target};
 
 /// Plans that are tried at best effort without a budget of time: as many for any machine, so that the same comes out.
@@ -26,7 +27,11 @@ impl Searching {
     ///
     /// # Errors
     /// If there is a budget, and nothing to spend it on.
-    pub fn new(options: &PruneOptions, recipe: Recipe) -> Result<Option<Self>, EngineError> {
+    pub fn new(
+        model: &Model,
+        options: &PruneOptions,
+        recipe: Recipe,
+    ) -> Result<Option<Self>, EngineError> {
         let reason = match options.target {
             _ if options.profile.is_some() => Some(NoSearch::ProfileFile),
             Target::Ratio(ratio) if ratio > 0.0 => None,
@@ -34,6 +39,7 @@ impl Searching {
         };
         let reason = reason.or((!recipe.wants_curves()).then_some(NoSearch::Curves));
         let reason = reason.or(options.sparse.is_some().then_some(NoSearch::Sparse));
+        let reason = reason.or((!can_train(model)).then_some(NoSearch::Family));
         match (options.budget, reason) {
             (Some(_), Some(reason)) => Err(EngineError::NoSearch(reason)),
             (None, _) if options.method.effort != Effort::Best => Ok(None),

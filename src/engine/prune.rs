@@ -147,7 +147,7 @@ impl Engine {
             Some(path) => self.profile_of_file(path, options)?,
             None => self.profile_of_text(options)?,
         };
-        let searching = Searching::new(options, recipe)?;
+        let searching = Searching::new(&self.model, options, recipe)?;
         if let (Some(_), ProfileSource::Text(collection)) = (searching, &mut source) {
             collection.keep_text();
         }

@@ -291,6 +291,8 @@ pub struct ExportReport {
     pub source_bytes: u64,
     /// The architecture that the file states.
     pub architecture: &'static str,
+    /// llama.cpp has no form for this model, and only flapjack runs the file.
+    pub own_form: bool,
     /// Query heads of zeros that were added, and KV heads that were repeated, because in a file all KV heads of a layer have
     /// equally many query heads.
     pub added_heads: usize,

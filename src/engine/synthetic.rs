@@ -42,10 +42,10 @@ pub const TINY: Shape = Shape {
 /// Tokens of the vocabulary before those of bytes: unknown, the beginning and the end of a text, and a space.
 const FIRST: [&str; 4] = ["<unk>", "<s>", "</s>", "\u{2581}"];
 /// The numbers that GGUF has for normal, unknown, control and byte tokens.
-const NORMAL: u32 = 1;
-const UNKNOWN: u32 = 2;
-const CONTROL: u32 = 3;
-const BYTE: u32 = 6;
+const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
+const BYTE: i32 = 6;
 
 /// Writes a model of this shape with random weights, and with a vocabulary in which every byte is a token, and
 /// the space another one. The same shape and
@@ -92,12 +92,12 @@ fn put_vocabulary(writer: &mut Writer, tokens: usize) {
         _ if (bytes_from..bytes_to).contains(&token) => BYTE,
         _ => CONTROL,
     });
-    let kinds = kinds.map(Value::U32).collect();
+    let kinds = kinds.map(Value::I32).collect();
     let scores = vec![Value::F32(0.0); tokens];
     for (key, value) in [
         ("model", Value::String("llama".into())),
         ("tokens", Value::StringArray(texts)),
-        ("token_type", Value::Array(ValueType::U32, kinds)),
+        ("token_type", Value::Array(ValueType::I32, kinds)),
         ("scores", Value::Array(ValueType::F32, scores)),
         ("unknown_token_id", Value::U32(0)),
         ("bos_token_id", Value::U32(1)),

@@ -132,6 +132,7 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::Amount(_)
         | EngineError::NoSearch(_)
         | EngineError::HealSparse
+        | EngineError::HealFamily { .. }
         | EngineError::HealRate { .. }
         | EngineError::Training(_) => FlapjackStatus::Argument,
         EngineError::OutOfReach(_) => FlapjackStatus::OutOfReach,

@@ -10,8 +10,6 @@ pub enum MetadataWarning {
     Ignored { key: String, problem: String },
     /// The file does not have a key, and something else is assumed that may be wrong for this model.
     Missing { key: String, assumed: String },
-    /// What the value of a key asks for is not done.
-    NotDone { key: String, value: String },
 }
 
 impl MetadataWarning {

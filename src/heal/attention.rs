@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::kernels::{Factor, Kernels, Store, Team};
-use crate::model::fast_exp;
+use crate::model::{Rotation, fast_exp};
 
 /// Queries whose probabilities are held together.
 const BLOCK: usize = 64;
@@ -21,8 +21,10 @@ pub struct Heads<'a> {
 }
 
 /// Cosines and sines of the angles of positions, `[length, pairs]`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Angles {
+    /// Which values of a head are turned together.
+    pub rotation: Rotation,
     pub cosines: Vec<f32>,
     pub sines: Vec<f32>,
     /// For turning back.
@@ -30,11 +32,27 @@ pub struct Angles {
     pub pairs: usize,
 }
 
+impl Default for Angles {
+    fn default() -> Self {
+        Self {
+            rotation: Rotation::Pairs,
+            cosines: Vec::new(),
+            sines: Vec::new(),
+            negative: Vec::new(),
+            pairs: 0,
+        }
+    }
+}
+
 impl Angles {
     fn turn(&self, kernels: Kernels, position: usize, back: bool, head: &mut [f32]) {
         let range = position * self.pairs..(position + 1) * self.pairs;
         let sines = if back { &self.negative } else { &self.sines };
-        kernels.rope(head, &self.cosines[range.clone()], &sines[range]);
+        let (cosines, sines) = (&self.cosines[range.clone()], &sines[range]);
+        match self.rotation {
+            Rotation::Pairs => kernels.rope(head, cosines, sines),
+            Rotation::Halves => kernels.rope_halves(head, cosines, sines),
+        }
     }
 }
 

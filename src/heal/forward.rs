@@ -234,9 +234,16 @@ impl Student<'_> {
 impl Model {
     /// The angles of the first positions.
     fn angles(&self, length: usize) -> Angles {
-        let mut angles = Angles::default();
+        let mut angles = Angles {
+            rotation: self.config.family().rotation,
+            ..Angles::default()
+        };
+        // All layers of what is trained turn alike.
+        let Some(rope) = self.layers.iter().find_map(|layer| layer.rope.as_ref()) else {
+            return angles;
+        };
         for position in 0..length {
-            let (cosines, sines) = self.rotation(position);
+            let (cosines, sines) = rope.within(length).at(position);
             angles.pairs = cosines.len();
             angles.cosines.extend_from_slice(cosines);
             angles.sines.extend_from_slice(sines);

@@ -39,5 +39,5 @@ pub use gradients::Step;
 pub use layout::{LayerPlaces, Places};
 pub use options::{Budget, Training, What};
 pub use search::{Search, SearchError, Searched, search_bytes};
-pub use student::Student;
+pub use student::{Student, can_train};
 pub use trainer::{Healed, Trainer, TrainingError, bytes, trained};

@@ -1,6 +1,7 @@
 //! The model that is trained: its parameters in single precision, beside the embedding and the output head, which stay as they are.
 
 use super::What;
+use super::batches::LENGTH;
 use super::layout::Places;
 use crate::kernels::Runtime;
 use crate::model::Model;
@@ -131,4 +132,12 @@ impl<'m> Student<'m> {
         }
         rewritten
     }
+}
+
+/// Whether the passes of training compute what the model does: that of LLaMA's layers, in either order of rows of queries and keys, as long
+/// as no layer looks back less far than a sequence.
+pub fn can_train(model: &Model) -> bool {
+    let sees_all = |window: &Option<usize>| window.is_none_or(|window| window >= LENGTH);
+    let family = model.config.family();
+    family.is_llama_in_another_order() && model.config.windows.iter().all(sees_all)
 }

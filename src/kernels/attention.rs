@@ -84,10 +84,39 @@ pub struct AttentionShape<'a> {
     /// The tokens of the batch, in their order.
     pub spans: &'a [Span<'a>],
     pub phase: Phase,
+    pub scores: Scores,
 }
 
-/// out = softmax(q · Kᵀ / √head_dim) · V for every token and query head, each token seeing the positions of its sequence up to
-/// its own. q is `[tokens, heads, head_dim]`, out `[tokens, heads · head_dim]`, in the forms that `readers` will ask for, and
+/// What becomes of products of queries and keys before softmax, and which there are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// They are multiplied by this,
+    pub scale: f32,
+    /// and become cap · tanh(score / cap); `None` where they stay.
+    pub cap: Option<f32>,
+    /// The last positions that a token sees, its own among them; `None` where it sees all.
+    pub window: Option<usize>,
+}
+
+impl Scores {
+    /// Divided by √head_dim, and of all positions.
+    pub fn plain(head_dim: usize) -> Self {
+        Self {
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            cap: None,
+            window: None,
+        }
+    }
+
+    /// The first position that a token at this one sees.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window
+            .map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}
+
+/// out = softmax(scores(q · Kᵀ)) · V for every token and query head, each token seeing the positions of its sequence up to
+/// its own, or the last of these. q is `[tokens, heads, head_dim]`, out `[tokens, heads · head_dim]`, in the forms that `readers` will ask for, and
 /// what `keep` asks for; where that is moments, it may be plain values. Keys and values are there up to the last token's.
 ///
 /// # Panics
@@ -142,15 +171,15 @@ struct Job<'a> {
     first_heads: Vec<usize>,
     /// Values of a token's queries.
     width: usize,
-    scale: f32,
     q: &'a [f32],
 }
 
-/// Some tokens of a span that are attended to together, and the most positions that one of them sees.
+/// Some tokens of a span that are attended to together, and the positions that they see: from the block of the cache in which the first
+/// one's begin.
 struct Block {
     span: usize,
     tokens: Range<usize>,
-    seen: usize,
+    seen: Range<usize>,
 }
 
 /// Positions that one generated token attends to at a time.
@@ -158,6 +187,8 @@ struct Part {
     span: usize,
     token: usize,
     positions: Range<usize>,
+    /// Positions at the beginning of these that it does not see.
+    unseen: usize,
     /// The place of its results among those that are joined; `None` where the part is all that the token sees.
     place: Option<usize>,
 }
@@ -203,7 +234,6 @@ impl<'a> Job<'a> {
             shape,
             first_heads: first_heads.collect(),
             width: heads * head_dim,
-            scale: 1.0 / (head_dim as f32).sqrt(),
             q,
         }
     }
@@ -238,6 +268,7 @@ impl<'a> Job<'a> {
             head_dim,
             group_sizes,
             spans,
+            scores,
             ..
         } = self.shape;
         // The same for any number of threads, so that results do not depend on it.
@@ -246,13 +277,15 @@ impl<'a> Job<'a> {
         for (s, span) in spans.iter().enumerate() {
             for first in span.tokens.clone().step_by(most) {
                 let tokens = first..(first + most).min(span.tokens.end);
-                let seen = span.first_position + tokens.end - span.tokens.start;
+                let position = |token| span.first_position + token - span.tokens.start;
+                let first = scores.first_seen(position(tokens.start)) / KV_BLOCK * KV_BLOCK;
+                let seen = first..position(tokens.end);
                 let span = s;
                 blocks.push(Block { span, tokens, seen });
             }
         }
         // Those that see the most positions go first, so that the short ones fill the gaps at the end.
-        blocks.sort_by_key(|block| std::cmp::Reverse(block.seen));
+        blocks.sort_by_key(|block| std::cmp::Reverse(block.seen.len()));
         team.items(blocks.len() * group_sizes.len(), |item| {
             let (block, group) = (&blocks[item / group_sizes.len()], item % group_sizes.len());
             let (first_head, size) = (self.first_heads[group], group_sizes[group]);
@@ -262,11 +295,17 @@ impl<'a> Job<'a> {
                 return;
             }
             let cols = first_head * head_dim..(first_head + size) * head_dim;
-            let visible: Vec<usize> = (0..queries)
-                .map(|i| block.seen - count + i / size + 1)
+            let sights: Vec<sys::fk_sight> = (0..queries)
+                .map(|i| {
+                    let position = block.seen.end - count + i / size;
+                    sys::fk_sight {
+                        begin: scores.first_seen(position) - block.seen.start,
+                        end: position + 1 - block.seen.start,
+                    }
+                })
                 .collect();
-            let kv = self.kv(&spans[block.span], group, 0);
-            let scratch_len = self.scratch_len(&visible);
+            let kv = self.kv(&spans[block.span], group, block.seen.start / KV_BLOCK);
+            let scratch_len = self.scratch_len(&sights);
             with_scratch(scratch_len + 2 * queries * head_dim, |scratch| {
                 let (scratch, rest) = scratch.split_at_mut(scratch_len);
                 let (gathered, result) = rest.split_at_mut(queries * head_dim);
@@ -277,7 +316,7 @@ impl<'a> Job<'a> {
                     let q = &self.q[t * self.width..][..self.width];
                     gathered.copy_from_slice(&q[cols.clone()]);
                 }
-                self.attend(gathered, &visible, &kv, result, None, scratch);
+                self.attend(gathered, &sights, &kv, result, None, scratch);
                 // SAFETY: every item is handed out once, and has its own tokens and heads; these begin at whole tiles, if it is a
                 // sink, as `attention` has seen to for heads, and blocks of tokens of a single sequence do.
                 unsafe { self.put(out, block.tokens.clone(), cols.clone(), result) };
@@ -291,6 +330,7 @@ impl<'a> Job<'a> {
             head_dim,
             group_sizes,
             spans,
+            scores,
             ..
         } = self.shape;
         let heads = self.width / head_dim;
@@ -301,18 +341,21 @@ impl<'a> Job<'a> {
         for (s, span) in spans.iter().enumerate() {
             for token in span.tokens.clone() {
                 let seen = span.first_position + token - span.tokens.start + 1;
+                let first_seen = scores.first_seen(seen - 1);
+                let begin = first_seen / KV_BLOCK * KV_BLOCK;
+                let several = seen - begin > PART;
                 let first_place = places;
-                for first in (0..seen).step_by(PART) {
-                    let several = seen > PART;
+                for first in (begin..seen).step_by(PART) {
                     parts.push(Part {
                         span: s,
                         token,
                         positions: first..(first + PART).min(seen),
+                        unseen: first_seen.saturating_sub(first),
                         place: several.then_some(places),
                     });
                     places += usize::from(several);
                 }
-                if seen > PART {
+                if several {
                     joined.push((token, first_place..places));
                 }
             }
@@ -329,13 +372,17 @@ impl<'a> Job<'a> {
             }
             let cols = first * head_dim..(first + size) * head_dim;
             let q = &self.q[part.token * self.width..][cols.clone()];
-            let visible = vec![part.positions.len(); size];
+            let sight = sys::fk_sight {
+                begin: part.unseen,
+                end: part.positions.len(),
+            };
+            let sights = vec![sight; size];
             let kv = self.kv(&spans[part.span], group, part.positions.start / KV_BLOCK);
-            let scratch_len = self.scratch_len(&visible);
+            let scratch_len = self.scratch_len(&sights);
             let Some(place) = part.place else {
                 with_scratch(scratch_len + cols.len(), |scratch| {
                     let (scratch, result) = scratch.split_at_mut(scratch_len);
-                    self.attend(q, &visible, &kv, result, None, scratch);
+                    self.attend(q, &sights, &kv, result, None, scratch);
                     // SAFETY: every item is handed out once, and has its own token and heads.
                     unsafe { self.put(out, part.token..part.token + 1, cols.clone(), result) };
                 });
@@ -350,7 +397,7 @@ impl<'a> Job<'a> {
                 )
             };
             with_scratch(scratch_len, |scratch| {
-                self.attend(q, &visible, &kv, result, Some(sums), scratch);
+                self.attend(q, &sights, &kv, result, Some(sums), scratch);
             });
         });
         team.items(joined.len(), |i| {
@@ -405,8 +452,8 @@ impl<'a> Job<'a> {
     }
 
     /// Floats of scratch that [`Job::attend`] needs.
-    fn scratch_len(&self, visible: &[usize]) -> usize {
-        let most = visible.iter().copied().max().unwrap_or(0);
+    fn scratch_len(&self, sights: &[sys::fk_sight]) -> usize {
+        let most = sights.iter().map(|sight| sight.end).max().unwrap_or(0);
         let AttentionShape {
             phase, head_dim, ..
         } = self.shape;
@@ -414,24 +461,26 @@ impl<'a> Job<'a> {
         unsafe {
             call!(
                 self.kernels,
-                attend_scratch(phase.to_sys(), visible.len(), head_dim, most)
+                attend_scratch(phase.to_sys(), sights.len(), head_dim, most)
             )
         }
     }
 
-    /// Queries `[visible.len(), head_dim]` of one KV head.
+    /// Queries `[sights.len(), head_dim]` of one KV head.
     fn attend(
         &self,
         q: &[f32],
-        visible: &[usize],
+        sights: &[sys::fk_sight],
         kv: &sys::fk_kv_head,
         out: &mut [f32],
         log_sums: Option<&mut [f32]>,
         scratch: &mut [f32],
     ) {
-        let (queries, head_dim) = (visible.len(), kv.head_dim);
+        let (queries, head_dim) = (sights.len(), kv.head_dim);
         assert!(q.len() == queries * head_dim && out.len() == q.len());
-        assert!(scratch.len() >= self.scratch_len(visible));
+        assert!(sights.iter().all(|sight| sight.begin < sight.end));
+        assert!(scratch.len() >= self.scratch_len(sights));
+        let Scores { scale, cap, .. } = self.shape.scores;
         let log_sums = log_sums.map_or(std::ptr::null_mut(), |sums| {
             assert_eq!(sums.len(), queries);
             sums.as_mut_ptr()
@@ -446,9 +495,10 @@ impl<'a> Job<'a> {
                     self.shape.phase.to_sys(),
                     q.as_ptr(),
                     queries,
-                    visible.as_ptr(),
+                    sights.as_ptr(),
                     kv,
-                    self.scale,
+                    scale,
+                    cap.unwrap_or(0.0),
                     out.as_mut_ptr(),
                     log_sums,
                     scratch.as_mut_ptr()

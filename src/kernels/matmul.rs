@@ -161,15 +161,36 @@ pub fn matmul_add(
     });
 }
 
-/// out = silu(X Wgᵀ + bg) · (X Wuᵀ + bu) `[tokens, channels]`, in the forms that `readers` will ask for, and what `keep`
+/// What is applied to the gate of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gate {
+    /// x / (1 + e^−x)
+    #[default]
+    Silu,
+    /// x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2
+    Gelu,
+}
+
+impl Gate {
+    /// gates = gate(gates) · ups
+    fn apply(self, kernels: Kernels, gates: &mut [f32], ups: &[f32]) {
+        match self {
+            Gate::Silu => kernels.silu_mul(gates, ups),
+            Gate::Gelu => kernels.gelu_mul(gates, ups),
+        }
+    }
+}
+
+/// out = activation(X Wgᵀ + bg) · (X Wuᵀ + bu) `[tokens, channels]`, in the forms that `readers` will ask for, and what `keep`
 /// asks for.
 ///
 /// # Panics
 /// If a shape does not fit.
 #[allow(clippy::too_many_arguments)] // two matrices, an input, an output, and who computes
-pub fn matmul_silu(
+pub fn matmul_gated(
     team: &Team,
     x: &mut Activations,
+    activation: Gate,
     gate: (MatrixView, Option<&[f32]>),
     up: (MatrixView, Option<&[f32]>),
     out: &mut Activations,
@@ -195,7 +216,7 @@ pub fn matmul_silu(
                 kernels.add(row, &bias[rows.clone()]);
             }
         }
-        kernels.silu_mul(gates, ups);
+        activation.apply(kernels, gates, ups);
         // SAFETY: every panel of rows has one worker, and begins at a whole tile.
         unsafe { sink.put(0..sink.tokens(), rows, gates) };
     });

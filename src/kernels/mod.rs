@@ -17,8 +17,8 @@ use std::fmt;
 use std::sync::OnceLock;
 
 pub use activations::{Activations, Keep, Precision};
-pub use attention::{AttentionShape, KV_BLOCK, KvBlocks, KvLayout, Span, attention};
-pub use matmul::{Product, matmul, matmul_add, matmul_silu, matmul_then};
+pub use attention::{AttentionShape, KV_BLOCK, KvBlocks, KvLayout, Scores, Span, attention};
+pub use matmul::{Gate, Product, matmul, matmul_add, matmul_gated, matmul_then};
 pub use matrix::MatrixView;
 pub use moments::{Moments, MomentsPart};
 pub use multiply::{Factor, Store, multiply};
@@ -363,6 +363,17 @@ impl Kernels {
         }
     }
 
+    /// [`Kernels::rms_norm`] of x in its place.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32) {
+        assert_eq!(weight.len(), x.len());
+        let out = x.as_mut_ptr();
+        // SAFETY: both have x.len() values, and the output may be the input.
+        unsafe { call!(self, rms_norm(out, weight.as_ptr(), x.len(), eps, out)) }
+    }
+
     /// Rotates the pairs (x\[2i\], x\[2i + 1\]) by the angles whose cosines and sines are given; values of x beyond the last
     /// pair stay.
     ///
@@ -384,6 +395,26 @@ impl Kernels {
         }
     }
 
+    /// Rotates the pairs (x\[i\], x\[i + n\]), of n angles, as [`Kernels::rope`] does its own.
+    ///
+    /// # Panics
+    /// If there are more angles than pairs, or not as many sines as cosines.
+    pub fn rope_halves(&self, x: &mut [f32], cosines: &[f32], sines: &[f32]) {
+        assert!(cosines.len() == sines.len() && 2 * cosines.len() <= x.len());
+        // SAFETY: x has at least two values for each angle.
+        unsafe {
+            call!(
+                self,
+                rope_halves(
+                    x.as_mut_ptr(),
+                    cosines.as_ptr(),
+                    sines.as_ptr(),
+                    cosines.len()
+                )
+            )
+        }
+    }
+
     /// gate = silu(gate) · up.
     ///
     /// # Panics
@@ -393,6 +424,17 @@ impl Kernels {
         let out = gate.as_mut_ptr();
         // SAFETY: both have gate.len() values, and the output may be the gate.
         unsafe { call!(self, silu_mul(out, up.as_ptr(), gate.len(), out)) }
+    }
+
+    /// gate = gelu(gate) · up, with gelu in the form with tanh.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn gelu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        let out = gate.as_mut_ptr();
+        // SAFETY: both have gate.len() values, and the output may be the gate.
+        unsafe { call!(self, gelu_mul(out, up.as_ptr(), gate.len(), out)) }
     }
 
     /// x += y.

@@ -112,6 +112,12 @@ pub struct fk_kv_head {
 }
 #[repr(C)]
 #[derive(Copy, Clone)]
+pub struct fk_sight {
+    pub begin: usize,
+    pub end: usize,
+}
+#[repr(C)]
+#[derive(Copy, Clone)]
 pub struct fk_factor {
     pub values: *const f32,
     pub line_stride: usize,
@@ -188,7 +194,13 @@ pub struct fk_kernels {
     pub rope: ::std::option::Option<
         unsafe extern "C" fn(x: *mut f32, cosines: *const f32, sines: *const f32, pairs: usize),
     >,
+    pub rope_halves: ::std::option::Option<
+        unsafe extern "C" fn(x: *mut f32, cosines: *const f32, sines: *const f32, pairs: usize),
+    >,
     pub silu_mul: ::std::option::Option<
+        unsafe extern "C" fn(gate: *const f32, up: *const f32, n: usize, out: *mut f32),
+    >,
+    pub gelu_mul: ::std::option::Option<
         unsafe extern "C" fn(gate: *const f32, up: *const f32, n: usize, out: *mut f32),
     >,
     pub add: ::std::option::Option<unsafe extern "C" fn(x: *mut f32, y: *const f32, n: usize)>,
@@ -208,9 +220,10 @@ pub struct fk_kernels {
             phase: fk_phase,
             q: *const f32,
             queries: usize,
-            visible: *const usize,
+            sights: *const fk_sight,
             kv: *const fk_kv_head,
             scale: f32,
+            cap: f32,
             out: *mut f32,
             log_sums: *mut f32,
             scratch: *mut f32,

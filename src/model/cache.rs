@@ -52,6 +52,15 @@ struct Shape {
     layers: Vec<(usize, KvLayout)>,
     /// Bytes of a block.
     bytes: usize,
+    /// The longest context whose keys are turned as those of short ones; `None` where all are alike.
+    longest_short: Option<usize>,
+}
+
+impl Shape {
+    /// What distinguishes the keys of sequences with the same tokens in contexts of different lengths.
+    fn kind(&self, context: usize) -> u8 {
+        u8::from(self.longest_short.is_some_and(|longest| context > longest))
+    }
 }
 
 /// What all copies of a pool share.
@@ -162,6 +171,10 @@ impl KvPool {
                 block_type,
                 layers,
                 bytes,
+                longest_short: model
+                    .layers
+                    .iter()
+                    .find_map(|layer| layer.rope.as_ref()?.longest_short()),
             }),
             shared: Arc::new(Shared {
                 used: AtomicUsize::new(0),
@@ -192,7 +205,7 @@ impl KvPool {
         let prefixes = lock(&self.shared.prefixes);
         let mut kept = lock(&self.shared.kept);
         let whole = tokens.len().min(capacity).saturating_sub(1) / KV_BLOCK;
-        for key in prefix_keys(tokens).take(whole) {
+        for key in prefix_keys(self.shape.kind(capacity), tokens).take(whole) {
             let Some(block) = prefixes.get(&key).and_then(Weak::upgrade) else {
                 break;
             };
@@ -351,10 +364,10 @@ fn available() -> u64 {
     Memory::now().map_or(u64::MAX, |memory| memory.for_new().saturating_sub(SPARED))
 }
 
-/// The keys of a text's whole blocks.
-fn prefix_keys(tokens: &[u32]) -> impl Iterator<Item = PrefixKey> {
+/// The keys of a text's whole blocks, in contexts of a [kind](Shape::kind).
+fn prefix_keys(kind: u8, tokens: &[u32]) -> impl Iterator<Item = PrefixKey> {
     let blocks = tokens.chunks_exact(KV_BLOCK);
-    blocks.scan([0; 32], |key, tokens| {
+    blocks.scan([kind; 32], |key, tokens| {
         let mut hasher = Sha256::new_with_prefix(*key);
         for token in tokens {
             hasher.update(token.to_le_bytes());
@@ -426,7 +439,8 @@ impl KvCache {
         prefixes.retain(|_, block| block.strong_count() > 0);
         let keep = self.pool.shared.keep.load(Ordering::Relaxed);
         let mut kept = lock(&self.pool.shared.kept);
-        for (key, block) in prefix_keys(tokens).zip(&self.blocks).take(filled) {
+        let kind = self.pool.shape.kind(self.capacity);
+        for (key, block) in prefix_keys(kind, tokens).zip(&self.blocks).take(filled) {
             let known = prefixes
                 .get(&key)
                 .is_some_and(|block| block.strong_count() > 0);

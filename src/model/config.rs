@@ -1,32 +1,10 @@
 //! A model's shape, from the metadata.
 
+use super::Architecture;
+use super::family::Family;
+use super::rope::{Scaling, Yarn};
 use crate::count::count;
 use crate::gguf::{FromValue, GgufError, GgufFile, MetadataWarning, Value};
-
-/// The architectures that we run. They share keys, tensors and arithmetic. In `deci` files (DeciLM and the Nemotron models
-/// that NVIDIA cut out of Llama 3; `src/models/deci.cpp` in llama.cpp) widths differ from layer to layer, and a layer
-/// without heads or channels has no tensors for them, not even the norm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Architecture {
-    Llama,
-    Deci,
-}
-
-impl Architecture {
-    /// As `general.architecture` names it; its keys begin with the same word.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Architecture::Llama => "llama",
-            Architecture::Deci => "deci",
-        }
-    }
-
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Architecture::Llama, Architecture::Deci]
-            .into_iter()
-            .find(|a| a.name() == name)
-    }
-}
 
 /// Layers, widths and constants of a LLaMA-family model.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,8 +24,18 @@ pub struct Config {
     /// Values of a head that are rotated (an even number, at most `head_dim`).
     pub rope_dim: usize,
     pub rope_base: f32,
-    /// Positions are divided by this (linear scaling); 1 for none.
-    pub rope_scale: f32,
+    pub rope_scaling: Scaling,
+    /// The base of the layers with a window, which do not scale then; `None` if they rotate like the others.
+    pub window_rope_base: Option<f32>,
+    /// The last positions that each layer's attention sees; `None` where it sees all.
+    pub windows: Vec<Option<usize>>,
+    /// What scores of attention are multiplied by.
+    pub score_scale: f32,
+    /// Scores of attention, and logits, become cap · tanh(x / cap); `None` where they stay.
+    pub score_cap: Option<f32>,
+    pub logit_cap: Option<f32>,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: f32,
 }
 
 /// What LLaMA-1 was trained with, for files that do not say.
@@ -60,20 +48,21 @@ const QUANTIZATION_VERSION: usize = 2;
 
 /// Keys, behind the architecture's name, that change what a model computes in ways that are not supported, with the values that
 /// change nothing.
-const UNSUPPORTED: [(&str, &[f64]); 12] = [
+const UNSUPPORTED: [(&str, &[f64]); 10] = [
     ("attention.causal", &[1.0]),
     ("attention.clamp_kqv", &[0.0]),
     ("attention.max_alibi_bias", &[0.0]),
     ("attention.output_scale", &[0.0, 1.0]),
     ("attention.temperature_scale", &[0.0]),
-    ("attn_logit_softcapping", &[0.0]),
     ("embedding_scale", &[0.0, 1.0]),
-    ("final_logit_softcapping", &[0.0]),
     ("logit_scale", &[0.0, 1.0]),
     ("residual_scale", &[0.0, 1.0]),
-    ("rope.scaling.attn_factor", &[1.0]),
+    ("rope.scaling.yarn_log_multiplier", &[0.0]),
     ("use_parallel_residual", &[0.0]),
 ];
+
+/// Those of families that cap.
+const CAPS: [&str; 2] = ["attn_logit_softcapping", "final_logit_softcapping"];
 
 impl Config {
     /// Reads the keys of an architecture. What of no great consequence is missing or unusable becomes a warning.
@@ -196,13 +185,28 @@ impl Config {
         }
 
         let context_length = context_length(file, &key("context_length"), warnings);
-        refuse_unsupported(file, architecture, head_dim)?;
-        warn_of_window(
-            file,
-            &key("attention.sliding_window"),
-            context_length,
-            warnings,
-        );
+        let family = architecture.family();
+        let head_width = match family.scale_by_width_with == Some(layers) {
+            true => embedding_length / heads[0].max(1),
+            false => head_dim,
+        };
+        refuse_unsupported(file, architecture, head_width)?;
+        let [score_cap, logit_cap] = caps(file, architecture)?;
+        let windows = windows(file, architecture, layers, warnings)?;
+        let own_base = file
+            .get::<f32>(&key("rope.freq_base_swa"))?
+            .filter(|_| windows.contains(&None));
+        let window_rope_base = own_base
+            .or(family.windows.base)
+            .filter(|_| windows.iter().any(Option::is_some));
+        if let Some(base) = window_rope_base
+            && !(base.is_finite() && base > 0.0)
+        {
+            return Err(file.metadata_error(
+                &key("rope.freq_base_swa"),
+                format!("must be a positive number, found {base}"),
+            ));
+        }
         warn_of_layout(file, &key("tensor_data_layout"), warnings);
         warn_of_quantization(file, warnings);
 
@@ -218,8 +222,28 @@ impl Config {
             rms_epsilon,
             rope_dim,
             rope_base,
-            rope_scale: rope_scale(file, architecture)?,
+            rope_scaling: scaling(file, architecture, context_length)?,
+            window_rope_base,
+            windows,
+            score_scale: 1.0 / (head_width as f32).sqrt(),
+            score_cap,
+            logit_cap,
+            embedding_scale: match family.scaled_embedding {
+                true => (embedding_length as f32).sqrt(),
+                false => 1.0,
+            },
         })
+    }
+
+    /// What the architecture computes.
+    pub fn family(&self) -> Family {
+        self.architecture.family()
+    }
+
+    /// Whether layer l, by its number in the file, turns queries and keys.
+    pub(super) fn rotates(&self, l: usize) -> bool {
+        let every = self.family().unrotated_every;
+        every.is_none_or(|every| (l + 1) % every != 0)
     }
 
     pub fn layers(&self) -> usize {
@@ -242,11 +266,13 @@ fn context_length(file: &GgufFile, key: &str, warnings: &mut Vec<MetadataWarning
 fn refuse_unsupported(
     file: &GgufFile,
     architecture: Architecture,
-    head_dim: usize,
+    head_width: usize,
 ) -> Result<(), GgufError> {
-    let own_scale = 1.0 / (head_dim as f64).sqrt();
+    let own_scale = 1.0 / (head_width as f64).sqrt();
     let scale = ("attention.scale", &[0.0, own_scale][..]);
-    for (name, neutral) in UNSUPPORTED.into_iter().chain([scale]) {
+    let caps = CAPS.map(|name| (name, &[0.0][..]));
+    let caps = caps.into_iter().filter(|_| !architecture.family().caps);
+    for (name, neutral) in UNSUPPORTED.into_iter().chain([scale]).chain(caps) {
         let key = format!("{}.{name}", architecture.name());
         let Some(value) = file.metadata().get(&key) else {
             continue;
@@ -268,21 +294,52 @@ fn refuse_unsupported(
     Ok(())
 }
 
-/// Attention that looks back so far only is not kept to; up to there all is the same.
-fn warn_of_window(
-    file: &GgufFile,
-    key: &str,
-    context_length: usize,
-    warnings: &mut Vec<MetadataWarning>,
-) {
-    if let Some(window) = file.optional::<usize>(key, warnings)
-        && (1..context_length).contains(&window)
-    {
-        warnings.push(MetadataWarning::NotDone {
-            key: key.to_owned(),
-            value: window.to_string(),
-        });
+/// The caps of scores and of logits, in a family that has any.
+fn caps(file: &GgufFile, architecture: Architecture) -> Result<[Option<f32>; 2], GgufError> {
+    let mut caps = [None; 2];
+    if !architecture.family().caps {
+        return Ok(caps);
     }
+    for (cap, name) in caps.iter_mut().zip(CAPS) {
+        let key = format!("{}.{name}", architecture.name());
+        *cap = file.get::<f32>(&key)?.filter(|cap| *cap != 0.0);
+        if let Some(bad) = cap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+            return Err(
+                file.metadata_error(&key, format!("must be a number of at least 0, found {bad}"))
+            );
+        }
+    }
+    Ok(caps)
+}
+
+/// The window of each layer. Which layers have one the family says, or the file: the length of a period whose last layer has none, or
+/// for each layer whether it has.
+fn windows(
+    file: &GgufFile,
+    architecture: Architecture,
+    layers: usize,
+    warnings: &mut Vec<MetadataWarning>,
+) -> Result<Vec<Option<usize>>, GgufError> {
+    let key = |name: &str| format!("{}.attention.{name}", architecture.name());
+    let family = architecture.family().windows;
+    let stated = file.optional::<usize>(&key("sliding_window"), warnings);
+    let window = stated.or(family.default).filter(|window| *window > 0);
+    let pattern = key("sliding_window_pattern");
+    let every = match file.metadata().get(&pattern) {
+        Some(Value::Array(_, items)) => {
+            let items: Option<Vec<bool>> = items.iter().map(bool::from_value).collect();
+            let items = items.filter(|items| items.len() == layers).ok_or_else(|| {
+                file.metadata_error(&pattern, "must say for each layer whether it has a window")
+            })?;
+            let each = items.into_iter().map(|has| window.filter(|_| has));
+            return Ok(each.collect());
+        }
+        // 0: every layer has one.
+        Some(_) => file.get::<usize>(&pattern)?.filter(|every| *every > 0),
+        None => family.global_every,
+    };
+    let global = |l: usize| every.is_some_and(|every| (l + 1) % every == 0);
+    Ok((0..layers).map(|l| window.filter(|_| !global(l))).collect())
 }
 
 fn warn_of_layout(file: &GgufFile, key: &str, warnings: &mut Vec<MetadataWarning>) {
@@ -345,29 +402,79 @@ fn per_layer(file: &GgufFile, key: &str, layers: usize) -> Result<Option<Vec<usi
     }
 }
 
-/// The divisor of positions under linear scaling.
-fn rope_scale(file: &GgufFile, architecture: Architecture) -> Result<f32, GgufError> {
-    let key = |name: &str| format!("{}.{name}", architecture.name());
-    let kind_key = key("rope.scaling.type");
-    let factor_key = key("rope.scaling.factor");
-    // The older key of the same meaning.
-    let old_key = key("rope.scale_linear");
-    let kind = file.get::<&str>(&kind_key)?;
-    let (key, factor) = match (file.get::<f32>(&factor_key)?, file.get::<f32>(&old_key)?) {
-        (Some(factor), _) => (&factor_key, factor),
-        (None, Some(factor)) => (&old_key, factor),
-        (None, None) => (&factor_key, 1.0),
+/// How rotary embedding is stretched beyond the context that it was trained for.
+fn scaling(
+    file: &GgufFile,
+    architecture: Architecture,
+    context_length: usize,
+) -> Result<Scaling, GgufError> {
+    let key = |name: &str| format!("{}.rope.scaling.{name}", architecture.name());
+    let positive = |name: &str| -> Result<Option<f32>, GgufError> {
+        let value = file.get::<f32>(&key(name))?;
+        match value.filter(|v| !(v.is_finite() && *v > 0.0)) {
+            Some(bad) => Err(file.metadata_error(
+                &key(name),
+                format!("must be a positive number, found {bad}"),
+            )),
+            None => Ok(value),
+        }
+    };
+    let kind = file.get::<&str>(&key("type"))?;
+    // The older key of the same meaning as the factor's.
+    let old_key = format!("{}.rope.scale_linear", architecture.name());
+    let (factor_key, factor) = match (file.get::<f32>(&key("factor"))?, file.get::<f32>(&old_key)?)
+    {
+        (Some(factor), _) => (key("factor"), factor),
+        (None, Some(factor)) => (old_key, factor),
+        (None, None) => (key("factor"), 1.0),
+    };
+    let original_context = file
+        .get::<usize>(&key("original_context_length"))?
+        .filter(|length| *length > 0)
+        .unwrap_or(context_length);
+    let plain = Scaling {
+        factor: 1.0,
+        yarn: None,
+        magnitude: positive("attn_factor")?.unwrap_or(1.0),
+        original_context,
+    };
+    let factor = match factor {
+        0.0 => 1.0,
+        factor if factor.is_finite() && factor > 0.0 => factor,
+        bad => {
+            let problem = format!("must be a positive number, found {bad}");
+            return match kind {
+                Some("none" | "longrope" | "su") => Ok(plain),
+                _ => Err(file.metadata_error(&factor_key, problem)),
+            };
+        }
     };
     match kind {
-        Some("none") => Ok(1.0),
-        None | Some("linear") if factor.is_finite() && factor > 0.0 => Ok(factor),
-        None | Some("linear") if factor == 0.0 => Ok(1.0),
-        None | Some("linear") => {
-            Err(file.metadata_error(key, format!("must be a positive number, found {factor}")))
+        // The factors of long contexts are tensors.
+        Some("none" | "longrope" | "su") => Ok(plain),
+        None | Some("linear") => Ok(Scaling { factor, ..plain }),
+        Some("yarn") => {
+            let extrapolated = file.get::<f32>(&key("yarn_ext_factor"))?.unwrap_or(1.0);
+            let own = positive("yarn_attn_factor")?.unwrap_or(1.0);
+            // YaRN's temperature belongs to its ramp.
+            let temperature = match extrapolated == 0.0 || factor <= 1.0 {
+                true => 1.0,
+                false => 1.0 + 0.1 * factor.ln(),
+            };
+            Ok(Scaling {
+                factor,
+                yarn: Some(Yarn {
+                    extrapolated,
+                    beta_fast: positive("yarn_beta_fast")?.unwrap_or(32.0),
+                    beta_slow: positive("yarn_beta_slow")?.unwrap_or(1.0),
+                }),
+                magnitude: plain.magnitude * own * temperature,
+                ..plain
+            })
         }
         Some(other) => Err(file.metadata_error(
-            &kind_key,
-            format!("RoPE scaling {other:?} is not supported (\"none\" and \"linear\" are, and frequency factors)"),
+            &key("type"),
+            format!("RoPE scaling {other:?} is not supported (\"none\", \"linear\", \"yarn\" and \"longrope\" are, and frequency factors)"),
         )),
     }
 }

@@ -10,12 +10,17 @@
 //! - a layer without channels gets one block of channels of zeros, since llama.cpp drops the attention of a layer whose
 //!   feed-forward width is 0.
 //!
-//! Where all layers are alike the file stays a `llama` file. Weights that are sparse stay so, in a form that only flapjack reads
-//! (`docs/format.md`).
+//! Where all layers are alike the file stays a `llama` file. So it is with models of other families that are LLaMA's but for the order of
+//! the rows of queries and keys (`qwen2`, `phi3`): these rows are put in LLaMA's order where the family's own form has no place for what
+//! pruning leaves, different widths or biases.
+//!
+//! Models of all other families stay in their own architecture, with an array for each width that differs from layer to layer, and with
+//! biases. llama.cpp's graphs of these families have neither, so that only flapjack runs such files. The same holds of weights that are
+//! sparse (`docs/format.md`).
 
 use std::ops::Range;
 
-use super::{Architecture, Layer, Linear, Model, Weight};
+use super::{Architecture, Layer, Linear, Model, Rotation, Weight};
 use crate::gguf::{ALIGNMENT_KEY, GgufError, GgufFile, Value, ValueType, Writer};
 use crate::quant::{
     BlockType, KeepMask, Layout, decode_row, encode_row, encode_sparse, sparse_to_native,
@@ -26,6 +31,7 @@ use crate::quant::{
 pub struct Export<'m> {
     model: &'m Model,
     layers: Vec<LayerForm>,
+    architecture: Architecture,
 }
 
 /// What a layer looks like in a file.
@@ -42,9 +48,10 @@ pub struct LayerForm {
 }
 
 impl LayerForm {
-    fn new(l: usize, layer: &Layer, head_dim: usize) -> Self {
+    /// `as_deci`: a layer may be without attention.
+    fn new(l: usize, layer: &Layer, head_dim: usize, as_deci: bool) -> Self {
         let (heads, kv_heads) = match layer.heads() {
-            0 if l > 0 => (Vec::new(), Vec::new()),
+            0 if l > 0 && as_deci => (Vec::new(), Vec::new()),
             0 => {
                 let least = least_units(layer.o.weight.block_type, head_dim);
                 (vec![None; least], vec![None])
@@ -126,6 +133,8 @@ const CHANNELS: &str = "feed_forward_length";
 const KEY_LENGTH: &str = "attention.key_length";
 const VALUE_LENGTH: &str = "attention.value_length";
 
+const ROPE_SCALING: &str = "rope.scaling.type";
+
 const OUTPUT_NORM: &str = "output_norm.weight";
 const ARCHITECTURE: &str = "general.architecture";
 
@@ -144,12 +153,25 @@ impl<'m> Export<'m> {
             "a file holds weights in their native layout"
         );
         let head_dim = model.config.head_dim;
+        let as_llama = model.config.family().is_llama_in_another_order();
         let layers = model.layers.iter().enumerate();
+        let layers: Vec<LayerForm> = layers
+            .map(|(l, layer)| LayerForm::new(l, layer, head_dim, as_llama))
+            .collect();
+        let alike = layers.windows(2).all(|w| w[0].widths() == w[1].widths());
+        let own = model.config.architecture;
+        let architecture = match own {
+            own if !as_llama => own,
+            _ if !alike => Architecture::Deci,
+            Architecture::Llama | Architecture::Deci => own,
+            // What pruning adds to.
+            own if own.family().fused || has_biases(model, 3..7) => Architecture::Llama,
+            own => own,
+        };
         Self {
             model,
-            layers: layers
-                .map(|(l, layer)| LayerForm::new(l, layer, head_dim))
-                .collect(),
+            layers,
+            architecture,
         }
     }
 
@@ -160,14 +182,41 @@ impl<'m> Export<'m> {
 
     /// The architecture of the file.
     pub fn architecture(&self) -> Architecture {
+        self.architecture
+    }
+
+    /// Whether llama.cpp has no form for this model, so that only flapjack runs the file.
+    pub fn is_own_form(&self) -> bool {
+        let config = &self.model.config;
         let alike = self
             .layers
             .windows(2)
             .all(|w| w[0].widths() == w[1].widths());
-        match alike {
-            true => self.model.config.architecture,
-            false => Architecture::Deci,
-        }
+        let sparse = self.model.sparse_weights().next().is_some();
+        let family = match self.architecture.family().is_llama_in_another_order() {
+            // LLaMA's graphs there turn whole heads.
+            true => self.reorders().is_some() && config.rope_dim != config.head_dim,
+            false => !alike || has_biases(self.model, 0..7),
+        };
+        sparse || family
+    }
+
+    /// For each row of a head of queries or keys in the file the number of the model's, where the two orders differ.
+    fn reorders(&self) -> Option<Vec<usize>> {
+        let config = &self.model.config;
+        let (from, to) = (
+            config.family().rotation,
+            self.architecture.family().rotation,
+        );
+        let half = config.rope_dim / 2;
+        (from == Rotation::Halves && to == Rotation::Pairs).then(|| {
+            (0..config.head_dim)
+                .map(|row| match row < config.rope_dim {
+                    true => row % 2 * half + row / 2,
+                    false => row,
+                })
+                .collect()
+        })
     }
 
     /// Bytes of weights that the file has more than the model.
@@ -298,6 +347,16 @@ impl<'m> Export<'m> {
                 }
             }
         }
+        // Phi's files say so by having the factors.
+        let by_context = source.tensor("rope_factors_long.weight").is_some();
+        if by_context
+            && source
+                .metadata()
+                .get(&format!("{from}{ROPE_SCALING}"))
+                .is_none()
+        {
+            ours.push((ROPE_SCALING, Value::String("longrope".into())));
+        }
         for (name, value) in ours {
             writer.metadata(format!("{to}.{name}"), value);
         }
@@ -314,17 +373,33 @@ impl<'m> Export<'m> {
         if !form.heads.is_empty() {
             let heads = units(&form.heads, head_dim);
             let kv_heads = units(&form.kv_heads, head_dim);
+            let (queries, keys) = match self.reorders() {
+                Some(order) => (
+                    ordered(&form.heads, &order),
+                    ordered(&form.kv_heads, &order),
+                ),
+                None => (heads.clone(), kv_heads.clone()),
+            };
             self.put_norm(
                 writer,
                 source,
                 &format!("blk.{l}.attn_norm.weight"),
                 &layer.attention_norm,
             )?;
-            self.put_rows(writer, l, "attn_q", &layer.q, &heads);
-            self.put_rows(writer, l, "attn_k", &layer.k, &kv_heads);
+            self.put_rows(writer, l, "attn_q", &layer.q, &queries);
+            self.put_rows(writer, l, "attn_k", &layer.k, &keys);
             self.put_rows(writer, l, "attn_v", &layer.v, &kv_heads);
             let bias = layer.o.bias.clone();
             self.put_columns(writer, l, "attn_output", &layer.o.weight, bias, &heads);
+            for (name, norm) in [
+                ("attn_q_norm", &layer.q_norm),
+                ("attn_k_norm", &layer.k_norm),
+                ("post_attention_norm", &layer.attention_post_norm),
+            ] {
+                if let Some(norm) = norm {
+                    self.put_norm(writer, source, &format!("blk.{l}.{name}.weight"), norm)?;
+                }
+            }
         }
         let mut bias = layer.down.bias.clone();
         // What the next layer's attention adds without looking at anything.
@@ -349,6 +424,10 @@ impl<'m> Export<'m> {
         self.put_rows(writer, l, "ffn_gate", &layer.gate, &channels);
         self.put_rows(writer, l, "ffn_up", &layer.up, &channels);
         self.put_columns(writer, l, "ffn_down", &layer.down.weight, bias, &channels);
+        if let Some(norm) = &layer.mlp_post_norm {
+            let name = format!("blk.{l}.post_ffw_norm.weight");
+            self.put_norm(writer, source, &name, norm)?;
+        }
         Ok(())
     }
 
@@ -544,6 +623,31 @@ fn units(units: &[Option<usize>], features: usize) -> Vec<Piece> {
         }
     }
     pieces
+}
+
+/// Units of rows each, in this order of the rows of each.
+fn ordered(units: &[Option<usize>], order: &[usize]) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for unit in units {
+        match unit {
+            None => pieces.push(Piece::Zeros(order.len())),
+            Some(u) => pieces.extend(order.iter().map(|row| {
+                let row = u * order.len() + row;
+                Piece::Kept(row..row + 1)
+            })),
+        }
+    }
+    pieces
+}
+
+/// Whether some of the projections, by their places in [`Layer::linears`], have biases.
+fn has_biases(model: &Model, places: Range<usize>) -> bool {
+    let linears = |layer: &Layer| {
+        layer.linears()[places.clone()]
+            .iter()
+            .any(|linear| linear.bias.is_some())
+    };
+    model.layers.iter().any(linears)
 }
 
 /// Whether the pieces are all of `len` rows or columns as they are.

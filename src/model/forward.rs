@@ -10,10 +10,11 @@
 
 use std::ops::Range;
 
-use super::{KvCache, Layer, Linear, Model, ModelError, Module, ModuleId};
+use super::loss::fast_exp;
+use super::{KvCache, Layer, Linear, Model, ModelError, Module, ModuleId, Rope, Rotation};
 use crate::kernels::{
-    Activations, AttentionShape, Keep, Kernels, MatrixView, Phase, Precision, Product, Span, Team,
-    Tokens, attention, matmul, matmul_add, matmul_silu, matmul_then,
+    Activations, AttentionShape, Keep, Kernels, MatrixView, Phase, Precision, Product, Scores,
+    Span, Team, Tokens, attention, matmul, matmul_add, matmul_gated, matmul_then,
 };
 
 /// A token of a batch.
@@ -119,6 +120,8 @@ pub struct Scratch {
     v: Vec<f32>,
     /// The input of MLP down, `[n, c]`.
     hidden: Activations,
+    /// What a module leaves, where a norm follows, `[n, d]`.
+    output: Vec<f32>,
 }
 
 impl Scratch {
@@ -169,9 +172,13 @@ impl Pass<'_, '_> {
         }
     }
 
-    /// The position of each row, `[n]`.
-    fn positions(&self) -> Vec<usize> {
-        let each = |s: &Stretch| s.first_position..s.first_position + s.rows.len();
+    /// Cosines and sines of the angles that each row's heads are turned by, `[n]`.
+    fn angles<'r>(&self, rope: &'r Rope) -> Vec<(&'r [f32], &'r [f32])> {
+        let each = |s: &Stretch| {
+            let angles = rope.within(self.sequences[s.sequence].capacity());
+            let positions = s.first_position..s.first_position + s.rows.len();
+            positions.map(|position| angles.at(position))
+        };
         self.stretches.iter().flat_map(each).collect()
     }
 }
@@ -288,10 +295,13 @@ impl Model {
         token: impl Fn(usize) -> u32 + Sync,
         scratch: &mut Scratch,
     ) {
-        let d = self.config.embedding_length;
+        let (d, scale) = (self.config.embedding_length, self.config.embedding_scale);
         scratch.x.resize(rows * d, 0.0);
         team.chunks_mut(&mut scratch.x, d, |i, row| {
             self.embedding.decode_row(&self.map, token(i) as usize, row);
+            if scale != 1.0 {
+                row.iter_mut().for_each(|x| *x *= scale);
+            }
         });
     }
 
@@ -371,7 +381,7 @@ impl Model {
             let (l, layer) = (module.layer(), &self.layers[module.layer()]);
             match module.kind() {
                 Module::Attention => {
-                    // x += o(attention(rope(q), rope(k), v)) of norm(x)
+                    // x += post_norm(o(attention(rope(head_norm(q)), rope(head_norm(k)), v))) of norm(x)
                     let (norm, readers) = (&layer.attention_norm, [&layer.q, &layer.k, &layer.v]);
                     // 8 bits harm queries and keys more than all else; see docs/speed.md.
                     self.norm(team, pass, norm, &readers, Precision::High, scratch);
@@ -379,15 +389,23 @@ impl Model {
                     self.remember(team, pass, l, scratch);
                     self.attend(team, pass, l, observer.keeps(), scratch);
                     observer.attention_output(team, l, &scratch.input);
-                    self.add_projected(team, &layer.o, &mut scratch.input, &mut scratch.x);
+                    let Scratch {
+                        input, output, x, ..
+                    } = &mut *scratch;
+                    let post_norm = layer.attention_post_norm.as_deref();
+                    self.add_projected(team, &layer.o, post_norm, input, output, x);
                 }
                 Module::Mlp => {
-                    // x += down(silu(gate(y)) * up(y)) of y = norm(x)
+                    // x += post_norm(down(activation(gate(y)) * up(y))) of y = norm(x)
                     let (norm, readers) = (&layer.mlp_norm, [&layer.gate, &layer.up]);
                     self.norm(team, pass, norm, &readers, Precision::Normal, scratch);
                     self.gate_and_up(team, layer, observer.keeps(), scratch);
                     observer.mlp_down(team, l, &scratch.hidden);
-                    self.add_projected(team, &layer.down, &mut scratch.hidden, &mut scratch.x);
+                    let Scratch {
+                        hidden, output, x, ..
+                    } = &mut *scratch;
+                    let post_norm = layer.mlp_post_norm.as_deref();
+                    self.add_projected(team, &layer.down, post_norm, hidden, output, x);
                 }
             }
         }
@@ -417,7 +435,13 @@ impl Model {
         let (norm, precision) = (&self.output_norm, Precision::Normal);
         self.normalise(team, tokens, x, norm, &[weights], precision, input);
         out.resize(rows.len() * self.config.vocabulary, 0.0);
-        matmul(team, input, &mut [Product { weights, out }]);
+        let mut products = [Product { weights, out }];
+        match self.config.logit_cap {
+            None => matmul(team, input, &mut products),
+            Some(cap) => matmul_then(team, input, &mut products, |_, _, _, logits| {
+                logits.iter_mut().for_each(|l| *l = cap * tanh(*l / cap));
+            }),
+        }
     }
 
     /// The outputs behind the last norm of the rows whose logits are wanted, `[embedding_length]` each.
@@ -467,29 +491,61 @@ impl Model {
         });
     }
 
-    /// q, k, v = rope(Wq input + bq), rope(Wk input + bk), Wv input + bv: every head of q and k is turned by the angles of its
-    /// row's position.
+    /// q, k, v = Wq input + bq, Wk input + bk, Wv input + bv, where every head of q and k is normalised and turned by the angles of
+    /// its row's position, if the layer does that.
     fn project_qkv(&self, team: &Team, pass: &Pass, layer: &Layer, scratch: &mut Scratch) {
         let Scratch { input, q, k, v, .. } = scratch;
-        let (kernels, head_dim, positions) =
-            (team.kernels(), self.config.head_dim, pass.positions());
+        let (kernels, head_dim, n) = (team.kernels(), self.config.head_dim, pass.tokens().count);
+        let angles = layer.rope.as_ref().map(|rope| pass.angles(rope));
         let linears = [&layer.q, &layer.k, &layer.v];
-        let mut products = [q, k, v].into_iter().zip(linears).map(|(out, linear)| {
-            out.resize(positions.len() * linear.weight.rows, 0.0);
-            let weights = linear.weight.view(&self.map);
-            Product { weights, out }
-        });
-        let mut products: [Product; 3] = std::array::from_fn(|_| products.next().expect("three"));
+        for (out, linear) in [&mut *q, &mut *k, &mut *v].into_iter().zip(linears) {
+            out.resize(n * linear.weight.rows, 0.0);
+        }
+        let mut products =
+            [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, v)].map(|(linear, out)| {
+                Product {
+                    weights: linear.weight.view(&self.map),
+                    out,
+                }
+            });
+        // Neighbours are turned while they are in the cache; norms and halves take whole heads.
+        let in_pairs = self.config.family().rotation == Rotation::Pairs && layer.q_norm.is_none();
         let then = |which: usize, t: usize, rows: Range<usize>, out: &mut [f32]| {
             if let Some(bias) = &linears[which].bias {
                 kernels.add(out, &bias[rows.clone()]);
             }
-            if which < 2 {
-                let angles = self.rope.at(positions[t]);
-                rotate(kernels, head_dim, angles, rows.start, out);
+            if let Some(angles) = angles.as_ref().filter(|_| which < 2 && in_pairs) {
+                rotate(kernels, head_dim, angles[t], rows.start, out);
             }
         };
         matmul_then(team, input, &mut products, then);
+        if in_pairs {
+            return;
+        }
+        let mut rows: Vec<HeadsOfRow> = Vec::with_capacity(2 * n);
+        for (values, norm) in [(q, &layer.q_norm), (k, &layer.k_norm)] {
+            let width = (values.len() / n.max(1)).max(1);
+            let each = values.chunks_exact_mut(width).enumerate();
+            rows.extend(each.map(|(t, heads)| (t, norm.as_deref(), heads)));
+        }
+        let (rotation, epsilon) = (self.config.family().rotation, self.config.rms_epsilon);
+        team.chunks_mut(&mut rows, 1, |_, row| {
+            let (t, norm, heads) = &mut row[0];
+            for head in heads.chunks_exact_mut(head_dim) {
+                if let Some(norm) = norm {
+                    kernels.rms_norm_in_place(head, norm, epsilon);
+                }
+                match (&angles, rotation) {
+                    (Some(angles), Rotation::Pairs) => {
+                        kernels.rope(head, angles[*t].0, angles[*t].1)
+                    }
+                    (Some(angles), Rotation::Halves) => {
+                        kernels.rope_halves(head, angles[*t].0, angles[*t].1);
+                    }
+                    (None, _) => {}
+                }
+            }
+        });
     }
 
     /// Puts k and v into the caches, behind what is there.
@@ -533,32 +589,81 @@ impl Model {
             layout: pass.sequences[0].layout(l),
             spans: &spans,
             phase: pass.phase,
+            scores: Scores {
+                scale: self.config.score_scale,
+                cap: self.config.score_cap,
+                window: layer.window,
+            },
         };
         let readers = [layer.o.weight.view(&self.map)];
         attention(team, shape, q, input, &readers, keep);
     }
 
-    /// hidden = silu(gate(input)) * up(input)
+    /// hidden = activation(gate(input)) * up(input)
     fn gate_and_up(&self, team: &Team, layer: &Layer, keep: Keep, scratch: &mut Scratch) {
         let Scratch { input, hidden, .. } = scratch;
         let [gate, up] = [&layer.gate, &layer.up]
             .map(|linear| (linear.weight.view(&self.map), linear.bias.as_deref()));
         let readers = [layer.down.weight.view(&self.map)];
-        matmul_silu(team, input, gate, up, hidden, &readers, keep);
+        let activation = self.config.family().gate;
+        matmul_gated(team, input, activation, gate, up, hidden, &readers, keep);
     }
 
-    /// x += linear(input)
-    fn add_projected(&self, team: &Team, linear: &Linear, input: &mut Activations, x: &mut [f32]) {
+    /// x += post_norm(linear(input)); `output` is a buffer.
+    fn add_projected(
+        &self,
+        team: &Team,
+        linear: &Linear,
+        post_norm: Option<&[f32]>,
+        input: &mut Activations,
+        output: &mut Vec<f32>,
+        x: &mut [f32],
+    ) {
         let (weights, bias) = (linear.weight.view(&self.map), linear.bias.as_deref());
-        matmul_add(team, input, weights, bias, x);
+        let Some(norm) = post_norm else {
+            return matmul_add(team, input, weights, bias, x);
+        };
+        let kernels = team.kernels();
+        output.resize(x.len(), 0.0);
+        let mut products = [Product {
+            weights,
+            out: output,
+        }];
+        matmul_then(team, input, &mut products, |_, _, rows, out| {
+            if let Some(bias) = bias {
+                kernels.add(out, &bias[rows]);
+            }
+        });
+        add_normalised(team, norm, self.config.rms_epsilon, output, x);
     }
 }
 
-impl Model {
-    /// The cosines and sines of the angles of one position, one of each for every pair of values of a head that is turned.
-    pub(crate) fn rotation(&self, position: usize) -> (&[f32], &[f32]) {
-        self.rope.at(position)
-    }
+/// x += norm(output), both `[n, d]`; output is normalised in its place.
+pub(crate) fn add_normalised(
+    team: &Team,
+    norm: &[f32],
+    epsilon: f32,
+    output: &mut [f32],
+    x: &mut [f32],
+) {
+    let kernels = team.kernels();
+    let rows = x.chunks_exact_mut(norm.len());
+    let mut rows: Vec<_> = rows.zip(output.chunks_exact_mut(norm.len())).collect();
+    team.chunks_mut(&mut rows, 1, |_, row| {
+        let (x, output) = &mut row[0];
+        kernels.rms_norm_in_place(output, norm, epsilon);
+        kernels.add(x, output);
+    });
+}
+
+/// The number of a row, the norm of its heads and their values.
+type HeadsOfRow<'a> = (usize, Option<&'a [f32]>, &'a mut [f32]);
+
+/// tanh x, to about 10⁻⁷, in a form that the compiler makes vectors of.
+fn tanh(x: f32) -> f32 {
+    let e = fast_exp(-2.0 * x.abs());
+    let tanh = ((1.0 - e) / (1.0 + e)).copysign(x);
+    if x.is_nan() { x } else { tanh }
 }
 
 /// Turns values of one token, the first of which is number `first` of all its heads', by the angles of its position. They begin

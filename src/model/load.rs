@@ -1,7 +1,9 @@
 //! From a GGUF file to a model: finding tensors and checking their shapes.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use super::rope::{Factors, Scaling};
 use super::{Architecture, Config, Layer, Linear, Model, ModelError, Rope, Weight, kind};
 use crate::gguf::{GgufError, GgufFile, TensorInfo};
 use crate::quant::{check_sparse, decode_row};
@@ -30,17 +32,9 @@ impl Model {
             }
         }
         let output_norm = tensors.vector("output_norm.weight", d)?;
-        let factors = tensors.optional_vector("rope_freqs.weight", config.rope_dim / 2)?;
-        if let Some(bad) = factors
-            .iter()
-            .flatten()
-            .find(|f| !(f.is_finite() && **f > 0.0))
-        {
-            return Err(file
-                .tensor_error("rope_freqs.weight", format!("a frequency factor is {bad}"))
-                .into());
-        }
+        let [rope, window_rope] = tensors.ropes(&config)?;
 
+        let family = config.family();
         let mut layers = Vec::with_capacity(config.layers());
         for l in 0..config.layers() {
             let queries = config.heads[l] * config.head_dim;
@@ -58,18 +52,32 @@ impl Model {
                     bias: tensors.optional_vector(&format!("{name}.bias"), rows)?,
                 })
             };
-            let (q, k) = (
-                linear("attn_q", queries, queries, d)?,
-                linear("attn_k", queries, keys, d)?,
-            );
-            let (v, o) = (
-                linear("attn_v", queries, keys, d)?,
-                linear("attn_output", queries, d, queries)?,
-            );
-            let (gate, up) = (
-                linear("ffn_gate", channels, channels, d)?,
-                linear("ffn_up", channels, channels, d)?,
-            );
+            let ([q, k, v], [gate, up]) = match family.fused {
+                false => (
+                    [
+                        linear("attn_q", queries, queries, d)?,
+                        linear("attn_k", queries, keys, d)?,
+                        linear("attn_v", queries, keys, d)?,
+                    ],
+                    [
+                        linear("ffn_gate", channels, channels, d)?,
+                        linear("ffn_up", channels, channels, d)?,
+                    ],
+                ),
+                true => (
+                    parts(
+                        &file,
+                        linear("attn_qkv", queries, queries + 2 * keys, d)?,
+                        [queries, keys, keys],
+                    )?,
+                    parts(
+                        &file,
+                        linear("ffn_up", channels, 2 * channels, d)?,
+                        [channels, channels],
+                    )?,
+                ),
+            };
+            let o = linear("attn_output", queries, d, queries)?;
             let down = linear("ffn_down", channels, d, channels)?;
             let mut norm = |name: &str, width| {
                 if absent(width) {
@@ -77,31 +85,44 @@ impl Model {
                 }
                 tensors.vector(&format!("blk.{l}.{name}.weight"), d)
             };
+            let (attention_norm, mlp_norm) =
+                (norm("attn_norm", queries)?, norm("ffn_norm", channels)?);
+            let mut norm_if = |there: bool, name: &str, width| match there {
+                true => {
+                    let name = format!("blk.{l}.{name}.weight");
+                    tensors.vector(&name, width).map(Some)
+                }
+                false => Ok(None),
+            };
             let group = config.heads[l].checked_div(config.kv_heads[l]).unwrap_or(0);
             for linear in [&q, &k, &v, &o, &gate, &up, &down] {
                 check(&file, &linear.weight)?;
             }
             layers.push(Layer {
-                attention_norm: norm("attn_norm", queries)?,
+                attention_norm,
                 q,
                 k,
                 v,
                 o,
+                q_norm: norm_if(family.head_norms, "attn_q_norm", config.head_dim)?,
+                k_norm: norm_if(family.head_norms, "attn_k_norm", config.head_dim)?,
+                attention_post_norm: norm_if(family.post_norms, "post_attention_norm", d)?,
+                rope: match (config.windows[l], &window_rope) {
+                    _ if !config.rotates(l) => None,
+                    (Some(_), Some(window_rope)) => Some(window_rope.clone()),
+                    _ => rope.clone(),
+                },
+                window: config.windows[l],
                 group_sizes: vec![group; config.kv_heads[l]],
-                mlp_norm: norm("ffn_norm", channels)?,
+                mlp_norm,
                 gate,
                 up,
                 down,
+                mlp_post_norm: norm_if(family.post_norms, "post_ffw_norm", d)?,
             });
         }
         tensors.refuse_unused()?;
 
-        let rope = Rope::new(
-            config.rope_dim,
-            config.rope_base,
-            config.rope_scale,
-            factors.as_deref(),
-        );
         Ok(Self {
             path: file.path().to_owned(),
             config,
@@ -110,13 +131,38 @@ impl Model {
             layers,
             output_norm,
             output,
-            rope,
             warnings,
         })
     }
 }
 
 const NOT_SPARSE: &str = "is in flapjack's sparse form, which only projections of layers may have";
+
+/// The parts of a projection, of so many rows each.
+fn parts<const N: usize>(
+    file: &GgufFile,
+    whole: Linear,
+    rows: [usize; N],
+) -> Result<[Linear; N], GgufError> {
+    let Linear { weight, bias } = whole;
+    if weight.is_sparse() {
+        return Err(file.tensor_error(&weight.name, NOT_SPARSE));
+    }
+    let mut first = 0;
+    Ok(rows.map(|rows| {
+        let these = first..first + rows;
+        first = these.end;
+        let at = |row: usize| weight.range.start + row * weight.row_bytes();
+        Linear {
+            weight: Weight {
+                rows,
+                range: at(these.start)..at(these.end),
+                ..weight.clone()
+            },
+            bias: bias.as_ref().map(|bias| bias[these].to_vec()),
+        }
+    }))
+}
 
 /// Refuses a sparse weight whose bytes are not what they should be, before anything is read through them.
 fn check(file: &GgufFile, weight: &Weight) -> Result<(), GgufError> {
@@ -191,6 +237,47 @@ impl Tensors<'_> {
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, GgufError> {
         self.optional_vector(name, len)?
             .ok_or_else(|| self.missing(name))
+    }
+
+    /// How the layers without and those with a window turn queries and keys; `None` for the latter if they do it as the others.
+    fn ropes(&mut self, config: &Config) -> Result<[Option<Arc<Rope>>; 2], GgufError> {
+        let pairs = config.rope_dim / 2;
+        let mut factors = |name: &str| -> Result<Option<Vec<f32>>, GgufError> {
+            let factors = self.optional_vector(name, pairs)?;
+            let mut bad = factors.iter().flatten();
+            match bad.find(|f| !(f.is_finite() && **f > 0.0)) {
+                Some(bad) => {
+                    let problem = format!("a frequency factor is {bad}");
+                    Err(self.file.tensor_error(name, problem))
+                }
+                None => Ok(factors),
+            }
+        };
+        let all = factors("rope_freqs.weight")?;
+        let short = factors("rope_factors_short.weight")?;
+        let long = factors("rope_factors_long.weight")?;
+        let factors = match (&all, &short, &long) {
+            (Some(all), None, None) => Factors::All(all),
+            (None, Some(short), Some(long)) => Factors::ByContext { short, long },
+            (None, None, None) => Factors::None,
+            (Some(_), ..) => {
+                let problem = "is there beside factors for short or long contexts";
+                return Err(self.file.tensor_error("rope_freqs.weight", problem));
+            }
+            (None, short, _) => {
+                let missing = match short {
+                    Some(_) => "rope_factors_long.weight",
+                    None => "rope_factors_short.weight",
+                };
+                return Err(self.missing(missing));
+            }
+        };
+        let (dim, base) = (config.rope_dim, config.rope_base);
+        let rope = Rope::new(dim, base, &config.rope_scaling, factors);
+        let window_rope = config
+            .window_rope_base
+            .map(|base| Arc::new(Rope::new(dim, base, &Scaling::NONE, Factors::None)));
+        Ok([Some(Arc::new(rope)), window_rope])
     }
 
     /// A tensor that nothing reads would change what the model computes, so it must not be passed over.

@@ -1,7 +1,7 @@
 //! LLaMA-family models: configuration, weights as typed views on the map, one readable forward pass, the KV cache.
 //!
-//! [`Model::load`] reads a [`GgufFile`](crate::gguf::GgufFile) of architecture `llama`, or `deci`, which is the same with
-//! widths that differ from layer to layer; [`Export`] writes one. Every layer owns its widths: head
+//! [`Model::load`] reads a [`GgufFile`](crate::gguf::GgufFile) of a family that [`Architecture`] names, each of which [`Family`]
+//! describes; [`Export`] writes one. Every layer owns its widths: head
 //! counts, the sizes of KV groups and the number of MLP channels may differ from layer to layer, as they do after pruning.
 //! [`Model::forward`] takes a batch of tokens through all layers; [`Model::logits`] applies the output head to the rows
 //! that are wanted.
@@ -9,6 +9,7 @@
 mod cache;
 mod config;
 mod export;
+mod family;
 mod forward;
 mod kind;
 mod load;
@@ -23,8 +24,10 @@ mod synthetic;
 mod weights;
 
 pub use cache::{CacheType, KvCache, KvPool};
-pub use config::{Architecture, Config};
+pub use config::Config;
 pub use export::{Export, LayerForm};
+pub use family::{Architecture, Family, Gate, Rotation, Windows};
+pub(crate) use forward::add_normalised;
 pub use forward::{Batch, Observer, Row, Scratch, Unobserved};
 pub(crate) use kind::architecture;
 pub use kind::{Kind, Part};
@@ -32,7 +35,7 @@ pub use loss::{Predictions, negative_log_likelihoods};
 pub(crate) use loss::{fast_exp, log_sum_exp};
 pub use module::{Module, ModuleId};
 pub use retype::{MatrixId, NewType};
-pub use rope::Rope;
+pub use rope::{Rope, Scaling, Yarn};
 pub use sparse::SparseWeightError;
 pub use synthetic::Shape;
 pub use weights::{Layer, Linear, Model, Weight};
@@ -46,7 +49,8 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     #[error(
-        "{path}: architecture {found:?} is not supported; flapjack runs \"llama\" models, and \"deci\" ones as it writes them"
+        "{path}: architecture {found:?} is not supported; flapjack runs {}",
+        Architecture::names()
     )]
     Architecture {
         path: std::path::PathBuf,

@@ -172,7 +172,6 @@ impl Model {
             layers,
             output_norm: self.output_norm.clone(),
             output: None,
-            rope: self.rope.clone(),
             warnings: Vec::new(),
         }
     }

@@ -59,7 +59,6 @@ impl Model {
             layers: vec![layer],
             output_norm: self.output_norm.clone(),
             output: None,
-            rope: self.rope.clone(),
             warnings: Vec::new(),
         })
     }

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::{Config, Rope};
+use super::{Config, Module, ModuleId, Rope};
 use crate::gguf::{Map, MetadataWarning};
 use crate::kernels::MatrixView;
 use crate::quant::{
@@ -135,12 +136,23 @@ pub struct Layer {
     pub k: Linear,
     pub v: Linear,
     pub o: Linear,
+    /// The norms of every head of queries and of keys, `[head_dim]`; `None` where they have none.
+    pub q_norm: Option<Vec<f32>>,
+    pub k_norm: Option<Vec<f32>>,
+    /// The norm of what `o` leaves, before it is added to the residual stream; `None` where there is none.
+    pub attention_post_norm: Option<Vec<f32>>,
+    /// How queries and keys are turned; `None` where they are not.
+    pub rope: Option<Arc<Rope>>,
+    /// The last positions that attention sees; `None` where it sees all.
+    pub window: Option<usize>,
     /// Query heads that read each KV head; query heads lie in the order of their KV heads.
     pub group_sizes: Vec<usize>,
     pub mlp_norm: Vec<f32>,
     pub gate: Linear,
     pub up: Linear,
     pub down: Linear,
+    /// The norm of what `down` leaves, as that of `o`.
+    pub mlp_post_norm: Option<Vec<f32>>,
 }
 
 impl Layer {
@@ -175,6 +187,20 @@ impl Layer {
         ]
     }
 
+    /// Its norms.
+    pub fn norms(&self) -> impl Iterator<Item = &Vec<f32>> {
+        let some = [
+            &self.q_norm,
+            &self.k_norm,
+            &self.attention_post_norm,
+            &self.mlp_post_norm,
+        ];
+        let some = some.into_iter().flatten();
+        [&self.attention_norm, &self.mlp_norm]
+            .into_iter()
+            .chain(some)
+    }
+
     /// Parameters of the attention and MLP weights, without norms and biases.
     pub fn parameters(&self) -> usize {
         self.linears().iter().map(|l| l.weight.parameters()).sum()
@@ -197,7 +223,6 @@ pub struct Model {
     pub output_norm: Vec<f32>,
     /// The output head; `None` when it is tied to the embedding.
     pub output: Option<Weight>,
-    pub(super) rope: Rope,
     /// What of the file's metadata was passed over, or assumed.
     pub warnings: Vec<MetadataWarning>,
 }
@@ -212,6 +237,16 @@ impl Model {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
 
+    /// The norm of what a module leaves, before it is added to the residual stream; `None` where there is none.
+    pub fn post_norm(&self, module: ModuleId) -> Option<&[f32]> {
+        let layer = &self.layers[module.layer()];
+        let norm = match module.kind() {
+            Module::Attention => &layer.attention_post_norm,
+            Module::Mlp => &layer.mlp_post_norm,
+        };
+        norm.as_deref()
+    }
+
     /// Parameters of all weight matrices and vectors.
     pub fn parameters(&self) -> usize {
         let bias = |l: &Linear| l.bias.as_ref().map_or(0, Vec::len);
@@ -221,8 +256,7 @@ impl Model {
             .map(|l| {
                 l.parameters()
                     + l.linears().into_iter().map(bias).sum::<usize>()
-                    + l.attention_norm.len()
-                    + l.mlp_norm.len()
+                    + l.norms().map(Vec::len).sum::<usize>()
             })
             .sum();
         layers

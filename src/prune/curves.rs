@@ -13,9 +13,9 @@ use super::collect::{
     Calibration, Capture, Curve, CurveOptions, Curves, Evidence, LayerProfile, embed_sequences,
 };
 use super::error::{PruneError, PruneErrorKind};
-use super::features::{features, inputs_per_unit, output_weight};
+use super::features::{features, inputs_per_unit};
 use super::recipe::Restore;
-use super::restore::{Difference, restore_projection};
+use super::restore::{Around, Difference, restore_projection};
 use crate::kernels::{Activations, Phase, Runtime, Team};
 use crate::model::{
     KvCache, Model, ModelError, Module, ModuleId, Predictions, Scratch, Unobserved,
@@ -116,14 +116,13 @@ fn variants(
     kept: &[Vec<usize>],
     restore: Restore,
 ) -> Result<Vec<Difference>, PruneError> {
-    let weight = output_weight(model, module);
     let stats = stats.of(module.kind());
     let width = inputs_per_unit(model, module.kind());
     let variants = runtime.region(|team| {
         team.map(kept.len(), |i| {
             let kept = features(&kept[i], width);
             let restored = restore_projection(model, module, stats, &kept, restore)?;
-            Ok(Difference::new(model, weight, &kept, &restored))
+            Ok(Difference::new(model, module, &kept, &restored))
         })
     });
     variants.into_iter().collect()
@@ -146,6 +145,8 @@ pub(super) struct Slice<'a> {
 struct Sequence {
     /// The residual stream where the slice has arrived, `[tokens, d]`.
     residual: Vec<f32>,
+    /// That before the last module on the way there, where a norm follows its projection.
+    before: Vec<f32>,
     /// The input of the last projection on the way there.
     input: Activations,
 }
@@ -164,6 +165,7 @@ impl<'a> Slice<'a> {
         let sequences = embed_sequences(model, runtime, text.tokens, text.bos, length)?;
         let sequences = sequences.into_iter().map(|residual| Sequence {
             residual,
+            before: Vec::new(),
             input: Activations::default(),
         });
         Ok(Self {
@@ -200,6 +202,9 @@ impl<'a> Slice<'a> {
                 let modules = module..module.next();
                 model.run_modules(team, modules, cache, scratch, &mut capture)
             })?;
+            if model.post_norm(module).is_some() {
+                sequence.before.clone_from(&sequence.residual);
+            }
             sequence.residual.copy_from_slice(scratch.residual());
         }
         Ok(())
@@ -255,10 +260,18 @@ impl<'a> Slice<'a> {
     /// The mean divergence, in nats, when the modules from `next` on follow, with the last module's projection changed.
     fn loss(&mut self, next: ModuleId, variant: &Difference) -> Result<f64, ModelError> {
         self.mean_divergence(next, |slice, i| {
-            let Sequence { input, residual } = &mut slice.sequences[i];
+            let Sequence {
+                input,
+                residual,
+                before,
+            } = &mut slice.sequences[i];
             let change = &mut slice.change;
+            let around = Around {
+                before,
+                behind: residual,
+            };
             slice.runtime.region(|team| {
-                variant.apply(team, input, residual, change);
+                variant.apply(team, input, around, change);
             });
             slice.scratch.set_residual(change);
         })

@@ -1,14 +1,19 @@
 //! The two projections of a layer that lose columns, MLP down and the attention output, and the numbers of their inputs.
 
-use crate::model::{Model, Module, ModuleId, Weight};
+use crate::model::{Linear, Model, Module, ModuleId, Weight};
 
-/// The weight `[out, in]` of the projection of a module that loses columns.
-pub fn output_weight(model: &Model, module: ModuleId) -> &Weight {
+/// The projection of a module that loses columns.
+pub fn output_projection(model: &Model, module: ModuleId) -> &Linear {
     let layer = &model.layers[module.layer()];
     match module.kind() {
-        Module::Attention => &layer.o.weight,
-        Module::Mlp => &layer.down.weight,
+        Module::Attention => &layer.o,
+        Module::Mlp => &layer.down,
     }
+}
+
+/// Its weight, `[out, in]`.
+pub fn output_weight(model: &Model, module: ModuleId) -> &Weight {
+    &output_projection(model, module).weight
 }
 
 /// How many inputs of that projection belong to each head or channel.

@@ -426,11 +426,12 @@ pub(super) async fn show(
     let mut object = model.tag();
     object["template"] = json!(model.template.as_ref().map(|template| template.source()));
     object["capabilities"] = json!(model.capabilities());
+    let own = |key: &str| format!("{}.{key}", model.architecture);
     object["model_info"] = json!({
-        "general.architecture": "llama",
+        "general.architecture": model.architecture,
         "general.parameter_count": model.state().report.parameters,
-        "llama.context_length": model.trained_context,
-        "llama.embedding_length": model.embedding_length,
+        own("context_length"): model.trained_context,
+        own("embedding_length"): model.embedding_length,
     });
     Json(object).into_response()
 }
@@ -460,8 +461,8 @@ impl Model {
             "digest": "",
             "details": {
                 "format": "gguf",
-                "family": "llama",
-                "families": ["llama"],
+                "family": self.architecture,
+                "families": [self.architecture],
                 "parameter_size": format!("{:.1}M", state.report.parameters as f64 / 1e6),
                 "quantization_level": "",
             },

@@ -32,6 +32,8 @@ pub(super) struct Model {
     /// Tokens that prompt and answer may have together.
     pub context: usize,
     pub trained_context: usize,
+    /// As `general.architecture` names it.
+    pub architecture: &'static str,
     pub vocabulary: usize,
     pub embedding_length: usize,
     /// Numbers of columns that projections have, as the file states them.
@@ -82,6 +84,7 @@ impl Model {
             sampling: model.sampling.clone(),
             context: options.context.unwrap_or(config.context_length),
             trained_context: config.context_length,
+            architecture: config.architecture.name(),
             vocabulary: config.vocabulary,
             embedding_length: config.embedding_length,
             columns: columns(config),

@@ -2,9 +2,9 @@
 
 use crate::common::{Random, doubles};
 use flapjack::kernels::{
-    ACTIVATION_BLOCK, Activations, AttentionShape, Isa, KV_BLOCK, Keep, Kernels, KvBlocks,
-    KvLayout, MatrixView, Moments, Phase, Pool, Precision, Product, Span, Team, Tokens, attention,
-    matmul, matmul_add, matmul_silu, matmul_then,
+    ACTIVATION_BLOCK, Activations, AttentionShape, Gate, Isa, KV_BLOCK, Keep, Kernels, KvBlocks,
+    KvLayout, MatrixView, Moments, Phase, Pool, Precision, Product, Scores, Span, Team, Tokens,
+    attention, matmul, matmul_add, matmul_gated, matmul_then,
 };
 use flapjack::quant::{
     BlockType, GROUP, KeepMask, Layout, decode_row, encode_row, encode_sparse, pack,
@@ -613,8 +613,12 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                     }
                     // Row by row: where the vectors end decides the last bits.
                     let ups = product(kernels, up, &x, phase);
+                    let activation = [Gate::Silu, Gate::Gelu][channels % 2];
                     for (row, up) in expected.chunks_mut(channels).zip(ups.chunks(channels)) {
-                        kernels.silu_mul(row, up);
+                        match activation {
+                            Gate::Silu => kernels.silu_mul(row, up),
+                            Gate::Gelu => kernels.gelu_mul(row, up),
+                        }
                     }
                     let keeps = [Keep::Nothing, Keep::Moments, Keep::Values];
                     for (pool, keep) in pools.iter().cycle().zip(keeps) {
@@ -623,9 +627,10 @@ fn gate_and_up_in_one_step_are_the_steps_by_themselves() {
                         let out = pool.region(kernels, |team| {
                             let gate = (gate, Some(&bias[..]));
                             let readers = [next];
-                            matmul_silu(
+                            matmul_gated(
                                 team,
                                 &mut input,
+                                activation,
                                 gate,
                                 (up, None),
                                 &mut hidden,
@@ -817,6 +822,7 @@ fn attention_written_for_a_matrix_is_what_it_would_make_of_plain_values() {
                         layout: cache.layout,
                         spans: &spans,
                         phase,
+                        scores: Scores::plain(head_dim),
                     };
                     let plain = attend(&Team::solo(kernels), shape, &q);
                     let expected = product(kernels, weights, &plain, phase);
@@ -932,6 +938,70 @@ fn silu_of_the_gate_times_up() {
         let mut out = [f32::NAN, f32::INFINITY, 1.0];
         kernels.silu_mul(&mut out, &[1.0; 3]);
         assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2] > 0.73);
+    }
+}
+
+#[test]
+fn gelu_of_the_gate_times_up() {
+    let mut random = Random::new(18);
+    for kernels in every_isa() {
+        for n in [1, 5, 15, 16, 17, 33, 200] {
+            let mut gate = random.normals(n, 3.0);
+            gate[0] = [-200.0, 200.0, -8.0, 0.0, -0.0, 1e-30, 9.0][n % 7];
+            let up = random.normals(n, 1.0);
+            let mut out = gate.clone();
+            kernels.gelu_mul(&mut out, &up);
+            for i in 0..n {
+                let g = f64::from(gate[i]);
+                let u = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3));
+                let expected = 0.5 * g * (1.0 + u.tanh()) * f64::from(up[i]);
+                let error = (f64::from(out[i]) - expected).abs();
+                assert!(
+                    error <= 2e-6 * expected.abs() + 1e-7,
+                    "{kernels:?} gate {g}: {} for {expected}",
+                    out[i]
+                );
+            }
+        }
+        let mut out = [f32::NAN, f32::INFINITY, 1.0];
+        kernels.gelu_mul(&mut out, &[1.0; 3]);
+        assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2] > 0.84);
+    }
+}
+
+#[test]
+fn rotation_of_halves_turns_those_and_leaves_the_rest() {
+    let mut random = Random::new(19);
+    for kernels in every_isa() {
+        for (n, pairs) in [
+            (2, 1),
+            (10, 5),
+            (64, 32),
+            (64, 8),
+            (45, 20),
+            (7, 0),
+            (256, 128),
+        ] {
+            let x = random.normals(n, 1.0);
+            let angles: Vec<f64> = (0..pairs).map(|_| random.uniform() * 7.0).collect();
+            let (cosines, sines): (Vec<f32>, Vec<f32>) = angles
+                .iter()
+                .map(|a| (a.cos() as f32, a.sin() as f32))
+                .unzip();
+            let mut out = x.clone();
+            kernels.rope_halves(&mut out, &cosines, &sines);
+            assert_eq!(out[2 * pairs..], x[2 * pairs..]);
+            for (i, angle) in angles.iter().enumerate() {
+                let (a, b) = (f64::from(x[i]), f64::from(x[i + pairs]));
+                for (got, expected) in [
+                    (out[i], a * angle.cos() - b * angle.sin()),
+                    (out[i + pairs], a * angle.sin() + b * angle.cos()),
+                ] {
+                    let error = (f64::from(got) - expected).abs();
+                    assert!(error < 1e-6 * (1.0 + expected.abs()), "{kernels:?}");
+                }
+            }
+        }
     }
 }
 
@@ -1089,6 +1159,20 @@ fn attend_from(
     first_position: usize,
     q: &[f32],
 ) -> Vec<f32> {
+    let scores = Scores::plain(cache.head_dim);
+    attend_with(team, phase, cache, group_sizes, first_position, q, scores)
+}
+
+/// The same with other scores.
+fn attend_with(
+    team: &Team,
+    phase: Phase,
+    cache: &Cache,
+    group_sizes: &[usize],
+    first_position: usize,
+    q: &[f32],
+    scores: Scores,
+) -> Vec<f32> {
     let width = group_sizes.iter().sum::<usize>() * cache.head_dim;
     let spans = [Span {
         blocks: &cache.blocks(),
@@ -1101,6 +1185,7 @@ fn attend_from(
         layout: cache.layout,
         spans: &spans,
         phase,
+        scores,
     };
     attend(team, shape, q)
 }
@@ -1185,6 +1270,77 @@ fn attention_of_every_shape() {
     }
 }
 
+/// A token at position p sees those from p + 1 − window on, in a prompt that is cut anywhere as in one piece; scores are scaled and
+/// capped.
+#[test]
+fn attention_looks_back_as_far_as_its_window() {
+    let mut random = Random::new(21);
+    let (head_dim, groups) = (32, [1, 3]);
+    let heads: usize = groups.iter().sum();
+    for kernels in every_isa() {
+        for (phase, first, tokens) in [
+            (Phase::Prefill, 0, 150),
+            (Phase::Prefill, 230, 70),
+            (Phase::Decode, 0, 3),
+            (Phase::Decode, 126, 3),
+            (Phase::Decode, 1300, 2),
+        ] {
+            for (window, cap) in [(1, None), (64, None), (100, Some(1.5)), (600, None)] {
+                let q = random.normals(tokens * heads * head_dim, 1.0);
+                let cache = Cache::random(&mut random, BlockType::F16, head_dim, 2, first + tokens);
+                let scores = Scores {
+                    scale: 0.3,
+                    cap,
+                    window: Some(window),
+                };
+                let team = Team::solo(kernels);
+                let out = attend_with(&team, phase, &cache, &groups, first, &q, scores);
+                for (t, h, g) in (0..tokens).flat_map(|t| [(t, 0, 0), (t, 2, 1)]) {
+                    let at = (t * heads + h) * head_dim;
+                    let query = doubles(&q[at..][..head_dim]);
+                    let [keys, values] = cache.seen(g, first + t);
+                    let from = keys.len().saturating_sub(window);
+                    let weights: Vec<f64> = keys[from..]
+                        .iter()
+                        .map(|k| {
+                            let dot: f64 = query.iter().zip(k).map(|(a, b)| a * b).sum();
+                            let score = 0.3 * dot;
+                            cap.map_or(score, |cap| {
+                                f64::from(cap) * (score / f64::from(cap)).tanh()
+                            })
+                            .exp()
+                        })
+                        .collect();
+                    let total: f64 = weights.iter().sum();
+                    for d in 0..head_dim {
+                        let terms = weights.iter().zip(&values[from..]);
+                        let expected: f64 = terms.map(|(w, v)| w / total * v[d]).sum();
+                        let allowed = if kernels.isa() == Isa::Amx {
+                            5e-2
+                        } else {
+                            2e-4
+                        };
+                        let error = (f64::from(out[at + d]) - expected).abs();
+                        assert!(
+                            error < allowed * (1.0 + expected.abs()),
+                            "{kernels:?} {phase:?} window {window} from {first}, token {t}: off by {error}"
+                        );
+                    }
+                }
+                let width = heads * head_dim;
+                for cut in [1, 7, 64] {
+                    let mut pieces = Vec::new();
+                    for (i, q) in q.chunks(cut * width).enumerate() {
+                        let first = first + i * cut;
+                        pieces.extend(attend_with(&team, phase, &cache, &groups, first, q, scores));
+                    }
+                    assert_eq!(pieces, out, "{kernels:?} {phase:?} {window} cut by {cut}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn attention_to_many_positions_and_to_a_cache_in_8_bits() {
     let mut random = Random::new(12);
@@ -1263,6 +1419,7 @@ fn attention_does_not_overflow_with_large_scores() {
                 },
                 spans: &spans,
                 phase,
+                scores: Scores::plain(head_dim),
             };
             let q = vec![1000.0f32; tokens * head_dim];
             let out = attend(&Team::solo(kernels), shape, &q);
@@ -1386,7 +1543,16 @@ fn what_is_done_with_products_of_a_token_is_the_same_alone_and_among_others() {
                             let (mut x, mut out) = (input(tokens), Activations::default());
                             let (gate, up) = ((weights, Some(&bias[..])), (other, None));
                             pool.region(kernels, |team| {
-                                matmul_silu(team, &mut x, gate, up, &mut out, &[], Keep::Values);
+                                matmul_gated(
+                                    team,
+                                    &mut x,
+                                    Gate::Silu,
+                                    gate,
+                                    up,
+                                    &mut out,
+                                    &[],
+                                    Keep::Values,
+                                );
                             });
                             out.values().to_vec()
                         });
@@ -1533,6 +1699,7 @@ fn attention_of_several_sequences_is_that_of_each_alone() {
                     layout: caches[0].layout,
                     spans: &spans,
                     phase,
+                    scores: Scores::plain(head_dim),
                 };
                 for pool in &pools {
                     let place = format!("{kernels:?} {block_type:?} {head_dim} {phase:?}");

@@ -20,6 +20,7 @@ mod easy;
 mod ending;
 mod engine;
 mod export;
+mod families;
 mod generate;
 mod gguf;
 mod grammar;

@@ -424,7 +424,7 @@ fn missing_and_unknown_tensors_are_refused_by_name() {
 fn mixtures_of_experts_and_unknown_rope_scaling_are_refused() {
     for (key, value) in [
         ("llama.expert_count", Value::U32(8)),
-        ("llama.rope.scaling.type", Value::String("yarn".into())),
+        ("llama.rope.scaling.type", Value::String("ntk".into())),
     ] {
         let result = changed(
             |_, v| v.clone(),

@@ -663,29 +663,22 @@ fn a_base_of_rotation_that_is_not_told_is_assumed_and_noticed() {
 }
 
 #[test]
-fn a_sliding_window_layout_or_quantisation_of_another_kind_is_noticed() {
+fn a_window_layout_or_quantisation_of_no_use_or_another_kind_is_noticed() {
     let workshop = Workshop::new();
     let noticed = |key: &str, value: Value| {
         let draft = Draft::of(&workshop).with("llama.context_length", number(512));
         let engine = draft.with(key, value).open(&workshop).expect("it runs");
         let of_key = |warning: &&MetadataWarning| match warning {
-            MetadataWarning::Ignored { key: k, .. }
-            | MetadataWarning::Missing { key: k, .. }
-            | MetadataWarning::NotDone { key: k, .. } => k == key,
+            MetadataWarning::Ignored { key: k, .. } | MetadataWarning::Missing { key: k, .. } => {
+                k == key
+            }
         };
         warnings(&engine).into_iter().find(of_key).cloned()
     };
     let window = "llama.attention.sliding_window";
-    assert_eq!(
-        noticed(window, number(128)),
-        Some(MetadataWarning::NotDone {
-            key: window.into(),
-            value: "128".into()
-        })
-    );
-    // One that no context reaches changes nothing, nor does one of 0, which means none.
-    assert_eq!(noticed(window, number(512)), None);
-    assert_eq!(noticed(window, number(0)), None);
+    assert_eq!(noticed(window, number(128)), None, "it is kept to");
+    let said = format!("{:?}", noticed(window, text("wide")));
+    assert_says(&said, &["wide", "expected"]);
 
     let layout = "llama.tensor_data_layout";
     assert_eq!(noticed(layout, text("Meta AI original pth")), None);
@@ -718,14 +711,18 @@ fn metadata_that_would_change_the_arithmetic_are_refused_by_name() {
         ("embedding_scale", Value::F32(12.0), Value::F32(1.0)),
         ("logit_scale", Value::F32(0.25), Value::F32(1.0)),
         ("residual_scale", Value::F32(0.22), Value::F32(1.0)),
-        ("rope.scaling.attn_factor", Value::F32(1.2), Value::F32(1.0)),
+        (
+            "rope.scaling.yarn_log_multiplier",
+            Value::F32(0.1),
+            Value::F32(0.0),
+        ),
         (
             "use_parallel_residual",
             Value::Bool(true),
             Value::Bool(false),
         ),
         ("logit_scale", text("x"), number(0)),
-        ("rope.scaling.type", text("longrope"), text("none")),
+        ("rope.scaling.type", text("ntk"), text("none")),
     ] {
         let key = format!("llama.{key}");
         let error = Draft::of(&workshop).with(&key, value).error(&workshop);

@@ -6,5 +6,5 @@ pub mod sequential;
 
 pub use restoration::{LayerRestoration, Restoration, restore, restore_module};
 
-pub(super) use difference::Difference;
+pub(super) use difference::{Around, Difference};
 pub(super) use restoration::restore_projection;

@@ -108,15 +108,17 @@ pub fn restore_projection(
             importance: importance(),
         })
     };
+    let nothing = || Restoration {
+        importance: importance(),
+        ..Restoration::default()
+    };
+    let normed = model.post_norm(module).is_some();
+    let few = (stats.count() as f64) < TOKENS_PER_FEATURE * stats.len() as f64;
     match (how, &stats.covariance) {
-        (Restore::None, _) => Ok(Restoration {
-            importance: importance(),
-            ..Restoration::default()
-        }),
+        (Restore::None, _) => Ok(nothing()),
+        (Restore::Auto, covariance) if normed && (few || covariance.is_none()) => Ok(nothing()),
         (Restore::Bias, _) | (Restore::Auto, None) => bias(),
-        (Restore::Auto, _) if (stats.count() as f64) < TOKENS_PER_FEATURE * stats.len() as f64 => {
-            bias()
-        }
+        (Restore::Auto, _) if few => bias(),
         // Where nothing stays there is nothing to predict from.
         (Restore::Lsq | Restore::Sequential | Restore::Auto, _) if kept.is_empty() => bias(),
         (Restore::Lsq | Restore::Sequential, None) => Err(PruneErrorKind::NoCovariance.into()),
@@ -126,6 +128,7 @@ pub fn restore_projection(
                 covariance,
                 kept,
                 removed: &removed,
+                through_origin: normed,
             };
             least_squares(model, weight, inputs, Drift::None).map_or_else(bias, Ok)
         }
@@ -140,6 +143,19 @@ pub struct Inputs<'a> {
     /// The inputs that stay and those that go, by ascending number.
     pub kept: &'a [usize],
     pub removed: &'a [usize],
+    /// The regression has no constant. So it is where a norm follows the projection: to tokens that a module answers with little, which the
+    /// norm makes as much of as of others, a constant would be all there is.
+    pub through_origin: bool,
+}
+
+impl Inputs<'_> {
+    /// The covariance of two inputs, or the mean of their product.
+    fn moment(&self, i: usize, j: usize) -> f64 {
+        match self.through_origin {
+            true => self.covariance.second_moment(i, j),
+            false => self.covariance.get(i, j),
+        }
+    }
 }
 
 /// Whether the regression also makes up for what the output lacks already.
@@ -162,27 +178,28 @@ pub(super) fn least_squares(
 ) -> Option<Restoration> {
     let Inputs {
         stats,
-        covariance,
         kept,
         removed,
+        through_origin,
+        ..
     } = inputs;
     let drift = drift == Drift::BehindInputs;
     let (k, d) = (kept.len(), weight.rows);
-    let mean_variance = kept.iter().map(|j| covariance.get(*j, *j)).sum::<f64>() / k as f64;
+    let mean_variance = kept.iter().map(|j| inputs.moment(*j, *j)).sum::<f64>() / k as f64;
     let mut c_kk = Mat::from_fn(k, k, |i, j| match i < j {
         true => 0.0, // Only the lower triangle is read.
-        false => covariance.get(kept[i], kept[j]),
+        false => inputs.moment(kept[i], kept[j]),
     });
     for i in 0..k {
         c_kk[(i, i)] += RIDGE * mean_variance;
     }
-    let c_kr = Mat::from_fn(k, removed.len(), |i, j| covariance.get(kept[i], removed[j]));
+    let c_kr = Mat::from_fn(k, removed.len(), |i, j| inputs.moment(kept[i], removed[j]));
 
     let w = weight.decode(&model.map);
     let w = MatRef::from_row_major_slice(&w, d, weight.cols);
     let w_r = Mat::from_fn(removed.len(), d, |i, j| f64::from(w[(j, removed[i])]));
     let mut delta = match drift {
-        true => Mat::from_fn(k, d, |i, j| covariance.get(kept[i], weight.cols + j)),
+        true => Mat::from_fn(k, d, |i, j| inputs.moment(kept[i], weight.cols + j)),
         false => Mat::zeros(k, d),
     };
     matmul(&mut delta, Accum::Add, &c_kr, &w_r, 1.0, Par::Seq);
@@ -205,7 +222,11 @@ pub(super) fn least_squares(
         }
         bias.push(sum as f32);
     }
-    bias.iter().all(|v| v.is_finite()).then_some(Restoration {
+    if through_origin {
+        bias.clear();
+    }
+    let finite = weights.iter().chain(&bias).all(|v| v.is_finite());
+    finite.then_some(Restoration {
         weights: Some(weights),
         bias,
         importance: kept.iter().map(|j| stats.mean_square(*j) as f32).collect(),

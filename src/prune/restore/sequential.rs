@@ -4,10 +4,13 @@
 //! With the residual streams r of the dense model and r̂ of the pruned one behind a module whose own projection still is whole,
 //! e = r − r̂ is how far the pruned model has drifted. The ridge regression of [`Restore::Lsq`] then has the
 //! target W_R x_R + e in place of W_R x_R: ΔWᵀ = (C_KK + λI)⁻¹ (C_KR W_Rᵀ + C_Ke) and bias W_R μ_R + μ_e − ΔW μ_K.
+//!
+//! Where a norm follows the projection, what it leaves is not what is added to the stream. Its drift e is then how far its own output
+//! has drifted, W (x − x̂) with x as the dense model and x̂ as the pruned one has it.
 
-use super::difference::Difference;
+use super::difference::{Around, Difference};
 use super::restoration::{Drift, Inputs, LayerRestoration, Restoration, least_squares};
-use crate::kernels::{Activations, Moments, Runtime};
+use crate::kernels::{Activations, Moments, Product, Runtime, matmul};
 use crate::model::{KvCache, Model, ModuleId, Scratch, Unobserved};
 use crate::prune::choose::LayerPlan;
 use crate::prune::collect::calibrate::{LEAST_TOKENS, SEQUENCE};
@@ -53,6 +56,8 @@ struct Sequence {
     dense: Vec<f32>,
     /// The residual stream of the pruned model, `[tokens, d]`.
     pruned: Vec<f32>,
+    /// The residual stream of the pruned model before the module at hand, where a norm follows its projection, `[tokens, d]`.
+    before: Vec<f32>,
     /// The input of the pruned model's projection at hand, with all of its features, `[tokens, in]`.
     input: Activations,
 }
@@ -75,6 +80,7 @@ impl Streams {
         let sequences = sequences.into_iter().map(|stream| Sequence {
             dense: stream.clone(),
             pruned: stream,
+            before: Vec::new(),
             input: Activations::default(),
         });
         Ok(Self {
@@ -128,17 +134,42 @@ impl Streams {
         // Inputs and drift side by side, so that one covariance has all that the regression needs.
         let mut stats = FeatureStats::with_covariance(weight.cols + d);
         let mut joint = Vec::new();
+        let normed = model.post_norm(module).is_some();
+        // Of a norm's projection, the dense model's input and how far the projection's output has drifted.
+        let (mut dense_input, mut drifts) = (Activations::default(), Vec::new());
         for sequence in sequences.iter_mut() {
             runtime.region(|team| {
                 scratch.set_residual(&sequence.dense);
-                model.run_modules(team, modules.clone(), cache, scratch, &mut Unobserved)?;
+                match normed {
+                    true => {
+                        let mut capture = Capture(&mut dense_input);
+                        model.run_modules(team, modules.clone(), cache, scratch, &mut capture)?;
+                    }
+                    false => {
+                        let unobserved = &mut Unobserved;
+                        model.run_modules(team, modules.clone(), cache, scratch, unobserved)?;
+                    }
+                }
                 sequence.dense.copy_from_slice(scratch.residual());
+                if normed {
+                    sequence.before.clone_from(&sequence.pruned);
+                }
                 scratch.set_residual(&sequence.pruned);
                 let mut capture = Capture(&mut sequence.input);
                 model.run_modules(team, modules.clone(), cache, scratch, &mut capture)?;
                 sequence.pruned.copy_from_slice(scratch.residual());
                 if whole {
                     return Ok(());
+                }
+                if normed {
+                    let (tokens, cols) = (dense_input.tokens(), dense_input.cols());
+                    let apart = dense_input.values().iter().zip(sequence.input.values());
+                    let apart: Vec<f32> = apart.map(|(dense, pruned)| dense - pruned).collect();
+                    dense_input.begin(tokens, cols).copy_from_slice(&apart);
+                    drifts.resize(tokens.count * d, 0.0);
+                    let weights = weight.view(&model.map);
+                    let out = &mut drifts[..];
+                    matmul(team, &mut dense_input, &mut [Product { weights, out }]);
                 }
                 let width = weight.cols + d;
                 joint.resize(sequence.input.tokens().count * width, 0.0);
@@ -147,6 +178,9 @@ impl Streams {
                     input.copy_from_slice(
                         &sequence.input.values()[t * weight.cols..][..weight.cols],
                     );
+                    if normed {
+                        return drift.copy_from_slice(&drifts[t * d..][..d]);
+                    }
                     let streams = sequence.dense[t * d..]
                         .iter()
                         .zip(&sequence.pruned[t * d..]);
@@ -176,14 +210,19 @@ impl Streams {
                 .ok_or(PruneErrorKind::NoCovariance)?,
             kept,
             removed: &removed,
+            through_origin: normed,
         };
         let restored = least_squares(model, weight, inputs, Drift::BehindInputs)
             .ok_or(PruneErrorKind::not_finite(module))?;
-        let difference = Difference::new(model, weight, kept, &restored);
+        let difference = Difference::new(model, module, kept, &restored);
         let mut change = Vec::new();
         for sequence in sequences {
             runtime.region(|team| {
-                difference.apply(team, &mut sequence.input, &sequence.pruned, &mut change);
+                let around = Around {
+                    before: &sequence.before,
+                    behind: &sequence.pruned,
+                };
+                difference.apply(team, &mut sequence.input, around, &mut change);
             });
             sequence.pruned.copy_from_slice(&change);
         }

@@ -159,6 +159,12 @@ typedef struct fk_kv_head {
     size_t head_dim;
 } fk_kv_head;
 
+/* The positions [begin, end) that a query sees; begin < end. */
+typedef struct fk_sight {
+    size_t begin;
+    size_t end;
+} fk_sight;
+
 /* A factor of a product of floats: the value for place `line` of the output's rows (or columns) and place k of the sum is
  * values[line * line_stride + k * sum_stride]. One of the strides is 1. */
 typedef struct fk_factor {
@@ -218,8 +224,14 @@ typedef struct fk_kernels {
     /* Rotates pairs (x[2i], x[2i + 1]) by angles given as cosines and sines, i < pairs. */
     void (*rope)(float *x, const float *cosines, const float *sines, size_t pairs);
 
+    /* The same for pairs (x[i], x[i + pairs]). */
+    void (*rope_halves)(float *x, const float *cosines, const float *sines, size_t pairs);
+
     /* out = silu(gate) * up, n values. out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
+
+    /* out = gelu(gate) * up, in the form with tanh, n values. out may be gate. */
+    void (*gelu_mul)(const float *gate, const float *up, size_t n, float *out);
 
     /* x += y, n values. */
     void (*add)(float *x, const float *y, size_t n);
@@ -230,15 +242,15 @@ typedef struct fk_kernels {
     /* Tokens whose queries are best attended to together. */
     size_t attend_tokens;
 
-    /* Floats of scratch that attend needs. */
+    /* Floats of scratch that attend needs where sights end at `positions` at most. */
     size_t (*attend_scratch)(fk_phase phase, size_t queries, size_t head_dim, size_t positions);
 
-    /* Attention of `queries` query vectors q [queries, head_dim] to one KV head; query i sees positions
-     * [0, visible[i]), visible[i] >= 1. In the decode phase the queries are those of one token. scale multiplies the scores.
-     * Writes out [queries, head_dim] and, unless it is null, log_sums [queries]: the logarithm of the sum of e^score, by which
+    /* Attention of `queries` query vectors q [queries, head_dim] to one KV head; query i sees the positions sights[i]. In the
+     * decode phase the queries are those of one token. scale multiplies the scores, which then become cap * tanh(score / cap)
+     * unless cap is 0. Writes out [queries, head_dim] and, unless it is null, log_sums [queries]: the logarithm of the sum of e^score, by which
      * results for parts of the positions are joined. */
-    void (*attend)(fk_phase phase, const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
-                   float *out, float *log_sums, float *scratch);
+    void (*attend)(fk_phase phase, const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv, float scale,
+                   float cap, float *out, float *log_sums, float *scratch);
 } fk_kernels;
 
 /* The kernels for an instruction set; NULL if they were not compiled in or the processor lacks it. */

@@ -943,6 +943,16 @@ static void check_elements(void) {
             }
             expect(t, n % 2 == 0 || out[n - 1] == x[n - 1], "rope: touches what is in no pair");
 
+            memcpy(out, x, n * sizeof *x);
+            t->kernels->rope_halves(out, cosines, sines, n / 2);
+            for (size_t i = 0; i < n / 2; i++) {
+                double a = x[i], b = x[n / 2 + i], size = (fabs(a) + fabs(b)) * 2e-7;
+                expect(t, near(out[i], a * cosines[i] - b * sines[i], size) &&
+                              near(out[n / 2 + i], a * sines[i] + b * cosines[i], size),
+                       "rope_halves: pair %zu of %zu", i, n / 2);
+            }
+            expect(t, n % 2 == 0 || out[n - 1] == x[n - 1], "rope_halves: touches what is in no pair");
+
             float *gate = floats(n);
             for (size_t i = 0; i < n; i++)
                 gate[i] = out[i] = n % 4 == 3 ? random_in(-1000, 1000) : random_in(-95, 95);
@@ -951,6 +961,15 @@ static void check_elements(void) {
                 double expected = gate[i] / (1 + exp(-(double)gate[i])) * y[i];
                 expect(t, near(out[i], expected, fabs(expected) * 2e-6 + 1e-35), "silu_mul: %g times %g: %g for %g",
                        gate[i], y[i], out[i], expected);
+            }
+            for (size_t i = 0; i < n; i++) gate[i] = out[i] = n % 4 == 3 ? random_in(-1000, 1000) : random_in(-7, 7);
+            t->kernels->gelu_mul(out, y, n, out);
+            for (size_t i = 0; i < n; i++) {
+                double g = gate[i], u = 0.7978845608028654 * (g + 0.044715 * g * g * g);
+                double expected = g / (1 + exp(-2 * u)) * y[i];
+                /* The exponent is a float. */
+                expect(t, near(out[i], expected, fabs(expected) * (2e-6 + 3e-7 * fabs(u)) + 1e-35),
+                       "gelu_mul: %g times %g: %g for %g", g, y[i], out[i], expected);
             }
             release(mark);
         }
@@ -1072,25 +1091,28 @@ static int in_bfloats(const struct table *t, fk_phase phase, size_t queries) {
 }
 
 /* Attends to the queries from `begin` on. */
-static void attend_to(const struct table *t, fk_phase phase, const float *q, size_t begin, size_t end, const size_t *visible,
-                      const fk_kv_head *kv, float scale, float *out) {
+static void attend_to(const struct table *t, fk_phase phase, const float *q, size_t begin, size_t end, const fk_sight *sights,
+                      const fk_kv_head *kv, float scale, float cap, float *out) {
     const size_t mark = area_count, count = end - begin, dim = kv->head_dim;
     size_t most = 0;
-    for (size_t i = begin; i < end; i++) most = visible[i] > most ? visible[i] : most;
+    for (size_t i = begin; i < end; i++) most = sights[i].end > most ? sights[i].end : most;
     float *scratch = floats(t->kernels->attend_scratch(phase, count, dim, most)), *own = floats(count * dim);
-    t->kernels->attend(phase, q + begin * dim, count, visible + begin, kv, scale, own, 0, scratch);
+    t->kernels->attend(phase, q + begin * dim, count, sights + begin, kv, scale, cap, own, 0, scratch);
     memcpy(out + begin * dim, own, count * dim * sizeof *out);
     release(mark);
 }
 
-/* Queries of tokens that have `step` each, the first of which sees `first` positions. In the decode phase they are of one. */
-static void check_attention_of(fk_type type, fk_phase phase, size_t head_dim, size_t queries, size_t first, size_t step,
-                               float size) {
+/* Queries of tokens that have `step` each, the first of which sees the positions before `first`, but no more than `window`, unless that
+ * is 0. In the decode phase they are of one. */
+static void check_sights_of(fk_type type, fk_phase phase, size_t head_dim, size_t queries, size_t first, size_t step, float size,
+                            size_t window, float cap) {
     const size_t mark = area_count;
-    size_t *visible = guarded(queries * sizeof *visible, 0), positions = 0;
+    fk_sight *sights = guarded(queries * sizeof *sights, 0);
+    size_t positions = 0;
     for (size_t i = 0; i < queries; i++) {
-        visible[i] = first + i / step;
-        positions = visible[i] > positions ? visible[i] : positions;
+        const size_t end = first + i / step;
+        sights[i] = (fk_sight){window && end > window ? end - window : 0, end};
+        positions = end > positions ? end : positions;
     }
     float *q = floats(queries * head_dim);
     fill_normal(q, queries * head_dim, size);
@@ -1100,16 +1122,17 @@ static void check_attention_of(fk_type type, fk_phase phase, size_t head_dim, si
     double *expected = guarded(queries * head_dim * sizeof *expected, 0), *score = guarded(positions * sizeof *score, 0);
     for (size_t i = 0; i < queries; i++) {
         double peak = -INFINITY, sum = 0;
-        for (size_t p = 0; p < visible[i]; p++) {
+        for (size_t p = sights[i].begin; p < sights[i].end; p++) {
             score[p] = 0;
             for (size_t d = 0; d < head_dim; d++) score[p] += (double)q[i * head_dim + d] * cache.keys[p * head_dim + d];
             score[p] *= scale;
+            if (cap != 0) score[p] = cap * tanh(score[p] / cap);
             peak = fmax(peak, score[p]);
         }
-        for (size_t p = 0; p < visible[i]; p++) sum += score[p] = exp(score[p] - peak);
+        for (size_t p = sights[i].begin; p < sights[i].end; p++) sum += score[p] = exp(score[p] - peak);
         for (size_t d = 0; d < head_dim; d++) {
             double total = 0;
-            for (size_t p = 0; p < visible[i]; p++)
+            for (size_t p = sights[i].begin; p < sights[i].end; p++)
                 if (score[p] > 0) total += score[p] / sum * cache.values[p * head_dim + d];
             expected[i * head_dim + d] = total;
         }
@@ -1117,7 +1140,7 @@ static void check_attention_of(fk_type type, fk_phase phase, size_t head_dim, si
     for EACH_TABLE (t) {
         const size_t inner = area_count;
         float *out = floats(queries * head_dim), *cut = floats(queries * head_dim);
-        attend_to(t, phase, q, 0, queries, visible, &cache.kv, scale, out);
+        attend_to(t, phase, q, 0, queries, sights, &cache.kv, scale, cap, out);
         for (size_t i = 0; i < queries * head_dim; i++) {
             /* Scores are sums of float products, so that what is added to an exponent grows with them. */
             const double allowed = in_bfloats(t, phase, queries) ? 3e-2 : 2e-5;
@@ -1129,7 +1152,8 @@ static void check_attention_of(fk_type type, fk_phase phase, size_t head_dim, si
         /* However the tokens are cut, each has what it has together with the others. */
         for (size_t some = step; some < queries && phase == FK_PHASE_PREFILL; some += step) {
             for (size_t begin = 0; begin < queries; begin += some)
-                attend_to(t, phase, q, begin, begin + some < queries ? begin + some : queries, visible, &cache.kv, scale, cut);
+                attend_to(t, phase, q, begin, begin + some < queries ? begin + some : queries, sights, &cache.kv, scale, cap,
+                          cut);
             int same = 1;
             for (size_t i = 0; i < queries * head_dim; i++) same &= cut[i] == out[i];
             expect(t, same, "attend: head_dim %zu, %zu queries from %zu on, cut by %zu: differ from the same at once", head_dim,
@@ -1138,6 +1162,28 @@ static void check_attention_of(fk_type type, fk_phase phase, size_t head_dim, si
         release(inner);
     }
     release(mark);
+}
+
+static void check_attention_of(fk_type type, fk_phase phase, size_t head_dim, size_t queries, size_t first, size_t step,
+                               float size) {
+    check_sights_of(type, phase, head_dim, queries, first, step, size, 0, 0);
+}
+
+/* Windows that begin in the first tile and behind it, at its borders and not; and capped scores. */
+static void check_windows(void) {
+    static const size_t windows[] = {0, 1, 5, 63, 64, 65, 100};
+    for (size_t w = 0; w < COUNT(windows); w++)
+        for (int capped = 0; capped < 2; capped++) {
+            const float cap = capped ? 2 : 0;
+            for (size_t dim = 16; dim <= 256; dim *= 4) {
+                check_sights_of(FK_TYPE_F16, FK_PHASE_PREFILL, dim, 40, 50, 1, 1, windows[w], cap);
+                check_sights_of(FK_TYPE_F16, FK_PHASE_PREFILL, dim, 100, 1, 1, 1, windows[w], cap);
+                check_sights_of(FK_TYPE_F16, FK_PHASE_PREFILL, dim, 64, 190, 3, 1, windows[w], cap);
+                check_sights_of(FK_TYPE_F16, FK_PHASE_DECODE, dim, 3, 130, 3, 1, windows[w], cap);
+                check_sights_of(FK_TYPE_F16, FK_PHASE_DECODE, dim, 17, 130, 17, 1, windows[w], cap);
+                if (dim % FK_BLOCK == 0) check_sights_of(FK_TYPE_Q8_0, FK_PHASE_DECODE, dim, 5, 97, 5, 1, windows[w], cap);
+            }
+        }
 }
 
 static void check_attention(void) {
@@ -1179,6 +1225,7 @@ static const struct {
     {"extreme scales", check_extreme_scales}, {"not finite", check_not_finite}, {"quantize", check_quantize},
     {"dequantize", check_dequantize}, {"to_half", check_to_half},         {"elements", check_elements},
     {"moments", check_moments},       {"multiply", check_multiply},       {"attention", check_attention},
+    {"windows", check_windows},
 };
 
 /* Whether exactly the tables that the arguments name are there. */

@@ -23,6 +23,15 @@ INLINE vf load_kv(fk_type type, const uint8_t *row, size_t d) {
     return to_float(widen_signed(block + 2 + d % FK_BLOCK)) * half_at(block);
 }
 
+/* In place, of plain products: those whose scores are cap * tanh(score / cap). Products that are 0 stay so. */
+static void cap_scores(float *x, size_t n, float scale, float cap) {
+    const float in = 2 * scale / cap, out = cap / scale;
+    size_t i = 0;
+    /* tanh y = 1 - 2 / (1 + e^2y) */
+    for (; i + FK_LANES <= n; i += FK_LANES) store(x + i, out - 2 * out / (1.0f + vexp(load(x + i) * in)));
+    if (i < n) store_some(x + i, out - 2 * out / (1.0f + vexp(load_some(x + i, n - i) * in)), n - i);
+}
+
 #if FK_AMX
 #include "tiled_attention.h"
 
@@ -220,18 +229,21 @@ INLINE void few_outputs(fk_type type, int queries, int vectors, const float *wei
         UNROLL for (int v = 0; v < vectors; v++) store(out + i * kv->head_dim + d + v * FK_LANES, sum[i][v] * norms[i]);
 }
 
-INLINE void attend_together(fk_type type, int queries, const float *q, const size_t *visible, const fk_kv_head *kv,
-                            float scale, float *out, float *log_sums, float *scores, size_t pitch) {
+INLINE void attend_together(fk_type type, int queries, const float *q, const fk_sight *sights, const fk_kv_head *kv,
+                            float scale, float cap, float *out, float *log_sums, float *scores, size_t pitch) {
     const size_t dim = kv->head_dim;
     float norms[FEW_QUERIES];
     size_t last = 0;
-    for (int i = 0; i < queries; i++) last = visible[i] > last ? visible[i] : last;
+    for (int i = 0; i < queries; i++) last = sights[i].end > last ? sights[i].end : last;
     few_scores(type, queries, q, kv, last, scores, pitch);
     for (int i = 0; i < queries; i++) {
+        const size_t begin = sights[i].begin, end = sights[i].end;
         float *row = scores + i * pitch;
-        const float peak = scale * peak_of(row, visible[i], -INFINITY);
-        const float sum = exponentials(row, visible[i], scale, peak);
-        for (size_t p = visible[i]; p < last; p++) row[p] = 0;
+        if (cap != 0) cap_scores(row + begin, end - begin, scale, cap);
+        const float peak = scale * peak_of(row + begin, end - begin, -INFINITY);
+        const float sum = exponentials(row + begin, end - begin, scale, peak);
+        for (size_t p = 0; p < begin; p++) row[p] = 0;
+        for (size_t p = end; p < last; p++) row[p] = 0;
         norms[i] = 1.0f / sum;
         if (log_sums) log_sums[i] = peak + logf(sum);
     }
@@ -248,15 +260,15 @@ INLINE void attend_together(fk_type type, int queries, const float *q, const siz
         }
 }
 
-INLINE void attend_few_of(fk_type type, const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv,
-                          float scale, float *out, float *log_sums, float *scores) {
+INLINE void attend_few_of(fk_type type, const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv,
+                          float scale, float cap, float *out, float *log_sums, float *scores) {
     size_t last = 0;
-    for (size_t i = 0; i < queries; i++) last = visible[i] > last ? visible[i] : last;
+    for (size_t i = 0; i < queries; i++) last = sights[i].end > last ? sights[i].end : last;
     const size_t pitch = few_pitch(last);
     for (size_t i = 0; i < queries; i += FEW_QUERIES) {
         const size_t at = i * kv->head_dim;
         float *logs = log_sums ? log_sums + i : 0;
-#define TOGETHER(N) attend_together(type, N, q + at, visible + i, kv, scale, out + at, logs, scores, pitch)
+#define TOGETHER(N) attend_together(type, N, q + at, sights + i, kv, scale, cap, out + at, logs, scores, pitch)
         switch (queries - i) {
         case 1: TOGETHER(1); break;
         case 2: TOGETHER(2); break;
@@ -267,20 +279,25 @@ INLINE void attend_few_of(fk_type type, const float *q, size_t queries, const si
     }
 }
 
-static void attend_few(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
-                       float *out, float *log_sums, float *scores) {
+static void attend_few(const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv, float scale,
+                       float cap, float *out, float *log_sums, float *scores) {
     if (kv->type == FK_TYPE_Q8_0)
-        attend_few_of(FK_TYPE_Q8_0, q, queries, visible, kv, scale, out, log_sums, scores);
+        attend_few_of(FK_TYPE_Q8_0, q, queries, sights, kv, scale, cap, out, log_sums, scores);
     else
-        attend_few_of(FK_TYPE_F16, q, queries, visible, kv, scale, out, log_sums, scores);
+        attend_few_of(FK_TYPE_F16, q, queries, sights, kv, scale, cap, out, log_sums, scores);
 }
 
 /* ---- blocks of queries ---- */
 
+/* A position, counted from the first of a tile of so many; those before and behind it are its ends. */
+INLINE size_t in_tile(size_t position, size_t from, size_t positions) {
+    return position <= from ? 0 : position - from < positions ? position - from : positions;
+}
+
 /* Blocks of queries against tiles of positions with an online softmax (Milakov and Gimelshein, arXiv 1805.02867): when a
  * tile raises a query's maximum, what it has summed so far is scaled down. */
-static void attend_tiled(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
-                         float *out, float *log_sums, float *scratch) {
+static void attend_tiled(const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv, float scale,
+                         float cap, float *out, float *log_sums, float *scratch) {
     const size_t dim = kv->head_dim;
     const size_t padded = (dim + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
     float *scores = scratch;
@@ -296,7 +313,7 @@ static void attend_tiled(const float *q, size_t queries, const size_t *visible, 
     for (size_t i = 0; i < queries; i++) {
         peaks[i] = -INFINITY;
         sums[i] = 0;
-        last = visible[i] > last ? visible[i] : last;
+        last = sights[i].end > last ? sights[i].end : last;
     }
     memset(total, 0, queries * padded * sizeof *total);
 
@@ -319,17 +336,19 @@ static void attend_tiled(const float *q, size_t queries, const size_t *visible, 
         }
         for (size_t i = 0; i < queries; i++) {
             float *row = scores + i * ATTEND_TILE;
-            size_t seen = visible[i] <= from ? 0 : visible[i] - from < positions ? visible[i] - from : positions;
-            if (seen > 0) {
-                float peak = peak_of(row, seen, peaks[i]);
+            const size_t begin = in_tile(sights[i].begin, from, positions), end = in_tile(sights[i].end, from, positions);
+            if (begin < end) {
+                if (cap != 0) cap_scores(row + begin, end - begin, scale, cap);
+                float peak = peak_of(row + begin, end - begin, peaks[i]);
                 float shrink = peaks[i] == peak ? 1 : peaks[i] == -INFINITY ? 0 : expf(scale * (peaks[i] - peak));
-                sums[i] = sums[i] * shrink + exponentials(row, seen, scale, scale * peak);
+                sums[i] = sums[i] * shrink + exponentials(row + begin, end - begin, scale, scale * peak);
                 peaks[i] = peak;
                 float *so_far = total + i * padded;
                 if (shrink != 1)
                     for (size_t d = 0; d < padded; d++) so_far[d] *= shrink;
             }
-            memset(row + seen, 0, (ATTEND_TILE - seen) * sizeof *row);
+            memset(row, 0, begin * sizeof *row);
+            memset(row + end, 0, (ATTEND_TILE - end) * sizeof *row);
         }
         /* Values lie position by position already, as a panel wants them. */
         for (size_t d = 0; d < dim; d += GEMM_ROWS) {
@@ -354,16 +373,16 @@ static void attend_tiled(const float *q, size_t queries, const size_t *visible, 
     }
 }
 
-static void attend(fk_phase phase, const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
-                   float *out, float *log_sums, float *scratch) {
+static void attend(fk_phase phase, const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv, float scale,
+                   float cap, float *out, float *log_sums, float *scratch) {
 #if FK_AMX
     if (wants_query_tiles(phase, queries)) {
-        attend_in_tiles(q, queries, visible, kv, scale, out, log_sums, scratch);
+        attend_in_tiles(q, queries, sights, kv, scale, cap, out, log_sums, scratch);
         return;
     }
 #endif
     if (wants_few(phase, queries))
-        attend_few(q, queries, visible, kv, scale, out, log_sums, scratch);
+        attend_few(q, queries, sights, kv, scale, cap, out, log_sums, scratch);
     else
-        attend_tiled(q, queries, visible, kv, scale, out, log_sums, scratch);
+        attend_tiled(q, queries, sights, kv, scale, cap, out, log_sums, scratch);
 }

@@ -19,6 +19,21 @@ static void rope(float *x, const float *cosines, const float *sines, size_t pair
     }
 }
 
+static void rope_halves(float *x, const float *cosines, const float *sines, size_t pairs) {
+    float *y = x + pairs;
+    size_t i = 0;
+    for (; i + FK_LANES <= pairs; i += FK_LANES) {
+        const vf a = load(x + i), b = load(y + i), c = load(cosines + i), s = load(sines + i);
+        store(x + i, a * c - b * s);
+        store(y + i, a * s + b * c);
+    }
+    for (; i < pairs; i++) {
+        const float a = x[i], b = y[i];
+        x[i] = a * cosines[i] - b * sines[i];
+        y[i] = a * sines[i] + b * cosines[i];
+    }
+}
+
 /* x / (1 + e^-x) */
 INLINE vf silu(vf x) { return x / (1.0f + vexp(-x)); }
 
@@ -26,6 +41,15 @@ static void silu_mul(const float *gate, const float *up, size_t n, float *out) {
     size_t i = 0;
     for (; i + FK_LANES <= n; i += FK_LANES) store(out + i, silu(load(gate + i)) * load(up + i));
     if (i < n) store_some(out + i, silu(load_some(gate + i, n - i)) * load_some(up + i, n - i), n - i);
+}
+
+/* x (1 + tanh u) / 2 = x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3) */
+INLINE vf gelu(vf x) { return x / (1.0f + vexp(-1.59576912f * (x + 0.044715f * x * x * x))); }
+
+static void gelu_mul(const float *gate, const float *up, size_t n, float *out) {
+    size_t i = 0;
+    for (; i + FK_LANES <= n; i += FK_LANES) store(out + i, gelu(load(gate + i)) * load(up + i));
+    if (i < n) store_some(out + i, gelu(load_some(gate + i, n - i)) * load_some(up + i, n - i), n - i);
 }
 
 static void add(float *x, const float *y, size_t n) {

@@ -30,7 +30,7 @@ static size_t tiled_attend_scratch(size_t queries, size_t head_dim) {
            + FK_TILE / 2                                   /* a tile to transpose */
            + ATTEND_TILE * QUERY_TILE                      /* scores */
            + s.query_tiles * s.value_tiles * 16 * QUERY_TILE /* the output so far */
-           + s.query_tiles * 3 * QUERY_TILE + 16;          /* peaks, sums, visible positions; alignment */
+           + s.query_tiles * 4 * QUERY_TILE + 16;          /* peaks, sums, sights; alignment */
 }
 
 /* Values d to d + 15 of a row of the cache that has `dim` values; those beyond are 0. A row that does not exist has dim 0. */
@@ -154,32 +154,39 @@ static void tile_output(const uint16_t *values, const uint16_t *weights, size_t 
     compiler_barrier();
 }
 
-/* The lanes whose query sees position p: all of them if `whole`. */
-INLINE __mmask16 sees(vi visible, int p, int whole) {
-    return whole ? 0xffff : _mm512_cmpgt_epi32_mask((__m512i)visible, _mm512_set1_epi32(p));
+/* What the queries of a tile see. */
+typedef struct tile_sight {
+    vi begin, end;
+} tile_sight;
+
+/* The lanes whose query sees a position from p to p + count - 1: all of them if `whole`. */
+INLINE __mmask16 sees(tile_sight sight, int p, int count, int whole) {
+    return whole ? 0xffff
+                 : _mm512_cmpgt_epi32_mask((__m512i)sight.end, _mm512_set1_epi32(p)) &
+                       _mm512_cmplt_epi32_mask((__m512i)sight.begin, _mm512_set1_epi32(p + count));
 }
 
 /* Turns one tile of scores into weights for the values, raises the lanes' peaks and adds to their sums. Returns the factor by
- * which what they summed before shrinks. `visible` counts from the tile's first position; `whole` says that every lane sees
+ * which what they summed before shrinks. `sight` counts from the tile's first position; `whole` says that every lane sees
  * every position. */
-INLINE vf tile_softmax(const float *scores, int positions, vi visible, int whole, float scale, vf *peaks, vf *sums,
+INLINE vf tile_softmax(const float *scores, int positions, tile_sight sight, int whole, float scale, vf *peaks, vf *sums,
                        uint16_t *weights) {
     const __m512 none = _mm512_set1_ps(-INFINITY);
     const __m512i ones = _mm512_set1_epi16(0x3f80);
     __m512 peak = (__m512)*peaks;
     for (int p = 0; p < positions; p++)
-        peak = _mm512_max_ps(_mm512_mask_blend_ps(sees(visible, p, whole), none, _mm512_load_ps(scores + 16 * p)), peak);
+        peak = _mm512_max_ps(_mm512_mask_blend_ps(sees(sight, p, 1, whole), none, _mm512_load_ps(scores + 16 * p)), peak);
     const vf offset = (vf)peak * scale;
     /* Exactly 1 for lanes that see nothing here, since the compiler may round the two products differently: what comes out
      * for a query must not depend on whether others in its tile see more. */
-    const vf shrink = (vf)_mm512_mask_mov_ps(_mm512_set1_ps(1), sees(visible, 0, whole),
+    const vf shrink = (vf)_mm512_mask_mov_ps(_mm512_set1_ps(1), sees(sight, 0, ATTEND_TILE, whole),
                                              (__m512)rough_exp2(*peaks * scale - offset));
     vf sum = *sums * shrink;
     for (int p = 0; p < positions; p += 2) {
         vf e[2];
         UNROLL for (int i = 0; i < 2; i++) {
             e[i] = rough_exp2((vf)_mm512_load_ps(scores + 16 * (p + i)) * scale - offset);
-            e[i] = (vf)_mm512_maskz_mov_ps(sees(visible, p + i, whole), (__m512)e[i]);
+            e[i] = (vf)_mm512_maskz_mov_ps(sees(sight, p + i, 1, whole), (__m512)e[i]);
         }
         /* Sums are of the rounded weights, since these are what the values are multiplied with. */
         __m512i two = pairs_of(e[0], e[1]);
@@ -192,8 +199,8 @@ INLINE vf tile_softmax(const float *scores, int positions, vi visible, int whole
 }
 
 /* attend for QUERY_TILE queries and more. */
-static void attend_in_tiles(const float *q, size_t queries, const size_t *visible, const fk_kv_head *kv, float scale,
-                            float *out, float *log_sums, float *scratch) {
+static void attend_in_tiles(const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv, float scale,
+                            float cap, float *out, float *log_sums, float *scratch) {
     const size_t dim = kv->head_dim;
     const attend_shape shape = shape_of_attention(queries, dim);
     const size_t steps = shape.key_steps, value_tiles = shape.value_tiles;
@@ -206,7 +213,7 @@ static void attend_in_tiles(const float *q, size_t queries, const size_t *visibl
     float *total = scores + ATTEND_TILE * QUERY_TILE;
     vf *peaks = (vf *)(total + shape.query_tiles * value_tiles * 16 * QUERY_TILE);
     vf *sums = peaks + shape.query_tiles;
-    vi *sight = (vi *)(sums + shape.query_tiles);
+    tile_sight *tile_sights = (tile_sight *)(sums + shape.query_tiles);
 
     size_t last = 0;
     for (size_t tile = 0; tile < shape.query_tiles; tile++) {
@@ -216,13 +223,15 @@ static void attend_in_tiles(const float *q, size_t queries, const size_t *visibl
         sums[tile] = (vf){0};
         for (size_t i = 0; i < QUERY_TILE; i++) {
             /* Lanes without a query see what the last query sees. */
-            const size_t seen = visible[first + (i < count ? i : count - 1)];
-            sight[tile][i] = (int32_t)seen;
-            last = seen > last ? seen : last;
+            const fk_sight sight = sights[first + (i < count ? i : count - 1)];
+            tile_sights[tile].begin[i] = (int32_t)sight.begin;
+            tile_sights[tile].end[i] = (int32_t)sight.end;
+            last = sight.end > last ? sight.end : last;
         }
     }
 
     /* Scores for powers of 2 instead of e. */
+    const float plain_scale = scale;
     scale *= 1.44269504f;
     begin_tiles();
     for (size_t from = 0; from < last; from += ATTEND_TILE) {
@@ -235,20 +244,25 @@ static void attend_in_tiles(const float *q, size_t queries, const size_t *visibl
             tile_values(FK_TYPE_F16, kv, from / ATTEND_TILE, positions, value_tiles, values, turning);
         }
         for (size_t tile = 0; tile < shape.query_tiles; tile++) {
-            const vi seen = sight[tile] - (int32_t)from;
-            const int most = (int)_mm512_reduce_max_epi32((__m512i)seen), least = (int)_mm512_reduce_min_epi32((__m512i)seen);
-            if (most <= 0) continue;
+            const tile_sight seen = {tile_sights[tile].begin - (int32_t)from, tile_sights[tile].end - (int32_t)from};
+            const int first = (int)_mm512_reduce_min_epi32((__m512i)seen.begin);
+            const int most = (int)_mm512_reduce_max_epi32((__m512i)seen.end);
+            if (most <= 0 || first >= ATTEND_TILE) continue;
+            /* Every lane sees every position; and none has seen any before. */
+            const int whole = _mm512_reduce_max_epi32((__m512i)seen.begin) <= 0 &&
+                              _mm512_reduce_min_epi32((__m512i)seen.end) >= ATTEND_TILE;
+            const int fresh = first >= 0;
             float *so_far = total + tile * value_tiles * 256;
             const int tiles = most > ATTEND_TILE ? POSITION_TILES : (most + 15) / 16;
             const int used = (tiles + 1) / 2;
             tile_scores(keys, query_tiles + tile * steps * FK_TILE, steps, tiles, scores);
-            const vf shrink = least >= ATTEND_TILE
-                                  ? tile_softmax(scores, ATTEND_TILE, seen, 1, scale, peaks + tile, sums + tile, weights)
-                                  : tile_softmax(scores, used * FK_TILE_COLS, seen, 0, scale, peaks + tile, sums + tile,
-                                                 weights);
-            if (from > 0 && _mm512_cmpneq_ps_mask((__m512)shrink, _mm512_set1_ps(1)) != 0)
+            if (cap != 0) cap_scores(scores, (size_t)tiles * 256, plain_scale, cap);
+            const vf shrink =
+                whole ? tile_softmax(scores, ATTEND_TILE, seen, 1, scale, peaks + tile, sums + tile, weights)
+                      : tile_softmax(scores, used * FK_TILE_COLS, seen, 0, scale, peaks + tile, sums + tile, weights);
+            if (!fresh && _mm512_cmpneq_ps_mask((__m512)shrink, _mm512_set1_ps(1)) != 0)
                 for (size_t d = 0; d < 16 * value_tiles; d++) store(so_far + 16 * d, load(so_far + 16 * d) * shrink);
-            tile_output(values, weights, value_tiles, used, from == 0, so_far);
+            tile_output(values, weights, value_tiles, used, fresh, so_far);
         }
     }
     end_tiles();
