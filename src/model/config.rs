@@ -243,7 +243,7 @@ impl Config {
     /// Whether layer l, by its number in the file, turns queries and keys.
     pub(super) fn rotates(&self, l: usize) -> bool {
         let every = self.family().unrotated_every;
-        every.is_none_or(|every| (l + 1) % every != 0)
+        every.is_none_or(|every| !(l + 1).is_multiple_of(every))
     }
 
     pub fn layers(&self) -> usize {
@@ -338,7 +338,7 @@ fn windows(
         Some(_) => file.get::<usize>(&pattern)?.filter(|every| *every > 0),
         None => family.global_every,
     };
-    let global = |l: usize| every.is_some_and(|every| (l + 1) % every == 0);
+    let global = |l: usize| every.is_some_and(|every| (l + 1).is_multiple_of(every));
     Ok((0..layers).map(|l| window.filter(|_| !global(l))).collect())
 }
 

@@ -286,7 +286,7 @@ impl Reference<'_> {
 
     /// The frequency of each pair in layer l, and by what cosines and sines are multiplied; `None` where nothing is turned.
     fn turns(&self, l: usize) -> Option<(Vec<f64>, f64)> {
-        if self.draft.is(&["smollm3"]) && (l + 1) % 4 == 0 {
+        if self.draft.is(&["smollm3"]) && (l + 1).is_multiple_of(4) {
             return None;
         }
         let local = self.draft.is(&["gemma3"]) && self.window(l).is_some();
@@ -350,7 +350,7 @@ impl Reference<'_> {
             "gemma3" => 6,
             _ => usize::MAX,
         };
-        ((l + 1) % global_every != 0).then_some(window)
+        (!(l + 1).is_multiple_of(global_every)).then_some(window)
     }
 
     fn turn(&self, head: &mut [f64], position: usize, (frequencies, magnitude): &(Vec<f64>, f64)) {
