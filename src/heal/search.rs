@@ -29,13 +29,14 @@ use crate::prune::{
     Plan, Profile, PruneError, Restoration, Restore, Shares, inputs_per_unit, restore_module,
 };
 
-/// A step is this share of an MLP's weights, in whole blocks, or of as many weights a head.
+/// The share of an MLP's weights that a step adds or removes, rounded up to whole blocks. A step of attention is one head.
 const STEP: f64 = 1.0 / 24.0;
-/// The share of all modules that change in the first round.
+/// The share of all modules that may change in the first round.
 const FIRST: f64 = 0.5;
 
 /// What the curvature of single positions is multiplied by, since a change at one position also acts on those behind it.
 const CURVATURE: f64 = 1.5;
+/// Of the tokens that are drawn from predictions for the curvature: the same in every round, so that rounds can be compared.
 const SEED: u64 = 0;
 
 /// About as many bytes as a search takes at its peak beside the model.
@@ -75,8 +76,9 @@ pub struct Search<'m> {
     pub restore: Restore,
     /// The plan to begin with.
     pub shares: Shares,
-    /// What it is measured on.
+    /// Tokens that it is measured on, which statistics have not seen; whole sequences of 256 of them are used.
     pub text: &'m [u32],
+    /// The token that stands in front of every sequence; `None` where the model wants none.
     pub bos: Option<u32>,
     /// Plans that are tried at most.
     pub plans: usize,
@@ -94,6 +96,7 @@ struct State<'m> {
 /// A change of one module: a step more of it goes, or a step comes back.
 struct Move {
     module: ModuleId,
+    /// How many of the module's units are gone behind it.
     gone: usize,
     /// Parameters that it frees; negative where some come back.
     freed: f64,
@@ -105,6 +108,7 @@ struct Move {
 }
 
 impl Move {
+    /// What it costs, or brings, in nats a token for each parameter.
     fn price(&self) -> f64 {
         self.cost / self.freed
     }
@@ -243,7 +247,7 @@ impl<'m> Search<'m> {
         })
     }
 
-    /// For every module the changes to other numbers of units that go; as many at a time are worked out as there are threads.
+    /// The changes that take each module from where it is to the numbers of units gone that `numbers` names for it. Their costs are not measured yet.
     fn changes(
         &self,
         state: &State,
@@ -296,7 +300,7 @@ fn choose(moves: &[Move], shares: &Shares, target: usize, most: usize) -> Vec<us
     fewer.sort_by(|a, b| moves[*a].price().total_cmp(&moves[*b].price()));
     let mut balance = shares.freed_in_all() as f64 - target as f64;
     let mut chosen: Vec<usize> = Vec::new();
-    // Up to where the plan had as much freed as is wanted, or as nearly.
+    // How many of those chosen leave the plan nearest to what is to be freed, and how far from it.
     let mut whole = (0, balance.abs());
     while chosen.len() < most {
         let next = |list: &mut Vec<usize>| {

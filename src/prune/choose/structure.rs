@@ -40,7 +40,7 @@ pub struct Division<'a> {
     pub choices: &'a [Option<Choice>],
 }
 
-/// How many units of each module go.
+/// How many units (heads or channels) of each module go: a plan before it is one, in which these numbers can be changed.
 #[derive(Debug, Clone)]
 pub struct Shares {
     modules: Vec<Units>,
@@ -99,6 +99,10 @@ impl Shares {
             .filter(|_| now > 0)
     }
 
+    /// The plan that they make.
+    ///
+    /// # Panics
+    /// If they are of another model.
     pub fn plan(&self, model: &Model) -> Plan {
         plan_of(model, &self.modules, &self.gone)
     }
