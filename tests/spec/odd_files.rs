@@ -272,14 +272,14 @@ fn an_architecture_is_asked_for_before_a_tokenizer_and_types_of_tensors() {
         draft
             .with("general.architecture", text(architecture))
             .save(&path);
-        retype(&path, "blk.0.ffn_down.weight", 39);
+        retype(&path, "blk.0.ffn_down.weight", 40);
         message(&path)
     };
     assert_says(
         &strange("gpt-oss"),
         &["architecture \"gpt-oss\" is not supported"],
     );
-    assert_says(&strange("llama"), &["blk.0.ffn_down.weight", "MXFP4"]);
+    assert_says(&strange("llama"), &["blk.0.ffn_down.weight", "NVFP4"]);
     let said = Draft::of(&workshop)
         .without("general.architecture")
         .error(&workshop);

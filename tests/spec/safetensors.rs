@@ -271,9 +271,11 @@ fn gguf(workshop: &Workshop, architecture: &'static str, block_type: BlockType) 
     path
 }
 
+/// To a thousandth: the values of a head are added in another order where rotation is stored otherwise, and sets that round inputs to
+/// bfloat16 make more of that (5e-4 was seen, and 2e-6 elsewhere).
 #[track_caller]
 fn close(a: f64, b: f64, place: &str) {
-    assert!((a / b - 1.0).abs() < 1e-4, "{place}: {a} {b}");
+    assert!((a / b - 1.0).abs() < 1e-3, "{place}: {a} {b}");
 }
 
 #[test]
