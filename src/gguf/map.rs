@@ -136,6 +136,9 @@ pub struct Residency {
     pub private: u64,
 }
 
+/// A map of several files, and where in it the bytes of each are.
+pub type WithPlaces = (Map, Vec<Range<usize>>);
+
 impl Map {
     /// Maps the file at `path` for reading and for private writing.
     ///
@@ -159,9 +162,7 @@ impl Map {
     ///
     /// # Errors
     /// Those of [`open`](Self::open), and the number of the file that they are about.
-    pub fn open_all<P: AsRef<Path>>(
-        paths: &[P],
-    ) -> Result<(Self, Vec<Range<usize>>), (usize, io::Error)> {
+    pub fn open_all<P: AsRef<Path>>(paths: &[P]) -> Result<WithPlaces, (usize, io::Error)> {
         Self::open_all_with_room(paths, 0)
     }
 
@@ -173,7 +174,7 @@ impl Map {
     pub(crate) fn open_all_with_room<P: AsRef<Path>>(
         paths: &[P],
         room: usize,
-    ) -> Result<(Self, Vec<Range<usize>>), (usize, io::Error)> {
+    ) -> Result<WithPlaces, (usize, io::Error)> {
         let mut files = Vec::with_capacity(paths.len());
         let (mut ranges, mut end) = (Vec::with_capacity(paths.len()), 0usize);
         for (i, path) in paths.iter().enumerate() {

@@ -216,7 +216,7 @@ fn tokenizer() -> Json {
     let rest = (260..VOCABULARY).map(|token| format!("<unused {token}>"));
     let mut added = Vec::new();
     for (id, text) in first.into_iter().chain(bytes).chain(rest).enumerate() {
-        if id < 3 || id >= 260 {
+        if !(3..260).contains(&id) {
             added.push(json!({"id": id, "content": text, "special": true}));
         }
         vocab.insert(text, json!(id));
