@@ -60,6 +60,7 @@
 //! | [`tokenize`] | tokenizers from GGUF metadata |
 //! | [`chat`] | chat templates: from messages to text and tokens, and answers taken apart |
 //! | [`model`] | weights as views on the map, the KV cache, one readable forward pass ([`model::Model::forward`]) |
+//! | [`checkpoint`] | folders with `config.json` and safetensors files, as what a GGUF file is |
 //! | [`gguf`] | reading and writing GGUF, and the map itself |
 //! | [`quant`] | the block formats of weights |
 //! | [`kernels`] | the C kernels of `vendor/flapkern` behind a safe face, and the threads |
@@ -74,6 +75,7 @@
 //! row-major `[out_features, in_features]`.
 
 pub mod chat;
+pub mod checkpoint;
 mod count;
 pub mod engine;
 pub mod eval;

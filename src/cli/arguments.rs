@@ -79,7 +79,7 @@ impl Args for Given {
 pub struct ModelArgs {
     /// A GGUF model [default: SmolLM2-135M-Instruct, fetched once]
     ///
-    /// The default model is kept in the cache folder.
+    /// A folder with config.json and safetensors files is one too. The default model is kept in the cache folder.
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
     #[command(flatten)]

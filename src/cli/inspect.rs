@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use flapjack::checkpoint;
 use flapjack::gguf::{GgufFile, Shown, Value};
 use flapjack::hub;
 use flapjack::prune::Record;
@@ -16,7 +17,7 @@ use super::{heading, progress, streams};
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A GGUF file [default: the default model]
+    /// A GGUF file, or a folder with safetensors files [default: the default model]
     #[arg(help_heading = heading::MODEL, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Print one JSON object, with all items of all arrays
@@ -29,7 +30,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
         Some(path) => hub::local(path)?,
         None => progress::default_model()?,
     };
-    let file = GgufFile::open(&path)?;
+    let file = checkpoint::open(&path)?;
     let record = Record::from_gguf(&file)?;
     streams::print(|out| {
         if args.json {
@@ -48,10 +49,13 @@ pub fn run(args: InspectArgs) -> Result<()> {
 fn write_head(out: &mut impl Write, file: &GgufFile) -> io::Result<()> {
     writeln!(
         out,
-        "{}: GGUF version {}, {}, {}, {}",
+        "{}: {}, {}, {}, {}",
         file.path().display(),
-        file.version(),
-        mebibytes(file.map().bytes().len() as u64),
+        match file.is_gguf() {
+            true => format!("GGUF version {}", file.version()),
+            false => "safetensors".to_owned(),
+        },
+        mebibytes(file.file_len() as u64),
         plural(file.metadata().len(), "metadata key"),
         plural(file.tensors().len() + file.unsupported().len(), "tensor")
     )?;

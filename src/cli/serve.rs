@@ -112,10 +112,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     }
     let name = match &args.server.alias {
         Some(name) => name.clone(),
-        None => {
-            let stem = engine.model().path().file_stem().unwrap_or_default();
-            stem.to_string_lossy().into_owned()
-        }
+        None => flapjack::checkpoint::name_of(engine.model().path()),
     };
     let mut models = Vec::new();
     if args.server.compare && comparable {

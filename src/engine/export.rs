@@ -68,7 +68,7 @@ impl Engine {
         let sum = |of: fn(&LayerForm) -> usize| export.layers().iter().map(of).sum();
         Ok(ExportReport {
             bytes: size(path),
-            source_bytes: size(self.model.path()),
+            source_bytes: source.file_len() as u64,
             architecture: export.architecture().name(),
             own_form: export.is_own_form(),
             added_heads: sum(LayerForm::added_heads),

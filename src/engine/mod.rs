@@ -93,6 +93,7 @@ pub use cache::{
 use chat::Chat;
 pub use sizes::{UNITS, parse_size};
 
+use crate::checkpoint;
 use crate::eval::{self, Perplexity, PerplexityOptions, SpeedRun, SpeedTest};
 use crate::generate::{
     GenerateError, Generation, GrammarCompiler, GrammarError, Loaded, Request, Scheduler, Sequence,
@@ -145,7 +146,7 @@ impl std::fmt::Debug for Engine {
 // ---- opening ----
 
 impl Engine {
-    /// Maps a GGUF file and makes it ready to run.
+    /// Maps a GGUF file, or the safetensors files of a folder in Hugging Face's form ([`checkpoint`]), and makes it ready to run.
     ///
     /// # Errors
     /// If the file is no model that we run, its tokenizer is none that we know, or there are no threads to compute with.
@@ -154,10 +155,13 @@ impl Engine {
         let runtime = runtime(&options)?;
         let cache = CacheFolder::new(options.cache.clone(), options.cache_size)?;
         let start = Instant::now();
-        let file = GgufFile::open_with(path, &options.overrides)?;
+        let file = checkpoint::open_with(path, &options.overrides)?;
         // What is no model has no tokenizer either, and that is not what is wrong with it.
         model::architecture(&file)?;
         let mut tokenizer = Tokenizer::from_gguf(&file)?;
+        if let Some(json) = checkpoint::tokenizer_json(&file)? {
+            tokenizer = tokenizer.with_encoder(file.path(), json)?;
+        }
         let chat = Chat::of(&file, &mut tokenizer);
         let added = file.added().map(|key| Notice::KeyAdded { key: key.into() });
         let mut notices: Vec<Notice> = added.collect();
@@ -241,7 +245,7 @@ impl Engine {
 
     /// The model's file, mapped anew: packing and pruning rearrange the other map.
     fn file(&self) -> Result<GgufFile, GgufError> {
-        GgufFile::open_with(self.model.path(), &self.options.overrides)
+        checkpoint::open_with(self.model.path(), &self.options.overrides)
     }
 
     fn pack_as_opened(&mut self) {

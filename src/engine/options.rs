@@ -106,14 +106,16 @@ impl std::str::FromStr for HeadType {
 
     /// `keep`, `auto`, or the name of a type, like `q5_0`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let named = |t: &BlockType| t.name().eq_ignore_ascii_case(text) && !t.is_float();
+        let named =
+            |t: &BlockType| t.name().eq_ignore_ascii_case(text) && !t.is_float() && t.packs();
         match text {
             "keep" => Ok(Self::Keep),
             "auto" => Ok(Self::Auto),
             _ => match BlockType::ALL.into_iter().find(named) {
                 Some(block_type) => Ok(Self::Type(block_type)),
                 None => {
-                    let quantised = BlockType::ALL.into_iter().filter(|t| !t.is_float());
+                    let quantised = BlockType::ALL.into_iter();
+                    let quantised = quantised.filter(|t| !t.is_float() && t.packs());
                     let names: Vec<String> = quantised.map(|t| t.name().to_lowercase()).collect();
                     Err(format!(
                         "must be keep, auto, or one of {}",

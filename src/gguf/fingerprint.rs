@@ -26,6 +26,15 @@ impl GgufFile {
         let mut hasher = Sha256::new();
         hasher.update((bytes.len() as u64).to_le_bytes());
         hasher.update(&bytes[..data_start]);
+        // The tables of later parts are not before the data.
+        for tensor in &self.tensors()[self.later_parts.clone()] {
+            hasher.update(format!(
+                "{}\0{:?}\0{}\0",
+                tensor.name,
+                tensor.shape,
+                tensor.type_name()
+            ));
+        }
         for tensor in self.tensors() {
             let data = self.bytes(tensor);
             if data.len() <= SAMPLED {
@@ -43,7 +52,9 @@ impl GgufFile {
                 hasher.update(&data[start..start + PIECE]);
             }
         }
-        for key in &self.overridden {
+        // Of a file that is put together no bytes are its metadata.
+        let own = self.keys.iter().filter(|_| !self.is_gguf());
+        for key in own.chain(&self.overridden) {
             let mut entry = Vec::new();
             write::put_entry(&mut entry, key, &self.metadata[key]);
             hasher.update((entry.len() as u64).to_le_bytes());

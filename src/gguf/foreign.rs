@@ -18,7 +18,7 @@ pub enum Foreign {
     )]
     ReverseGguf,
     #[error(
-        "a safetensors file; convert the folder that it is in to GGUF first (convert_hf_to_gguf.py of llama.cpp)"
+        "a safetensors file without the files that belong to it; name the folder of the model, with config.json, tokenizer.json and model.safetensors in it"
     )]
     Safetensors,
     #[error(

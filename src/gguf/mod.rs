@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `map` | the map of a file, and how much of it is in memory |
 //! | `parse` | header, metadata and tensor table, with all checks |
+//! | `parts` | a model that is split among several files, as one |
 //! | `value` | the types and values of metadata |
 //! | `warning` | what is passed over in metadata, or assumed, though a model can run |
 //! | `foreign` | files that are not GGUF files, by how they begin |
@@ -20,6 +21,7 @@ mod fingerprint;
 mod foreign;
 mod map;
 mod parse;
+mod parts;
 mod text;
 mod value;
 mod warning;
@@ -30,8 +32,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use foreign::Foreign;
-pub use map::{Map, Residency};
+pub use map::{Map, Residency, WithPlaces};
 pub(crate) use parse::ALIGNMENT_KEY;
+pub use parts::{OtherPart, Part};
 pub use text::Shown;
 pub use value::{Value, ValueType};
 pub use warning::MetadataWarning;
@@ -62,10 +65,13 @@ pub enum GgufError {
     #[error(transparent)]
     Cancelled(#[from] crate::progress::Cancelled),
     /// The file has another version than 2 or 3, or is big-endian.
-    #[error(
-        "{path}: GGUF version {version} is not supported (2 and 3 are){hint}",
+    #[error("{path}: {}{hint}",
+        match big_endian {
+            true => format!("GGUF version {} in big-endian order is not supported", version.swap_bytes()),
+            false => format!("GGUF version {version} is not supported (2 and 3 are)"),
+        },
         hint = match (*big_endian, *version) {
-            (true, _) => "; the file is big-endian, convert it to little-endian first (gguf_convert_endian.py of llama.cpp)",
+            (true, _) => "; convert the file to little-endian first (gguf_convert_endian.py of llama.cpp)",
             (_, 1) => "; files of version 1 are of August 2023, and no recent program reads them: fetch a newer file of the model, or convert it anew",
             (_, 4..=99) => "; the file was written by a newer program",
             _ => "; the file is damaged, fetch it again",
@@ -110,6 +116,16 @@ pub enum GgufError {
         tensor: String,
         type_id: u32,
     },
+    /// A file that by its name is a part of a model is not one of the same model.
+    #[error("{path} is not {problem}")]
+    ForeignPart {
+        path: PathBuf,
+        /// Which part it should be, of which model, and what it is.
+        problem: String,
+    },
+    /// A folder in Hugging Face's form, or a file of it, is of no use.
+    #[error("{path}: {problem}")]
+    Checkpoint { path: PathBuf, problem: String },
     /// A metadata key is missing.
     #[error(
         "{path}: metadata key {}: is missing ({expected} is needed)",
@@ -230,27 +246,67 @@ pub struct GgufFile {
     /// The index in `tensors` of each name.
     by_name: BTreeMap<String, usize>,
     unsupported: Vec<UnsupportedTensor>,
+    /// Those of `tensors` that do not lie in the first of several files.
+    later_parts: Range<usize>,
+    /// The names of tensors in the files of another format that this was made of; empty for a GGUF file.
+    own_names: BTreeMap<String, String>,
+    /// The bytes of the file, or of all its parts.
+    file_len: usize,
 }
 
 impl GgufFile {
-    /// Maps and parses the file at `path`.
+    /// Maps and parses the file at `path`. If it is a part of a model that is split among several files, and the others lie beside it
+    /// under the names that follow from its own, all of them are mapped, and are one file here: that of the first part's path, with
+    /// its metadata, and without those that tell about parts. A part without all others is a file by itself ([`Part::of`]).
     ///
     /// # Errors
-    /// [`GgufError`] if the file cannot be mapped, or if anything in it is out of bounds, of the wrong type, or overlaps.
+    /// [`GgufError`] if the file cannot be mapped, or if anything in it is out of bounds, of the wrong type, or overlaps; if another
+    /// part is not of the same model.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, GgufError> {
         let path = path.as_ref();
         let map = Map::open(path).map_err(|source| GgufError::Io {
             path: path.to_owned(),
             source,
         })?;
-        parse::parse(path, map).map_err(|error| match foreign::is_piece(path) {
+        let file = parse::parse(path, map).map_err(|error| match foreign::is_piece(path) {
             // The first piece begins as a GGUF file does, and ends too early.
             true => GgufError::Foreign {
                 path: path.to_owned(),
                 found: Foreign::Piece,
             },
             false => error,
-        })
+        })?;
+        match Part::of(&file).and_then(|part| part.all()) {
+            Some(paths) => parts::open(&paths),
+            None => Ok(file),
+        }
+    }
+
+    /// A file of this map and table, of which the map holds the data.
+    fn of(path: &Path, map: Map, table: parse::Table) -> Self {
+        let parse::Table {
+            version,
+            metadata,
+            keys,
+            tensors,
+            by_name,
+            unsupported,
+        } = table;
+        Self {
+            path: path.to_owned(),
+            version,
+            file_len: map.bytes().len(),
+            map,
+            metadata,
+            own_keys: keys.len(),
+            keys,
+            overridden: BTreeSet::new(),
+            tensors,
+            by_name,
+            unsupported,
+            later_parts: 0..0,
+            own_names: BTreeMap::new(),
+        }
     }
 
     /// As [`open`](Self::open), with other metadata than the file's own: these values take the place of those that the file has,
@@ -265,19 +321,58 @@ impl GgufFile {
         path: impl AsRef<Path>,
         overrides: &[(String, Value)],
     ) -> Result<Self, GgufError> {
-        let mut file = Self::open(path)?;
+        Ok(Self::open(path)?.overridden_by(overrides))
+    }
+
+    /// The file with other metadata, as [`open_with`](Self::open_with) has it.
+    pub(crate) fn overridden_by(mut self, overrides: &[(String, Value)]) -> Self {
         for (key, value) in overrides {
-            let own = file.metadata.get(key);
+            let own = self.metadata.get(key);
             let value = value.clone().in_place_of(own);
             if own == Some(&value) {
                 continue;
             }
-            if file.metadata.insert(key.clone(), value).is_none() {
-                file.keys.push(key.clone());
+            if self.metadata.insert(key.clone(), value).is_none() {
+                self.keys.push(key.clone());
             }
-            file.overridden.insert(key.clone());
+            self.overridden.insert(key.clone());
         }
-        Ok(file)
+        self
+    }
+
+    /// What a GGUF file would be, of metadata and tensors that come from files of another format, which are mapped one behind the other.
+    /// `own_names` has the names of tensors there, by their names here, also of those that are missing.
+    pub(crate) fn assembled(
+        path: &Path,
+        map: Map,
+        metadata: Vec<(String, Value)>,
+        tensors: Vec<TensorInfo>,
+        own_names: BTreeMap<String, String>,
+        file_len: usize,
+    ) -> Self {
+        let keys = metadata.iter().map(|(key, _)| key.clone()).collect();
+        let by_name = tensors.iter().enumerate();
+        let by_name = by_name
+            .map(|(i, tensor)| (tensor.name.clone(), i))
+            .collect();
+        let table = parse::Table {
+            version: 3,
+            metadata: metadata.into_iter().collect(),
+            keys,
+            tensors,
+            by_name,
+            unsupported: Vec::new(),
+        };
+        let mut file = Self::of(path, map, table);
+        file.later_parts = 0..file.tensors.len();
+        file.own_names = own_names;
+        file.file_len = file_len;
+        file
+    }
+
+    /// Whether it is a GGUF file, and not made of files of another format.
+    pub fn is_gguf(&self) -> bool {
+        self.own_names.is_empty()
     }
 
     /// The keys that the file itself does not have.
@@ -293,9 +388,14 @@ impl GgufFile {
         parse::parse(path, map)
     }
 
-    /// The path that the file was opened by.
+    /// The path that the file was opened by; of a split model, that of its first part.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The bytes of the file; of a split model, those of all parts.
+    pub fn file_len(&self) -> usize {
+        self.file_len
     }
 
     /// The GGUF version, 2 or 3.
@@ -407,9 +507,10 @@ impl GgufFile {
 
     /// An error about a tensor of this file.
     pub(crate) fn tensor_error(&self, tensor: &str, problem: impl Into<String>) -> GgufError {
+        let own = self.own_names.get(tensor).map_or(tensor, String::as_str);
         GgufError::Tensor {
             path: self.path.clone(),
-            tensor: tensor.to_owned(),
+            tensor: own.to_owned(),
             problem: problem.into(),
         }
     }

@@ -34,15 +34,39 @@ pub(super) fn alignment_from(value: &Value) -> Option<usize> {
 /// # Errors
 /// [`GgufError`] for anything that is out of bounds, invalid, not supported, or given twice.
 pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
+    let table = Table::read(path, map.bytes())?;
+    Ok(GgufFile::of(path, map, table))
+}
+
+/// What stands before the data of a file. Ranges of tensors are of the file's bytes.
+pub(super) struct Table {
+    pub version: u32,
+    pub metadata: BTreeMap<String, Value>,
+    /// The metadata keys in the order in which the file has them.
+    pub keys: Vec<String>,
+    pub tensors: Vec<TensorInfo>,
+    /// The index in `tensors` of each name.
+    pub by_name: BTreeMap<String, usize>,
+    pub unsupported: Vec<UnsupportedTensor>,
+}
+
+impl Table {
+    /// Reads the table of a file of these bytes; `path` is its name in messages.
+    pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Self, GgufError> {
+        read_table(path, bytes)
+    }
+}
+
+fn read_table(path: &Path, file: &[u8]) -> Result<Table, GgufError> {
     let mut reader = Reader {
         path,
-        bytes: map.bytes(),
+        bytes: file,
         at: 0,
         items: 0,
     };
 
-    if !map.bytes().starts_with(b"GGUF") {
-        return Err(not_gguf(path, map.bytes()));
+    if !file.starts_with(b"GGUF") {
+        return Err(not_gguf(path, file));
     }
     reader.at = 4;
     let version = reader.u32("the version")?;
@@ -91,7 +115,7 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
     }
 
     let data_start = reader.at.next_multiple_of(alignment);
-    let file_len = map.bytes().len();
+    let file_len = file.len();
     let mut by_name = BTreeMap::new();
     for (i, tensor) in tensors.iter_mut().enumerate() {
         let fail = |problem: String| GgufError::Tensor {
@@ -102,7 +126,7 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
         if tensor.layout == Layout::Sparse {
             // Its own index says how long it is.
             let data = data_start.checked_add(tensor.range.start);
-            let data = data.and_then(|start| map.bytes().get(start..));
+            let data = data.and_then(|start| file.get(start..));
             let len = data.and_then(|data| told_len(tensor.shape[0], data));
             let end = len.and_then(|len| tensor.range.start.checked_add(len));
             tensor.range.end = end.ok_or_else(|| {
@@ -157,14 +181,10 @@ pub(super) fn parse(path: &Path, map: Map) -> Result<GgufFile, GgufError> {
         }
     }
 
-    Ok(GgufFile {
-        path: path.to_owned(),
+    Ok(Table {
         version,
-        map,
         metadata,
-        own_keys: keys.len(),
         keys,
-        overridden: BTreeSet::new(),
         tensors,
         by_name,
         unsupported,

@@ -13,6 +13,12 @@ pub enum MetadataWarning {
 }
 
 impl MetadataWarning {
+    pub(crate) fn key(&self) -> &str {
+        match self {
+            Self::Ignored { key, .. } | Self::Missing { key, .. } => key,
+        }
+    }
+
     pub(crate) fn ignored(key: &str, problem: impl Into<String>) -> Self {
         Self::Ignored {
             key: key.to_owned(),

@@ -326,14 +326,15 @@ pub fn remove_default_model() -> Result<bool, HubError> {
     cache::remove(&DEFAULT_MODEL, &cache_dir()?)
 }
 
-/// The path of a model that was given by its path: `path` itself, if it exists and is not a folder.
+/// The path of a model that was given by its path: `path` itself, if it exists, and is no folder but one in Hugging Face's form.
 ///
 /// # Errors
-/// [`HubError::Local`] if nothing is there, or a folder.
+/// [`HubError::Local`] if nothing is there, or another folder.
 pub fn local(path: &Path) -> Result<PathBuf, HubError> {
     let problem = match std::fs::metadata(path) {
         // Pipes and devices are refused later, when the file is to be mapped.
         Ok(metadata) if !metadata.is_dir() => return Ok(path.to_owned()),
+        Ok(_) if is_checkpoint(path) => return Ok(path.to_owned()),
         Ok(_) => folder_problem(path),
         Err(error) => error.to_string(),
     };
@@ -341,6 +342,12 @@ pub fn local(path: &Path) -> Result<PathBuf, HubError> {
         path: path.to_owned(),
         problem,
     })
+}
+
+/// Whether a folder has the files that a model in safetensors begins with.
+fn is_checkpoint(folder: &Path) -> bool {
+    let has = |name: &str| folder.join(name).is_file();
+    has("config.json") && (has("model.safetensors") || has("model.safetensors.index.json"))
 }
 
 /// What is wrong with a folder in the place of a model, and what of it could be meant.
@@ -373,7 +380,7 @@ fn folder_problem(path: &Path) -> String {
             format!("this is a folder, with {} in it", models.join(", "))
         }
         (_, weights) if !weights.is_empty() => format!(
-            "this is a folder, with {} in it, which has to be converted to GGUF first (convert_hf_to_gguf.py of llama.cpp)",
+            "this is a folder, with {} in it, but without config.json and model.safetensors, or model.safetensors.index.json, by which a model in safetensors is read; anything else has to be converted to GGUF first (convert_hf_to_gguf.py of llama.cpp)",
             weights.join(", ")
         ),
         _ => "this is a folder".to_owned(),

@@ -45,6 +45,11 @@ impl<'a> MatrixView<'a> {
             data.len(),
             block_type.name()
         );
+        let layout = match layout {
+            // What does not pack lies in native rows.
+            Layout::Packed if !block_type.packs() => Layout::Native,
+            layout => layout,
+        };
         Self {
             block_type,
             layout,

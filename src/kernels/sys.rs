@@ -20,14 +20,25 @@ impl fk_type {
     pub const FK_TYPE_Q5_0: fk_type = fk_type(6);
     pub const FK_TYPE_Q5_1: fk_type = fk_type(7);
     pub const FK_TYPE_Q8_0: fk_type = fk_type(8);
+    pub const FK_TYPE_Q8_1: fk_type = fk_type(9);
     pub const FK_TYPE_Q2_K: fk_type = fk_type(10);
     pub const FK_TYPE_Q3_K: fk_type = fk_type(11);
     pub const FK_TYPE_Q4_K: fk_type = fk_type(12);
     pub const FK_TYPE_Q5_K: fk_type = fk_type(13);
     pub const FK_TYPE_Q6_K: fk_type = fk_type(14);
+    pub const FK_TYPE_IQ2_XXS: fk_type = fk_type(16);
+    pub const FK_TYPE_IQ2_XS: fk_type = fk_type(17);
+    pub const FK_TYPE_IQ3_XXS: fk_type = fk_type(18);
+    pub const FK_TYPE_IQ1_S: fk_type = fk_type(19);
     pub const FK_TYPE_IQ4_NL: fk_type = fk_type(20);
+    pub const FK_TYPE_IQ3_S: fk_type = fk_type(21);
+    pub const FK_TYPE_IQ2_S: fk_type = fk_type(22);
     pub const FK_TYPE_IQ4_XS: fk_type = fk_type(23);
+    pub const FK_TYPE_IQ1_M: fk_type = fk_type(29);
     pub const FK_TYPE_BF16: fk_type = fk_type(30);
+    pub const FK_TYPE_TQ1_0: fk_type = fk_type(34);
+    pub const FK_TYPE_TQ2_0: fk_type = fk_type(35);
+    pub const FK_TYPE_MXFP4: fk_type = fk_type(39);
 }
 #[repr(transparent)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! A model's shape, from the metadata.
 
 use super::Architecture;
-use super::family::Family;
+use super::family::{Family, Rotation};
 use super::rope::{Scaling, Yarn};
 use crate::count::count;
 use crate::gguf::{FromValue, GgufError, GgufFile, MetadataWarning, Value};
@@ -25,6 +25,8 @@ pub struct Config {
     pub rope_dim: usize,
     pub rope_base: f32,
     pub rope_scaling: Scaling,
+    /// Which values of a head are turned together: as the family has it in GGUF, or as other files have them in all families.
+    pub rotation: Rotation,
     /// The base of the layers with a window, which do not scale then; `None` if they rotate like the others.
     pub window_rope_base: Option<f32>,
     /// The last positions that each layer's attention sees; `None` where it sees all.
@@ -37,6 +39,9 @@ pub struct Config {
     /// What embeddings are multiplied by.
     pub embedding_scale: f32,
 }
+
+/// The key that says that values are turned in halves, whatever the family does in GGUF ("halves"). It is in no file.
+pub(crate) const ROTATION_KEY: &str = "flapjack.rotation";
 
 /// What LLaMA-1 was trained with, for files that do not say.
 const DEFAULT_ROPE_BASE: f32 = 10_000.0;
@@ -223,6 +228,14 @@ impl Config {
             rope_dim,
             rope_base,
             rope_scaling: scaling(file, architecture, context_length)?,
+            rotation: match file.get::<&str>(ROTATION_KEY)? {
+                None => family.rotation,
+                Some("halves") => Rotation::Halves,
+                Some(other) => {
+                    let problem = format!("{other:?} is not known (\"halves\" is)");
+                    return Err(file.metadata_error(ROTATION_KEY, problem));
+                }
+            },
             window_rope_base,
             windows,
             score_scale: 1.0 / (head_width as f32).sqrt(),
@@ -235,9 +248,12 @@ impl Config {
         })
     }
 
-    /// What the architecture computes.
+    /// What the model computes: what its architecture does, with its own rotation.
     pub fn family(&self) -> Family {
-        self.architecture.family()
+        Family {
+            rotation: self.rotation,
+            ..self.architecture.family()
+        }
     }
 
     /// Whether layer l, by its number in the file, turns queries and keys.

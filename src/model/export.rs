@@ -20,7 +20,7 @@
 
 use std::ops::Range;
 
-use super::{Architecture, Layer, Linear, Model, Rotation, Weight};
+use super::{Architecture, Layer, Linear, Model, ROTATION_KEY, Rotation, Weight};
 use crate::gguf::{ALIGNMENT_KEY, GgufError, GgufFile, Value, ValueType, Writer};
 use crate::quant::{
     BlockType, KeepMask, Layout, decode_row, encode_row, encode_sparse, sparse_to_native,
@@ -341,7 +341,8 @@ impl<'m> Export<'m> {
                 None if key == ARCHITECTURE => {
                     writer.metadata(key, Value::String(to.into()));
                 }
-                None if key.starts_with(replace) => {}
+                // Rows are in the architecture's order.
+                None if key == ROTATION_KEY || key.starts_with(replace) => {}
                 None => {
                     writer.metadata(key, value.clone());
                 }

@@ -25,12 +25,13 @@ mod weights;
 
 pub use cache::{CacheType, KvCache, KvPool};
 pub use config::Config;
+pub(crate) use config::ROTATION_KEY;
 pub use export::{Export, LayerForm};
 pub use family::{Architecture, Family, Gate, Rotation, Windows};
 pub(crate) use forward::add_normalised;
 pub use forward::{Batch, Observer, Row, Scratch, Unobserved};
+pub use kind::Kind;
 pub(crate) use kind::architecture;
-pub use kind::{Kind, Part};
 pub use loss::{Predictions, negative_log_likelihoods};
 pub(crate) use loss::{fast_exp, log_sum_exp};
 pub use module::{Module, ModuleId};
@@ -41,7 +42,7 @@ pub use synthetic::Shape;
 pub use weights::{Layer, Linear, Model, Weight};
 
 use crate::count::count;
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, Part};
 
 /// Why a model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +57,7 @@ pub enum ModelError {
         path: std::path::PathBuf,
         found: String,
     },
-    /// The file is a part of a model that is split among several files.
+    /// The file is a part of a model that is split among several files, and others are missing.
     #[error(transparent)]
     Part(Box<Part>),
     /// The file belongs to a model, and is none itself.

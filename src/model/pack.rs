@@ -10,7 +10,7 @@ use crate::quant::{BlockType, GROUP, Layout, pack, unpack};
 const PIECE: usize = 1 << 20;
 
 impl Model {
-    /// Brings every weight matrix that multiplies, and is not sparse, into the packed layout. This happens
+    /// Brings every weight matrix that multiplies, is not sparse, and whose type has one, into the packed layout. This happens
     /// inside the private map: the pages become this process's own, and the file stays as it is. Returns the bytes packed.
     pub fn pack(&mut self, runtime: &Runtime) -> usize {
         self.arrange(runtime, true)
@@ -44,7 +44,7 @@ impl Model {
         let mut ranges: Vec<Range<usize>> = Vec::new();
         let mut shapes: Vec<(BlockType, usize)> = Vec::new();
         for weight in self.multiplied_weights() {
-            if weight.layout == layout || weight.is_sparse() {
+            if weight.layout == layout || weight.is_sparse() || !weight.block_type.packs() {
                 continue;
             }
             weight.layout = layout;

@@ -7,7 +7,7 @@ use super::encode::{
     block_weights, each, finite_half, fit_line, fit_scale, half_scale, inverse_of, low_bits,
     rounded, squared_error, within_reach,
 };
-use super::{BlockType, iq4, kquants};
+use super::{BlockType, grid, iq4, kquants, small};
 
 /// Values in a block of the types in this file.
 const BLOCK: usize = 32;
@@ -34,6 +34,17 @@ pub fn decode_row(block_type: BlockType, bytes: &[u8], out: &mut [f32]) {
         BlockType::Q6_K => decode_blocks(block_type, bytes, out, kquants::decode_q6_k),
         BlockType::IQ4_NL => decode_blocks(block_type, bytes, out, iq4::decode_iq4_nl),
         BlockType::IQ4_XS => decode_blocks(block_type, bytes, out, iq4::decode_iq4_xs),
+        BlockType::MXFP4 => decode_blocks(block_type, bytes, out, small::decode_mxfp4),
+        BlockType::Q8_1 => decode_blocks(block_type, bytes, out, small::decode_q8_1),
+        BlockType::TQ1_0 => decode_blocks(block_type, bytes, out, small::decode_tq1_0),
+        BlockType::TQ2_0 => decode_blocks(block_type, bytes, out, small::decode_tq2_0),
+        BlockType::IQ1_S => decode_blocks(block_type, bytes, out, grid::decode_iq1_s),
+        BlockType::IQ1_M => decode_blocks(block_type, bytes, out, grid::decode_iq1_m),
+        BlockType::IQ2_XXS => decode_blocks(block_type, bytes, out, grid::decode_iq2_xxs),
+        BlockType::IQ2_XS => decode_blocks(block_type, bytes, out, grid::decode_iq2_xs),
+        BlockType::IQ2_S => decode_blocks(block_type, bytes, out, grid::decode_iq2_s),
+        BlockType::IQ3_XXS => decode_blocks(block_type, bytes, out, grid::decode_iq3_xxs),
+        BlockType::IQ3_S => decode_blocks(block_type, bytes, out, grid::decode_iq3_s),
     }
 }
 
@@ -89,6 +100,17 @@ fn encode(block_type: BlockType, values: &[f32], importance: Option<&[f32]>, out
         BlockType::Q6_K => row.encode(out, kquants::encode_q6_k),
         BlockType::IQ4_NL => row.encode(out, iq4::encode_iq4_nl),
         BlockType::IQ4_XS => row.encode(out, iq4::encode_iq4_xs),
+        BlockType::MXFP4 => row.encode(out, small::encode_mxfp4),
+        BlockType::Q8_1 => row.encode(out, encode_q8_1),
+        BlockType::TQ1_0 => row.encode(out, small::encode_tq1_0),
+        BlockType::TQ2_0 => row.encode(out, small::encode_tq2_0),
+        BlockType::IQ1_S => row.encode(out, grid::encode_iq1_s),
+        BlockType::IQ1_M => row.encode(out, grid::encode_iq1_m),
+        BlockType::IQ2_XXS => row.encode(out, grid::encode_iq2_xxs),
+        BlockType::IQ2_XS => row.encode(out, grid::encode_iq2_xs),
+        BlockType::IQ2_S => row.encode(out, grid::encode_iq2_s),
+        BlockType::IQ3_XXS => row.encode(out, grid::encode_iq3_xxs),
+        BlockType::IQ3_S => row.encode(out, grid::encode_iq3_s),
     }
 }
 
@@ -214,6 +236,12 @@ fn encode_q8_0(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
     for (o, q) in out[2..].iter_mut().zip(best.1) {
         *o = low_bits(q) as u8;
     }
+}
+
+fn encode_q8_1(x: &[f32; BLOCK], weights: &[f32; BLOCK], out: &mut [u8]) {
+    let mut q8_0 = [0; 2 + BLOCK];
+    encode_q8_0(x, weights, &mut q8_0);
+    small::encode_q8_1(&q8_0, out);
 }
 
 /// The codes that are tried for the value of largest magnitude; each gives one candidate for the scale (see [`fit_scale`]).

@@ -6,10 +6,13 @@
 mod bits;
 mod blocks;
 mod encode;
+mod grid;
+mod grids;
 mod iq4;
 mod keep;
 mod kquants;
 mod packed;
+mod small;
 mod sparse;
 
 pub use blocks::{decode_row, encode_row, encode_row_by_importance};
@@ -100,6 +103,28 @@ block_types! {
     IQ4_NL = 20, 32 in 18;
     /// 256 values of 4 bits with the same levels; every 32 have a 6-bit scale. 136 bytes.
     IQ4_XS = 23, 256 in 136;
+    /// 32 values of 4 bits of floating point with a power of two as scale. 17 bytes.
+    MXFP4 = 39, 32 in 17;
+    /// Q8_0 with the sum of its codes, the form of activations. 36 bytes.
+    Q8_1 = 9, 32 in 36;
+    /// 256 values of −1, 0 and 1 with one scale, five in a byte. 54 bytes.
+    TQ1_0 = 34, 256 in 54;
+    /// The same with 2 bits for each. 66 bytes.
+    TQ2_0 = 35, 256 in 66;
+    /// 256 values in groups of 8 out of 2048, moved by an eighth of a level. 50 bytes.
+    IQ1_S = 19, 256 in 50;
+    /// The same with more scales. 56 bytes.
+    IQ1_M = 29, 256 in 56;
+    /// 256 values in groups of 8 out of 256, with signs. 66 bytes.
+    IQ2_XXS = 16, 256 in 66;
+    /// 256 values in groups of 8 out of 512, with signs. 74 bytes.
+    IQ2_XS = 17, 256 in 74;
+    /// 256 values in groups of 8 out of 1024, with signs. 82 bytes.
+    IQ2_S = 22, 256 in 82;
+    /// 256 values in groups of 4 out of 256, with signs. 98 bytes.
+    IQ3_XXS = 18, 256 in 98;
+    /// 256 values in groups of 4 out of 512, with signs. 110 bytes.
+    IQ3_S = 21, 256 in 110;
 }
 
 impl BlockType {
@@ -136,6 +161,28 @@ impl BlockType {
     /// Whether values are stored one by one as floating-point numbers (F32, F16, BF16).
     pub const fn is_float(self) -> bool {
         self.block_len() == 1
+    }
+
+    /// Whether there is a packed layout for this type. What has none is read, and multiplied, in native rows, which are decoded a piece at
+    /// a time: a look-up for every group costs more than interleaving could spare.
+    pub const fn packs(self) -> bool {
+        use BlockType::{
+            IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, MXFP4, Q8_1, TQ1_0, TQ2_0,
+        };
+        !matches!(
+            self,
+            MXFP4
+                | Q8_1
+                | TQ1_0
+                | TQ2_0
+                | IQ1_S
+                | IQ1_M
+                | IQ2_XXS
+                | IQ2_XS
+                | IQ2_S
+                | IQ3_XXS
+                | IQ3_S
+        )
     }
 
     /// The names of all supported types, separated by commas, for error messages.
@@ -189,20 +236,12 @@ const fn not_for_weights(id: u32, name: &'static str) -> UnsupportedType {
 const UNSUPPORTED: &[UnsupportedType] = &[
     removed(4, "Q4_2", "Q4_0"),
     removed(5, "Q4_3", "Q4_1"),
-    known(9, "Q8_1", "Q8_0"),
     known(15, "Q8_K", "Q8_0"),
-    known(16, "IQ2_XXS", "Q2_K"),
-    known(17, "IQ2_XS", "Q2_K"),
-    known(18, "IQ3_XXS", "Q3_K"),
-    known(19, "IQ1_S", "Q2_K"),
-    known(21, "IQ3_S", "Q3_K"),
-    known(22, "IQ2_S", "Q2_K"),
     not_for_weights(24, "I8"),
     not_for_weights(25, "I16"),
     not_for_weights(26, "I32"),
     not_for_weights(27, "I64"),
     known(28, "F64", "F32"),
-    known(29, "IQ1_M", "Q2_K"),
     // The weights of Q4_0 and IQ4_NL with rows interleaved for some processors.
     removed(31, "Q4_0_4_4", "Q4_0"),
     removed(32, "Q4_0_4_8", "Q4_0"),
@@ -210,9 +249,6 @@ const UNSUPPORTED: &[UnsupportedType] = &[
     removed(36, "IQ4_NL_4_4", "IQ4_NL"),
     removed(37, "IQ4_NL_4_8", "IQ4_NL"),
     removed(38, "IQ4_NL_8_8", "IQ4_NL"),
-    known(34, "TQ1_0", "Q2_K"),
-    known(35, "TQ2_0", "Q2_K"),
-    known(39, "MXFP4", "Q4_0"),
     known(40, "NVFP4", "Q4_0"),
     known(41, "Q1_0", "Q2_K"),
     known(42, "Q2_0", "Q2_K"),

@@ -32,11 +32,23 @@ impl BlockType {
             BlockType::Q5_K => &[(HALF, 2), (BYTE, 12), (WORD, 8), (WORD, 32)],
             BlockType::Q6_K => &[(WORD, 32), (WORD, 16), (BYTE, 16), (HALF, 1)],
             BlockType::IQ4_XS => &[(HALF, 1), (HALF, 1), (BYTE, 4), (WORD, 32)],
+            // They are not packed.
+            BlockType::MXFP4
+            | BlockType::Q8_1
+            | BlockType::TQ1_0
+            | BlockType::TQ2_0
+            | BlockType::IQ1_S
+            | BlockType::IQ1_M
+            | BlockType::IQ2_XXS
+            | BlockType::IQ2_XS
+            | BlockType::IQ2_S
+            | BlockType::IQ3_XXS
+            | BlockType::IQ3_S => &[],
         }
     }
 }
 
-/// Turns native rows of `cols` values into packed groups, in place.
+/// Turns native rows of `cols` values into packed groups, in place. Rows of a type that does not [pack](BlockType::packs) stay.
 ///
 /// # Panics
 /// If `bytes` is not a whole number of rows.
@@ -102,7 +114,7 @@ pub fn decode_packed_row(block_type: BlockType, bytes: &[u8], row: usize, out: &
     let row_bytes = block_type.row_bytes(out.len());
     let rows = bytes.len() / row_bytes;
     assert!(row < rows, "row {row} of {rows}");
-    if row >= rows / GROUP * GROUP {
+    if row >= rows / GROUP * GROUP || !block_type.packs() {
         return decode_row(block_type, &bytes[row * row_bytes..][..row_bytes], out);
     }
     let group = &bytes[row / GROUP * GROUP * row_bytes..][..GROUP * row_bytes];
@@ -119,6 +131,7 @@ fn groups(block_type: BlockType, cols: usize, bytes: &mut [u8]) -> impl Iterator
         bytes.len().checked_rem(row_bytes).unwrap_or(bytes.len()) == 0,
         "whole rows"
     );
+    let bytes = if block_type.packs() { bytes } else { &mut [] };
     bytes.chunks_exact_mut((GROUP * row_bytes).max(1))
 }
 
@@ -187,7 +200,7 @@ mod tests {
                 assert_eq!(
                     bytes == native,
                     // With one column of plain floats, packing changes nothing.
-                    rows < GROUP || cols <= 1,
+                    rows < GROUP || cols <= 1 || !block_type.packs(),
                     "{block_type:?} {rows}x{cols}"
                 );
                 unpack(block_type, cols, &mut bytes);
@@ -222,7 +235,7 @@ mod tests {
 
     #[test]
     fn fields_fill_blocks() {
-        for block_type in BlockType::ALL {
+        for block_type in BlockType::ALL.into_iter().filter(|t| t.packs()) {
             let sum: usize = block_type
                 .fields()
                 .iter()

@@ -29,9 +29,11 @@ mod vocab;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::Path;
 
 pub use error::TokenizeError;
 pub use pieces::{PIECE, Pieces};
+pub(crate) use pretokenize::{GPT2, pre_of};
 pub use stream::DecodeStream;
 pub(crate) use stream::Decoder;
 
@@ -175,6 +177,39 @@ impl Tokenizer {
             ends,
             warnings,
         })
+    }
+
+    /// The tokenizer with the encoder of the `tokenizers` library's own file, a `tokenizer.json` of the same vocabulary, whose path is for
+    /// messages. What this file does about special tokens stays out: texts never become control tokens, and what stands in front of
+    /// prompts is said by the metadata.
+    ///
+    /// # Errors
+    /// [`TokenizeError::Build`] if the library refuses the file.
+    pub fn with_encoder(
+        mut self,
+        path: &Path,
+        mut json: serde_json::Value,
+    ) -> Result<Self, TokenizeError> {
+        if let Some(object) = json.as_object_mut() {
+            for key in ["post_processor", "truncation", "padding", "decoder"] {
+                object.insert(key.to_owned(), serde_json::Value::Null);
+            }
+            object.insert(
+                "added_tokens".to_owned(),
+                serde_json::Value::Array(Vec::new()),
+            );
+        }
+        let bytes = json.to_string();
+        self.encoder =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|source| TokenizeError::Build {
+                path: path.to_owned(),
+                source,
+            })?;
+        // Where texts may be cut is known of rules that have a name.
+        let named = |w: &MetadataWarning| w.key() != PRE;
+        self.separate_words &= self.kind != Kind::ByteLevel || self.warnings.iter().all(named);
+        self.warnings.retain(named);
+        Ok(self)
     }
 
     /// What of the metadata was passed over, or assumed.

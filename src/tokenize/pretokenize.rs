@@ -18,7 +18,8 @@ pub(super) struct Rule {
 }
 
 /// The pattern of GPT-2.
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(crate) const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// The pattern of LLaMA 3. Both cases of contractions are written out, because `(?i:…)` would also match `ſ` as `s`.
 const LLAMA3: &str = concat!(
@@ -122,6 +123,21 @@ const RULES: &[Rule] = &[
 /// The rule for a name; `None` if the name is not known.
 pub(super) fn rule(name: &str) -> Option<&'static Rule> {
     RULES.iter().find(|rule| rule.names.contains(&name))
+}
+
+/// The name of the rule with these patterns; `None` if there is none. `whole_words` as a rule has it.
+pub(crate) fn pre_of(patterns: &[String], whole_words: bool) -> Option<&'static str> {
+    // As files write contractions in both cases.
+    const ANY_CASE: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
+    const BOTH_CASES: &str = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]";
+    let patterns: Vec<String> = patterns
+        .iter()
+        .map(|pattern| pattern.replace(ANY_CASE, BOTH_CASES))
+        .collect();
+    let rules = RULES.iter().filter(|rule| rule.patterns == patterns);
+    // A word that is a token is nearly always what its merges come to.
+    let rule = rules.min_by_key(|rule| rule.whole_words != whole_words)?;
+    rule.names.first().copied()
 }
 
 /// All known names, separated by commas, for an error message.

@@ -21,21 +21,21 @@ use crate::common::engine::{Workshop, by, tokens};
 use crate::common::synthetic::{each_runtime, logits, logits_in_batches, logits_of_rows, runtime};
 use crate::common::{Random, peer, relative_error, shared, skip};
 
-const D: usize = 64;
-const HEAD: usize = 32;
-const CHANNELS: usize = 128;
-const VOCABULARY: usize = 320;
+pub const D: usize = 64;
+pub const HEAD: usize = 32;
+pub const CHANNELS: usize = 128;
+pub const VOCABULARY: usize = 320;
 const EPSILON: f64 = 1e-5;
 const TOLERANCE: f64 = 3e-3;
 
 /// A random model of an architecture, as a file in the making and as plain numbers.
 #[derive(Clone)]
-struct Draft {
+pub struct Draft {
     architecture: &'static str,
-    layers: usize,
-    heads: usize,
-    kv_heads: usize,
-    block_type: BlockType,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub block_type: BlockType,
     keys: Vec<(&'static str, Value)>,
     /// Vectors beside the layers.
     vectors: Vec<(&'static str, Vec<f32>)>,
@@ -43,12 +43,12 @@ struct Draft {
 }
 
 /// The families, with a window where they have any.
-const FAMILIES: [&str; 8] = [
+pub const FAMILIES: [&str; 8] = [
     "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "smollm3", "phi3",
 ];
 
 impl Draft {
-    fn of(architecture: &'static str) -> Self {
+    pub fn of(architecture: &'static str) -> Self {
         let wide = matches!(architecture, "qwen3" | "gemma" | "gemma2" | "gemma3");
         let mut keys = vec![("rope.freq_base", Value::F32(20_000.0))];
         match architecture {
@@ -88,7 +88,7 @@ impl Draft {
     }
 
     /// The tensors of the file, in its order, and what they are.
-    fn tensors(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
         let mut random = Random::new(self.seed);
         let mut all = Vec::new();
         let (q, kv) = (self.heads * HEAD, self.kv_heads * HEAD);
@@ -146,7 +146,7 @@ impl Draft {
         all
     }
 
-    fn write(&self, path: &Path) {
+    pub fn write(&self, path: &Path) {
         let mut writer = Writer::new();
         writer.metadata(
             "general.architecture",
@@ -879,12 +879,12 @@ fn healing_trains_llama_in_either_order_and_refuses_other_families_by_name() {
 
 // ---- llama.cpp ----
 
-const CONTEXT: usize = 256;
-const CHUNKS: usize = 3;
+pub const CONTEXT: usize = 256;
+pub const CHUNKS: usize = 3;
 
 /// The perplexity of a model of [`VOCABULARY`] tokens in llama.cpp, or what it says instead. It follows from the logits that are written to a
 /// file: the last lines of a short run, which the perplexity is in, often get lost.
-fn peer_perplexity(program: &Path, model: &Path, text: &Path) -> Result<f64, String> {
+pub fn peer_perplexity(program: &Path, model: &Path, text: &Path) -> Result<f64, String> {
     let written = tempfile::NamedTempFile::new().expect("a file");
     let output = Command::new(program)
         .arg("-m")
@@ -923,7 +923,7 @@ fn peer_perplexity(program: &Path, model: &Path, text: &Path) -> Result<f64, Str
     Ok((sum / (CHUNKS * per_chunk) as f64).exp())
 }
 
-fn our_perplexity(engine: &Engine, text: &str, context: usize, chunks: usize) -> f64 {
+pub fn our_perplexity(engine: &Engine, text: &str, context: usize, chunks: usize) -> f64 {
     let options = PerplexityOptions {
         context,
         chunks: Some(chunks),

@@ -1404,7 +1404,7 @@ fn a_row_must_be_a_whole_number_of_blocks() {
 #[test]
 fn tensors_of_types_that_are_not_supported_are_set_apart() {
     let parts = Parts::tensors(
-        [row("fancy", &[256, 2], 39, 0), row("plain", &[4], 0, 2048)],
+        [row("fancy", &[256, 2], 40, 0), row("plain", &[4], 0, 2048)],
         2064,
     );
     let file = open(&parts);
@@ -1413,16 +1413,16 @@ fn tensors_of_types_that_are_not_supported_are_set_apart() {
     };
     assert_eq!(
         (fancy.name.as_str(), fancy.type_name().as_str()),
-        ("fancy", "MXFP4")
+        ("fancy", "NVFP4")
     );
     assert_eq!(fancy.shape, [2, 256]);
     assert!(file.tensor("fancy").is_none() && file.tensor("plain").is_some());
 
-    for twin in [row("fancy", &[32], 39, 0), row("fancy", &[4], 0, 0)] {
-        let parts = Parts::tensors([row("fancy", &[256], 39, 0), twin], 2048);
+    for twin in [row("fancy", &[32], 40, 0), row("fancy", &[4], 0, 0)] {
+        let parts = Parts::tensors([row("fancy", &[256], 40, 0), twin], 2048);
         assert_says(&refusal(&parts.file()), &["tensor fancy", "occurs twice"]);
     }
-    let message = refusal(&Parts::tensors([row("fancy", &[256], 39, 16)], 2048).file());
+    let message = refusal(&Parts::tensors([row("fancy", &[256], 40, 16)], 2048).file());
     assert_says(&message, &["tensor fancy", "alignment 32"]);
 }
 

@@ -35,12 +35,39 @@ fn halves_of(block_type: BlockType) -> &'static [usize] {
         | BlockType::Q4_0
         | BlockType::Q5_0
         | BlockType::IQ4_NL
-        | BlockType::IQ4_XS => &[0],
-        BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4_K | BlockType::Q5_K => &[0, 2],
+        | BlockType::IQ4_XS
+        | BlockType::IQ1_S
+        | BlockType::IQ2_XXS
+        | BlockType::IQ2_XS
+        | BlockType::IQ2_S
+        | BlockType::IQ3_XXS
+        | BlockType::IQ3_S => &[0],
+        BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q8_1 | BlockType::Q4_K | BlockType::Q5_K => {
+            &[0, 2]
+        }
+        BlockType::TQ1_0 => &[52],
+        BlockType::TQ2_0 => &[64],
         BlockType::Q2_K => &[80, 82],
         BlockType::Q3_K => &[108],
         BlockType::Q6_K => &[208],
         BlockType::F32 | BlockType::F16 | BlockType::BF16 => &[],
+        // See `set_scale`.
+        BlockType::MXFP4 | BlockType::IQ1_M => &[],
+    }
+}
+
+/// Sets the scale of a block of a type that has it neither in two bytes nor as a number in half precision.
+fn set_scale(block_type: BlockType, block: &mut [u8], scale: f16) {
+    match block_type {
+        BlockType::MXFP4 => block[0] = 119 + (scale.to_bits() % 5) as u8,
+        BlockType::IQ1_M => {
+            for word in 0..4 {
+                let high = (scale.to_bits() >> (4 * word) & 15) as u8;
+                let byte = &mut block[49 + 2 * word];
+                *byte = *byte & 15 | high << 4;
+            }
+        }
+        _ => {}
     }
 }
 
@@ -73,6 +100,11 @@ fn random_matrix(
                     });
                     block[at..at + 2].copy_from_slice(&half.to_le_bytes());
                 }
+                set_scale(
+                    block_type,
+                    block,
+                    f16::from_f32(random.normal() as f32 * 0.01),
+                );
             }
         }
         decode_row(block_type, row, decoded);
@@ -766,7 +798,7 @@ fn a_second_plane_of_8_bits_comes_close_to_plain_values() {
                     let in_8_bits = error(&normal) > 20.0 * error(&high);
                     let grouped = match layout {
                         Layout::Native => false,
-                        Layout::Packed => rows % GROUP == 0,
+                        Layout::Packed => rows % GROUP == 0 && block_type.packs(),
                         Layout::Sparse => true,
                     };
                     // With minima, 8 bits take two products for each that a tile takes.

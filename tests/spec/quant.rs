@@ -105,6 +105,17 @@ fn types_have_the_numbers_and_names_of_gguf() {
         (BlockType::Q6_K, 14, "Q6_K"),
         (BlockType::IQ4_NL, 20, "IQ4_NL"),
         (BlockType::IQ4_XS, 23, "IQ4_XS"),
+        (BlockType::Q8_1, 9, "Q8_1"),
+        (BlockType::IQ2_XXS, 16, "IQ2_XXS"),
+        (BlockType::IQ2_XS, 17, "IQ2_XS"),
+        (BlockType::IQ3_XXS, 18, "IQ3_XXS"),
+        (BlockType::IQ1_S, 19, "IQ1_S"),
+        (BlockType::IQ3_S, 21, "IQ3_S"),
+        (BlockType::IQ2_S, 22, "IQ2_S"),
+        (BlockType::IQ1_M, 29, "IQ1_M"),
+        (BlockType::TQ1_0, 34, "TQ1_0"),
+        (BlockType::TQ2_0, 35, "TQ2_0"),
+        (BlockType::MXFP4, 39, "MXFP4"),
     ];
     assert_eq!(expected.len(), BlockType::ALL.len());
     for (block_type, id, name) in expected {

@@ -366,7 +366,9 @@ fn types_without_a_code_for_zero_become_q8_0() {
                 row
             };
             assert_eq!(row(&model), row(&dense));
-            assert!(model.bytes() > dense.bytes());
+            // Only Q8_1 is larger, by a sum for each block.
+            let grows = block_type != BlockType::Q8_1;
+            assert_eq!(model.bytes() > dense.bytes(), grows);
             // What the engine counts with: the whole model moves, and needs room for what it becomes.
             let counted = sparse::weight_bytes(&dense, SparseForm::Zeros) as usize;
             let layers: usize = model.layers.iter().map(|layer| layer.bytes()).sum();

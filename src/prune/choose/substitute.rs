@@ -1,4 +1,4 @@
-//! Projections whose blocks have 256 values (K-quants and IQ4_XS) and that lose columns: either as many columns stay as fill
+//! Projections whose blocks have 256 values (K-quants, IQ1 to IQ3, IQ4_XS, TQ) and that lose columns: either as many columns stay as fill
 //! whole blocks, or the tensor changes to a type with blocks of 32 values and of no lower quality, which takes more bytes a
 //! value. Whichever errs less at equal bytes is taken, projection by projection.
 //!
@@ -29,7 +29,17 @@ const ROWS: usize = 64;
 /// The types that a tensor may change to; empty for a type that it always keeps.
 pub fn substitutes(source: BlockType) -> &'static [BlockType] {
     match source {
-        BlockType::Q2_K | BlockType::Q3_K => &[BlockType::Q4_0],
+        BlockType::Q2_K
+        | BlockType::Q3_K
+        | BlockType::TQ1_0
+        | BlockType::TQ2_0
+        | BlockType::IQ1_S
+        | BlockType::IQ1_M
+        | BlockType::IQ2_XXS
+        | BlockType::IQ2_XS
+        | BlockType::IQ2_S
+        | BlockType::IQ3_XXS
+        | BlockType::IQ3_S => &[BlockType::Q4_0],
         BlockType::Q4_K | BlockType::IQ4_XS => &[BlockType::Q4_1, BlockType::Q5_0],
         BlockType::Q5_K => &[BlockType::Q5_1],
         BlockType::Q6_K => &[BlockType::Q8_0],

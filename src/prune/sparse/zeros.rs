@@ -1,7 +1,8 @@
 //! Taking single weights out of a projection. In the sparse form they have no place any more (`model/sparse.rs`); as zeros they
 //! become exactly 0 in their tensor's own type. Those that stay keep their codes either way.
 //!
-//! Types with a minimum (Q4_1, Q5_1, Q2_K, Q4_K, Q5_K) and with uneven levels (IQ4_NL, IQ4_XS) have no code that always stands for 0.
+//! Types with a minimum (Q4_1, Q5_1, Q2_K, Q4_K, Q5_K) and with uneven levels (IQ4_NL, IQ4_XS, IQ1, IQ2, IQ3) have no code that always stands for 0,
+//! and TQ1_0 none that could be set by itself.
 //! Where a projection of such a type cannot be sparse, it is encoded anew in Q8_0, which takes more bytes than it had: the map then
 //! moves to a larger one.
 
@@ -453,6 +454,9 @@ fn zero_code(block_type: BlockType) -> Zero {
         BlockType::Q8_0 => Zero::Code(const { &[field(2, 8, 32, 0)] }),
         // Code 8.
         BlockType::Q4_0 => Zero::Code(const { &[field(2, 4, 16, 8)] }),
+        BlockType::MXFP4 => Zero::Code(const { &[field(1, 4, 16, 0)] }),
+        // Code 1.
+        BlockType::TQ2_0 => Zero::Code(const { &[field(0, 2, 32, 1)] }),
         // Code 16: the fifth bit alone.
         BlockType::Q5_0 => Zero::Code(const { &[field(2, 1, 1, 1), field(6, 4, 16, 0)] }),
         // Code 4: the third bit alone.
@@ -465,7 +469,16 @@ fn zero_code(block_type: BlockType) -> Zero {
         | BlockType::Q4_K
         | BlockType::Q5_K
         | BlockType::IQ4_NL
-        | BlockType::IQ4_XS => Zero::None,
+        | BlockType::IQ4_XS
+        | BlockType::Q8_1
+        | BlockType::TQ1_0
+        | BlockType::IQ1_S
+        | BlockType::IQ1_M
+        | BlockType::IQ2_XXS
+        | BlockType::IQ2_XS
+        | BlockType::IQ2_S
+        | BlockType::IQ3_XXS
+        | BlockType::IQ3_S => Zero::None,
     }
 }
 

@@ -7,6 +7,7 @@ pub mod browser;
 pub mod engine;
 pub mod program;
 pub mod pruning;
+pub mod python;
 pub mod reference;
 pub mod synthetic;
 #[cfg(unix)]

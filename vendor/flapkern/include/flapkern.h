@@ -26,14 +26,25 @@ typedef enum fk_type {
     FK_TYPE_Q5_0 = 6,
     FK_TYPE_Q5_1 = 7,
     FK_TYPE_Q8_0 = 8,
+    FK_TYPE_Q8_1 = 9,
     FK_TYPE_Q2_K = 10,
     FK_TYPE_Q3_K = 11,
     FK_TYPE_Q4_K = 12,
     FK_TYPE_Q5_K = 13,
     FK_TYPE_Q6_K = 14,
+    FK_TYPE_IQ2_XXS = 16,
+    FK_TYPE_IQ2_XS = 17,
+    FK_TYPE_IQ3_XXS = 18,
+    FK_TYPE_IQ1_S = 19,
     FK_TYPE_IQ4_NL = 20,
+    FK_TYPE_IQ3_S = 21,
+    FK_TYPE_IQ2_S = 22,
     FK_TYPE_IQ4_XS = 23,
-    FK_TYPE_BF16 = 30
+    FK_TYPE_IQ1_M = 29,
+    FK_TYPE_BF16 = 30,
+    FK_TYPE_TQ1_0 = 34,
+    FK_TYPE_TQ2_0 = 35,
+    FK_TYPE_MXFP4 = 39
 } fk_type;
 
 /* How a matrix lies in memory. */
@@ -49,7 +60,10 @@ typedef enum fk_layout {
  * which the format has them, each field interleaved element by element: element i of row r lies at index 16 i + r of the
  * field. Elements are half-precision numbers of 2 bytes, packed scales of 1 byte, and codes (and the bits that belong to
  * them) in words of 4 bytes, so that a line of 64 bytes holds the same four columns of 16 rows. A block of the types of
- * plain floats is one value: column by column, 16 rows each. */
+ * plain floats is one value: column by column, 16 rows each.
+ *
+ * Q8_1, MXFP4, TQ1_0, TQ2_0 and the types IQ1, IQ2 and IQ3 come in native rows only, which are decoded before they are
+ * multiplied. */
 #define FK_GROUP 16
 
 /* Sparse weights are of the types F16, BF16, Q8_0, Q4_0, Q4_1, IQ4_NL and Q4_K. A weight that was removed is 0, in types with
@@ -84,7 +98,7 @@ typedef enum fk_isa {
 
 /* Values per block of quantised activations and of the quantised weight types here. */
 #define FK_BLOCK 32
-/* Values per super-block of the K-quants and IQ4_XS. */
+/* Values per super-block of the K-quants, IQ1 to IQ3, IQ4_XS and TQ. */
 #define FK_SUPER 256
 
 /* A weight matrix W [rows, cols], row-major. */

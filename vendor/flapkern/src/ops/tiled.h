@@ -126,6 +126,7 @@ static void tiles_of_packed(fk_type type, const uint8_t *group, size_t depth, ui
     case FK_TYPE_##TYPE: tiles_##TYPE(group, depth, tiles); break;
         FK_BLOCK_TYPES(TILES)
 #undef TILES
+    default: break; /* is never packed */
     }
 }
 
