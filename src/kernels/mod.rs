@@ -201,6 +201,14 @@ impl Kernels {
         Some(Self { isa, table })
     }
 
+    /// The nearest kernels that do not round the inputs of floating-point weights to bfloat16: these, if they do not.
+    pub fn single_precision(self) -> Self {
+        match self.isa {
+            Isa::Avx512Bf16 | Isa::Amx => Self::for_isa(Isa::Avx512).unwrap_or(self),
+            _ => self,
+        }
+    }
+
     /// The kernels for this process: those that [`ISA_VARIABLE`] names, else the best that the processor has. The choice
     /// is made once.
     ///

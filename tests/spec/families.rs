@@ -192,7 +192,7 @@ impl Draft {
         writer.save(path).expect("the model is written");
     }
 
-    fn load(&self) -> Model {
+    pub fn load(&self) -> Model {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.gguf");
         self.write(&path);
@@ -1007,7 +1007,7 @@ fn llama_cpp_runs_pruned_files_that_are_not_of_our_own_form() {
 // ---- real models ----
 
 /// A real model; `None`, after noting a skip, where it was not fetched.
-fn real(name: &str) -> Option<PathBuf> {
+pub fn real(name: &str) -> Option<PathBuf> {
     let home = std::env::var_os("HOME").unwrap_or_default();
     let path = PathBuf::from(home).join(".cache/flapjack-dev").join(name);
     if path.exists() {
@@ -1019,7 +1019,7 @@ fn real(name: &str) -> Option<PathBuf> {
     None
 }
 
-const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
+pub const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
 
 fn open(path: &Path) -> Engine {

@@ -5,6 +5,7 @@ use crate::common::pruning::{
 };
 use crate::common::synthetic::{Shape, Synthetic, logits, runtime};
 use crate::common::{Random, doubles, relative_error};
+use crate::families::{Draft, VOCABULARY};
 use flapjack::kernels::{Moments, Team};
 use flapjack::model::{Batch, KvCache, Model, Observer, Scratch};
 use flapjack::progress::ignore;
@@ -56,6 +57,43 @@ fn down_inputs(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
         });
     }
     inputs.0
+}
+
+// ---- statistics ----
+
+#[test]
+fn a_norm_behind_a_module_weighs_the_tokens_of_its_statistics() {
+    for architecture in ["gemma", "gemma2", "gemma3"] {
+        let model = Draft::of(architecture).load();
+        let tokens = Random::new(5).tokens(250, VOCABULARY);
+        let profile = profile_of(&model, text(&tokens));
+        for (l, inputs) in down_inputs(&model, &tokens).iter().enumerate() {
+            let down = &model.layers[l].down.weight;
+            let (values, stats) = (down.decode(&model.map), &profile.layers[l].mlp);
+            let mut squares = vec![0.0; down.cols];
+            for x in inputs.chunks_exact(down.cols) {
+                let output = values.chunks_exact(down.cols).map(|row| {
+                    let products = row.iter().zip(x).map(|(w, x)| f64::from(w * x));
+                    products.sum::<f64>()
+                });
+                let output = output.map(|y| y * y).sum::<f64>() / down.rows as f64;
+                let weight = match model.layers[l].mlp_post_norm {
+                    Some(_) => 1.0 / (output + f64::from(model.config.rms_epsilon)),
+                    None => 1.0,
+                };
+                for (square, x) in squares.iter_mut().zip(x) {
+                    *square += weight * f64::from(*x).powi(2) / tokens.len() as f64;
+                }
+            }
+            let covariance = stats.covariance.as_ref().expect("it was collected");
+            for (j, square) in squares.into_iter().enumerate() {
+                let place = format!("{architecture}, layer {l}, {j}: {square}");
+                let found = [stats.mean_square(j), covariance.second_moment(j, j)];
+                let near = found.map(|found| (found - square).abs() < 0.02 * square);
+                assert_eq!(near, [true; 2], "{place}, {found:?}");
+            }
+        }
+    }
 }
 
 // ---- metrics ----

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::covariance::GramScratch;
 use super::profile::{FeatureStats, LayerProfile, Profile};
+use super::weighing::Weighing;
 use crate::kernels::{Activations, Keep, Moments, Runtime, Team};
 use crate::model::{KvCache, Model, Module, ModuleId, Observer, Scratch};
 use crate::progress::{self, Progress};
@@ -117,22 +118,25 @@ pub fn calibrate_layers(
 }
 
 /// Adds the inputs that it sees to the statistics of some layers.
-struct Recorder {
+struct Recorder<'m> {
+    model: &'m Model,
     /// The number of the first of these layers.
     first: usize,
     layers: Vec<LayerProfile>,
     covariance: bool,
     scratch: GramScratch,
+    weighing: Weighing,
 }
 
-impl Recorder {
-    fn new(model: &Model, layers: Range<usize>, covariance: bool) -> Self {
+impl<'m> Recorder<'m> {
+    fn new(model: &'m Model, layers: Range<usize>, covariance: bool) -> Self {
         let stats = if covariance {
             FeatureStats::with_covariance
         } else {
             FeatureStats::new
         };
         Self {
+            model,
             first: layers.start,
             layers: model.layers[layers]
                 .iter()
@@ -143,30 +147,39 @@ impl Recorder {
                 .collect(),
             covariance,
             scratch: GramScratch::default(),
+            weighing: Weighing::default(),
         }
+    }
+
+    fn record(&mut self, team: &Team, module: ModuleId, x: &Activations) {
+        let Some(place) = module.layer().checked_sub(self.first) else {
+            return;
+        };
+        let layer = &mut self.layers[place];
+        let stats = match module.kind() {
+            Module::Attention => &mut layer.attention,
+            Module::Mlp => &mut layer.mlp,
+        };
+        let x = self.weighing.weigh(team, self.model, module, x);
+        record(stats, team, x, &mut self.scratch);
     }
 }
 
-impl Observer for Recorder {
+impl Observer for Recorder<'_> {
     fn keeps(&self) -> Keep {
-        match self.covariance {
+        // What a norm makes of the outputs follows from the values.
+        match self.covariance || self.model.config.family().post_norms {
             true => Keep::Values,
             false => Keep::Moments,
         }
     }
 
     fn attention_output(&mut self, team: &Team, layer: usize, x: &Activations) {
-        if let Some(place) = layer.checked_sub(self.first) {
-            let stats = &mut self.layers[place].attention;
-            record(stats, team, x, &mut self.scratch);
-        }
+        self.record(team, ModuleId::attention(layer), x);
     }
 
     fn mlp_down(&mut self, team: &Team, layer: usize, x: &Activations) {
-        if let Some(place) = layer.checked_sub(self.first) {
-            let stats = &mut self.layers[place].mlp;
-            record(stats, team, x, &mut self.scratch);
-        }
+        self.record(team, ModuleId::mlp(layer), x);
     }
 }
 

@@ -7,6 +7,7 @@ mod evidence;
 pub mod groups;
 mod passage;
 mod profile;
+mod weighing;
 
 pub use calibrate::{Calibration, calibrate};
 pub use covariance::{Covariance, GramScratch};
@@ -17,3 +18,4 @@ pub use profile::{FeatureStats, LayerProfile, Profile};
 
 pub(super) use covariance::RIDGE;
 pub(super) use passage::{Capture, embed_sequences};
+pub(super) use weighing::Weighing;

@@ -6,7 +6,8 @@
 //! target W_R x_R + e in place of W_R x_R: ΔWᵀ = (C_KK + λI)⁻¹ (C_KR W_Rᵀ + C_Ke) and bias W_R μ_R + μ_e − ΔW μ_K.
 //!
 //! Where a norm follows the projection, what it leaves is not what is added to the stream. Its drift e is then how far its own output
-//! has drifted, W (x − x̂) with x as the dense model and x̂ as the pruned one has it.
+//! has drifted, W (x − x̂) with x as the dense model and x̂ as the pruned one has it, and tokens are weighed as the norm weighs them in the
+//! dense model.
 
 use super::difference::{Around, Difference};
 use super::restoration::{Drift, Inputs, LayerRestoration, Restoration, least_squares};
@@ -14,7 +15,9 @@ use crate::kernels::{Activations, Moments, Product, Runtime, matmul};
 use crate::model::{KvCache, Model, ModuleId, Scratch, Unobserved};
 use crate::prune::choose::LayerPlan;
 use crate::prune::collect::calibrate::{LEAST_TOKENS, SEQUENCE};
-use crate::prune::collect::{Calibration, Capture, FeatureStats, GramScratch, embed_sequences};
+use crate::prune::collect::{
+    Calibration, Capture, FeatureStats, GramScratch, Weighing, embed_sequences,
+};
 use crate::prune::error::{PruneError, PruneErrorKind};
 use crate::prune::features::{features, others, output_weight};
 #[cfg(doc)]
@@ -135,6 +138,7 @@ impl Streams {
         let mut stats = FeatureStats::with_covariance(weight.cols + d);
         let mut joint = Vec::new();
         let normed = model.post_norm(module).is_some();
+        let mut weighing = Weighing::default();
         // Of a norm's projection, the dense model's input and how far the projection's output has drifted.
         let (mut dense_input, mut drifts) = (Activations::default(), Vec::new());
         for sequence in sequences.iter_mut() {
@@ -161,6 +165,7 @@ impl Streams {
                 if whole {
                     return Ok(());
                 }
+                let scales = weighing.scales(team, model, module, &dense_input);
                 if normed {
                     let (tokens, cols) = (dense_input.tokens(), dense_input.cols());
                     let apart = dense_input.values().iter().zip(sequence.input.values());
@@ -178,8 +183,10 @@ impl Streams {
                     input.copy_from_slice(
                         &sequence.input.values()[t * weight.cols..][..weight.cols],
                     );
-                    if normed {
-                        return drift.copy_from_slice(&drifts[t * d..][..d]);
+                    if let Some(scales) = &scales {
+                        drift.copy_from_slice(&drifts[t * d..][..d]);
+                        row.iter_mut().for_each(|v| *v *= scales[t]);
+                        return;
                     }
                     let streams = sequence.dense[t * d..]
                         .iter()
