@@ -189,7 +189,9 @@ impl Stream {
 /// Runs `lead` with kernels that do not round inputs to bfloat16. Layer follows layer here with what the ones before have lost, so that a
 /// little in the inputs becomes much in the choice of weights: at 2:4 the default model's perplexity differs by 6 %.
 fn exactly<R>(runtime: &Runtime, lead: impl FnOnce(&Team) -> R) -> R {
-    runtime.pool.region(runtime.kernels.single_precision(), lead)
+    runtime
+        .pool
+        .region(runtime.kernels.single_precision(), lead)
 }
 
 /// out = norm(x), x `[tokens, d]`.
