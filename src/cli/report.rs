@@ -80,7 +80,7 @@ impl Run {
         let ModelReport { path, .. } = &self.model;
         let mut lines = vec![format!(
             "{}: {}, {} parameters, {}; {} with {}",
-            path.file_name().unwrap_or_default().to_string_lossy(),
+            words::model_name(path),
             plural(self.model.layers, "layer"),
             millions(self.model.parameters),
             mebibytes(self.model.bytes as u64),
