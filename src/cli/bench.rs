@@ -12,6 +12,7 @@ use flapjack::engine::{
     SyntheticType, Target, TemporaryFile, TextSource,
 };
 use flapjack::eval::{SpeedTest, mean_and_deviation, median};
+use flapjack::hub;
 use flapjack::model::{CacheType, Shape};
 use flapjack::prune::Restore;
 use flapjack::prune::sparse::Sparsity;
@@ -517,11 +518,7 @@ impl Row {
     }
 
     fn file_name(&self) -> String {
-        let path = Path::new(&self.model_filename);
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
+        hub::name_of_file(Path::new(&self.model_filename))
     }
 }
 

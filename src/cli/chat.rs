@@ -115,7 +115,7 @@ pub fn talk(engine: Engine, setup: ChatSetup) -> Result<()> {
         let _ = editor.load_history(path);
     }
     if !chat.setup.quiet {
-        let model = words::model_name(chat.engine.model().path());
+        let model = hub::name_of_file(chat.engine.model().path());
         say(&format!("{model}: /help lists commands, Ctrl-D leaves"));
     }
     let left = chat.talk(&mut editor);

@@ -13,7 +13,7 @@ use flapjack::engine::{
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
 use flapjack::heal::TrainingError;
-use flapjack::hub::{self, HubError, Repository};
+use flapjack::hub::{HubError, Repository};
 use flapjack::model::ModelError;
 use flapjack::prune::{ProfileError, PruneErrorKind};
 
@@ -52,15 +52,6 @@ pub fn ago(last_used: u64) -> String {
         _ => (age / 86_400, "day"),
     };
     format!("{} ago", plural(count as usize, noun))
-}
-
-/// What a model's file is called; for a snapshot of the hub, whose folder is named by its commit, the repository.
-pub fn model_name(path: &Path) -> String {
-    let repository = hub::repository_of(path);
-    repository.unwrap_or_else(|| {
-        let name = path.file_name().unwrap_or_default();
-        name.to_string_lossy().into_owned()
-    })
 }
 
 /// Names from files, without what would control a terminal.

@@ -465,13 +465,12 @@ impl Engine {
     /// The fingerprint and the name of the model's file, which is mapped anew: packing has rearranged the other map. A model
     /// that was made in memory has no fingerprint.
     fn identity(&self) -> Result<(String, String), EngineError> {
-        let path = self.model.path();
-        let name = path.file_name().unwrap_or(path.as_os_str());
+        let name = hub::name_of_file(self.model.path());
         let fingerprint = match self.has_file {
             true => self.file()?.fingerprint(),
             false => String::new(),
         };
-        Ok((fingerprint, name.to_string_lossy().into_owned()))
+        Ok((fingerprint, name))
     }
 
     /// What of a cache makes sense for this model: one without a file cannot be known again.

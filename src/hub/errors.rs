@@ -24,6 +24,14 @@ pub enum NameError {
     )]
     Malformed { name: String, problem: &'static str },
 
+    /// It can be a path as well as a model of the hub, and is neither.
+    #[error("{}: there is no such file or folder, and no such model of the hub was found: {cause}", path.display())]
+    Neither {
+        path: PathBuf,
+        /// Why it is no model of the hub. It is part of the message and therefore not a `source`.
+        cause: Box<NameError>,
+    },
+
     /// The hub has no such repository, or does not tell.
     #[error(
         "{} has no repository {repository:?}{}",
@@ -241,6 +249,14 @@ pub enum NameError {
 }
 
 impl NameError {
+    /// Whether what was named is not there, or was not found out about, so that something else may have been meant.
+    pub(super) fn is_nothing(&self) -> bool {
+        matches!(
+            self,
+            Self::NoRepository { .. } | Self::NotCached { .. } | Self::Unreachable { .. }
+        )
+    }
+
     /// Whether the hub did not answer, so that what is in the cache is all there is to be had now.
     pub(super) fn is_silence(&self) -> bool {
         match self {

@@ -256,10 +256,29 @@ pub fn find(
 ) -> Result<FoundModel, HubError> {
     match ModelName::read(name)? {
         ModelName::Path(path) => Ok(FoundModel::at(local(&path)?)),
-        ModelName::Hub(repository) => Hub::new(environment)?.find(&repository, steps),
+        ModelName::Hub(repository) => {
+            let found = Hub::new(environment)?.find(&repository, steps);
+            let is_bare = name.to_str().is_some_and(|n| n.starts_with(&repository.id));
+            match found {
+                Err(HubError::Name(cause)) if is_bare && cause.is_nothing() => {
+                    let path = name.to_owned();
+                    Err(NameError::Neither { path, cause }.into())
+                }
+                found => found,
+            }
+        }
         ModelName::Ollama(name) => Ok(ollama::find(&name, environment)?),
         ModelName::LmStudio(name) => Ok(lmstudio::find(&name, environment)?),
     }
+}
+
+/// What the file or folder of a model is called. The folder of a snapshot of the hub has a commit for its name; what tells it to people is the
+/// repository.
+pub fn name_of_file(path: &Path) -> String {
+    repository_of(path).unwrap_or_else(|| {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        name.to_string_lossy().into_owned()
+    })
 }
 
 /// A place where other programs keep models.

@@ -922,6 +922,10 @@ fn safetensors_are_fetched_with_what_belongs_to_them_and_nothing_else() {
     let mirror = Mirror::start(&files);
     let found = mirror.find(REPOSITORY).unwrap();
     assert_eq!(found.path, mirror.folder().join("snapshots").join(COMMIT));
+    // It is not called by its commit.
+    assert_eq!(hub::name_of_file(&found.path), REPOSITORY);
+    let config = found.path.join("config.json");
+    assert_eq!(hub::name_of_file(&config), "config.json");
     let mut names: Vec<String> = fs::read_dir(&found.path)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -1030,13 +1034,25 @@ fn errors_of_the_hub_are_told_and_paths_stay_paths() {
     for (name, words) in [
         (
             "org/nothing",
-            &["error: ", "has no repository", "HF_TOKEN"][..],
+            &[
+                "error: org/nothing: there is no such file or folder",
+                "has no repository",
+                "HF_TOKEN",
+            ][..],
         ),
         (
             "org/tiny-GGUF:Q4_K_M",
             &["no file of type", "tiny-Q8_0.gguf"],
         ),
         ("hf:tiny", &["no model of the hub", "ORG/REPO"]),
+        (
+            "there/is/none.gguf",
+            &[
+                "there/is/none.gguf: there is no such file",
+                "repository \"there/is\"",
+            ],
+        ),
+        ("hf:org/nothing", &["error: http", "has no repository"]),
         (
             "ollama:x",
             &["no model store of Ollama", "/nonexistent", "OLLAMA_MODELS"],
