@@ -228,7 +228,9 @@ void flapjack_string_free(char *text);
 // Fills options for flapjack_open() with defaults. `size` is their size, as the caller knows it.
 void flapjack_open_options_default(FlapjackOpenOptions *options, size_t size);
 
-// Opens a model file (GGUF). Without a path (NULL) it is the default model, SmolLM2-135M-Instruct, which is downloaded once (98 MB).
+// Opens a model file (GGUF), a folder with safetensors files, or a model that is named: `org/repo:Q4_K_M` is one of the hub, which is
+// downloaded once, `ollama:NAME` and `lmstudio:PUBLISHER/REPO` are those of other programs. Without a path (NULL) it is the default model,
+// SmolLM2-135M-Instruct, which is downloaded once (98 MB).
 // `options` may be NULL for the defaults, and `progress`, which tells of the download, for none. flapjack_free() frees the
 // model; where it cannot be opened, `*model` is NULL.
 FlapjackStatus flapjack_open(const char *path,

@@ -77,11 +77,18 @@ impl Args for Given {
 #[derive(Debug, Args)]
 #[command(next_help_heading = heading::MODEL)]
 pub struct ModelArgs {
-    /// A GGUF model [default: SmolLM2-135M-Instruct, fetched once]
+    /// A model's file or name [default: SmolLM2-135M-Instruct, fetched once]
     ///
-    /// A folder with config.json and safetensors files is one too. The default model is kept in the cache folder.
+    /// A GGUF file, or a folder with config.json and safetensors files. Or a model of the Hugging Face hub, like org/repo:Q4_K_M, of Ollama's,
+    /// like ollama:llama3.2, or of LM Studio's, like lmstudio:publisher/repo. What is fetched from the hub is kept in the Hugging Face cache, the
+    /// default model in flapjack's.
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+    /// A model of the hub: ORG/REPO, ORG/REPO:TYPE or ORG/REPO/FILE
+    ///
+    /// Also -hf. No file here is meant, even if there is one of that name.
+    #[arg(long, visible_alias = "hf-repo", value_name = "REPO", conflicts_with = "model", value_parser = NonEmptyStringValueParser::new())]
+    pub hf: Option<String>,
     #[command(flatten)]
     pub overrides: OverrideArgs,
     #[command(flatten)]
@@ -90,13 +97,28 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     pub fn open(&self) -> Result<Engine> {
-        let path = match &self.model {
-            Some(path) => hub::local(path)?,
-            None => progress::default_model()?,
-        };
+        let path = progress::model(self.name().as_deref())?;
         let engine = Engine::open(path, self.options())?;
         words::log(engine.notices());
         Ok(engine)
+    }
+
+    /// The model as it was named; `None` for the default model.
+    pub fn name(&self) -> Option<PathBuf> {
+        let hub = self.hf.as_ref().map(|name| of_hub(name));
+        hub.or_else(|| self.model.clone())
+    }
+
+    /// What clients call the model unless they are told otherwise.
+    pub fn title(&self, engine: &Engine) -> String {
+        let name = self.name();
+        let named = name.and_then(|name| hub::ModelName::read(&name).ok());
+        let path = engine.model().path();
+        match named {
+            // The file is named by its hash.
+            Some(hub::ModelName::Ollama(name)) => name,
+            _ => hub::repository_of(path).unwrap_or_else(|| flapjack::checkpoint::name_of(path)),
+        }
     }
 
     pub fn options(&self) -> OpenOptions {
@@ -104,6 +126,16 @@ impl ModelArgs {
             overrides: self.overrides.overrides(),
             ..self.machine.options()
         }
+    }
+}
+
+/// A repository's name as a model that can be nothing else.
+pub fn of_hub(repository: &str) -> PathBuf {
+    let bare = repository.strip_prefix("hf:").unwrap_or(repository);
+    // Addresses say so themselves.
+    match bare.contains("://") {
+        true => bare.into(),
+        false => format!("hf:{bare}").into(),
     }
 }
 

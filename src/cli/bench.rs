@@ -5,19 +5,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args, ValueEnum};
 use flapjack::engine::{
     Cache, CalibrationOptions, Engine, MethodOptions, OpenOptions, Pack, PruneOptions,
     SyntheticType, Target, TemporaryFile, TextSource,
 };
 use flapjack::eval::{SpeedTest, mean_and_deviation, median};
+use flapjack::hub;
 use flapjack::model::{CacheType, Shape};
 use flapjack::prune::Restore;
 use flapjack::prune::sparse::Sparsity;
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{
-    AMOUNT, CacheArgs, Given, MachineArgs, MethodArgs, ModelArgs, WithAmount, WrongUse,
+    AMOUNT, CacheArgs, Given, MachineArgs, MethodArgs, ModelArgs, WithAmount, WrongUse, of_hub,
     parse_ratio, parse_sparsity, whole,
 };
 use super::interrupt::{self, Watch};
@@ -32,9 +34,16 @@ use super::{heading, progress, streams, words};
 pub struct BenchArgs {
     #[command(flatten)]
     given: Given,
-    /// A GGUF model; may be given several times [default: SmolLM2-135M-Instruct]
+    /// Models by file or name [default: SmolLM2-135M-Instruct]
+    ///
+    /// A name is one of the hub, like org/repo:Q4_K_M, or ollama:NAME, or lmstudio:PUBLISHER/REPO. May be given several times.
     #[arg(help_heading = heading::MODEL, short, long, value_name = "FILE")]
     model: Vec<PathBuf>,
+    /// A model of the hub: ORG/REPO, ORG/REPO:TYPE or ORG/REPO/FILE
+    ///
+    /// May be given several times.
+    #[arg(help_heading = heading::MODEL, long, visible_alias = "hf-repo", value_name = "REPO", value_parser = NonEmptyStringValueParser::new())]
+    hf: Vec<String>,
     /// Also time a random model of this size
     ///
     /// It is made in memory, in the shape of Llama 3.2 1B or Llama 2 7B. May be given several times.
@@ -342,11 +351,13 @@ impl BenchArgs {
         let with = |sparse| ratios.iter().map(move |&ratio| Point { ratio, sparse });
         let points: Vec<Point> = sparse().flat_map(with).collect();
         let mut subjects = Vec::new();
-        let no_model = self.model.is_empty() && self.synthetic.is_empty();
+        let hub = self.hf.iter().map(|name| of_hub(name));
+        let models: Vec<PathBuf> = self.model.iter().cloned().chain(hub).collect();
+        let no_model = models.is_empty() && self.synthetic.is_empty();
         for model in no_model
             .then_some(None)
             .into_iter()
-            .chain(self.model.iter().cloned().map(Some))
+            .chain(models.into_iter().map(Some))
         {
             for &point in &points {
                 subjects.push(self.stored(model.clone(), point)?);
@@ -363,6 +374,7 @@ impl BenchArgs {
     fn stored(&self, model: Option<PathBuf>, point: Point) -> Result<Subject> {
         let model = ModelArgs {
             model,
+            hf: None,
             machine: self.machine.clone(),
             overrides: self.overrides.clone(),
         };
@@ -506,11 +518,7 @@ impl Row {
     }
 
     fn file_name(&self) -> String {
-        let path = Path::new(&self.model_filename);
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
+        hub::name_of_file(Path::new(&self.model_filename))
     }
 }
 

@@ -58,7 +58,7 @@ impl ChatArgs {
 
     /// What stands before the messages of a conversation; `None` for what the template puts there.
     pub fn system(&self, model: &ModelArgs) -> Option<String> {
-        let own = model.model.is_none() && self.chat_template.is_none();
+        let own = model.name().is_none() && self.chat_template.is_none();
         let default = own.then(|| hub::DEFAULT_SYSTEM.to_owned());
         self.system.clone().or(default)
     }
@@ -115,11 +115,8 @@ pub fn talk(engine: Engine, setup: ChatSetup) -> Result<()> {
         let _ = editor.load_history(path);
     }
     if !chat.setup.quiet {
-        let model = chat.engine.model().path().file_name().unwrap_or_default();
-        say(&format!(
-            "{}: /help lists commands, Ctrl-D leaves",
-            model.display()
-        ));
+        let model = hub::name_of_file(chat.engine.model().path());
+        say(&format!("{model}: /help lists commands, Ctrl-D leaves"));
     }
     let left = chat.talk(&mut editor);
     if let Some(path) = &history {

@@ -20,7 +20,7 @@ pub struct ConfigArgs {
 }
 
 /// Environment variables that change what flapjack does.
-const VARIABLES: [&str; 7] = [
+const VARIABLES: [&str; 14] = [
     defaults::VARIABLE,
     hub::CACHE_VARIABLE,
     CACHE_SIZE_VARIABLE,
@@ -28,6 +28,13 @@ const VARIABLES: [&str; 7] = [
     "FLAPJACK_API_KEY",
     "FLAPJACK_ISA",
     "FLAPJACK_LOG",
+    hub::ENDPOINT_VARIABLE,
+    "HF_HOME",
+    hub::HUB_CACHE_VARIABLE,
+    hub::OFFLINE_VARIABLE,
+    hub::TOKEN_VARIABLE,
+    "OLLAMA_MODELS",
+    "LMSTUDIO_MODELS",
 ];
 
 pub fn run(args: &ConfigArgs, mut command: Command) -> Result<()> {
@@ -68,7 +75,7 @@ fn write(out: &mut impl Write, defaults: Option<&Defaults>) -> io::Result<()> {
             writeln!(out, "environment, which comes before the file")?;
         }
         let value = match name {
-            "FLAPJACK_API_KEY" => "…".to_owned(),
+            "FLAPJACK_API_KEY" | hub::TOKEN_VARIABLE => "…".to_owned(),
             _ => printable(&value.to_string_lossy()),
         };
         writeln!(out, "  {name}={value}")?;

@@ -17,26 +17,24 @@ type Words = (&'static [&'static str], &'static str);
 const OPTIONS: &[Words] = &[
     // Where models come from.
     (
-        &[
-            "-hf",
-            "-hfr",
-            "--hf-repo",
-            "-hff",
-            "--hf-file",
-            "-hft",
-            "--hf-token",
-            "-mu",
-            "--model-url",
-            "-dr",
-            "--docker-repo",
-            "--offline",
-            "--insecure",
-        ],
-        "models are not fetched from a hub yet: download the .gguf file and name it with '-m FILE'",
+        &["-hff", "--hf-file"],
+        "a file of the hub is named with its repository: '--hf ORG/REPO/FILE'",
+    ),
+    (
+        &["-hft", "--hf-token"],
+        "the token for the hub is taken from the environment (HF_TOKEN), or from where 'hf auth login' puts it",
+    ),
+    (
+        &["--offline"],
+        "HF_HUB_OFFLINE=1 in the environment keeps flapjack from asking the hub",
+    ),
+    (
+        &["-mu", "--model-url", "-dr", "--docker-repo", "--insecure"],
+        "a model is a file, named with '-m FILE', or one of the Hugging Face hub, named with '--hf ORG/REPO'",
     ),
     (
         &["-cl", "--cache-list"],
-        "'flapjack models' shows which models are in the cache folder",
+        "'flapjack models' shows which models are on this machine",
     ),
     (
         &[
@@ -337,11 +335,11 @@ const OPTIONS: &[Words] = &[
 const COMMANDS: &[Words] = &[
     (
         &["pull", "push", "create", "cp", "get", "download"],
-        "models are plain files: download the .gguf file and name it with 'flapjack run -m FILE'",
+        "'flapjack run --hf ORG/REPO' fetches a model of the hub once; other models are plain files, named with 'flapjack run -m FILE'",
     ),
     (
         &["list", "ls", "ps", "stop"],
-        "models are plain files, and none stays loaded; 'flapjack models' shows those in the cache folder",
+        "none stays loaded; 'flapjack models' shows those that are on this machine",
     ),
     (
         &["rm", "delete"],
@@ -370,6 +368,25 @@ const COMMANDS: &[Words] = &[
 fn words(table: &[Words], name: &str) -> Option<&'static str> {
     let known = table.iter().find(|(names, _)| names.contains(&name));
     known.map(|(_, words)| *words)
+}
+
+// ---- names of several letters that mean the same here ----
+
+/// The arguments with llama.cpp's names for the hub, `-hf` and `-hfr`, as the option that they stand for.
+pub fn translated(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let options = arguments
+        .iter_mut()
+        .take_while(|argument| *argument != "--");
+    for argument in options {
+        let Some(text) = argument.to_str() else {
+            continue;
+        };
+        let head = head(text);
+        if matches!(head, "-hf" | "-hfr") {
+            *argument = format!("--hf{}", &text[head.len()..]).into();
+        }
+    }
+    arguments
 }
 
 // ---- looking at arguments ----

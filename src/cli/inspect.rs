@@ -5,31 +5,33 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use flapjack::checkpoint;
 use flapjack::gguf::{GgufFile, Shown, Value};
-use flapjack::hub;
 use flapjack::prune::Record;
 use serde::Serialize;
 use serde_json::json;
 
+use super::arguments::of_hub;
 use super::words::{mebibytes, plural};
 use super::{heading, progress, streams};
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A GGUF file, or a folder with safetensors files [default: the default model]
+    /// A model's file, folder or name [default: the default model]
     #[arg(help_heading = heading::MODEL, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// A model of the hub: ORG/REPO, ORG/REPO:TYPE or ORG/REPO/FILE
+    #[arg(help_heading = heading::MODEL, long, visible_alias = "hf-repo", value_name = "REPO", conflicts_with = "file", value_parser = NonEmptyStringValueParser::new())]
+    hf: Option<String>,
     /// Print one JSON object, with all items of all arrays
     #[arg(help_heading = heading::OUTPUT, long)]
     json: bool,
 }
 
 pub fn run(args: InspectArgs) -> Result<()> {
-    let path = match &args.file {
-        Some(path) => hub::local(path)?,
-        None => progress::default_model()?,
-    };
+    let named = args.hf.as_ref().map(|name| of_hub(name)).or(args.file);
+    let path = progress::model(named.as_deref())?;
     let file = checkpoint::open(&path)?;
     let record = Record::from_gguf(&file)?;
     streams::print(|out| {

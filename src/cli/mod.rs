@@ -86,7 +86,7 @@ enum Command {
     /// Show what is kept from earlier runs, or remove it
     #[command(after_help = help::CACHE)]
     Cache(cache::CacheFolderArgs),
-    /// Show which models are in the cache folder, or remove some
+    /// Show which models are on this machine, or remove some
     #[command(after_help = help::MODELS)]
     Models(models::ModelsArgs),
     /// Show the config file and the defaults that it sets
@@ -107,7 +107,7 @@ fn command() -> clap::Command {
 
 /// Parses the arguments, or says what is wrong with them; also the defaults that were taken from the config file, in words.
 fn parse() -> anyhow::Result<(Cli, Option<String>)> {
-    let arguments: Vec<_> = std::env::args_os().collect();
+    let arguments = habits::translated(std::env::args_os().collect());
     let mut command = command();
     command.build();
     habits::check(&mut command, &arguments)?;

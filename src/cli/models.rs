@@ -4,9 +4,9 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use clap::{Args, Subcommand};
-use flapjack::hub::{self, StoredModel};
+use flapjack::hub::{self, Environment, HubError, Store, StoreModels, StoredModel};
 use serde::Serialize;
 
 use super::words::{ago, megabytes, printable};
@@ -27,7 +27,7 @@ enum Action {
     /// Remove models from the cache folder; runs that use them are not disturbed
     #[command(visible_alias = "rm")]
     Remove(RemoveArgs),
-    /// Print where a model in the cache folder is
+    /// Print where a model on this machine is
     Path(PathArgs),
 }
 
@@ -49,10 +49,14 @@ pub fn run(args: ModelsArgs) -> Result<()> {
     match args.action {
         Some(Action::Remove(args)) => remove(&args.names),
         Some(Action::Path(args)) => {
-            let model = hub::stored_model(&args.name)?;
-            Ok(streams::print(|out| {
-                writeln!(out, "{}", model.path.display())
-            })?)
+            let path = match hub::stored_model(&args.name) {
+                Ok(model) => model.path,
+                Err(error) => match elsewhere(&args.name) {
+                    Some((_, model)) => model.path,
+                    None => return Err(error.into()),
+                },
+            };
+            Ok(streams::print(|out| writeln!(out, "{}", path.display()))?)
         }
         None => list(args.json),
     }
@@ -65,6 +69,52 @@ struct Output {
     /// Bytes of all of them.
     bytes: u64,
     models: Vec<Model>,
+    /// Models that other programs keep.
+    stores: Vec<OtherStore>,
+}
+
+#[derive(Debug, Serialize)]
+struct OtherStore {
+    store: &'static str,
+    folder: PathBuf,
+    bytes: u64,
+    models: Vec<Model>,
+}
+
+impl From<StoreModels> for OtherStore {
+    fn from(store: StoreModels) -> Self {
+        let models = store.models.into_iter();
+        let models: Vec<Model> = models
+            .map(|model| Model {
+                default: false,
+                ..Model::from(model)
+            })
+            .collect();
+        Self {
+            store: store_words(store.store),
+            folder: store.folder,
+            bytes: models.iter().map(|model| model.bytes).sum(),
+            models,
+        }
+    }
+}
+
+fn store_words(store: Store) -> &'static str {
+    match store {
+        Store::HuggingFace => "Hugging Face",
+        Store::Ollama => "Ollama",
+        Store::LmStudio => "LM Studio",
+    }
+}
+
+/// A model of another program's store, by the name that the list shows.
+fn elsewhere(name: &str) -> Option<(Store, StoredModel)> {
+    let stores = hub::stores(&Environment::of_process()).into_iter();
+    let mut all = stores.flat_map(|store| {
+        let models = store.models.into_iter();
+        models.map(move |model| (store.store, model))
+    });
+    all.find(|(_, model)| model.name == name)
 }
 
 #[derive(Debug, Serialize)]
@@ -102,6 +152,10 @@ fn list(json: bool) -> Result<()> {
         folder: hub::cache_dir()?,
         bytes: models.iter().map(|model| model.bytes).sum(),
         models,
+        stores: hub::stores(&Environment::of_process())
+            .into_iter()
+            .map(OtherStore::from)
+            .collect(),
     };
     Ok(streams::print(|out| match json {
         true => out.json(&output),
@@ -111,7 +165,21 @@ fn list(json: bool) -> Result<()> {
 
 fn write_list(out: &mut impl Write, output: &Output) -> io::Result<()> {
     writeln!(out, "models in {}", output.folder.display())?;
-    for model in &output.models {
+    write_models(out, &output.models, output.bytes)?;
+    for store in &output.stores {
+        writeln!(
+            out,
+            "models of {} in {}",
+            store.store,
+            store.folder.display()
+        )?;
+        write_models(out, &store.models, store.bytes)?;
+    }
+    Ok(())
+}
+
+fn write_models(out: &mut impl Write, models: &[Model], bytes: u64) -> io::Result<()> {
+    for model in models {
         let default = if model.default {
             "  (the default model)"
         } else {
@@ -126,13 +194,48 @@ fn write_list(out: &mut impl Write, output: &Output) -> io::Result<()> {
             printable(&model.name)
         )?;
     }
-    writeln!(out, "  {:>11}  together", megabytes(output.bytes as usize))
+    writeln!(out, "  {:>11}  together", megabytes(bytes as usize))
+}
+
+/// A model of our own cache folder to remove; those of other programs are theirs.
+fn to_remove(name: &str) -> Result<StoredModel> {
+    match hub::stored_model(name) {
+        Err(error @ HubError::NotStored { .. }) => match elsewhere(name) {
+            Some((store, model)) => Err(not_ours(store, &model)),
+            None => Err(error.into()),
+        },
+        found => Ok(found?),
+    }
+}
+
+/// That a model belongs to another program, and how that removes it.
+fn not_ours(store: Store, model: &StoredModel) -> Error {
+    let name = &*model.name;
+    let how = match store {
+        Store::HuggingFace => {
+            let repository = name.split(['@', ':']).next().unwrap_or_default();
+            let parts: Vec<&str> = repository.splitn(3, '/').take(2).collect();
+            format!(
+                "`hf cache rm model/{}` removes its repository, and so does deleting the folder models--{} there",
+                parts.join("/"),
+                parts.join("--")
+            )
+        }
+        Store::Ollama => {
+            let name = name.trim_start_matches("ollama:");
+            format!("`ollama rm {name}` removes it")
+        }
+        Store::LmStudio => format!("LM Studio removes it, or delete {}", model.path.display()),
+    };
+    let store = store_words(store);
+    Error::msg(printable(&format!(
+        "{name} is not in flapjack's cache folder, but in {store}'s, which other programs use: {how}"
+    )))
 }
 
 fn remove(names: &[String]) -> Result<()> {
     // Nothing is removed where one of them is wrong.
-    let models: Result<Vec<StoredModel>, _> =
-        names.iter().map(|name| hub::stored_model(name)).collect();
+    let models: Result<Vec<StoredModel>> = names.iter().map(|name| to_remove(name)).collect();
     let mut models = models?;
     models.sort_by(|a, b| a.name.cmp(&b.name));
     models.dedup_by(|a, b| a.name == b.name);

@@ -1,7 +1,7 @@
 //! How far long work is: a bar on a terminal, a line now and then elsewhere, nothing with -q. All of it on standard error.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -15,7 +15,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::interrupt::Watch;
 use super::streams;
-use super::words::{megabytes, seconds};
+use super::words::{log, megabytes, printable, seconds};
 
 /// Without a terminal: what takes less than this is not worth a line, and how long to wait before the next one.
 const FIRST_LINE: Duration = Duration::from_secs(1);
@@ -241,6 +241,12 @@ fn so_far(unit: Unit, done: u64, total: u64) -> String {
 
 /// Shows each stage of what the engine does, and calls it off on a signal.
 pub fn bars() -> impl FnMut(Event) -> ControlFlow<()> + Send {
+    bars_of(None)
+}
+
+/// The same for a model of this name, which may be fetched; without one it is the default model.
+pub fn bars_of(model: Option<&Path>) -> impl FnMut(Event) -> ControlFlow<()> + Send {
+    let model = short_name(model);
     let watch = Watch::begin();
     let mut shown: Vec<(Stage, Work)> = Vec::new();
     move |Event { stage, done, total }| {
@@ -249,7 +255,7 @@ pub fn bars() -> impl FnMut(Event) -> ControlFlow<()> + Send {
             shown.retain(|(other, _)| *other == stage);
         }
         if !shown.iter().any(|(other, _)| *other == stage) {
-            let (title, unit) = title(stage);
+            let (title, unit) = title(stage, &model);
             shown.push((stage, Work::begin(title, unit)));
         }
         for (_, work) in shown.iter_mut().filter(|(other, _)| *other == stage) {
@@ -262,11 +268,21 @@ pub fn bars() -> impl FnMut(Event) -> ControlFlow<()> + Send {
     }
 }
 
-/// What is done in a stage, and what is counted.
-fn title(stage: Stage) -> (String, Unit) {
-    // Without its type and extension, so that a line of 80 columns has room for a bar.
-    let model = hub::DEFAULT_MODEL.file_name;
-    let model = model.split('.').next().unwrap_or(model);
+/// A model's name, short enough for a line of 80 columns to have room for a bar.
+fn short_name(model: Option<&Path>) -> String {
+    let Some(model) = model else {
+        // Without its type and extension.
+        let model = hub::DEFAULT_MODEL.file_name;
+        return model.split('.').next().unwrap_or(model).to_owned();
+    };
+    let name = model.to_string_lossy();
+    let name = name.strip_prefix("hf:").unwrap_or(&name);
+    let last = name.rsplit('/').next().unwrap_or(name);
+    printable(last)
+}
+
+/// What is done in a stage, and what is counted; `model` is the one that is fetched.
+fn title(stage: Stage, model: &str) -> (String, Unit) {
     let (title, unit) = match stage {
         Stage::Downloading => return (format!("downloading {model}"), Unit::Bytes),
         Stage::Waiting => {
@@ -294,9 +310,17 @@ fn title(stage: Stage) -> (String, Unit) {
     (title.to_owned(), unit)
 }
 
-/// The default model, fetched if it is not there yet.
-pub fn default_model() -> Result<PathBuf> {
-    Ok(engine::default_model(&mut bars())?)
+/// A model by its path or name, or the default model (`None`): where it is, after it was fetched if it was not there yet.
+pub fn model(name: Option<&Path>) -> Result<PathBuf> {
+    // They end with this: where nothing is watched, Ctrl-C ends the program at once.
+    let mut bars = bars_of(name);
+    let Some(name) = name else {
+        return Ok(engine::default_model(&mut bars)?);
+    };
+    let (path, notices) = engine::find_model(name, &mut bars)?;
+    drop(bars);
+    log(&notices);
+    Ok(path)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use flapjack::engine::{
     Target, Turns, TypesReport, What,
 };
 use flapjack::generate::Generated;
+use flapjack::hub;
 use flapjack::prune::bits::TypeChanges;
 use flapjack::prune::sparse::Allocate;
 
@@ -80,7 +81,7 @@ impl Run {
         let ModelReport { path, .. } = &self.model;
         let mut lines = vec![format!(
             "{}: {}, {} parameters, {}; {} with {}",
-            path.file_name().unwrap_or_default().to_string_lossy(),
+            hub::name_of_file(path),
             plural(self.model.layers, "layer"),
             millions(self.model.parameters),
             mebibytes(self.model.bytes as u64),

@@ -112,7 +112,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     }
     let name = match &args.server.alias {
         Some(name) => name.clone(),
-        None => flapjack::checkpoint::name_of(engine.model().path()),
+        None => args.model.title(&engine),
     };
     let mut models = Vec::new();
     if args.server.compare && comparable {

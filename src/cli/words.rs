@@ -1,6 +1,7 @@
 //! The words of the command line: quantities, targets as they are typed, notices, and errors with what to do next.
 
 use std::error::Error;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use flapjack::engine::UNITS;
@@ -12,7 +13,7 @@ use flapjack::engine::{
 use flapjack::eval::PerplexityError;
 use flapjack::generate::GenerateError;
 use flapjack::heal::TrainingError;
-use flapjack::hub::HubError;
+use flapjack::hub::{HubError, Repository};
 use flapjack::model::ModelError;
 use flapjack::prune::{ProfileError, PruneErrorKind};
 
@@ -146,6 +147,16 @@ fn percent(share: f64) -> f64 {
 pub fn log(notices: &[Notice]) {
     for notice in notices {
         match notice {
+            Notice::FileChosen { name, file } => tracing::warn!(
+                "of the files that {} could stand for, {} is taken; ORG/REPO:TYPE and ORG/REPO/FILE name others",
+                printable(name),
+                printable(file)
+            ),
+            Notice::HubSilent { name, problem } => tracing::warn!(
+                "{} is taken as it was fetched before: {}",
+                printable(name),
+                printable(problem)
+            ),
             Notice::Metadata(warning) => log_metadata(warning),
             Notice::KeyAdded { key } => {
                 tracing::info!("the file does not have {key}, which --override-kv adds");
@@ -375,6 +386,9 @@ fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
 
 fn hub_advice(error: &HubError) -> Option<String> {
     let words = match error {
+        HubError::Local { path, .. } if is_like_a_repository(path) => {
+            ", with -m, and a repository of the hub by --hf"
+        }
         HubError::Local { .. } => ", with -m",
         HubError::NoCacheFolder | HubError::Cache { .. } | HubError::Fetch { .. } => {
             "; -m takes the path of one"
@@ -382,6 +396,12 @@ fn hub_advice(error: &HubError) -> Option<String> {
         _ => return None,
     };
     Some(words.to_owned())
+}
+
+/// Whether a path that leads nowhere could be meant as `org/repo`.
+fn is_like_a_repository(path: &Path) -> bool {
+    let named = path.to_str().and_then(|text| Repository::read(text).ok());
+    named.is_some_and(|named| !named.id.ends_with(".gguf")) && !path.exists()
 }
 
 fn engine_advice(error: &EngineError) -> Option<String> {

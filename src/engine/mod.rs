@@ -99,7 +99,7 @@ use crate::generate::{
     GenerateError, Generation, GrammarCompiler, GrammarError, Loaded, Request, Scheduler, Sequence,
 };
 use crate::gguf::{GgufError, GgufFile};
-use crate::hub::{self, HubError, Step};
+use crate::hub::{self, Environment, HubError, Step};
 #[cfg(doc)]
 use crate::kernels::KV_BLOCK;
 use crate::kernels::Runtime;
@@ -187,6 +187,24 @@ impl Engine {
         engine.notices.extend(notices);
         engine.notice_metadata();
         engine.pack_as_opened();
+        Ok(engine)
+    }
+
+    /// Opens a model that is given by its path or by a name, as [`find_model`] takes it; without one, the default model.
+    ///
+    /// # Errors
+    /// Those of [`find_model`], [`default_model`] and [`Engine::open`].
+    pub fn open_named(
+        name: Option<&Path>,
+        options: OpenOptions,
+        events: &mut Events,
+    ) -> Result<Self, EngineError> {
+        let (path, notices) = match name {
+            Some(name) => find_model(name, events)?,
+            None => (default_model(events)?, Vec::new()),
+        };
+        let mut engine = Self::open(path, options)?;
+        engine.notices.splice(0..0, notices);
         Ok(engine)
     }
 
@@ -339,20 +357,52 @@ fn fewer_threads(options: &OpenOptions, runtime: &Runtime) -> Option<Notice> {
 /// # Errors
 /// If it cannot be fetched or kept, or `events` cancels.
 pub fn default_model(events: &mut Events) -> Result<PathBuf, EngineError> {
-    let path = hub::default_model_with(&mut |step| {
-        let (stage, done, total) = match step {
-            Step::Downloading { done, total } => (Stage::Downloading, done, total),
-            Step::Waiting => (Stage::Waiting, 0, 0),
-            Step::Unpacking { done, total } => (Stage::Unpacking, done, total),
-            Step::Checking => (Stage::Checking, 0, 0),
-            Step::Ready => return ControlFlow::Continue(()),
-        };
-        events(Event { stage, done, total })
+    hub::default_model_with(&mut |step| tell(step, events)).map_err(hub_error)
+}
+
+/// The path of a model that is given by its path, or by a name: a repository of the hub (`org/repo:Q4_K_M`), which is fetched first if
+/// it is not in the Hugging Face cache yet, or a model of Ollama's or LM Studio's (`ollama:NAME`, `lmstudio:PUBLISHER/REPO`); see
+/// [`hub::find`]. The notices say what was chosen.
+///
+/// # Errors
+/// If there is no such model, or it cannot be fetched, or `events` cancels.
+pub fn find_model(
+    name: impl AsRef<Path>,
+    events: &mut Events,
+) -> Result<(PathBuf, Vec<Notice>), EngineError> {
+    let environment = Environment::of_process();
+    let name = name.as_ref();
+    let found = hub::find(name, &environment, &mut |step| tell(step, events));
+    let found = found.map_err(hub_error)?;
+    let name = name.to_string_lossy();
+    let chosen = found.chosen.map(|file| Notice::FileChosen {
+        name: name.clone().into_owned(),
+        file,
     });
-    path.map_err(|error| match error {
+    let unasked = found.unasked.map(|problem| Notice::HubSilent {
+        name: name.clone().into_owned(),
+        problem,
+    });
+    Ok((found.path, chosen.into_iter().chain(unasked).collect()))
+}
+
+/// Tells a step in providing a model file as an event.
+fn tell(step: Step, events: &mut Events) -> ControlFlow<()> {
+    let (stage, done, total) = match step {
+        Step::Downloading { done, total } => (Stage::Downloading, done, total),
+        Step::Waiting => (Stage::Waiting, 0, 0),
+        Step::Unpacking { done, total } => (Stage::Unpacking, done, total),
+        Step::Checking => (Stage::Checking, 0, 0),
+        Step::Ready => return ControlFlow::Continue(()),
+    };
+    events(Event { stage, done, total })
+}
+
+fn hub_error(error: HubError) -> EngineError {
+    match error {
         HubError::Cancelled(cancelled) => cancelled.into(),
         error => EngineError::Hub(Box::new(error)),
-    })
+    }
 }
 
 // ---- looking ----
@@ -415,13 +465,12 @@ impl Engine {
     /// The fingerprint and the name of the model's file, which is mapped anew: packing has rearranged the other map. A model
     /// that was made in memory has no fingerprint.
     fn identity(&self) -> Result<(String, String), EngineError> {
-        let path = self.model.path();
-        let name = path.file_name().unwrap_or(path.as_os_str());
+        let name = hub::name_of_file(self.model.path());
         let fingerprint = match self.has_file {
             true => self.file()?.fingerprint(),
             false => String::new(),
         };
-        Ok((fingerprint, name.to_string_lossy().into_owned()))
+        Ok((fingerprint, name))
     }
 
     /// What of a cache makes sense for this model: one without a file cannot be known again.

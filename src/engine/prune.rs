@@ -32,6 +32,7 @@ use super::report::{
 use super::sparse::{self, Removing};
 use super::target::{self, How};
 use crate::eval::TokenTime;
+use crate::hub;
 use crate::model::Model;
 use crate::prune::bits::{KeptTypes, TypePlan};
 use crate::prune::sparse::Allocate;
@@ -348,8 +349,7 @@ impl Engine {
 
     /// The name of the model's file.
     fn file_name(&self) -> String {
-        let name = self.model.path().file_name().unwrap_or_default();
-        name.to_string_lossy().into_owned()
+        hub::name_of_file(self.model.path())
     }
 
     /// Collects a profile, and nothing else.

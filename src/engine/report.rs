@@ -305,6 +305,10 @@ pub struct ExportReport {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Notice {
+    /// Of several files that a name can stand for, this one was taken.
+    FileChosen { name: String, file: String },
+    /// The hub does not answer, so that what was fetched before is used.
+    HubSilent { name: String, problem: String },
     /// Something of the file's metadata was passed over, or assumed.
     Metadata(MetadataWarning),
     /// An override gives a value to a key that the file does not have.

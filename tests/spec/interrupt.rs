@@ -284,6 +284,7 @@ fn fetching(folder: &Path, python: &str) -> Command {
     command
         .arg("inspect")
         .env("FLAPJACK_CACHE", folder.join("cache"))
+        .env("HF_HUB_OFFLINE", "1")
         .env("FLAPJACK_PYTHON", python);
     command
 }

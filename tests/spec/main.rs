@@ -36,6 +36,7 @@ mod leftovers;
 mod limits;
 mod logprobs;
 mod memory;
+mod mirror;
 mod mixture;
 mod model;
 mod models;

@@ -86,7 +86,7 @@ fn scripts_have_all_commands_and_options_and_nothing_of_other_programs() {
             ("--gpu-layers", "-l gpu-layers"),
             ("--flash-attn", "-l flash-attn"),
             ("--mlock", "-l mlock"),
-            ("--hf-repo", "-l hf-repo"),
+            ("--hf-file", "-l hf-file"),
         ] {
             if !all.contains(other) {
                 assert!(!script.contains(other), "{shell}: {other}");

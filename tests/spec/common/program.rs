@@ -7,10 +7,14 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// The program, without the config file of whoever runs the tests.
+/// The program, without the config file of whoever runs the tests, without a network, and without models of other programs.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flapjack"));
     command.env("FLAPJACK_CONFIG", "");
+    command.env("HF_HUB_OFFLINE", "1");
+    for variable in ["HF_HUB_CACHE", "OLLAMA_MODELS", "LMSTUDIO_MODELS"] {
+        command.env(variable, "/nonexistent");
+    }
     command
 }
 
