@@ -8,7 +8,7 @@ use flapjack::engine::Engine;
 
 use super::arguments::{CalibrationArgs, MethodArgs, ModelArgs, check_writable};
 use super::report::calibration_lines;
-use super::words::{self, mebibytes, plural};
+use super::words::{self, mebibytes};
 use super::{heading, interrupt, progress};
 
 #[derive(Debug, Args)]
@@ -18,7 +18,9 @@ pub struct CalibrateArgs {
     /// Write the profile to this file
     #[arg(help_heading = heading::OUTPUT, short, long, value_name = "FILE", required_unless_present = "imatrix")]
     output: Option<PathBuf>,
-    /// Write an importance matrix to this file, in llama.cpp's form: what `flapjack quantize` and llama-quantize weight errors by
+    /// Write an importance matrix to this file
+    ///
+    /// It is in llama.cpp's form, and what `flapjack quantize` and llama-quantize weight errors by.
     #[arg(help_heading = heading::OUTPUT, long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     #[command(flatten)]
@@ -54,10 +56,10 @@ fn write_importance(args: &CalibrateArgs, engine: &Engine, path: &Path) -> Resul
     matrix.save(path)?;
     if !args.quiet {
         words::say(&format!(
-            "{}: {}, importance of the inputs of {}",
+            "{}: {}, importance of the inputs of {} matrices",
             path.display(),
             mebibytes(size_of(path)),
-            plural(matrix.len(), "matrix").replace("matrixs", "matrices"),
+            matrix.len(),
         ));
         for line in calibration_lines(&report) {
             words::say(&line);

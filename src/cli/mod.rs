@@ -70,13 +70,13 @@ enum Command {
     /// Prune a model and write it to a file that flapjack and llama.cpp run
     #[command(after_help = help::PRUNE)]
     Prune(prune::PruneArgs),
-    /// Run calibration text through a model and write the profile to a file, or an importance matrix
+    /// Run calibration text through a model and write the profile to a file
     #[command(after_help = help::CALIBRATE)]
     Calibrate(calibrate::CalibrateArgs),
-    /// Write a model, a folder of safetensors files or a GGUF file, as a GGUF file that flapjack and llama.cpp run
+    /// Write a folder of safetensors files, or a GGUF file, as one GGUF file
     #[command(after_help = help::CONVERT)]
     Convert(convert::ConvertArgs),
-    /// Write a model in smaller types, as llama.cpp mixes them or to a size
+    /// Write a model in smaller types, by llama.cpp's mixtures or to a size
     #[command(after_help = help::QUANTIZE)]
     Quantize(quantize::QuantizeArgs),
     /// Measure how well a model predicts a text

@@ -28,7 +28,7 @@ pub struct QuantizeArgs {
     /// iq3_xs, iq3_xxs, q2_k, q2_k_s, iq2_m, iq2_s, iq2_xs, iq2_xxs, tq2_0, tq1_0, iq1_m or iq1_s. Which matrices take which block type is as there.
     #[arg(help_heading = heading::TYPES, long = "type", value_name = "TYPE", value_parser = FileType::from_str, required_unless_present = "fit")]
     file_type: Option<FileType>,
-    /// Take the types by which a file of so many bytes predicts best, like 2GB
+    /// Take the types that suit a file of so many bytes best, like 2GB
     ///
     /// What smaller types cost is measured on the calibration text, place by place. Units: B, kB, KiB, MB, MiB, GB, GiB.
     #[arg(help_heading = heading::TYPES, long, value_name = "SIZE", value_parser = parse_size, conflicts_with_all = ["file_type", "imatrix", "pure", "keep_output", "output_type", "embedding_type"])]
@@ -42,10 +42,14 @@ pub struct QuantizeArgs {
     /// The block type of the output head, like q6_k
     #[arg(help_heading = heading::TYPES, long, visible_alias = "output-tensor-type", value_name = "TYPE", value_parser = TensorType::from_str)]
     output_type: Option<TensorType>,
-    /// The block type of the embedding, like q4_k; it is the output head too where there is no other
+    /// The block type of the embedding, like q4_k
+    ///
+    /// It is the output head too where there is no other.
     #[arg(help_heading = heading::TYPES, long, visible_alias = "token-embedding-type", value_name = "TYPE", value_parser = TensorType::from_str)]
     embedding_type: Option<TensorType>,
-    /// Encode anew what is in a block type already, which is worse than to encode the original once
+    /// Encode anew what is in a block type already
+    ///
+    /// That is worse than to encode the original once.
     #[arg(help_heading = heading::TYPES, long)]
     allow_requantize: bool,
     /// Weight errors by an importance matrix from this file
@@ -139,7 +143,6 @@ impl QuantizeArgs {
         if let Some(path) = &self.imatrix {
             return Ok((types, Some(read_importance(path)?)));
         }
-        // A dry run tells types and sizes, for which it counts only that there is a matrix.
         if self.calib.is_none() {
             return Ok((types, None));
         }
