@@ -61,6 +61,7 @@
 //! | [`chat`] | chat templates: from messages to text and tokens, and answers taken apart |
 //! | [`model`] | weights as views on the map, the KV cache, one readable forward pass ([`model::Model::forward`]) |
 //! | [`checkpoint`] | folders with `config.json` and safetensors files, as what a GGUF file is |
+//! | [`convert`] | a model's file or folder as a GGUF file in other types |
 //! | [`gguf`] | reading and writing GGUF, and the map itself |
 //! | [`quant`] | the block formats of weights |
 //! | [`kernels`] | the C kernels of `vendor/flapkern` behind a safe face, and the threads |
@@ -76,6 +77,7 @@
 
 pub mod chat;
 pub mod checkpoint;
+pub mod convert;
 mod count;
 pub mod engine;
 pub mod eval;

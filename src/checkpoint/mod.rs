@@ -225,7 +225,9 @@ impl Folder {
             }
         };
         let mut metadata = settings.metadata;
-        metadata.extend(vocabulary::read(self, &config)?);
+        let embedding = known.iter().find(|t| t.name == names::EMBEDDING);
+        let rows = embedding.and_then(|t| t.shape.first().copied());
+        metadata.extend(vocabulary::read(self, &config, rows)?);
         let file_len = ranges.iter().map(|range| range.len()).sum();
         Ok(GgufFile::assembled(
             &self.path.join(entry),

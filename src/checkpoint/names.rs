@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use super::settings::Settings;
 use crate::model::Architecture;
 
+/// The embedding, in GGUF.
+pub(super) const EMBEDDING: &str = "token_embd.weight";
 /// The output head, in GGUF and in files of weights.
 pub(super) const OUTPUT: &str = "output.weight";
 pub(super) const OUTPUT_OWN: &str = "lm_head.weight";
 
 /// The names that are not of a layer.
 const WHOLE: [(&str, &str); 3] = [
-    ("model.embed_tokens.weight", "token_embd.weight"),
+    ("model.embed_tokens.weight", EMBEDDING),
     ("model.norm.weight", "output_norm.weight"),
     (OUTPUT_OWN, OUTPUT),
 ];
@@ -128,7 +130,7 @@ pub(super) fn place(name: &str) -> (usize, usize, &str) {
         .and_then(|rest| rest.split_once('.'));
     match layer {
         Some((number, rest)) => (1, number.parse().unwrap_or(usize::MAX), rest),
-        None if name == "token_embd.weight" => (0, 0, name),
+        None if name == EMBEDDING => (0, 0, name),
         None => (2, 0, name),
     }
 }

@@ -23,11 +23,16 @@ const BYTE: i32 = 6;
 /// More tokens than any vocabulary has.
 const MOST_TOKENS: usize = 1 << 24;
 
-/// Reads the vocabulary of a folder.
+/// Reads the vocabulary of a folder, with as many tokens as the embedding has `rows`: some models have rows for tokens that are none,
+/// others tokens, of what they do not run, without rows.
 ///
 /// # Errors
 /// If `tokenizer.json` is missing or no byte-level or SentencePiece BPE.
-pub(super) fn read(folder: &Folder, config: &Json) -> Result<Vec<(String, Value)>, GgufError> {
+pub(super) fn read(
+    folder: &Folder,
+    config: &Json,
+    rows: Option<usize>,
+) -> Result<Vec<(String, Value)>, GgufError> {
     let error = |problem: &str| folder.error(TOKENIZER, problem);
     if !folder.path.join(TOKENIZER).is_file() {
         return Err(error(
@@ -90,6 +95,9 @@ pub(super) fn read(folder: &Folder, config: &Json) -> Result<Vec<(String, Value)
             text,
             token_type,
         );
+    }
+    if let Some(rows) = rows {
+        tokens.resize(rows, (String::new(), UNUSED));
     }
     // Those that no token has.
     for (id, (text, _)) in tokens.iter_mut().enumerate() {

@@ -96,9 +96,13 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// The path of the model, which is fetched first if need be.
+    pub fn path(&self) -> Result<PathBuf> {
+        progress::model(self.name().as_deref())
+    }
+
     pub fn open(&self) -> Result<Engine> {
-        let path = progress::model(self.name().as_deref())?;
-        let engine = Engine::open(path, self.options())?;
+        let engine = Engine::open(self.path()?, self.options())?;
         words::log(engine.notices());
         Ok(engine)
     }
@@ -143,16 +147,32 @@ pub fn of_hub(repository: &str) -> PathBuf {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = heading::MACHINE)]
 pub struct MachineArgs {
-    /// Threads to compute with [default: one for each processor]
-    ///
-    /// From 1 to 1024; -1 stands for the default.
-    #[arg(short, long, value_name = "N", value_parser = parse_threads)]
-    threads: Option<Threads>,
+    #[command(flatten)]
+    threads: ThreadArgs,
     /// Leave the weights as they lie in the file [default: rearrange them in place if the memory suffices]
     ///
     /// Their pages stay shared with the file, and can be evicted: slower, for models near the size of the memory.
     #[arg(long, visible_alias = "no-repack")]
     pub no_pack: bool,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = heading::MACHINE)]
+pub struct ThreadArgs {
+    /// Threads to compute with [default: one for each processor]
+    ///
+    /// From 1 to 1024; -1 stands for the default.
+    #[arg(short, long, value_name = "N", value_parser = parse_threads)]
+    threads: Option<Threads>,
+}
+
+impl ThreadArgs {
+    pub fn number(self) -> Option<usize> {
+        match self.threads {
+            Some(Threads::Number(n)) => Some(n.into()),
+            Some(Threads::OneEach) | None => None,
+        }
+    }
 }
 
 /// How many threads.
@@ -165,10 +185,7 @@ enum Threads {
 impl MachineArgs {
     pub fn options(&self) -> OpenOptions {
         OpenOptions {
-            threads: match self.threads {
-                Some(Threads::Number(n)) => Some(n.into()),
-                Some(Threads::OneEach) | None => None,
-            },
+            threads: self.threads.number(),
             pack: match self.no_pack {
                 true => Pack::Never,
                 false => Pack::Auto,
@@ -525,7 +542,7 @@ const OWN_TOKENS: usize = 8192;
 /// Tokens that would take days to write.
 const MOST_OWN_TOKENS: usize = 1 << 24;
 
-fn parse_source(text: &str) -> Result<TextSource, String> {
+pub fn parse_source(text: &str) -> Result<TextSource, String> {
     if let Some(tokens) = text.strip_prefix("self:") {
         return match tokens.parse() {
             Ok(n) if n <= MOST_OWN_TOKENS => Ok(TextSource::Own(n)),

@@ -360,8 +360,8 @@ const COMMANDS: &[Words] = &[
     ),
     (&["ppl"], "'flapjack perplexity -f FILE' scores a text"),
     (
-        &["quantize", "imatrix", "convert"],
-        "flapjack makes models smaller by 'flapjack prune'; it does not convert or quantise files",
+        &["imatrix"],
+        "'flapjack calibrate --imatrix FILE' writes an importance matrix, and 'flapjack quantize --imatrix FILE' reads it",
     ),
 ];
 

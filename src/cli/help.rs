@@ -12,6 +12,8 @@ pub mod heading {
     pub const SERVER: &str = "Server";
     /// What `bench` times.
     pub const TESTS: &str = "Tests";
+    /// What `convert` and `quantize` make of weights.
+    pub const TYPES: &str = "Types";
     pub const AMOUNT: &str = "How much to prune";
     pub const METHOD: &str = "How to prune";
     pub const CALIBRATION: &str = "Calibration";
@@ -23,12 +25,13 @@ pub mod heading {
     pub const GENERAL: &str = "General";
 
     /// In the order of the help.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 14] = [
         MODEL,
         TEXT,
         SERVER,
         SAMPLING,
         TESTS,
+        TYPES,
         AMOUNT,
         METHOD,
         CALIBRATION,
@@ -41,7 +44,7 @@ pub mod heading {
 }
 
 /// The options that `-h` shows, by their ids, where a command has more than [`FEW`]. `--help` shows all.
-const ESSENTIAL: [&str; 35] = [
+const ESSENTIAL: [&str; 38] = [
     "model",
     "synthetic",
     "prompt",
@@ -64,6 +67,9 @@ const ESSENTIAL: [&str; 35] = [
     "parallel",
     "repetitions",
     "vs",
+    "source",
+    "file_type",
+    "imatrix",
     "prune",
     "fit",
     "speedup",
@@ -147,7 +153,21 @@ Examples:
 pub const CALIBRATE: &str = "\
 Examples:
   flapjack calibrate -m model.gguf --calib notes.txt -o model.profile
+  flapjack calibrate -m model.gguf --imatrix imatrix.gguf    for quantize, and for llama-quantize
   flapjack run -m model.gguf --prune 0.3 --profile model.profile -p \"Once upon a time\"";
+
+pub const CONVERT: &str = "\
+Examples:
+  flapjack convert path/to/folder -o model.gguf                the weights in their own types
+  flapjack convert path/to/folder -o model.gguf --type f16
+  flapjack convert model-00001-of-00003.gguf -o model.gguf     one file in the place of three";
+
+pub const QUANTIZE: &str = "\
+Examples:
+  flapjack quantize -m model-f16.gguf -o model.gguf --type q4_k_m
+  flapjack quantize -m model-f16.gguf -o model.gguf --type q4_k_m --calib notes.txt
+  flapjack quantize -m model-f16.gguf -o model.gguf --fit 2GB
+  flapjack quantize -m model-f16.gguf --type q4_k_m --dry-run";
 
 pub const PERPLEXITY: &str = "\
 Examples:

@@ -9,6 +9,7 @@ mod calibrate;
 mod chat;
 mod completions;
 mod config;
+mod convert;
 mod defaults;
 mod ending;
 mod habits;
@@ -22,6 +23,7 @@ mod overrides;
 mod perplexity;
 mod progress;
 mod prune;
+mod quantize;
 mod report;
 mod run;
 mod sampling;
@@ -71,6 +73,12 @@ enum Command {
     /// Run calibration text through a model and write the profile to a file
     #[command(after_help = help::CALIBRATE)]
     Calibrate(calibrate::CalibrateArgs),
+    /// Write a folder of safetensors files, or a GGUF file, as one GGUF file
+    #[command(after_help = help::CONVERT)]
+    Convert(convert::ConvertArgs),
+    /// Write a model in smaller types, by llama.cpp's mixtures or to a size
+    #[command(after_help = help::QUANTIZE)]
+    Quantize(quantize::QuantizeArgs),
     /// Measure how well a model predicts a text
     #[command(after_help = help::PERPLEXITY)]
     Perplexity(perplexity::PerplexityArgs),
@@ -135,6 +143,8 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Prune(args) => prune::run(args),
         Command::Calibrate(args) => calibrate::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Perplexity(args) => perplexity::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Inspect(args) => inspect::run(args),

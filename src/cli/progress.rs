@@ -293,6 +293,7 @@ fn title(stage: Stage, model: &str) -> (String, Unit) {
         Stage::Checking => return (format!("checking {model}"), Unit::Bytes),
         Stage::Writing => ("writing text to calibrate on", Unit::Of("tokens")),
         Stage::Calibrating => ("calibrating", Unit::Of("tokens")),
+        Stage::Importance => ("measuring importance", Unit::Of("layers")),
         Stage::Covariances => ("collecting covariances", Unit::Of("tokens")),
         Stage::Curves => ("measuring loss curves", Unit::Of("modules")),
         Stage::Types => ("measuring smaller types", Unit::Of("places")),

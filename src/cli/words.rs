@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use flapjack::convert::{ConvertError, ImportanceError};
 pub use flapjack::engine::UNITS;
 use flapjack::engine::{
     CACHE_SIZE_VARIABLE, CacheKind, Cancelled, Effect, EffectText, EngineError, MetadataWarning,
@@ -463,12 +464,32 @@ fn engine_advice(error: &EngineError) -> Option<String> {
         EngineError::OutOfReach(OutOfReach::Perplexity { .. }) => {
             "; allow more, or calibrate on more text"
         }
+        EngineError::Convert(error) => return convert_advice(error),
+        EngineError::Importance(ImportanceError::File { .. }) => {
+            "; `flapjack calibrate --imatrix` makes one, and so does llama-imatrix"
+        }
         EngineError::Unsuited(unsuited) => return Some(unsuited_advice(unsuited)),
         EngineError::Generate(error) => return generate_advice(error),
         error => {
             let key = error.wanted_key()?;
             return Some(format!("; --override-kv {key}=TYPE:VALUE gives it a value"));
         }
+    };
+    Some(words.to_owned())
+}
+
+fn convert_advice(error: &ConvertError) -> Option<String> {
+    let words = match error {
+        ConvertError::Requantized { .. } => ", or add --allow-requantize",
+        ConvertError::NeedsImportance { .. } => {
+            "; give --imatrix FILE or --calib TEXT, or take a larger type"
+        }
+        ConvertError::Sparse { .. } => "; take the file that this one was made from, or keep types",
+        ConvertError::OtherImportance { .. } | ConvertError::NoImportance => {
+            "; `flapjack calibrate --imatrix` makes one of this model"
+        }
+        ConvertError::OutOfRange { .. } => "; take bf16 or f32",
+        _ => return None,
     };
     Some(words.to_owned())
 }

@@ -424,6 +424,10 @@ impl TextAlone {
         self.text.write(engine, wanted, events)
     }
 
+    pub fn text(&self) -> &CalibrationText {
+        &self.text
+    }
+
     /// What it took, where so many of its tokens were used.
     pub fn report(&self, tokens: usize) -> CalibrationReport {
         CalibrationReport {

@@ -9,6 +9,7 @@ use super::options::OpenOptions;
 use super::report::Shortage;
 use super::text::TextError;
 use crate::chat::ChatError;
+use crate::convert::{ConvertError, ImportanceError};
 use crate::count::count;
 use crate::eval::PerplexityError;
 use crate::generate::{GenerateError, GrammarError};
@@ -174,6 +175,11 @@ pub enum EngineError {
     FileChanged { path: PathBuf },
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// A model that cannot be written in other types.
+    #[error(transparent)]
+    Convert(Box<ConvertError>),
+    #[error(transparent)]
+    Importance(#[from] ImportanceError),
 }
 
 impl EngineError {
@@ -205,6 +211,17 @@ impl EngineError {
 impl From<ChatError> for EngineError {
     fn from(error: ChatError) -> Self {
         EngineError::Chat(Arc::new(error))
+    }
+}
+
+impl From<ConvertError> for EngineError {
+    fn from(error: ConvertError) -> Self {
+        match error {
+            ConvertError::Gguf(GgufError::Cancelled(cancelled)) => cancelled.into(),
+            ConvertError::Gguf(error) => error.into(),
+            ConvertError::Model(error) => error.into(),
+            error => EngineError::Convert(Box::new(error)),
+        }
     }
 }
 

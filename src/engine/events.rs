@@ -33,6 +33,8 @@ pub enum Stage {
     Writing,
     /// Text goes through the model and leaves a profile; tokens.
     Calibrating,
+    /// Text goes through the model for the importance of its matrices' inputs; layers.
+    Importance,
     /// Text goes through the model for the covariances of some of its layers; tokens.
     Covariances,
     /// Loss curves are measured; modules.

@@ -20,6 +20,7 @@
 //! | `cache` | profiles and outcomes of earlier runs |
 //! | `chat` | the chat template, prompts by it, and where answers end |
 //! | `conversation` | turns with a model, whose keys and values stay |
+//! | `convert` | files in other types; importance matrices |
 //! | `export` | the model as a file, with the record of how it was pruned |
 //! | `sampling` | how a model wants to be sampled |
 //! | `options`, `events`, `report`, `error` | what goes in and what comes out |
@@ -34,6 +35,7 @@ mod chat;
 mod collection;
 mod comparison;
 mod conversation;
+mod convert;
 mod effect;
 mod error;
 mod events;
@@ -67,6 +69,9 @@ pub use crate::progress::Cancelled;
 pub use crate::prune::{Effect, EffectText, Found, HealEnd, Target};
 pub use comparison::{SpeedComparison, Spread, Turns};
 pub use conversation::{Conversation, OnStep, Reply};
+pub use convert::{
+    ConvertOptions, ConvertReport, FittingTypes, TensorReport, convert, read_importance,
+};
 pub use effect::{NONSENSE_RISE, NOTABLE_RISE};
 pub use error::{CurvesBy, Doing, EngineError, NoSearch, OutOfReach, Unsuited};
 pub use events::{Event, Events, Stage, ignore};

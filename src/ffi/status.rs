@@ -119,6 +119,7 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::Text(_)
         | EngineError::Profile(_)
         | EngineError::Cache(_)
+        | EngineError::Importance(_)
         | EngineError::FileChanged { .. } => FlapjackStatus::File,
         EngineError::AlreadyPruned
         | EngineError::BrokenOff
@@ -134,7 +135,8 @@ fn status_of(error: &EngineError) -> FlapjackStatus {
         | EngineError::HealSparse
         | EngineError::HealFamily { .. }
         | EngineError::HealRate { .. }
-        | EngineError::Training(_) => FlapjackStatus::Argument,
+        | EngineError::Training(_)
+        | EngineError::Convert(_) => FlapjackStatus::Argument,
         EngineError::OutOfReach(_) => FlapjackStatus::OutOfReach,
         EngineError::MetricMemory { .. }
         | EngineError::LayerMemory { .. }

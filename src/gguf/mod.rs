@@ -38,7 +38,7 @@ pub use parts::{OtherPart, Part};
 pub use text::Shown;
 pub use value::{Value, ValueType};
 pub use warning::MetadataWarning;
-pub use write::Writer;
+pub use write::{Fill, Writer};
 
 use crate::count::count;
 use crate::quant::{BlockType, Layout, SPARSE_VERSION, SparseType};

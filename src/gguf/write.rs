@@ -1,5 +1,6 @@
 //! Writing GGUF files. A file is written beside its target, flushed to disk, and put in place by renaming it.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -11,10 +12,13 @@ use crate::files;
 use crate::progress::{self, Cancelled, Progress};
 use crate::quant::{BlockType, Layout, SparseType};
 
+/// Writes the data of a [reserved](Writer::reserve) tensor, known by its name.
+pub type Fill<'f> = dyn FnMut(&str, &mut dyn Write) -> io::Result<()> + 'f;
+
 /// The contents of a GGUF file that is to be written: metadata and tensors. The file has version 3.
 #[derive(Debug, Default)]
 pub struct Writer<'a> {
-    metadata: Vec<(String, Value)>,
+    metadata: Vec<(String, Cow<'a, Value>)>,
     tensors: Vec<TensorEntry<'a>>,
 }
 
@@ -28,7 +32,7 @@ struct TensorEntry<'a> {
     /// The size of the data in bytes.
     len: usize,
     /// The data; `None` if it is put into the image later.
-    bytes: Option<std::borrow::Cow<'a, [u8]>>,
+    bytes: Option<Cow<'a, [u8]>>,
 }
 
 impl<'a> Writer<'a> {
@@ -39,7 +43,13 @@ impl<'a> Writer<'a> {
 
     /// Adds a metadata entry. Entries are written in the order in which they are added.
     pub fn metadata(&mut self, key: impl Into<String>, value: Value) -> &mut Self {
-        self.metadata.push((key.into(), value));
+        self.metadata.push((key.into(), Cow::Owned(value)));
+        self
+    }
+
+    /// Adds a metadata entry whose value, which may be a vocabulary, is not copied.
+    pub fn metadata_of(&mut self, key: impl Into<String>, value: &'a Value) -> &mut Self {
+        self.metadata.push((key.into(), Cow::Borrowed(value)));
         self
     }
 
@@ -52,7 +62,7 @@ impl<'a> Writer<'a> {
         name: impl Into<String>,
         shape: &[usize],
         block_type: BlockType,
-        bytes: impl Into<std::borrow::Cow<'a, [u8]>>,
+        bytes: impl Into<Cow<'a, [u8]>>,
     ) -> &mut Self {
         let bytes = bytes.into();
         assert_eq!(
@@ -69,7 +79,7 @@ impl<'a> Writer<'a> {
         name: impl Into<String>,
         shape: [usize; 2],
         block_type: BlockType,
-        bytes: impl Into<std::borrow::Cow<'a, [u8]>>,
+        bytes: impl Into<Cow<'a, [u8]>>,
     ) -> &mut Self {
         let bytes = bytes.into();
         self.tensors.push(TensorEntry {
@@ -83,7 +93,8 @@ impl<'a> Writer<'a> {
         self
     }
 
-    /// Adds a tensor of row-major `shape` without data, which is to be put into the [image](Self::image) later.
+    /// Adds a tensor of row-major `shape` without data, which is to be put into the [image](Self::image) later, or is written when its turn
+    /// comes ([`save_filled`](Self::save_filled)).
     pub fn reserve(
         &mut self,
         name: impl Into<String>,
@@ -98,7 +109,7 @@ impl<'a> Writer<'a> {
         name: String,
         shape: &[usize],
         block_type: BlockType,
-        bytes: Option<std::borrow::Cow<'a, [u8]>>,
+        bytes: Option<Cow<'a, [u8]>>,
     ) -> &mut Self {
         self.tensors.push(TensorEntry {
             name,
@@ -145,17 +156,32 @@ impl<'a> Writer<'a> {
     /// Errors of `out`. Nothing is written if a key or the name of a tensor occurs twice, if `general.alignment` is not a
     /// power of two up to 1 MiB, or if a tensor has no data.
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
-        let alignment = self.alignment()?;
-        let head = self.head()?;
         if let Some(tensor) = self.tensors.iter().find(|t| t.bytes.is_none()) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("the tensor {} has no data", Shown(&tensor.name)),
             ));
         }
-        out.write_all(&head)?;
+        self.write_filled(out, &mut |_, _| Ok(()))
+    }
+
+    /// Writes the whole file; `fill` writes the data of reserved tensors.
+    fn write_filled(&self, out: &mut impl Write, fill: &mut Fill) -> io::Result<()> {
+        let alignment = self.alignment()?;
+        out.write_all(&self.head()?)?;
         for tensor in &self.tensors {
-            out.write_all(tensor.bytes.as_deref().unwrap_or_default())?;
+            match &tensor.bytes {
+                Some(bytes) => out.write_all(bytes)?,
+                None => {
+                    let mut exact = Exact {
+                        out,
+                        left: tensor.len,
+                    };
+                    fill(&tensor.name, &mut exact)?;
+                    let left = exact.left;
+                    assert_eq!(left, 0, "{} is written to its end", tensor.name);
+                }
+            }
             let padding = tensor.len.next_multiple_of(alignment) - tensor.len;
             out.write_all(&vec![0u8; padding])?;
         }
@@ -210,6 +236,17 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// The size of the whole file in bytes.
+    ///
+    /// # Errors
+    /// Those of writing it that do not come from the system.
+    pub fn file_bytes(&self) -> io::Result<u64> {
+        let alignment = self.alignment()?;
+        let padded = self.tensors.iter();
+        let padded = padded.map(|t| t.len.next_multiple_of(alignment) as u64);
+        Ok(self.head()?.len() as u64 + padded.sum::<u64>())
+    }
+
     /// The size of all tensors' data in bytes, without padding.
     pub fn data_bytes(&self) -> usize {
         self.tensors.iter().map(|t| t.len).sum()
@@ -229,6 +266,31 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// Those of [`Writer::save`]; [`GgufError::Cancelled`].
     pub fn save_with(&self, path: &Path, progress: &mut Progress) -> Result<(), GgufError> {
+        self.save_by(path, progress, |out| self.write_to(out))
+    }
+
+    /// [`Writer::save_with`], where `fill` writes the data of reserved tensors, one after the other in their order.
+    ///
+    /// # Errors
+    /// Those of [`Writer::save_with`], and of `fill` as [`GgufError::Io`].
+    ///
+    /// # Panics
+    /// If `fill` writes more or less than the tensor has.
+    pub fn save_filled(
+        &self,
+        path: &Path,
+        progress: &mut Progress,
+        fill: &mut Fill,
+    ) -> Result<(), GgufError> {
+        self.save_by(path, progress, |out| self.write_filled(out, fill))
+    }
+
+    fn save_by(
+        &self,
+        path: &Path,
+        progress: &mut Progress,
+        write: impl FnOnce(&mut BufWriter<Told>) -> io::Result<()>,
+    ) -> Result<(), GgufError> {
         let total = self.data_bytes();
         files::replace(path, |file| {
             let mut out = BufWriter::new(Told {
@@ -237,7 +299,7 @@ impl<'a> Writer<'a> {
                 total,
                 progress,
             });
-            self.write_to(&mut out)?;
+            write(&mut out)?;
             out.flush()
         })
         .map_err(
@@ -249,6 +311,25 @@ impl<'a> Writer<'a> {
                 },
             },
         )
+    }
+}
+
+/// The place of a tensor, which must be filled exactly.
+struct Exact<'a, W> {
+    out: &'a mut W,
+    left: usize,
+}
+
+impl<W: Write> Write for Exact<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        assert!(bytes.len() <= self.left, "more than the tensor has");
+        let written = self.out.write(bytes)?;
+        self.left -= written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

@@ -222,7 +222,7 @@ impl Draft {
 }
 
 /// Every byte is a token.
-fn put_vocabulary(writer: &mut Writer) {
+pub fn put_vocabulary(writer: &mut Writer) {
     let first = ["<unk>", "<s>", "</s>", "\u{2581}"].map(str::to_owned);
     let bytes = (0..=255u8).map(|byte| format!("<0x{byte:02X}>"));
     let rest = (260..VOCABULARY).map(|token| format!("<unused {token}>"));

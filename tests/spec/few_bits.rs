@@ -261,6 +261,7 @@ fn llama_cpp_says_the_same_of_every_type() {
     for name in ["TQ1_0", "TQ2_0", "IQ3_XXS", "IQ3_S"] {
         let path = workshop.path("theirs.gguf");
         let output = Command::new(&quantize)
+            // The embedding is in Q8_0.
             .arg("--allow-requantize")
             .arg(&plain)
             .arg(&path)

@@ -11,12 +11,13 @@ use crate::common::engine::Workshop;
 use crate::common::program::{fail, flapjack, flapjack_reading, stderr, stdout, succeed};
 
 /// The headings of options, in their order.
-const HEADINGS: [&str; 13] = [
+const HEADINGS: [&str; 14] = [
     "Model",
     "Text",
     "Server",
     "Sampling",
     "Tests",
+    "Types",
     "How much to prune",
     "How to prune",
     "Calibration",

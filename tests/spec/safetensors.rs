@@ -21,8 +21,8 @@ use crate::families::{CHANNELS, D, Draft, FAMILIES, HEAD, VOCABULARY, our_perple
 type Tensor = (Vec<usize>, Vec<f32>);
 
 /// A folder in the making.
-struct Checkpoint {
-    config: Json,
+pub struct Checkpoint {
+    pub config: Json,
     tokenizer: Json,
     tensors: BTreeMap<String, Tensor>,
     dtype: Dtype,
@@ -82,7 +82,7 @@ fn in_halves(values: &[f32], rows: usize) -> Vec<f32> {
 
 impl Checkpoint {
     /// The same model as the draft's GGUF file.
-    fn of(architecture: &'static str, dtype: Dtype) -> Self {
+    pub fn of(architecture: &'static str, dtype: Dtype) -> Self {
         let draft = Draft::of(architecture);
         let model_type = match architecture {
             "gemma3" => "gemma3_text",
@@ -144,6 +144,18 @@ impl Checkpoint {
         }
     }
 
+    /// Gives the tokenizer so many tokens, whatever the embedding has.
+    pub fn resize_vocabulary(&mut self, tokens: usize) {
+        let added = self.tokenizer["added_tokens"].as_array_mut().unwrap();
+        added.retain(|token| token["id"].as_u64().unwrap() < tokens as u64);
+        for id in VOCABULARY..tokens {
+            let text = format!("<more {id}>");
+            added.push(json!({"id": id, "content": text, "special": true}));
+        }
+        let vocab = self.tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        vocab.retain(|_, id| id.as_u64().unwrap() < tokens as u64);
+    }
+
     /// Writes files of weights with these tensors.
     fn write_weights(&self, path: &Path, names: &[&String]) {
         let bytes: Vec<Vec<u8>> = names
@@ -179,7 +191,7 @@ impl Checkpoint {
     }
 
     /// Writes the folder, its weights in one file.
-    fn write(&self, folder: &Path) -> PathBuf {
+    pub fn write(&self, folder: &Path) -> PathBuf {
         std::fs::create_dir_all(folder).unwrap();
         std::fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
         std::fs::write(folder.join("tokenizer.json"), self.tokenizer.to_string()).unwrap();
@@ -189,7 +201,7 @@ impl Checkpoint {
     }
 
     /// The same in three files with an index.
-    fn write_shards(&self, folder: &Path) -> PathBuf {
+    pub fn write_shards(&self, folder: &Path) -> PathBuf {
         self.write(folder);
         std::fs::remove_file(folder.join("model.safetensors")).unwrap();
         let names: Vec<&String> = self.tensors.keys().collect();

@@ -17,7 +17,7 @@ fn part_of(i: usize, total: usize, count: usize, head: usize) -> usize {
 }
 
 /// Writes the workshop's model in parts, the first with `head` tensors, as `llama-gguf-split` does.
-fn split(workshop: &Workshop, name: &str, count: usize, head: usize) -> Vec<PathBuf> {
+pub fn split(workshop: &Workshop, name: &str, count: usize, head: usize) -> Vec<PathBuf> {
     let source = GgufFile::open(&workshop.model).unwrap();
     let total = source.tensors().len();
     let write = |part: usize| {

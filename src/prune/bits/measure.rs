@@ -73,6 +73,32 @@ pub fn measure(
     })
 }
 
+/// The importance of the inputs of all matrices on a text.
+///
+/// `progress` counts layers.
+///
+/// # Errors
+/// If there are too few tokens or unknown ones, activations are not numbers, or `progress` breaks.
+pub fn importance(
+    model: &Model,
+    runtime: &Runtime,
+    text: Calibration,
+    progress: &mut Progress,
+) -> Result<Importance, PruneError> {
+    let total = model.layers.len();
+    let mut stream = Stream::new(model, runtime, text)?;
+    let mut layers = Vec::with_capacity(total);
+    for l in 0..total {
+        let seen = stream.observe(model, runtime, l, true, &mut || {
+            progress::report(progress, l, total)
+        })?;
+        layers.push([&seen.attention, &seen.output, &seen.mlp, &seen.down].map(mean_squares));
+        progress::report(progress, l + 1, total)?;
+    }
+    let head = mean_squares(&stream.outputs(model, runtime));
+    Ok(Importance { layers, head })
+}
+
 fn mean_squares(stats: &FeatureStats) -> Vec<f32> {
     (0..stats.len())
         .map(|j| stats.mean_square(j) as f32)

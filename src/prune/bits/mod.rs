@@ -15,5 +15,5 @@ mod plan;
 pub use curves::{Importance, Place, TypeCurves, TypePoint};
 pub use joint::{Joint, JointPlan, Moves};
 pub use levels::Level;
-pub use measure::measure;
+pub use measure::{importance, measure};
 pub use plan::{KeptTypes, TypeChanges, TypePlan};

@@ -95,6 +95,15 @@ impl TypePlan {
         }
     }
 
+    /// The type that a matrix of a model takes.
+    ///
+    /// # Panics
+    /// If the plan was not made for this model.
+    pub fn type_of(&self, model: &Model, id: MatrixId) -> BlockType {
+        let weight = model.matrix(id);
+        self.type_for(id, weight.block_type, weight.cols)
+    }
+
     /// Bytes of all weights of a model once widths have gone by `plan`, and types after them by this.
     ///
     /// # Panics

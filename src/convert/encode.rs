@@ -1,0 +1,103 @@
+//! The rows of a tensor in another type or another order, some MiB at a time.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::ConvertError;
+use crate::gguf::TensorInfo;
+use crate::kernels::Runtime;
+use crate::quant::{BlockType, decode_row, encode_row, encode_row_by_importance};
+
+/// Bytes of rows that are encoded before they are written.
+const SLAB: usize = 4 << 20;
+/// Rows that a thread encodes at a time.
+const ROWS: usize = 4;
+/// What half precision rounds to infinity, from here on.
+const BEYOND_HALF: f32 = 65_520.0;
+
+/// A tensor that is written in another type or order.
+pub(super) struct Recoding<'a> {
+    pub tensor: &'a TensorInfo,
+    pub bytes: &'a [u8],
+    pub to: BlockType,
+    /// For each row of a head the number of the source's.
+    pub order: Option<&'a [usize]>,
+    /// How much each column matters; `None` where all matter alike.
+    pub importance: Option<&'a [f32]>,
+}
+
+impl Recoding<'_> {
+    /// Writes all rows. The outer errors are those of `out`, the inner ones say what is wrong with the tensor.
+    pub fn write(
+        &self,
+        runtime: &Runtime,
+        out: &mut dyn Write,
+    ) -> io::Result<Result<(), ConvertError>> {
+        // Biases go with the rows of their matrices.
+        let (rows, columns) = match (&self.tensor.shape[..], self.order) {
+            ([len], Some(_)) => (*len, 1),
+            (shape, _) => {
+                let columns = shape[shape.len() - 1];
+                (shape[..shape.len() - 1].iter().product(), columns)
+            }
+        };
+        let from = self.tensor.block_type;
+        let (old, new) = (from.row_bytes(columns), self.to.row_bytes(columns));
+        if new == 0 {
+            return Ok(Ok(()));
+        }
+        let (too_large, no_number) = (AtomicBool::new(false), AtomicBool::new(false));
+        let most = (SLAB / new).next_multiple_of(ROWS);
+        let mut slab = vec![0; most.min(rows) * new];
+        let mut first = 0;
+        while first < rows {
+            let here = most.min(rows - first);
+            let slab = &mut slab[..here * new];
+            runtime.region(|team| {
+                team.chunks_mut(slab, ROWS * new, |chunk, encoded| {
+                    let mut values = vec![0.0; columns];
+                    for (i, row) in encoded.chunks_exact_mut(new).enumerate() {
+                        let source = self.source_of(first + chunk * ROWS + i);
+                        decode_row(from, &self.bytes[source * old..][..old], &mut values);
+                        self.check(&values, &too_large, &no_number);
+                        match self.importance.filter(|_| !self.to.is_float()) {
+                            None => encode_row(self.to, &values, row),
+                            Some(all) => encode_row_by_importance(self.to, &values, all, row),
+                        }
+                    }
+                });
+            });
+            let tensor = || self.tensor.name.clone();
+            if no_number.load(Ordering::Relaxed) {
+                return Ok(Err(ConvertError::NotFinite { tensor: tensor() }));
+            }
+            if too_large.load(Ordering::Relaxed) {
+                return Ok(Err(ConvertError::OutOfRange {
+                    tensor: tensor(),
+                    to: self.to.name(),
+                }));
+            }
+            out.write_all(slab)?;
+            first += here;
+        }
+        Ok(Ok(()))
+    }
+
+    /// The row of the source that becomes this one.
+    fn source_of(&self, row: usize) -> usize {
+        self.order.map_or(row, |order| {
+            let head = row / order.len() * order.len();
+            head + order[row % order.len()]
+        })
+    }
+
+    fn check(&self, values: &[f32], too_large: &AtomicBool, no_number: &AtomicBool) {
+        if !self.to.is_float() && !values.iter().all(|v| v.is_finite()) {
+            no_number.store(true, Ordering::Relaxed);
+        }
+        let is_beyond = |v: &f32| v.is_finite() && v.abs() >= BEYOND_HALF;
+        if self.to == BlockType::F16 && values.iter().any(is_beyond) {
+            too_large.store(true, Ordering::Relaxed);
+        }
+    }
+}
