@@ -8,11 +8,13 @@
 //! | --- | --- |
 //! | `settings` | metadata, from `config.json` |
 //! | `names` | names of tensors |
-//! | `vocabulary` | the tokenizer's metadata, from `tokenizer.json` and `tokenizer_config.json` |
+//! | `vocabulary` | the tokenizer's metadata, from `tokenizer.json` (else `tokenizer.model`) and `tokenizer_config.json` |
+//! | `sentencepiece` | the file `tokenizer.model` |
 //!
 //! Sources: the safetensors format; for names and settings, the models' code in Hugging Face's transformers.
 
 mod names;
+mod sentencepiece;
 mod settings;
 mod vocabulary;
 
@@ -30,6 +32,7 @@ const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
+const SENTENCEPIECE: &str = "tokenizer.model";
 /// Larger files of JSON are none of a model.
 const MOST_BYTES: u64 = 256 << 20;
 
@@ -65,13 +68,13 @@ pub fn name_of(path: &Path) -> String {
     name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The `tokenizer.json` of a model that [`open`] has made of a folder; `None` for any other.
+/// The `tokenizer.json` of a model that [`open`] has made of a folder; `None` for any other, and for one with a `tokenizer.model` alone.
 ///
 /// # Errors
 /// If it cannot be read.
 pub fn tokenizer_json(file: &GgufFile) -> Result<Option<Json>, GgufError> {
     match folder_of(file.path()) {
-        Some(folder) => Folder::new(folder).json(TOKENIZER).map(Some),
+        Some(folder) => Folder::new(folder).optional_json(TOKENIZER),
         None => Ok(None),
     }
 }
@@ -110,8 +113,12 @@ impl Folder {
         }
     }
 
-    /// A file of JSON.
-    fn json(&self, name: &str) -> Result<Json, GgufError> {
+    fn has(&self, name: &str) -> bool {
+        self.path.join(name).is_file()
+    }
+
+    /// A file that is not one of weights.
+    fn bytes(&self, name: &str) -> Result<Vec<u8>, GgufError> {
         let path = self.path.join(name);
         let io = |source| GgufError::Io {
             path: path.clone(),
@@ -121,14 +128,18 @@ impl Folder {
         if metadata.len() > MOST_BYTES {
             return Err(self.error(name, "is larger than any such file"));
         }
-        let bytes = std::fs::read(&path).map_err(io)?;
-        serde_json::from_slice(&bytes)
+        std::fs::read(&path).map_err(io)
+    }
+
+    /// A file of JSON.
+    fn json(&self, name: &str) -> Result<Json, GgufError> {
+        serde_json::from_slice(&self.bytes(name)?)
             .map_err(|error| self.error(name, format!("is not JSON: {error}; fetch it again")))
     }
 
     /// The same; `None` if there is no such file.
     fn optional_json(&self, name: &str) -> Result<Option<Json>, GgufError> {
-        match self.path.join(name).is_file() {
+        match self.has(name) {
             true => self.json(name).map(Some),
             false => Ok(None),
         }

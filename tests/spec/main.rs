@@ -52,6 +52,7 @@ mod plans;
 mod progress;
 mod prune;
 mod prune_steps;
+mod python_folder;
 mod quant;
 mod quantize;
 mod safetensors;

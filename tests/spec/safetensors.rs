@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flapjack::checkpoint;
 use flapjack::engine::{Engine, EngineError, GenerateOptions, OpenOptions, Pack, ignore};
 use flapjack::generate::SamplerConfig;
-use flapjack::gguf::GgufFile;
+use flapjack::gguf::{GgufFile, Value};
 use flapjack::prune::calibrate;
 use flapjack::quant::BlockType;
 use half::{bf16, f16};
@@ -450,6 +450,121 @@ fn templates_come_from_the_folder() {
     let file = checkpoint::open(&folder).unwrap();
     let found: Option<&str> = file.get("tokenizer.chat_template").unwrap();
     assert_eq!(found, Some("{{ other }}"));
+}
+
+/// The parts of SentencePiece's message that its programs write for a vocabulary of pairs.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ModelProto {
+    #[prost(message, repeated, tag = "1")]
+    pieces: Vec<PieceProto>,
+    #[prost(message, optional, tag = "2")]
+    trainer: Option<TrainerProto>,
+    #[prost(message, optional, tag = "3")]
+    normalizer: Option<NormalizerProto>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PieceProto {
+    #[prost(string, tag = "1")]
+    text: String,
+    #[prost(float, tag = "2")]
+    score: f32,
+    #[prost(int32, tag = "3")]
+    kind: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct TrainerProto {
+    #[prost(int32, tag = "3")]
+    model_type: i32,
+    #[prost(int32, tag = "41")]
+    bos: i32,
+    #[prost(int32, tag = "42")]
+    eos: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NormalizerProto {
+    #[prost(bytes = "vec", tag = "2")]
+    rules: Vec<u8>,
+    #[prost(bool, optional, tag = "3")]
+    prefix: Option<bool>,
+}
+
+#[test]
+fn a_tokenizer_model_alone_is_as_good() {
+    use prost::Message;
+    let workshop = Workshop::new();
+    let path = gguf(&workshop, "llama", BlockType::F16);
+    let folder = Checkpoint::of("llama", Dtype::F16).write(&workshop.path("folder"));
+    std::fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    says(
+        &folder,
+        &["tokenizer.json", "tokenizer.model", "is missing"],
+    );
+
+    let file = GgufFile::open(&path).unwrap();
+    let texts: &[String] = file.require("tokenizer.ggml.tokens").unwrap();
+    let list = |key: &str| match file.entries().find(|(name, _)| *name == key).unwrap().1 {
+        Value::Array(_, values) => values.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (scores, types) = (
+        list("tokenizer.ggml.scores"),
+        list("tokenizer.ggml.token_type"),
+    );
+    let pieces = texts.iter().zip(scores.iter().zip(&types));
+    let pieces = pieces.map(|(text, (score, kind))| match (score, kind) {
+        (Value::F32(score), Value::I32(kind)) => PieceProto {
+            text: text.clone(),
+            score: *score,
+            kind: *kind,
+        },
+        other => panic!("{other:?}"),
+    });
+    let mut model = ModelProto {
+        pieces: pieces.collect(),
+        trainer: Some(TrainerProto {
+            model_type: 2,
+            bos: 1,
+            eos: 2,
+        }),
+        normalizer: Some(NormalizerProto {
+            rules: vec![],
+            prefix: Some(true),
+        }),
+    };
+    let write = |model: &ModelProto| {
+        std::fs::write(folder.join("tokenizer.model"), model.encode_to_vec()).unwrap();
+    };
+    write(&model);
+    let [a, b] = [&path, &folder].map(|path| workshop.open_file(path));
+    for text in ["Hello  world ", "", " ünï 🙂\n<s>"] {
+        let ids = |engine: &Engine| engine.tokenizer().unwrap().encode_prompt(text).unwrap();
+        assert_eq!(ids(&a), ids(&b), "{text:?}");
+    }
+    assert_eq!(go_on(&a), go_on(&b));
+
+    // A token that another file adds.
+    let last = texts.len() - 1;
+    let added = json!({"added_tokens_decoder": {last.to_string(): {"content": "<|added|>", "special": true}}});
+    std::fs::write(folder.join("tokenizer_config.json"), added.to_string()).unwrap();
+    let tokenizer = workshop.open_file(&folder);
+    let ids = tokenizer
+        .tokenizer()
+        .unwrap()
+        .encode_prompt("<|added|>")
+        .unwrap();
+    assert_eq!(ids.last(), Some(&(last as u32)));
+
+    model.normalizer.as_mut().unwrap().rules = vec![1, 2, 3];
+    write(&model);
+    says(&folder, &["tokenizer.model", "rules", "tokenizer.json"]);
+    model.trainer.as_mut().unwrap().model_type = 1;
+    write(&model);
+    says(&folder, &["tokenizer.model", "BPE"]);
+    std::fs::write(folder.join("tokenizer.model"), b"\xFFnothing").unwrap();
+    says(&folder, &["tokenizer.model", "SentencePiece"]);
 }
 
 // ---- what is wrong ----
