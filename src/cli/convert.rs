@@ -16,13 +16,17 @@ use super::{heading, progress, words};
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// A folder with config.json and safetensors files, a GGUF file (of a split one any part), or a name as -m takes it
+    /// A folder with config.json and safetensors files, or a GGUF file
+    ///
+    /// Of a split file any part names the whole. A name as -m takes it is as good.
     #[arg(help_heading = heading::MODEL, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
     source: PathBuf,
     #[command(flatten)]
     overrides: OverrideArgs,
-    /// The type of matrices; vectors are in F32
-    #[arg(help_heading = heading::TYPES, long = "type", visible_alias = "outtype", value_name = "TYPE", value_parser = float_types(), default_value = "keep")]
+    /// The type of matrices
+    ///
+    /// Vectors are in F32. What is in a block type is decoded, unless it keeps its type.
+    #[arg(help_heading = heading::TYPES, long = "type", alias = "outtype", value_name = "TYPE", value_parser = float_types(), default_value = "keep")]
     file_type: Kept,
     #[command(flatten)]
     threads: ThreadArgs,

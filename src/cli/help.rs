@@ -85,6 +85,9 @@ const ESSENTIAL: [&str; 38] = [
     "help",
 ];
 
+/// What takes more than a line is for `--help`, however few options a command has.
+const LONG: &str = "override_kv";
+
 /// A command with at most so many options of its own shows them all in its short help.
 const FEW: usize = 8;
 
@@ -108,7 +111,7 @@ pub fn arrange(command: Command) -> Command {
         .zip(options)
         .fold(command, |command, (place, (_, id))| {
             command.mut_arg(&id, |option| {
-                let option = match many && !ESSENTIAL.contains(&id.as_str()) {
+                let option = match id == LONG || many && !ESSENTIAL.contains(&id.as_str()) {
                     true => option.hide_short_help(true),
                     false => option,
                 };
