@@ -84,8 +84,8 @@ impl FileType {
 
     /// The type of a file whose matrices are mostly of this block type; `None` if there is none.
     pub(super) fn mostly(block_type: BlockType) -> Option<Self> {
-        let all = Self::ALL.iter().copied();
-        all.into_iter().find(|t| t.block_type() == block_type)
+        let mut all = Self::ALL.iter().copied();
+        all.find(|t| t.block_type() == block_type)
     }
 }
 

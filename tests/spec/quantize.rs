@@ -904,7 +904,6 @@ fn weights_stream_through_memory() {
         .unwrap();
     let whole = std::fs::metadata(&source).unwrap().len();
     assert!(whole > 70 << 20, "{whole}");
-    let mut peaks = Vec::new();
     for arguments in [
         &[
             "quantize",
@@ -938,9 +937,7 @@ fn weights_stream_through_memory() {
         assert!(child.wait().unwrap().success());
         println!("{arguments:?}: {} MiB of the process's own", peak >> 10);
         assert!(peak > 0 && peak >> 10 < 64, "{arguments:?}: {peak} KiB");
-        peaks.push(peak);
     }
-    assert_eq!(peaks.len(), 2);
 }
 
 // ---- real models ----
