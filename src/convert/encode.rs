@@ -62,7 +62,7 @@ impl Recoding<'_> {
                         self.check(&values, &too_large, &no_number);
                         match self.importance {
                             _ if self.to.is_float() => encode_row(self.to, &values, row),
-                            // Of three levels the outer ones would go too far out.
+                            // Random models with their three levels predict worse by sizes than with errors that count alike.
                             None if matches!(self.to, BlockType::TQ1_0 | BlockType::TQ2_0) => {
                                 encode_row(self.to, &values, row);
                             }

@@ -50,7 +50,7 @@ fn close(a: f64, b: f64, place: &str) {
 }
 
 /// The values of a tensor.
-fn values(file: &GgufFile, name: &str) -> Vec<f32> {
+pub fn values(file: &GgufFile, name: &str) -> Vec<f32> {
     let tensor = file.tensor(name).expect("it is there");
     let cols = *tensor.shape.last().unwrap();
     let mut values = vec![0.0; tensor.shape.iter().product()];

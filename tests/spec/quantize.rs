@@ -671,19 +671,7 @@ fn importance_moves_errors_to_where_they_cost_little() {
 }
 
 fn values(path: &Path, name: &str) -> Vec<f32> {
-    let file = GgufFile::open(path).unwrap();
-    let tensor = file.tensor(name).unwrap();
-    let cols = *tensor.shape.last().unwrap();
-    let mut values = vec![0.0; tensor.shape.iter().product()];
-    let row_bytes = tensor.block_type.row_bytes(cols);
-    for (row, out) in file
-        .bytes(tensor)
-        .chunks(row_bytes)
-        .zip(values.chunks_mut(cols))
-    {
-        flapjack::quant::decode_row(tensor.block_type, row, out);
-    }
-    values
+    crate::convert::values(&GgufFile::open(path).unwrap(), name)
 }
 
 #[test]
