@@ -33,6 +33,16 @@ fn write_info(out: &mut impl Write, machine: &Machine) -> io::Result<()> {
         "                  ({}=NAME forces one)",
         machine.variable
     )?;
+    writeln!(
+        out,
+        "weights are read  in {} streams, {}",
+        machine.streams,
+        if machine.fetches {
+            "fetched ahead"
+        } else {
+            "not fetched ahead"
+        }
+    )?;
     match hub::cache_dir() {
         Ok(folder) => writeln!(out, "cache folder      {}", folder.display())?,
         Err(error) => writeln!(out, "cache folder      none: {error}")?,

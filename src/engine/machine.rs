@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::kernels::{ISA_VARIABLE, Isa, IsaError, Kernels};
+use crate::kernels::{ISA_VARIABLE, Isa, IsaError, Kernels, Reading};
 
 /// What the machine offers to compute with.
 #[derive(Debug, Clone, Serialize)]
@@ -13,6 +13,10 @@ pub struct Machine {
     pub instruction_sets: Vec<InstructionSet>,
     /// The environment variable that forces one of them.
     pub variable: &'static str,
+    /// Groups of rows that a generated token's products read side by side.
+    pub streams: u32,
+    /// Whether weights are asked for ahead of their use.
+    pub fetches: bool,
 }
 
 /// An instruction set that there are kernels for.
@@ -31,6 +35,7 @@ pub struct InstructionSet {
 /// If the environment forces an instruction set that the machine lacks.
 pub fn machine() -> Result<Machine, IsaError> {
     let used = Kernels::get()?.isa();
+    let reading = Reading::usual();
     let set = |isa: Isa| InstructionSet {
         name: isa.name(),
         found: Kernels::for_isa(isa).is_some(),
@@ -40,6 +45,8 @@ pub fn machine() -> Result<Machine, IsaError> {
         processors: processors(),
         instruction_sets: Isa::ALL.into_iter().map(set).collect(),
         variable: ISA_VARIABLE,
+        streams: reading.streams,
+        fetches: reading.fetches,
     })
 }
 

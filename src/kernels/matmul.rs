@@ -125,7 +125,7 @@ pub fn matmul_then(
                 .collect();
             // SAFETY: the weights' bytes, the activations (in the form that was asked for) and the output were checked against the
             // shape above and by `MatrixView::new`; one share's end is the next one's beginning, so that no row has two.
-            unsafe { call!(kernels, matvec(parts.as_ptr(), parts.len(), x.get())) };
+            unsafe { matvec(kernels, &parts, x.get()) };
             for (j, part) in parts.iter().enumerate() {
                 hand_over(j, part.begin..part.end);
             }
@@ -277,7 +277,7 @@ fn by_panels(
                     .collect();
                 // SAFETY: the rows lie in the matrices, whose bytes were checked by `MatrixView::new`, the activations are in the
                 // form that was asked for, and every product has room for its rows.
-                unsafe { call!(kernels, matvec(parts.as_ptr(), parts.len(), x.get())) };
+                unsafe { matvec(kernels, &parts, x.get()) };
                 then(rows, products);
             });
         });
@@ -326,6 +326,16 @@ fn by_panels(
     team.items(rows.div_ceil(height), |i| {
         panel(i * height..((i + 1) * height).min(rows));
     });
+}
+
+/// The products of rows of several matrices and a generated token.
+///
+/// # Safety
+/// The weights' bytes, the activations (in the form that was asked for) and the outputs must be as the kernel has them.
+unsafe fn matvec(kernels: Kernels, parts: &[sys::fk_rows], x: &sys::fk_activations) {
+    let how = kernels.reading.to_sys();
+    // SAFETY: the caller vouches for it.
+    unsafe { call!(kernels, matvec(parts.as_ptr(), parts.len(), x, &how)) };
 }
 
 /// A prompt has enough work in a panel of rows to share panels out one by one, which evens out threads of unequal speed.

@@ -167,11 +167,40 @@ pub struct IsaError {
     known: bool,
 }
 
-/// The kernels of one instruction set.
+/// How the weights of a generated token are read. What is fastest is a matter of the processor; results do not depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// Groups of rows that are read side by side, 1 to 6; half as many where blocks have 256 values.
+    pub streams: u32,
+    /// Whether weights are asked for ahead of their use.
+    pub fetches: bool,
+}
+
+impl Reading {
+    /// What is fastest on processors of this one's maker, as far as is known.
+    pub fn usual() -> Self {
+        // SAFETY: the function has no preconditions.
+        let sys::fk_reading { streams, fetches } = unsafe { sys::fk_usual_reading() };
+        Self {
+            streams,
+            fetches: fetches != 0,
+        }
+    }
+
+    fn to_sys(self) -> sys::fk_reading {
+        sys::fk_reading {
+            streams: self.streams,
+            fetches: self.fetches.into(),
+        }
+    }
+}
+
+/// The kernels of one instruction set, and how they read weights.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     isa: Isa,
     table: &'static sys::fk_kernels,
+    reading: Reading,
 }
 
 // SAFETY: the table is a constant of functions without state, and its only pointer is to a constant string.
@@ -198,13 +227,24 @@ impl Kernels {
     pub fn for_isa(isa: Isa) -> Option<Self> {
         // SAFETY: the function has no preconditions and returns null or a pointer to a constant table.
         let table = unsafe { sys::fk_kernels_for(isa.to_sys()).as_ref() }?;
-        Some(Self { isa, table })
+        Some(Self {
+            isa,
+            table,
+            reading: Reading::usual(),
+        })
+    }
+
+    /// The same kernels, reading weights in another way.
+    pub fn reading(self, reading: Reading) -> Self {
+        Self { reading, ..self }
     }
 
     /// The nearest kernels that do not round the inputs of floating-point weights to bfloat16: these, if they do not.
     pub fn single_precision(self) -> Self {
         match self.isa {
-            Isa::Avx512Bf16 | Isa::Amx => Self::for_isa(Isa::Avx512).unwrap_or(self),
+            Isa::Avx512Bf16 | Isa::Amx => {
+                Self::for_isa(Isa::Avx512).map_or(self, |kernels| kernels.reading(self.reading))
+            }
             _ => self,
         }
     }

@@ -85,6 +85,12 @@ pub struct fk_rows {
     pub end: usize,
     pub out: *mut f32,
 }
+#[repr(C)]
+#[derive(Copy, Clone)]
+pub struct fk_reading {
+    pub streams: u32,
+    pub fetches: ::std::os::raw::c_int,
+}
 #[repr(u32)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]
 pub enum fk_phase {
@@ -180,7 +186,12 @@ pub struct fk_kernels {
         ),
     >,
     pub matvec: ::std::option::Option<
-        unsafe extern "C" fn(parts: *const fk_rows, count: usize, x: *const fk_activations),
+        unsafe extern "C" fn(
+            parts: *const fk_rows,
+            count: usize,
+            x: *const fk_activations,
+            how: *const fk_reading,
+        ),
     >,
     pub multiply_scratch: usize,
     pub multiply: ::std::option::Option<
@@ -243,4 +254,7 @@ pub struct fk_kernels {
 }
 unsafe extern "C" {
     pub fn fk_kernels_for(isa: fk_isa) -> *const fk_kernels;
+}
+unsafe extern "C" {
+    pub fn fk_usual_reading() -> fk_reading;
 }

@@ -3,8 +3,8 @@
 use crate::common::{Random, doubles};
 use flapjack::kernels::{
     ACTIVATION_BLOCK, Activations, AttentionShape, Gate, Isa, KV_BLOCK, Keep, Kernels, KvBlocks,
-    KvLayout, MatrixView, Moments, Phase, Pool, Precision, Product, Scores, Span, Team, Tokens,
-    attention, matmul, matmul_add, matmul_gated, matmul_then,
+    KvLayout, MatrixView, Moments, Phase, Pool, Precision, Product, Reading, Scores, Span, Team,
+    Tokens, attention, matmul, matmul_add, matmul_gated, matmul_then,
 };
 use flapjack::quant::{
     BlockType, GROUP, KeepMask, Layout, decode_row, encode_row, encode_sparse, pack,
@@ -1529,6 +1529,33 @@ fn products_of_a_token_are_the_same_alone_and_among_others() {
                                 product_of(team, weights, &mut input)
                             })
                         });
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_a_token_are_the_same_however_weights_are_read() {
+    let mut random = Random::new(47);
+    for kernels in every_isa() {
+        for block_type in BlockType::ALL {
+            // More groups than are ever read side by side, some rows beyond them, and fewer groups than that.
+            for (rows, cols) in [(16 * 13 + 5, 256), (48, 768)] {
+                let (bytes, _) = random_matrix(&mut random, block_type, rows, cols);
+                let x = random.normals(cols, 1.0);
+                for (layout, bytes) in layouts(block_type, cols, &bytes) {
+                    let weights = MatrixView::new(block_type, layout, rows, cols, &bytes);
+                    let usual = product(kernels, weights, &x, Phase::Decode);
+                    for streams in 1..=6 {
+                        for fetches in [false, true] {
+                            let reading = Reading { streams, fetches };
+                            let found =
+                                product(kernels.reading(reading), weights, &x, Phase::Decode);
+                            let place = format!("{kernels:?} {block_type:?} {layout:?} {rows}");
+                            assert!(found == usual, "{place}: {reading:?}");
+                        }
                     }
                 }
             }

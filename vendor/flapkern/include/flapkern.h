@@ -124,6 +124,14 @@ typedef struct fk_rows {
     float *out;
 } fk_rows;
 
+/* How the weights of one token's products are read: `streams` groups of rows side by side (1 to 6; half as many of super-blocks),
+ * and whether they are asked for ahead of their use. What is fastest is a matter of the processor: some have to be asked for
+ * several places at once, others see by themselves where a reader goes and are only disturbed. Results do not depend on it. */
+typedef struct fk_reading {
+    uint32_t streams;
+    int fetches;
+} fk_reading;
+
 /* In which arithmetic a token is computed. What comes out for a token depends on its phase and on nothing else: neither on
  * how many tokens are computed together nor on which. */
 typedef enum fk_phase {
@@ -218,7 +226,7 @@ typedef struct fk_kernels {
 
     /* As matmul for one token in the decode phase and rows of several matrices that read it in the same forms; packed rows of
      * one type are read side by side, and so are sparse ones. */
-    void (*matvec)(const fk_rows *parts, size_t count, const fk_activations *x);
+    void (*matvec)(const fk_rows *parts, size_t count, const fk_activations *x, const fk_reading *how);
 
     /* Floats of scratch that multiply needs. */
     size_t multiply_scratch;
@@ -269,6 +277,9 @@ typedef struct fk_kernels {
 
 /* The kernels for an instruction set; NULL if they were not compiled in or the processor lacks it. */
 const fk_kernels *fk_kernels_for(fk_isa isa);
+
+/* How this processor is best read from, as far as its maker tells. */
+fk_reading fk_usual_reading(void);
 
 #ifdef __cplusplus
 }

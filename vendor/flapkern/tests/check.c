@@ -499,16 +499,21 @@ static void check_together(struct table *table, const struct format *f, const fk
                              {*w, 0, w->rows, second},
                              {other, 0, both.values != 0, &together},
                              {*w, 0, w->rows, third}};
-    table->kernels->matvec(parts, COUNT(parts), &both);
-    int same = 1;
-    for (size_t r = 0; r < w->rows; r++)
-        same &= memcmp(first + r, out + r, sizeof *out) == 0 && memcmp(second + r, out + r, sizeof *out) == 0 &&
-                memcmp(third + r, out + r, sizeof *out) == 0;
-    if (both.values) {
-        table->kernels->matmul(&other, 0, 1, &both, &alone, 1, 0);
-        same &= memcmp(&alone, &together, sizeof alone) == 0;
+    /* The second asks for more streams than there are, the last for none. */
+    const fk_reading readings[] = {{6, 1}, {99, 0}, {2, 0}, {1, 1}, {0, 0}};
+    if (both.values) table->kernels->matmul(&other, 0, 1, &both, &alone, 1, 0);
+    for (size_t i = 0; i < COUNT(readings); i++) {
+        table->kernels->matvec(parts, COUNT(parts), &both, &readings[i]);
+        int same = !both.values || memcmp(&alone, &together, sizeof alone) == 0;
+        for (size_t r = 0; r < w->rows; r++)
+            same &= memcmp(first + r, out + r, sizeof *out) == 0 && memcmp(second + r, out + r, sizeof *out) == 0 &&
+                    memcmp(third + r, out + r, sizeof *out) == 0;
+        expect(table, same, "matvec %s %s: %zu x %zu in %u streams differs from matmul", f->name, layout_name(w->layout),
+               w->rows, w->cols, (unsigned)readings[i].streams);
+        memset(first, -1, w->rows * sizeof *first);
+        memset(second, -1, w->rows * sizeof *second);
+        memset(third, -1, w->rows * sizeof *third);
     }
-    expect(table, same, "matvec %s %s: %zu x %zu differs from matmul", f->name, layout_name(w->layout), w->rows, w->cols);
 }
 
 /* What comes out for a token is the same alone as among others, to the bit. */

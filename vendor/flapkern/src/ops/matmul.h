@@ -30,19 +30,19 @@ static size_t matmul_scratch(const fk_weights *w, fk_phase phase, size_t tokens)
     return w->layout == FK_LAYOUT_PACKED && !is_float(w->type) && tokens > PACKED_TOKENS ? DECODED_SCRATCH : 0;
 }
 
-static void matvec(const fk_rows *parts, size_t count, const fk_activations *x) {
+static void matvec(const fk_rows *parts, size_t count, const fk_activations *x, const fk_reading *how) {
     const fk_rows *all = parts + count;
     while (parts < all) {
         const fk_type type = parts->weights.type;
         const fk_rows *end = parts;
         while (end < all && is_sparse(&end->weights) && end->weights.type == type) end++;
         if (end > parts) {
-            in_sparse_streams(type, parts, end, x);
+            in_sparse_streams(type, how, parts, end, x);
             parts = end;
             continue;
         }
         while (end < all && end->weights.layout == FK_LAYOUT_PACKED && end->weights.type == type) end++;
-        if (end > parts) in_streams(streams_for(type), streams_of(type), parts, end, x);
+        if (end > parts) in_streams(streams_for(type), how, parts, end, x);
         /* What fills no group, or else one matrix of native rows. */
         end += end == parts;
         for (; parts < end; parts++) {
@@ -112,7 +112,8 @@ static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const 
         prefill(w, row_begin, row_end, x, out, out_stride, scratch);
     } else if (x->tokens == 1) {
         const fk_rows rows = {*w, row_begin, row_end, out};
-        matvec(&rows, 1, x);
+        const fk_reading how = {STREAMS, 1};
+        matvec(&rows, 1, x, &how);
     } else {
         decode(w, row_begin, row_end, x, out, out_stride, scratch);
     }

@@ -393,20 +393,23 @@ INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activation
 }
 
 /* The most groups that one token's product passes through side by side, a block of each in turn, and how many blocks ahead
- * each is fetched. Memory delivers several sequential streams half as fast again as one. Super-blocks are long, so that fewer
- * streams and one block ahead suffice. docs/speed.md has the measurements. */
+ * each is fetched where the processor does not do that by itself. Super-blocks are long, so that half as many streams and one
+ * block ahead suffice. docs/speed.md has the measurements. */
 #define STREAMS 6
 #define AHEAD 4
 
-INLINE size_t streams_of(fk_type type) { return block_len(type) == FK_SUPER ? 3 : STREAMS; }
+INLINE size_t streams_of(fk_type type, const fk_reading *how) {
+    const size_t streams = how->streams < 1 ? 1 : how->streams > STREAMS ? STREAMS : how->streams;
+    return block_len(type) == FK_SUPER ? (streams + 1) / 2 : streams;
+}
 
 /* Asks for `bytes` (a constant) from p on to be brought into the cache. */
 INLINE void fetch(const uint8_t *p, size_t bytes) {
     UNROLL for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
 }
 
-/* out[g][0 .. FK_GROUP) = the products of `count` <= STREAMS groups and one token. */
-INLINE void packed_streams(fk_type type, int count, const uint8_t *const *groups, const fk_activations *x,
+/* out[g][0 .. FK_GROUP) = the products of `count` <= STREAMS groups and one token; with `fetches`, weights are asked for ahead. */
+INLINE void packed_streams(fk_type type, int count, int fetches, const uint8_t *const *groups, const fk_activations *x,
                            float *const *out) {
     vf total[STREAMS][GROUP_VECTORS] = {0};
     const size_t parts = block_len(type) / FK_BLOCK, blocks = x->cols / FK_BLOCK, step = FK_GROUP * block_bytes(type);
@@ -417,7 +420,7 @@ INLINE void packed_streams(fk_type type, int count, const uint8_t *const *groups
                 UNROLL for (size_t s = 0; s < parts; s++) {
                     packed_block w;
                     /* A part at a time, since many fetches at once would wait for each other. */
-                    if (v == 0) fetch(groups[g] + at + (parts > 1 ? 1 : AHEAD) * step + s * step / parts, step / parts);
+                    if (v == 0 && fetches) fetch(groups[g] + at + (parts > 1 ? 1 : AHEAD) * step + s * step / parts, step / parts);
                     load_block(type, groups[g] + at, (int)s, v, &w);
                     multiply_block(type, 1, &w, 0, x, 0, block + s, &sum);
                 }
@@ -428,7 +431,8 @@ INLINE void packed_streams(fk_type type, int count, const uint8_t *const *groups
         UNROLL for (int v = 0; v < GROUP_VECTORS; v++) store(out[g] + v * FK_LANES, total[g][v]);
 }
 
-typedef void streams_function(int count, const uint8_t *const *groups, const fk_activations *x, float *const *out);
+typedef void streams_function(int count, int fetches, const uint8_t *const *groups, const fk_activations *x,
+                              float *const *out);
 
 /* The number of streams for `count` groups: the greatest that divides count, at most `most` and more than half of it, so that
  * no groups are left over; `most` if there is none. */
@@ -457,7 +461,7 @@ static place move_on(place p, size_t by, const fk_rows *end) {
 }
 
 /* Calls `multiply` for the groups at `count` places, and moves each place on by one. */
-static void multiply_at(streams_function *multiply, place *places, size_t count, const fk_rows *end,
+static void multiply_at(streams_function *multiply, int fetches, place *places, size_t count, const fk_rows *end,
                         const fk_activations *x) {
     const uint8_t *groups[STREAMS];
     float *out[STREAMS];
@@ -468,29 +472,30 @@ static void multiply_at(streams_function *multiply, place *places, size_t count,
         out[g] = part->out + row;
         places[g] = move_on(places[g], 1, end);
     }
-    if (count > 0) multiply((int)count, groups, x, out);
+    if (count > 0) multiply((int)count, fetches, groups, x, out);
 }
 
-/* Calls `multiply` for all groups of parts [parts, end), which are packed and of one type: for `most` groups at a time or
- * fewer, which lie as far from one another as they can. */
-static void in_streams(streams_function *multiply, size_t most, const fk_rows *parts, const fk_rows *end,
+/* Calls `multiply` for all groups of parts [parts, end), which are packed and of one type: for as many groups at a time as are to
+ * be read side by side or fewer, which lie as far from one another as they can. */
+static void in_streams(streams_function *multiply, const fk_reading *how, const fk_rows *parts, const fk_rows *end,
                        const fk_activations *x) {
     size_t count = 0;
     for (const fk_rows *part = parts; part < end; part++) count += groups_of(part);
+    const size_t most = streams_of(parts->weights.type, how);
     const size_t streams = even_streams(count, most), length = count / streams;
     place places[STREAMS], next = move_on((place){parts, 0}, 0, end);
     for (size_t g = 0; g < streams; g++, next = move_on(next, length, end)) places[g] = next;
-    for (size_t i = 0; i < length; i++) multiply_at(multiply, places, streams, end, x);
+    for (size_t i = 0; i < length; i++) multiply_at(multiply, how->fetches, places, streams, end, x);
     const size_t rest = count - streams * length;
     for (size_t g = 0; g < rest; g++, next = move_on(next, 1, end)) places[g] = next;
-    multiply_at(multiply, places, rest, end, x);
+    multiply_at(multiply, how->fetches, places, rest, end, x);
 }
 
 /* Two functions for each type, with the type as a constant: packed_streams, and packed_group. */
 #define PACKED(TYPE, ...)                                                                                             \
-    static __attribute__((noinline)) void streams_##TYPE(int count, const uint8_t *const *groups,                    \
+    static __attribute__((noinline)) void streams_##TYPE(int count, int fetches, const uint8_t *const *groups,       \
                                                          const fk_activations *x, float *const *out) {               \
-        packed_streams(FK_TYPE_##TYPE, count, groups, x, out);                                                       \
+        packed_streams(FK_TYPE_##TYPE, count, fetches, groups, x, out);                                              \
     }                                                                                                                \
     static __attribute__((noinline)) void packed_##TYPE(const uint8_t *group, const fk_activations *x, float *out,   \
                                                         size_t out_stride, float *scratch) {                         \

@@ -38,16 +38,16 @@ INLINE void sum_columns(fk_type type, int tokens, const uint8_t *group, int v, c
 /* Columns of one group before the next one's turn. */
 #define FLOAT_STEP 32
 
-/* out[g][0 .. FK_GROUP) for `count` <= STREAMS groups and one token. */
-INLINE void packed_float_streams(fk_type type, int count, const uint8_t *const *groups, const fk_activations *x,
-                                 float *const *out) {
+/* out[g][0 .. FK_GROUP) for `count` <= STREAMS groups and one token; see packed_streams. */
+INLINE void packed_float_streams(fk_type type, int count, int fetches, const uint8_t *const *groups,
+                                 const fk_activations *x, float *const *out) {
     vf total[STREAMS][GROUP_VECTORS][FLOAT_CHAINS] = {0};
     const size_t column_bytes = FK_GROUP * block_bytes(type);
     size_t k = 0;
     for (; k + FLOAT_STEP <= x->cols; k += FLOAT_STEP)
         _Pragma("GCC unroll 1") for (int g = 0; g < count; g++) {
             vf sum[GROUP_VECTORS][FLOAT_CHAINS];
-            fetch(groups[g] + (k + FLOAT_STEP) * column_bytes, FLOAT_STEP * column_bytes);
+            if (fetches) fetch(groups[g] + (k + FLOAT_STEP) * column_bytes, FLOAT_STEP * column_bytes);
             memcpy(sum, total[g], sizeof sum);
             _Pragma("GCC unroll 1") for (size_t i = k; i < k + FLOAT_STEP; i += 2 * FLOAT_CHAINS)
                 UNROLL for (int c = 0; c < 2 * FLOAT_CHAINS; c++)
@@ -70,9 +70,9 @@ INLINE void packed_float_streams(fk_type type, int count, const uint8_t *const *
 }
 
 #define PACKED(TYPE, ...)                                                                                             \
-    static __attribute__((noinline)) void streams_##TYPE(int count, const uint8_t *const *groups,                    \
+    static __attribute__((noinline)) void streams_##TYPE(int count, int fetches, const uint8_t *const *groups,       \
                                                          const fk_activations *x, float *const *out) {               \
-        packed_float_streams(FK_TYPE_##TYPE, count, groups, x, out);                                                 \
+        packed_float_streams(FK_TYPE_##TYPE, count, fetches, groups, x, out);                                        \
     }
 FK_FLOAT_TYPES(PACKED)
 #undef PACKED

@@ -375,7 +375,7 @@ static sparse_group_function *sparse_group_for(fk_type type) {
 }
 
 /* Calls `multiply`, which goes on by `step` columns, for the groups at `count` places, and moves each place on by one. */
-static void multiply_sparse_at(sparse_streams_function *multiply, place *places, size_t count, size_t step,
+static void multiply_sparse_at(sparse_streams_function *multiply, int fetches, place *places, size_t count, size_t step,
                                const fk_rows *end, const fk_activations *x) {
     const uint8_t *groups[STREAMS] = {0}, *limits[STREAMS] = {0};
     float *out[STREAMS] = {0}, *to[STREAMS], edge[STREAMS][FK_GROUP];
@@ -393,25 +393,26 @@ static void multiply_sparse_at(sparse_streams_function *multiply, place *places,
         places[g] = move_on(places[g], 1, end);
     }
     /* The lines of 64 bytes that a step takes on average. */
-    const size_t lines = bytes / count * step / x->cols / 64 + 1;
+    const size_t lines = fetches ? bytes / count * step / x->cols / 64 + 1 : 0;
     multiply((int)count, groups, limits, lines < MOST_AHEAD ? lines : MOST_AHEAD, x, out);
     for (size_t g = 0; g < count; g++)
         if (rows[g] < FK_GROUP) memcpy(to[g], out[g], rows[g] * sizeof *to[g]);
 }
 
 /* As in_streams, for sparse groups. */
-static void in_sparse_streams(fk_type type, const fk_rows *parts, const fk_rows *end, const fk_activations *x) {
+static void in_sparse_streams(fk_type type, const fk_reading *how, const fk_rows *parts, const fk_rows *end,
+                              const fk_activations *x) {
     sparse_streams_function *multiply = sparse_streams_for(type);
     const size_t step = block_len(type) > FLOAT_STEP ? block_len(type) : FLOAT_STEP;
     size_t count = 0;
     for (const fk_rows *part = parts; part < end; part++) count += groups_of(part);
-    const size_t streams = even_streams(count, streams_of(type)), length = count / streams;
+    const size_t streams = even_streams(count, streams_of(type, how)), length = count / streams;
     place places[STREAMS], next = move_on((place){parts, 0}, 0, end);
     for (size_t g = 0; g < streams; g++, next = move_on(next, length, end)) places[g] = next;
-    for (size_t i = 0; i < length; i++) multiply_sparse_at(multiply, places, streams, step, end, x);
+    for (size_t i = 0; i < length; i++) multiply_sparse_at(multiply, how->fetches, places, streams, step, end, x);
     const size_t rest = count - streams * length;
     for (size_t g = 0; g < rest; g++, next = move_on(next, 1, end)) places[g] = next;
-    multiply_sparse_at(multiply, places, rest, step, end, x);
+    multiply_sparse_at(multiply, how->fetches, places, rest, step, end, x);
 }
 
 /* Products of rows [begin, end) of a type in blocks and several tokens, or tokens of a prompt. */
