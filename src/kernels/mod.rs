@@ -283,11 +283,19 @@ impl Kernels {
     }
 
     /// Whether a generated token takes longer with sparse weights of a type than with dense ones: spreading 4-bit codes by look-up costs
-    /// AVX2 more than the bytes that it spares (docs/speed.md). Where nothing was measured, what has fewer bytes is taken to be faster.
+    /// AVX2 more than the bytes that it spares. Where dense weights come fast without being asked for, so do 8-bit codes there, and
+    /// everywhere 4-bit types with a minimum, which multiply twice (docs/speed.md). Where nothing was measured, what has fewer bytes
+    /// is taken to be faster.
     pub fn prefers_dense(&self, block_type: BlockType) -> bool {
-        use BlockType::{IQ4_NL, Q4_0, Q4_1, Q4_K};
-        matches!(self.isa, Isa::Avx2 | Isa::AvxVnni)
-            && matches!(block_type, Q4_0 | Q4_1 | IQ4_NL | Q4_K)
+        use BlockType::{IQ4_NL, Q4_0, Q4_1, Q4_K, Q8_0};
+        let looks_up = matches!(self.isa, Isa::Avx2 | Isa::AvxVnni);
+        let unasked = !self.reading.fetches;
+        match block_type {
+            Q4_0 | IQ4_NL => looks_up,
+            Q4_1 | Q4_K => looks_up || unasked,
+            Q8_0 => looks_up && unasked,
+            _ => false,
+        }
     }
 
     pub fn isa(&self) -> Isa {

@@ -399,20 +399,28 @@ static void multiply_sparse_at(sparse_streams_function *multiply, int fetches, p
         if (rows[g] < FK_GROUP) memcpy(to[g], out[g], rows[g] * sizeof *to[g]);
 }
 
+/* How sparse groups of a type are read where packed ones are read so. Between two lines of plain floats lie so many instructions that
+ * no processor sees the next ones in time by itself. */
+static fk_reading sparse_reading(fk_type type, const fk_reading *how) {
+    if (type != FK_TYPE_F16 && type != FK_TYPE_BF16) return *how;
+    return (fk_reading){how->streams < 4 ? 4 : how->streams, 1};
+}
+
 /* As in_streams, for sparse groups. */
-static void in_sparse_streams(fk_type type, const fk_reading *how, const fk_rows *parts, const fk_rows *end,
+static void in_sparse_streams(fk_type type, const fk_reading *packed, const fk_rows *parts, const fk_rows *end,
                               const fk_activations *x) {
+    const fk_reading how = sparse_reading(type, packed);
     sparse_streams_function *multiply = sparse_streams_for(type);
     const size_t step = block_len(type) > FLOAT_STEP ? block_len(type) : FLOAT_STEP;
     size_t count = 0;
     for (const fk_rows *part = parts; part < end; part++) count += groups_of(part);
-    const size_t streams = even_streams(count, streams_of(type, how)), length = count / streams;
+    const size_t streams = even_streams(count, streams_of(type, &how)), length = count / streams;
     place places[STREAMS], next = move_on((place){parts, 0}, 0, end);
     for (size_t g = 0; g < streams; g++, next = move_on(next, length, end)) places[g] = next;
-    for (size_t i = 0; i < length; i++) multiply_sparse_at(multiply, how->fetches, places, streams, step, end, x);
+    for (size_t i = 0; i < length; i++) multiply_sparse_at(multiply, how.fetches, places, streams, step, end, x);
     const size_t rest = count - streams * length;
     for (size_t g = 0; g < rest; g++, next = move_on(next, 1, end)) places[g] = next;
-    multiply_sparse_at(multiply, how->fetches, places, rest, step, end, x);
+    multiply_sparse_at(multiply, how.fetches, places, rest, step, end, x);
 }
 
 /* Products of rows [begin, end) of a type in blocks and several tokens, or tokens of a prompt. */
