@@ -371,6 +371,27 @@ fn join(files: &[File], ranges: &[Range<usize>], len: usize) -> Result<Bytes, (u
     Ok(Bytes::One(bytes))
 }
 
+/// Makes all pages of a piece of a map, which is about to be read and written, this process's own at once. Otherwise each page is first
+/// lent to the reader and then copied for the writer, two exceptions a page, and in between all processors of the process have to
+/// forget the first. Where the system has no such thing (Linux before 5.14 and others) pages come one by one.
+pub(crate) fn own_pages(bytes: &mut [u8]) {
+    #[cfg(target_os = "linux")]
+    if !bytes.is_empty() {
+        let before = bytes.as_ptr().addr() % page_size();
+        let start = bytes.as_mut_ptr().wrapping_sub(before);
+        // SAFETY: the pages are those that hold the slice, all of which are mapped, and no byte of them is changed.
+        unsafe {
+            libc::madvise(
+                start.cast(),
+                before + bytes.len(),
+                libc::MADV_POPULATE_WRITE,
+            )
+        };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
+}
+
 /// The size of a page of memory in bytes.
 fn page_size() -> usize {
     #[cfg(unix)]
@@ -382,5 +403,26 @@ fn page_size() -> usize {
     #[cfg(not(unix))]
     {
         4096
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_become_our_own_with_what_the_file_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let written: Vec<u8> = (0..10 * page_size()).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &written).unwrap();
+        let mut map = Map::open(&path).unwrap();
+        own_pages(&mut map.bytes_mut()[page_size() + 100..4 * page_size() + 100]);
+        assert!(map.bytes() == written);
+        let ours = map.residency().unwrap().private;
+        // None where the system is older than the request.
+        assert!(ours == 0 || ours == 4 * page_size() as u64, "{ours}");
+        own_pages(&mut map.bytes_mut()[..0]);
+        own_pages(&mut []);
     }
 }

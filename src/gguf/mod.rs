@@ -32,6 +32,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use foreign::Foreign;
+pub(crate) use map::own_pages;
 pub use map::{Map, Residency, WithPlaces};
 pub(crate) use parse::ALIGNMENT_KEY;
 pub use parts::{OtherPart, Part};

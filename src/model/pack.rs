@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{Layer, Model, Weight};
+use crate::gguf::own_pages;
 use crate::kernels::Runtime;
 use crate::quant::{BlockType, GROUP, Layout, pack, unpack};
 
@@ -64,6 +65,7 @@ impl Model {
         runtime.region(|team| {
             team.chunks_mut(&mut pieces, 1, |i, piece| {
                 let (block_type, cols) = shapes[i];
+                own_pages(piece[0]);
                 match packed {
                     true => pack(block_type, cols, piece[0]),
                     false => unpack(block_type, cols, piece[0]),
