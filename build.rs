@@ -52,7 +52,7 @@ fn main() {
     }
 
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");
-    // What processor it is, the kernels learn from libgcc, which Rust's own files for static programs are without.
+    // The kernels ask libgcc which processor they run on, and Rust does not link it into static programs by itself.
     if arch == "x86_64" && std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "musl") {
         println!("cargo::rustc-link-arg=-lgcc");
     }

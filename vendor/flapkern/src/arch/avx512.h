@@ -250,28 +250,22 @@ INLINE vf widen_half(fk_type type, __m256i halves) {
 }
 
 #if FK_BF16
-/* Zeros that the compiler takes for anything. Expanding instructions of Zen 4 wait for what their target held before, even where all
- * of it is replaced; so they get a target that waits for nothing. */
+/* Zeros, as a target for an expanding instruction. Zen 4 waits for what the target held before, even where all of it is replaced, and
+ * compilers give successive instructions the same one. That these are zeros is hidden from the compiler, which would leave them out. */
 INLINE __m512i fresh_zeros(void) {
     __m512i zeros = _mm512_setzero_si512();
     __asm__("" : "+v"(zeros));
     return zeros;
 }
 
-/* The mask of 64 or 16 bits at p, without the way through a general register, which takes Zen 4 two cycles. */
-INLINE __mmask64 load_mask64(const uint8_t *p) {
-    __mmask64 mask;
-    __asm__("kmovq %1, %0" : "=k"(mask) : "m"(*(const uint8_t(*)[8])p));
-    return mask;
-}
-
+/* The mask of 16 bits at p, without the way through a general register, which takes Zen 4 two cycles. */
 INLINE __mmask16 load_mask16(const uint8_t *p) {
     __mmask16 mask;
     __asm__("kmovw %1, %0" : "=k"(mask) : "m"(*(const uint8_t(*)[2])p));
     return mask;
 }
 
-/* The first numbers at p, in the rows whose bits are set. */
+/* A column: the numbers at p one after the other, in those rows whose bits of the 16 at `mask` are set; 0 in the others. */
 INLINE vf expand_half(fk_type type, const uint8_t *p, const uint8_t *mask) {
     const __m256i zeros = _mm512_castsi512_si256(fresh_zeros()), halves = _mm256_loadu_si256((const __m256i *)p);
     return widen_half(type, _mm256_mask_expand_epi16(zeros, load_mask16(mask), halves));

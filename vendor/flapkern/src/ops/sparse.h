@@ -399,10 +399,10 @@ static void multiply_sparse_at(sparse_streams_function *multiply, int fetches, p
         if (rows[g] < FK_GROUP) memcpy(to[g], out[g], rows[g] * sizeof *to[g]);
 }
 
-/* How sparse groups of a type are read where packed ones are read so. Between two lines of plain floats lie so many instructions that
- * no processor sees the next ones in time by itself. */
+/* How sparse groups of a type are read where packed groups are read as `how` says. Plain floats are always asked for, at four places or
+ * more: each of their lines takes so many instructions that the processor does not see the next ones in time by itself. */
 static fk_reading sparse_reading(fk_type type, const fk_reading *how) {
-    if (type != FK_TYPE_F16 && type != FK_TYPE_BF16) return *how;
+    if (block_len(type) > 1) return *how;
     return (fk_reading){how->streams < 4 ? 4 : how->streams, 1};
 }
 
