@@ -21,7 +21,7 @@ pub use attention::{AttentionShape, KV_BLOCK, KvBlocks, KvLayout, Scores, Span, 
 pub use matmul::{Gate, Product, matmul, matmul_add, matmul_gated, matmul_then};
 pub use matrix::MatrixView;
 pub use moments::{Moments, MomentsPart};
-pub use multiply::{Factor, Store, multiply};
+pub use multiply::{Factor, Store, add_gram, multiply};
 pub use team::{Pool, Team};
 
 use crate::quant::BlockType;

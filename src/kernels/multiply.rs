@@ -93,15 +93,41 @@ pub enum Store {
 /// # Panics
 /// If the shapes do not fit.
 pub fn multiply(team: &Team, a: Factor, b: Factor, into: Store, out: &mut [f32]) {
+    multiply_where(team, a, b, into, out, |_, _| true);
+}
+
+/// out += Xᵀ X of a matrix X `[n, c]`, with out `[c, c]`: its lower triangle. What comes above it is of no meaning.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn add_gram(team: &Team, x: Factor, out: &mut [f32]) {
+    multiply_where(team, x.t(), x, Store::Add, out, |last_row, col| {
+        col <= last_row
+    });
+}
+
+/// [`multiply`] of those pieces that are wanted, by their last row and their first column.
+fn multiply_where(
+    team: &Team,
+    a: Factor,
+    b: Factor,
+    into: Store,
+    out: &mut [f32],
+    wanted: impl Fn(usize, usize) -> bool,
+) {
     let (rows, cols) = (a.rows, b.cols);
     assert_eq!(out.len(), rows * cols, "room for a product");
     assert_eq!(a.cols, b.rows, "what the factors share");
     let (high, wide) = (piece(rows), piece(cols));
-    let (down, across) = (rows.div_ceil(high), cols.div_ceil(wide));
+    let pieces: Vec<(usize, usize)> = (0..cols)
+        .step_by(wide)
+        .flat_map(|col| (0..rows).step_by(high).map(move |row| (row, col)))
+        .filter(|&(row, col)| wanted((row + high).min(rows) - 1, col))
+        .collect();
     let out = SharedSlice::new(out);
     let kernels = team.kernels();
-    team.items(down * across, |i| {
-        let (row, col) = (i % down * high, i / down * wide);
+    team.items(pieces.len(), |i| {
+        let (row, col) = pieces[i];
         let (high, wide) = (high.min(rows - row), wide.min(cols - col));
         // SAFETY: the pieces of an output do not overlap, and every one is handed out once; this one lies in it.
         unsafe {

@@ -140,6 +140,12 @@ impl Scratch {
         self.x.extend_from_slice(x);
     }
 
+    /// Drops all rows of the residual stream but these.
+    pub(crate) fn keep_rows(&mut self, rows: Range<usize>, width: usize) {
+        self.x.truncate(rows.end * width);
+        self.x.drain(..rows.start * width);
+    }
+
     /// Asks for the logits of some rows of the residual stream, which is behind the last layer, and of no others.
     pub(crate) fn want(&mut self, rows: Range<usize>, width: usize) {
         self.wanted.clear();

@@ -348,9 +348,14 @@ impl<'a> Slice<'a> {
         let end = tokens(&sequences[i]);
         let rows = end - counted(&sequences[i])..end;
         runtime.region(|team| {
-            let modules = next..ModuleId::all(model.layers.len()).end;
-            model.run_modules(team, modules, cache, scratch, &mut Unobserved)?;
-            scratch.want(rows.clone(), model.config.embedding_length);
+            let width = model.config.embedding_length;
+            let end = ModuleId::all(model.layers.len()).end;
+            // The last MLP looks at no other row, and is asked for those that count alone.
+            let last = ModuleId::mlp(model.layers.len() - 1).max(next);
+            model.run_modules(team, next..last, cache, scratch, &mut Unobserved)?;
+            scratch.keep_rows(rows.clone(), width);
+            model.run_modules(team, last..end, cache, scratch, &mut Unobserved)?;
+            scratch.want(0..rows.len(), width);
             for first in (0..rows.len()).step_by(LOGIT_ROWS) {
                 let end = (first + LOGIT_ROWS).min(rows.len());
                 head.logits(team, Phase::Prefill, first..end, scratch, logits);

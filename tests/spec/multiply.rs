@@ -1,7 +1,7 @@
 //! Products of floats for training, on every instruction set that this machine has, against naive code.
 
 use crate::common::Random;
-use flapjack::kernels::{Factor, Isa, Kernels, Pool, Store, Team, multiply};
+use flapjack::kernels::{Factor, Isa, Kernels, Pool, Store, Team, add_gram, multiply};
 use half::bf16;
 
 /// Rows of the product, places of the sum, columns.
@@ -90,6 +90,28 @@ fn products_are_those_of_the_definition_whichever_way_factors_lie() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_matrix_by_itself_is_half_of_the_product() {
+    let mut random = Random::new(5);
+    for (n, c) in [(1, 1), (5, 33), (70, 290), (129, 600)] {
+        let x = random.normals(n * c, 1.0);
+        let there = random.normals(c * c, 1.0);
+        for kernels in every_isa() {
+            let (mut whole, mut half) = (there.clone(), there.clone());
+            let x = Factor::new(&x, n, c);
+            multiply(&Team::solo(kernels), x.t(), x, Store::Add, &mut whole);
+            let pool = Pool::new(2).unwrap();
+            pool.region(kernels, |team| add_gram(team, x, &mut half));
+            for row in 0..c {
+                let lower = row * c..row * c + row + 1;
+                assert_eq!(half[lower.clone()], whole[lower], "{kernels:?} {n}x{c}");
+            }
+            let last = c - 1;
+            assert_eq!(half[last] == there[last], c > 256, "{c}: what is far above");
         }
     }
 }

@@ -1,16 +1,13 @@
 //! Covariances of the inputs of a projection, accumulated by the crate's own matrix product.
 
-use half::bf16;
-
-use crate::kernels::{Activations, MatrixView, Product, Team, Tokens, matmul};
-use crate::quant::{BlockType, Layout};
+use crate::kernels::{Factor, Team, add_gram};
 
 /// What is added to the diagonal of a covariance before it is inverted, in shares of the mean variance: λ of the least
 /// squares.
 pub const RIDGE: f64 = 1e-2;
 
-/// Rows of the covariance that are computed together. Only panels at and below the diagonal are, which saves nearly half.
-const PANEL: usize = 256;
+/// Features that a thread sums at a time.
+const SUMMED: usize = 64;
 
 /// The running second moments of c features about a fixed point, one sample per token.
 ///
@@ -26,8 +23,8 @@ pub struct Covariance {
     shift: Vec<f32>,
     /// The sums Σ (x − shift), `[c]`.
     sums: Vec<f64>,
-    /// The sums of products Σ (x − shift)(x − shift)ᵀ, `[c, c]`. Only the lower triangle means anything; above it lies what panels
-    /// have computed along the way.
+    /// The sums of products Σ (x − shift)(x − shift)ᵀ, `[c, c]`. Only the lower triangle means anything; above it lies what was
+    /// computed along the way.
     products: Vec<f32>,
 }
 
@@ -39,15 +36,11 @@ impl PartialEq for Covariance {
     }
 }
 
-/// Buffers that the covariances of many layers share.
+/// A buffer that the covariances of many layers share.
 #[derive(Debug, Default)]
 pub struct GramScratch {
-    /// A panel of the transposed inputs, `[PANEL, n]`.
-    panel: Activations,
-    /// The transposed inputs, `[c, n]`.
-    transposed: Vec<bf16>,
-    /// A panel of products, `[PANEL, c]`.
-    out: Vec<f32>,
+    /// The shifted inputs, rounded, `[n, c]`.
+    shifted: Vec<f32>,
 }
 
 impl Covariance {
@@ -113,60 +106,27 @@ impl Covariance {
                 .map(|j| x.iter().skip(j).step_by(c).sum::<f32>() / n as f32)
                 .collect();
         }
-        let GramScratch {
-            panel,
-            transposed,
-            out,
-        } = scratch;
-        transposed.resize(c * n, bf16::ZERO);
+        let shifted = &mut scratch.shifted;
+        shifted.resize(x.len(), 0.0);
         let shift = &self.shift;
-        // Blocks of features, so that both sides of the transposition stay in the cache.
-        const BLOCK: usize = 16;
-        team.chunks_mut(transposed, BLOCK * n, |block, rows| {
-            let first = block * BLOCK;
-            for (t, x) in x.chunks_exact(c).enumerate() {
-                for (i, row) in rows.chunks_exact_mut(n).enumerate() {
-                    row[t] = bf16::from_f32(x[first + i] - shift[first + i]);
-                }
+        team.chunks_mut(shifted, c, |t, row| {
+            for ((to, from), shift) in row.iter_mut().zip(&x[t * c..]).zip(shift) {
+                *to = round_to_bf16(from - shift);
             }
         });
-        team.chunks_mut(&mut self.sums, PANEL, |block, sums| {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let row = &transposed[(block * PANEL + i) * n..][..n];
-                *sum += f64::from(row.iter().map(|v| v.to_f32()).sum::<f32>());
+        team.chunks_mut(&mut self.sums, SUMMED, |block, sums| {
+            let mut totals = [0.0f32; SUMMED];
+            for row in shifted.chunks_exact(c) {
+                let row = &row[block * SUMMED..][..sums.len()];
+                for (total, value) in totals.iter_mut().zip(row) {
+                    *total += value;
+                }
+            }
+            for (sum, total) in sums.iter_mut().zip(totals) {
+                *sum += f64::from(total);
             }
         });
-        for first in (0..c).step_by(PANEL) {
-            let end = (first + PANEL).min(c);
-            let values = panel.begin(Tokens::prefill(end - first), n);
-            let source = &transposed[first * n..end * n];
-            team.chunks_mut(values, n, |i, row| {
-                for (to, from) in row.iter_mut().zip(&source[i * n..]) {
-                    *to = from.to_f32();
-                }
-            });
-            out.resize((end - first) * end, 0.0);
-            let weights = MatrixView::new(
-                BlockType::BF16,
-                Layout::Native,
-                end,
-                n,
-                bytemuck::cast_slice(&transposed[..end * n]),
-            );
-            matmul(
-                team,
-                panel,
-                &mut [Product {
-                    weights,
-                    out: &mut out[..],
-                }],
-            );
-            team.chunks_mut(&mut self.products[first * c..end * c], c, |i, row| {
-                for (sum, product) in row.iter_mut().zip(&out[i * end..][..end]) {
-                    *sum += product;
-                }
-            });
-        }
+        add_gram(team, Factor::new(shifted, n, c), &mut self.products);
         self.count += n as u64;
     }
 
@@ -192,4 +152,10 @@ impl Covariance {
         let product = f64::from(self.products[row * self.features() + column]);
         (product - self.sums[i] * self.sums[j] / n) / (n - 1.0)
     }
+}
+
+/// The nearest number that bfloat16 has, of two that are as near the even one.
+fn round_to_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
 }

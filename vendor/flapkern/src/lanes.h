@@ -128,6 +128,17 @@ INLINE vf sum_each(const vf *v) {
 }
 #endif
 
+/* In place: lane j of vector i becomes lane i of vector j. A file whose instruction set shuffles lanes defines FK_OWN_TRANSPOSE and
+ * this function. */
+#ifndef FK_OWN_TRANSPOSE
+INLINE void transpose(vf v[FK_LANES]) {
+    float lane[FK_LANES][FK_LANES];
+    memcpy(lane, v, sizeof lane);
+    for (int i = 0; i < FK_LANES; i++)
+        for (int j = 0; j < FK_LANES; j++) v[i][j] = lane[j][i];
+}
+#endif
+
 /* 1.5 * 2^23. The sum of this and a float |x| < 2^22 has the integer nearest to x, ties to even, in its low bits. */
 #define ROUNDER 12582912.0f
 

@@ -10,6 +10,7 @@
 #define FK_OWN_REDUCTIONS
 #define FK_OWN_WIDTHS
 #define FK_OWN_SUM_EACH
+#define FK_OWN_TRANSPOSE
 #include "../lanes.h"
 #include "../half.h"
 #include "flapkern.h"
@@ -53,6 +54,25 @@ INLINE vf sum_each(const vf *v) {
         x[i] = _mm256_hadd_ps(_mm256_hadd_ps((__m256)v[4 * i], (__m256)v[4 * i + 1]),
                               _mm256_hadd_ps((__m256)v[4 * i + 2], (__m256)v[4 * i + 3]));
     return (vf)_mm256_add_ps(_mm256_permute2f128_ps(x[0], x[1], 0x20), _mm256_permute2f128_ps(x[0], x[1], 0x31));
+}
+
+INLINE void transpose(vf v[8]) {
+    __m256 a[8], b[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps((__m256)v[i], (__m256)v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps((__m256)v[i], (__m256)v[i + 1]);
+    }
+    /* Columns c and 4 + c of rows 4 q to 4 q + 3 in the halves of b[4 q + c]. */
+    UNROLL for (int q = 0; q < 8; q += 4) {
+        b[q] = _mm256_shuffle_ps(a[q], a[q + 2], 0x44);
+        b[q + 1] = _mm256_shuffle_ps(a[q], a[q + 2], 0xee);
+        b[q + 2] = _mm256_shuffle_ps(a[q + 1], a[q + 3], 0x44);
+        b[q + 3] = _mm256_shuffle_ps(a[q + 1], a[q + 3], 0xee);
+    }
+    UNROLL for (int c = 0; c < 4; c++) {
+        v[c] = (vf)_mm256_permute2f128_ps(b[c], b[4 + c], 0x20);
+        v[4 + c] = (vf)_mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+    }
 }
 
 #define GEMM_TOKENS 6

@@ -10,6 +10,8 @@
 #define FK_OWN_REDUCTIONS
 #define FK_OWN_WIDTHS
 #define FK_OWN_SUM_EACH
+#define FK_OWN_TRANSPOSE
+#define FK_OWN_TRANSPOSE
 #define FK_OWN_EXP
 #include "../lanes.h"
 #include "../half.h"
@@ -54,6 +56,30 @@ INLINE vf sum_each(const vf *v) {
         y[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x88),
                              _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xdd));
     return (vf)_mm512_add_ps(_mm512_shuffle_f32x4(y[0], y[1], 0x88), _mm512_shuffle_f32x4(y[0], y[1], 0xdd));
+}
+
+INLINE void transpose(vf v[16]) {
+    __m512i a[16], b[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32((__m512i)v[i], (__m512i)v[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32((__m512i)v[i], (__m512i)v[i + 1]);
+    }
+    /* Column 4 l + c of rows 4 q to 4 q + 3 in lane l of a[4 q + c]. */
+    UNROLL for (int q = 0; q < 16; q += 4) {
+        a[q] = _mm512_unpacklo_epi64(b[q], b[q + 2]);
+        a[q + 1] = _mm512_unpackhi_epi64(b[q], b[q + 2]);
+        a[q + 2] = _mm512_unpacklo_epi64(b[q + 1], b[q + 3]);
+        a[q + 3] = _mm512_unpackhi_epi64(b[q + 1], b[q + 3]);
+    }
+    UNROLL for (int c = 0; c < 4; c++) {
+        __m512i even = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), odd = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+        __m512i even2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88),
+                odd2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+        v[c] = (vf)_mm512_shuffle_i32x4(even, even2, 0x88);
+        v[4 + c] = (vf)_mm512_shuffle_i32x4(odd, odd2, 0x88);
+        v[8 + c] = (vf)_mm512_shuffle_i32x4(even, even2, 0xdd);
+        v[12 + c] = (vf)_mm512_shuffle_i32x4(odd, odd2, 0xdd);
+    }
 }
 
 #define GEMM_TOKENS 12

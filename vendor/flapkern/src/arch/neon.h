@@ -8,9 +8,19 @@
 #endif
 
 #define FK_LANES 4
+#define FK_OWN_TRANSPOSE
 #include "../lanes.h"
 #include "../half.h"
 #include "flapkern.h"
+
+INLINE void transpose(vf v[4]) {
+    const float32x4x2_t upper = vtrnq_f32((float32x4_t)v[0], (float32x4_t)v[1]);
+    const float32x4x2_t lower = vtrnq_f32((float32x4_t)v[2], (float32x4_t)v[3]);
+    v[0] = (vf)vcombine_f32(vget_low_f32(upper.val[0]), vget_low_f32(lower.val[0]));
+    v[1] = (vf)vcombine_f32(vget_low_f32(upper.val[1]), vget_low_f32(lower.val[1]));
+    v[2] = (vf)vcombine_f32(vget_high_f32(upper.val[0]), vget_high_f32(lower.val[0]));
+    v[3] = (vf)vcombine_f32(vget_high_f32(upper.val[1]), vget_high_f32(lower.val[1]));
+}
 
 /* 24 of the 32 registers hold sums, 2 hold a column of weights, and the rest holds activations. With a tile of 6 by 4
  * compilers keep one of the sums in memory. */

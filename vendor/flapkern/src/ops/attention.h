@@ -74,7 +74,7 @@ static size_t attend_scratch(fk_phase phase, size_t queries, size_t head_dim, si
            + GEMM_ROWS * head_dim         /* a panel of keys */
            + ATTEND_TILE * GEMM_ROWS      /* a panel of values */
            + queries * padded             /* the output so far */
-           + head_dim + GEMM_DEPTH + GEMM_TOKENS * GEMM_ROWS;
+           + GEMM_DEPTH + GEMM_TOKENS * GEMM_ROWS;
 }
 
 /* In place: e^(scale x - peak); returns the sum. */
@@ -294,6 +294,35 @@ INLINE size_t in_tile(size_t position, size_t from, size_t positions) {
     return position <= from ? 0 : position - from < positions ? position - from : positions;
 }
 
+/* The panel [dim, GEMM_ROWS] of the keys of `count` <= GEMM_ROWS positions, rows of the cache that begin at `row`; missing ones are 0.
+ * dim is a multiple of FK_LANES. What lies as far behind `soon` as they behind `row` is asked for: a few queries are through with what is
+ * in the cache before the processor guesses what comes next. */
+INLINE void panel_of_keys(fk_type type, const uint8_t *row, size_t row_bytes, size_t count, size_t dim, const uint8_t *soon,
+                          float *panel) {
+    UNROLL for (int v = 0; v < GEMM_VECTORS; v++)
+        for (size_t d = 0; d < dim; d += FK_LANES) {
+            vf keys[FK_LANES];
+            UNROLL for (size_t i = 0; i < FK_LANES; i++) {
+                const size_t p = v * FK_LANES + i;
+                keys[i] = p < count ? load_kv(type, row + p * row_bytes, d) : (vf){0};
+                if (p < count) __builtin_prefetch(soon + p * row_bytes + d * block_bytes(type) / block_len(type));
+            }
+            transpose(keys);
+            UNROLL for (size_t i = 0; i < FK_LANES; i++) store(panel + (d + i) * GEMM_ROWS + v * FK_LANES, keys[i]);
+        }
+}
+
+/* The panel [count, GEMM_ROWS] of values d to d + GEMM_ROWS - 1 of `count` positions; those from `dim` on, which is a multiple of
+ * FK_LANES, are 0. `soon` as in panel_of_keys. */
+INLINE void panel_of_values(fk_type type, const uint8_t *row, size_t row_bytes, size_t count, size_t d, size_t dim,
+                            const uint8_t *soon, float *panel) {
+    for (size_t p = 0; p < count; p++, row += row_bytes, soon += row_bytes, panel += GEMM_ROWS) {
+        __builtin_prefetch(soon + d * block_bytes(type) / block_len(type));
+        UNROLL for (size_t v = 0; v < GEMM_ROWS; v += FK_LANES)
+            store(panel + v, d + v < dim ? load_kv(type, row, d + v) : (vf){0});
+    }
+}
+
 /* Blocks of queries against tiles of positions with an online softmax (Milakov and Gimelshein, arXiv 1805.02867): when a
  * tile raises a query's maximum, what it has summed so far is scaled down. */
 static void attend_tiled(const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv, float scale,
@@ -307,7 +336,8 @@ static void attend_tiled(const float *q, size_t queries, const fk_sight *sights,
     float *value_panel = key_panel + GEMM_ROWS * dim;
     float *total = value_panel + ATTEND_TILE * GEMM_ROWS;
     float *line = total + queries * padded;
-    float *block = line + GEMM_DEPTH + dim;
+    float *block = line + GEMM_DEPTH;
+    const int even = dim % FK_LANES == 0;
 
     size_t last = 0;
     for (size_t i = 0; i < queries; i++) {
@@ -328,6 +358,15 @@ static void attend_tiled(const float *q, size_t queries, const fk_sight *sights,
                                  .cols = dim};
         for (size_t p = 0; p < positions; p += GEMM_ROWS) {
             size_t count = positions - p < GEMM_ROWS ? positions - p : GEMM_ROWS;
+            if (even) {
+                const uint8_t *row = keys.data + p * kv->row_bytes, *soon = values + p * kv->row_bytes;
+                if (kv->type == FK_TYPE_F16)
+                    panel_of_keys(FK_TYPE_F16, row, kv->row_bytes, count, dim, soon, key_panel);
+                else
+                    panel_of_keys(FK_TYPE_Q8_0, row, kv->row_bytes, count, dim, soon, key_panel);
+                gemm_panel(queries, q, dim, key_panel, dim, 1, count, scores + p, ATTEND_TILE, block);
+                continue;
+            }
             for (size_t k = 0; k < dim; k += GEMM_DEPTH) {
                 size_t depth = dim - k < GEMM_DEPTH ? dim - k : GEMM_DEPTH;
                 decode_panel(&keys, p, count, k, depth, key_panel, line);
@@ -350,20 +389,21 @@ static void attend_tiled(const float *q, size_t queries, const fk_sight *sights,
             memset(row, 0, begin * sizeof *row);
             memset(row + end, 0, (ATTEND_TILE - end) * sizeof *row);
         }
-        /* Values lie position by position already, as a panel wants them. */
+        /* Values lie position by position already, as a panel wants them. The next keys follow. */
+        const uint8_t *soon = last - from > ATTEND_TILE ? block_keys(kv, from / ATTEND_TILE + 1) : values;
         for (size_t d = 0; d < dim; d += GEMM_ROWS) {
             size_t count = dim - d < GEMM_ROWS ? dim - d : GEMM_ROWS;
-            for (size_t p = 0; p < positions; p++) {
-                float *column = value_panel + p * GEMM_ROWS;
-                const uint8_t *row = values + p * kv->row_bytes;
-                if (kv->type == FK_TYPE_F16) {
-                    dequantize(kv->type, row + 2 * d, count, column);
-                } else {
-                    dequantize(kv->type, row, dim, line);
-                    memcpy(column, line + d, count * sizeof *column);
+            if (even && kv->type == FK_TYPE_F16)
+                panel_of_values(FK_TYPE_F16, values, kv->row_bytes, positions, d, dim, soon, value_panel);
+            else if (even)
+                panel_of_values(FK_TYPE_Q8_0, values, kv->row_bytes, positions, d, dim, soon, value_panel);
+            else
+                for (size_t p = 0; p < positions; p++) {
+                    /* In half precision, since blocks of Q8_0 are even. */
+                    float *column = value_panel + p * GEMM_ROWS;
+                    dequantize(kv->type, values + p * kv->row_bytes + 2 * d, count, column);
+                    for (size_t i = count; i < GEMM_ROWS; i++) column[i] = 0;
                 }
-                for (size_t i = count; i < GEMM_ROWS; i++) column[i] = 0;
-            }
             gemm_panel(queries, scores, ATTEND_TILE, value_panel, positions, 0, GEMM_ROWS, total + d, padded, block);
         }
     }

@@ -198,28 +198,10 @@ static const uint8_t *tiles_of_sparse(fk_type type, const uint8_t *p, const uint
 
 /* Transposes 16 by 16 words of 4 bytes from rows at `from`, `stride` bytes apart, to a tile. */
 INLINE void transpose_words(const void *from, size_t stride, uint16_t *tile) {
-    __m512i a[16], b[16];
-    UNROLL for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512((const char *)from + i * stride);
-    UNROLL for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    /* Column 4 l + c of rows 4 q to 4 q + 3 in lane l of a[4 q + c]. */
-    UNROLL for (int q = 0; q < 16; q += 4) {
-        a[q] = _mm512_unpacklo_epi64(b[q], b[q + 2]);
-        a[q + 1] = _mm512_unpackhi_epi64(b[q], b[q + 2]);
-        a[q + 2] = _mm512_unpacklo_epi64(b[q + 1], b[q + 3]);
-        a[q + 3] = _mm512_unpackhi_epi64(b[q + 1], b[q + 3]);
-    }
-    UNROLL for (int c = 0; c < 4; c++) {
-        __m512i even = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), odd = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
-        __m512i even2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88),
-                odd2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
-        _mm512_store_si512(tile + 32 * c, _mm512_shuffle_i32x4(even, even2, 0x88));
-        _mm512_store_si512(tile + 32 * (4 + c), _mm512_shuffle_i32x4(odd, odd2, 0x88));
-        _mm512_store_si512(tile + 32 * (8 + c), _mm512_shuffle_i32x4(even, even2, 0xdd));
-        _mm512_store_si512(tile + 32 * (12 + c), _mm512_shuffle_i32x4(odd, odd2, 0xdd));
-    }
+    vf words[FK_LANES];
+    UNROLL for (int i = 0; i < FK_LANES; i++) memcpy(&words[i], (const char *)from + i * stride, sizeof words[i]);
+    transpose(words);
+    UNROLL for (int i = 0; i < FK_LANES; i++) memcpy(tile + 2 * FK_LANES * i, &words[i], sizeof words[i]);
 }
 
 /* The tiles of columns [k, k + depth) of native rows [row, row + count), count <= FK_GROUP; missing rows are 0. `rows` and
