@@ -13,7 +13,7 @@ use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Command, FromArgMatches, Id, ValueEnum};
 use flapjack::engine::{
     Budget, Cache, CalibrationOptions, Engine, HeadType, HealOptions, MethodOptions, OpenOptions,
-    Pack, PruneOptions, SparseOptions, Target, TextSource, What,
+    Pack, PruneOptions, SparseOptions, Target, TextSource, Tune, What,
 };
 use flapjack::model::CacheType;
 use flapjack::prune::bits::Moves;
@@ -154,6 +154,12 @@ pub struct MachineArgs {
     /// Their pages stay shared with the file, and can be evicted: slower, for models near the size of the memory.
     #[arg(long, visible_alias = "no-repack")]
     pub no_pack: bool,
+    /// Read weights as is usual for the processor's maker [default: as measurements found the fastest here]
+    ///
+    /// These take a tenth of a second at the first three starts with a type of weights, and are kept in the cache folder. Results do
+    /// not depend on them.
+    #[arg(long)]
+    pub no_tune: bool,
 }
 
 #[derive(Debug, Clone, Copy, Args)]
@@ -189,6 +195,10 @@ impl MachineArgs {
             pack: match self.no_pack {
                 true => Pack::Never,
                 false => Pack::Auto,
+            },
+            tune: match self.no_tune {
+                true => Tune::Never,
+                false => Tune::Auto,
             },
             ..OpenOptions::default()
         }

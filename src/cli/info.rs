@@ -43,6 +43,18 @@ fn write_info(out: &mut impl Write, machine: &Machine) -> io::Result<()> {
             "not fetched ahead"
         }
     )?;
+    for reading in &machine.measured {
+        let ahead = if reading.fetches {
+            "fetched"
+        } else {
+            "not fetched"
+        };
+        writeln!(
+            out,
+            "  measured        {}: {} streams, {ahead} ahead",
+            reading.of, reading.streams
+        )?;
+    }
     match hub::cache_dir() {
         Ok(folder) => writeln!(out, "cache folder      {}", folder.display())?,
         Err(error) => writeln!(out, "cache folder      none: {error}")?,

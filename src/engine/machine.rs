@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::tuning::{Measured, MeasuredReading};
+use crate::hub;
 use crate::kernels::{ISA_VARIABLE, Isa, IsaError, Kernels, Reading};
 
 /// What the machine offers to compute with.
@@ -17,6 +19,8 @@ pub struct Machine {
     pub streams: u32,
     /// Whether weights are asked for ahead of their use.
     pub fetches: bool,
+    /// What measurements have found to be faster or as fast, kept in the user's cache folder.
+    pub measured: Vec<MeasuredReading>,
 }
 
 /// An instruction set that there are kernels for.
@@ -47,6 +51,8 @@ pub fn machine() -> Result<Machine, IsaError> {
         variable: ISA_VARIABLE,
         streams: reading.streams,
         fetches: reading.fetches,
+        measured: hub::profiles_dir()
+            .map_or_else(|_| Vec::new(), |folder| Measured::read(&folder).list()),
     })
 }
 
@@ -54,4 +60,21 @@ pub fn machine() -> Result<Machine, IsaError> {
 /// where the system does not say.
 pub(super) fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// What the processor calls itself; "unknown" where the system does not tell.
+pub(super) fn processor_name() -> String {
+    // On x86, and on ARM.
+    const FIELDS: [&str; 3] = ["model name", "CPU implementer", "CPU part"];
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &&str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+        let (_, value) = lines.find(|(key, _)| key.trim() == *name)?;
+        Some(value.trim().to_owned())
+    };
+    let found: Vec<String> = FIELDS.iter().filter_map(field).collect();
+    match found.is_empty() {
+        true => "unknown".to_owned(),
+        false => found.join(" "),
+    }
 }

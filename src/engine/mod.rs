@@ -56,6 +56,7 @@ mod sparse;
 mod synthetic;
 mod target;
 mod text;
+mod tuning;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -78,7 +79,7 @@ pub use events::{Event, Events, Stage, ignore};
 pub use machine::{InstructionSet, Machine, machine};
 pub use options::{
     Cache, CalibrationOptions, GenerateOptions, HeadType, HealOptions, MethodOptions, OpenOptions,
-    Pack, PruneOptions, SequenceOptions, SparseOptions,
+    Pack, PruneOptions, SequenceOptions, SparseOptions, Tune,
 };
 pub use prune::Prepared;
 pub use report::{
@@ -89,6 +90,7 @@ pub use report::{
 pub use sampling::SamplingDefaults;
 pub use synthetic::{SyntheticType, TINY, write_synthetic};
 pub use text::{TextError, TextReader, TextSource};
+pub use tuning::MeasuredReading;
 
 pub use crate::files::TemporaryFile;
 pub use cache::{
@@ -107,7 +109,7 @@ use crate::gguf::{GgufError, GgufFile};
 use crate::hub::{self, Environment, HubError, Step};
 #[cfg(doc)]
 use crate::kernels::KV_BLOCK;
-use crate::kernels::Runtime;
+use crate::kernels::{Reading, Runtime};
 use crate::model::{self, CacheType, KvCache, KvPool, Model, Shape};
 use crate::tokenize::Tokenizer;
 
@@ -277,8 +279,8 @@ impl Engine {
         }
     }
 
-    /// Rearranges the weights in place, where the machine computes faster for it and has the memory. Opening does this unless
-    /// it is told not to.
+    /// Rearranges the weights in place, where the machine computes faster for it and has the memory, and finds out how they are read
+    /// the fastest ([`OpenOptions::tune`]). Opening does this unless it is told not to.
     pub fn pack(&mut self) {
         if !self.runtime.kernels.prefers_packed() {
             return;
@@ -289,6 +291,11 @@ impl Engine {
                 let start = Instant::now();
                 self.model.pack(&self.runtime);
                 self.pack_time = Some(start.elapsed());
+                if self.options.tune == Tune::Auto {
+                    let reading = tuning::reading(&self.model, &self.runtime, &self.cache);
+                    let reading = reading.unwrap_or_else(Reading::usual);
+                    self.runtime.kernels = self.runtime.kernels.reading(reading);
+                }
             }
         }
     }

@@ -22,6 +22,7 @@ pub struct OpenOptions {
     /// would make nothing faster.
     pub threads: Option<usize>,
     pub pack: Pack,
+    pub tune: Tune,
     /// The folder in which profiles and outcomes are kept; `None` for the user's
     /// ([`hub::profiles_dir`](crate::hub::profiles_dir)).
     pub cache: Option<PathBuf>,
@@ -40,6 +41,16 @@ pub enum Pack {
     #[default]
     Auto,
     /// The pages stay shared with the file, and can be evicted.
+    Never,
+}
+
+/// Whether a machine is asked how it likes weights to be read. Results do not depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tune {
+    /// By measurements of a tenth of a second at the first starts with a type of weights, which are kept in the cache folder.
+    #[default]
+    Auto,
+    /// Weights are read as is usual for processors of this maker.
     Never,
 }
 

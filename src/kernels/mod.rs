@@ -239,6 +239,11 @@ impl Kernels {
         Self { reading, ..self }
     }
 
+    /// How they read weights.
+    pub fn reads(&self) -> Reading {
+        self.reading
+    }
+
     /// The nearest kernels that do not round the inputs of floating-point weights to bfloat16: these, if they do not.
     pub fn single_precision(self) -> Self {
         match self.isa {
@@ -289,7 +294,7 @@ impl Kernels {
     pub fn prefers_dense(&self, block_type: BlockType) -> bool {
         use BlockType::{IQ4_NL, Q4_0, Q4_1, Q4_K, Q8_0};
         let looks_up = matches!(self.isa, Isa::Avx2 | Isa::AvxVnni);
-        let unasked = !self.reading.fetches;
+        let unasked = !Reading::usual().fetches;
         match block_type {
             Q4_0 | IQ4_NL => looks_up,
             Q4_1 | Q4_K => looks_up || unasked,

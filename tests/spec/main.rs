@@ -76,3 +76,4 @@ mod synthetic;
 mod terminal_chat;
 mod threads;
 mod tokenizer;
+mod tuning;
