@@ -173,6 +173,8 @@ impl<'m> Trainer<'m> {
         let mut teacher = Predictor::new(self.teacher, BATCH, length)?;
         let mut step = Step::default();
         let (mut saved, mut saving) = (Instant::now(), Duration::ZERO);
+        // The first step's seconds, which asks the system for memory and says little about the others; 0 in a run that was resumed.
+        let mut first = 0.0;
         let tokens_of = |state: &State| (state.done * each, state.steps.unwrap_or(0) * each);
         let (done, all) = tokens_of(&state);
         progress::report(progress, done, all)?;
@@ -194,8 +196,12 @@ impl<'m> Trainer<'m> {
             }
             state.done += 1;
             state.seconds += start.elapsed().as_secs_f64();
+            if state.done == 1 {
+                first = state.seconds;
+            }
             if let (None, Budget::Time(time), TIMED) = (state.steps, training.budget, state.done) {
-                let steps = time.as_secs_f64() / state.seconds * TIMED as f64;
+                let others = (state.seconds - first) / (TIMED - 1) as f64;
+                let steps = 1.0 + (time.as_secs_f64() - first) / others;
                 state.steps = Some((steps as usize).max(TIMED));
             }
             let (done, all) = tokens_of(&state);
