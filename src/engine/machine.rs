@@ -19,7 +19,7 @@ pub struct Machine {
     pub streams: u32,
     /// Whether weights are asked for ahead of their use.
     pub fetches: bool,
-    /// What measurements have found to be faster or as fast, kept in the user's cache folder.
+    /// How weights are read where measurements on this processor have settled it; empty where none have. From the user's cache folder.
     pub measured: Vec<MeasuredReading>,
 }
 

@@ -25,7 +25,7 @@ const TRIES: u32 = 9;
 /// What was measured, as the file has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Measured {
-    /// The processor that it was measured on. On another one all is measured anew.
+    /// The processor that this was measured on, by its name. On another one everything is measured anew.
     processor: String,
     /// By instruction set, type and threads, as in `avx2 Q4_0 4`.
     readings: BTreeMap<String, Way>,
@@ -81,7 +81,7 @@ impl Way {
 /// How a type's weights are read on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MeasuredReading {
-    /// Instruction set, type and threads.
+    /// Instruction set, type and number of threads, as in `avx2 Q4_0 4`.
     pub of: String,
     /// Groups of rows that are read side by side.
     pub streams: u32,

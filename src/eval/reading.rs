@@ -8,11 +8,11 @@ use crate::kernels::{Activations, Product, Reading, Runtime, Tokens, matmul};
 use crate::model::{Model, Weight};
 use crate::quant::{BlockType, Layout};
 
-/// Bytes of weights that are read each time at the most: more than caches keep for the next time.
+/// Bytes of weights that each turn of a measurement reads at the most: more than caches keep until the next turn.
 const MOST: usize = 64 << 20;
-/// With fewer, caches would be measured.
+/// A model with fewer packed bytes of a type is not measured: they might come from a cache, whose speed says nothing about memory.
 pub const LEAST: usize = 40 << 20;
-/// No other round begins after that, but the second and the third do.
+/// When this has passed, no further round begins; three take place in any case.
 const TIME: Duration = Duration::from_millis(80);
 /// Rounds, in each of which every way has its turn.
 const ROUNDS: usize = 7;

@@ -95,7 +95,7 @@ fn products_are_those_of_the_definition_whichever_way_factors_lie() {
 }
 
 #[test]
-fn a_matrix_by_itself_is_half_of_the_product() {
+fn a_gram_matrix_is_the_lower_triangle_of_the_product() {
     let mut random = Random::new(5);
     for (n, c) in [(1, 1), (5, 33), (70, 290), (129, 600)] {
         let x = random.normals(n * c, 1.0);

@@ -295,8 +295,8 @@ INLINE size_t in_tile(size_t position, size_t from, size_t positions) {
 }
 
 /* The panel [dim, GEMM_ROWS] of the keys of `count` <= GEMM_ROWS positions, rows of the cache that begin at `row`; missing ones are 0.
- * dim is a multiple of FK_LANES. What lies as far behind `soon` as they behind `row` is asked for: a few queries are through with what is
- * in the cache before the processor guesses what comes next. */
+ * dim is a multiple of FK_LANES. Rows at `soon`, which are read next and lie as these do, are fetched meanwhile: with few queries the
+ * processor does not see in time by itself what comes next. */
 INLINE void panel_of_keys(fk_type type, const uint8_t *row, size_t row_bytes, size_t count, size_t dim, const uint8_t *soon,
                           float *panel) {
     UNROLL for (int v = 0; v < GEMM_VECTORS; v++)
@@ -337,7 +337,7 @@ static void attend_tiled(const float *q, size_t queries, const fk_sight *sights,
     float *total = value_panel + ATTEND_TILE * GEMM_ROWS;
     float *line = total + queries * padded;
     float *block = line + GEMM_DEPTH;
-    const int even = dim % FK_LANES == 0;
+    const int whole_vectors = dim % FK_LANES == 0;
 
     size_t last = 0;
     for (size_t i = 0; i < queries; i++) {
@@ -358,7 +358,7 @@ static void attend_tiled(const float *q, size_t queries, const fk_sight *sights,
                                  .cols = dim};
         for (size_t p = 0; p < positions; p += GEMM_ROWS) {
             size_t count = positions - p < GEMM_ROWS ? positions - p : GEMM_ROWS;
-            if (even) {
+            if (whole_vectors) {
                 const uint8_t *row = keys.data + p * kv->row_bytes, *soon = values + p * kv->row_bytes;
                 if (kv->type == FK_TYPE_F16)
                     panel_of_keys(FK_TYPE_F16, row, kv->row_bytes, count, dim, soon, key_panel);
@@ -393,13 +393,13 @@ static void attend_tiled(const float *q, size_t queries, const fk_sight *sights,
         const uint8_t *soon = last - from > ATTEND_TILE ? block_keys(kv, from / ATTEND_TILE + 1) : values;
         for (size_t d = 0; d < dim; d += GEMM_ROWS) {
             size_t count = dim - d < GEMM_ROWS ? dim - d : GEMM_ROWS;
-            if (even && kv->type == FK_TYPE_F16)
+            if (whole_vectors && kv->type == FK_TYPE_F16)
                 panel_of_values(FK_TYPE_F16, values, kv->row_bytes, positions, d, dim, soon, value_panel);
-            else if (even)
+            else if (whole_vectors)
                 panel_of_values(FK_TYPE_Q8_0, values, kv->row_bytes, positions, d, dim, soon, value_panel);
             else
                 for (size_t p = 0; p < positions; p++) {
-                    /* In half precision, since blocks of Q8_0 are even. */
+                    /* These are F16: heads in Q8_0 are whole blocks, and so whole vectors. */
                     float *column = value_panel + p * GEMM_ROWS;
                     dequantize(kv->type, values + p * kv->row_bytes + 2 * d, count, column);
                     for (size_t i = count; i < GEMM_ROWS; i++) column[i] = 0;
