@@ -282,6 +282,7 @@ fn sparse_lines(report: &SparseReport) -> Vec<String> {
 fn heal_lines(report: &HealReport) -> Vec<String> {
     let of = match report.what {
         What::All => "all weights of the layers",
+        What::LowRank => "changes of low rank, norms and biases",
         What::Norms => "norms and biases",
     };
     let how = match (report.repeated, report.resumed) {

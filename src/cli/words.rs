@@ -433,9 +433,11 @@ fn engine_advice(error: &EngineError) -> Option<String> {
             "; take fewer tokens with --calib-tokens, a smaller file type, or allow more memory"
         }
         EngineError::HealMemory { shortage } if shortage.set => {
-            "; raise --memory, or take --heal-what norms"
+            "; raise --memory, or take --heal-what low-rank or norms"
         }
-        EngineError::HealMemory { .. } => "; take --heal-what norms, or allow more memory",
+        EngineError::HealMemory { .. } => {
+            "; take --heal-what low-rank or norms, or allow more memory"
+        }
         EngineError::NoSearch(NoSearch::Curves) => {
             "; leave out --budget, or take --effort normal or best and no other --structure"
         }

@@ -72,6 +72,8 @@ pub(super) struct CalibrationText {
     name: String,
     /// How it is made; `None` for what only has to be read.
     mixture: Option<Mixture>,
+    /// The share of the mixture in it.
+    mix: f64,
     /// Zeros where the text is not made yet.
     tokens: Vec<u32>,
     /// Whether they are the text.
@@ -504,6 +506,7 @@ impl CalibrationText {
         let mut text = Self {
             name,
             mixture: None,
+            mix,
             tokens: Vec::new(),
             is_there: !is_made,
             beyond,
@@ -550,6 +553,11 @@ impl CalibrationText {
     /// Tokens that were read of the source: those in the text, and [`CalibrationText::unseen`] behind them.
     pub fn read_tokens(&self) -> usize {
         self.read
+    }
+
+    /// The share of the mixture in it, between 0 and 1.
+    pub fn mix(&self) -> f64 {
+        self.mix
     }
 
     /// Tokens of the mixture that are not in the text, for the same.
@@ -610,6 +618,38 @@ impl CalibrationText {
             false => self.beyond = made.held_back,
         }
         self.is_there = true;
+    }
+
+    /// So many tokens, up to whole texts, that the model writes as it writes those of the mixture, and that are not among these; from the cache
+    /// folder, if they were written before. Empty without a mixture.
+    pub fn further(
+        &self,
+        engine: &Engine,
+        tokens: usize,
+        events: &mut Events,
+    ) -> Result<Vec<u32>, EngineError> {
+        let Some(mixture) = self.mixture.as_ref().filter(|_| tokens > 0) else {
+            return Ok(Vec::new());
+        };
+        let (model, key) = (engine.identity()?.0, self.further_key(tokens));
+        if self.cached
+            && let Some(kept) = engine.cache.find_text(&model, &key, 0)
+        {
+            return Ok(kept.held_back);
+        }
+        let made = Mixed {
+            tokens: Vec::new(),
+            held_back: mixture.further(engine, tokens, events)?,
+        };
+        if self.cached {
+            engine.cache.keep_text(&model, &key, &made);
+        }
+        Ok(made.held_back)
+    }
+
+    /// What [`CalibrationText::further`] is known by in the cache folder, beside the model.
+    pub fn further_key(&self, tokens: usize) -> String {
+        store::hash_making(&(&self.hash, "further", tokens))
     }
 
     /// What the text is known by in the cache folder, beside the model.

@@ -16,8 +16,15 @@ use crate::heal::{self, Budget, Healed, Trainer, Training, TrainingError, What};
 use crate::model::Model;
 use crate::prune::{HealEnd, HealRecord, OutcomeKey, Rewritten, Target};
 
-/// Tokens that are read of a text for a time, of which nobody knows how many it is enough for.
-const TIMED_TOKENS: usize = 1 << 19;
+/// Tokens times parameters that two cores train in a second, AVX-512 with bfloat16 (`docs/speed.md`): how much text a time asks for follows from it,
+/// which is too much on slower machines and too little on faster ones, where it comes again.
+const TRAINED_A_SECOND: f64 = 4e10;
+/// Tokens that are read of a text, or written, at the most.
+const MOST_TOKENS: usize = 1 << 19;
+/// How often what the model writes may come in training: it takes a third of the time that training on it does.
+const TIMES: f64 = 2.0;
+/// Fewer tokens than this are not worth writing.
+const LEAST_WRITTEN: usize = 4096;
 
 /// A healing that can begin.
 #[derive(Debug, Clone)]
@@ -25,6 +32,12 @@ pub(super) struct Healing {
     training: Training,
     /// Tokens of the source behind those of calibration and those that effects are measured on; empty where there are none.
     beyond: Vec<u32>,
+    /// Tokens that the model is to write beyond those of the mixture.
+    further: usize,
+    /// What these are known by.
+    further_key: String,
+    /// Those that it has written, and how long that took.
+    written: (Vec<u32>, Duration),
     /// Bytes that it may take, if these were set.
     limit: Option<u64>,
 }
@@ -66,35 +79,68 @@ impl Healing {
                 seed: heal.seed,
             },
             beyond: Vec::new(),
+            further: 0,
+            further_key: String::new(),
+            written: (Vec::new(), Duration::ZERO),
             limit,
         }))
     }
 
-    /// Reads on in the text, as far as the budget needs it: behind what effects are measured on. Where a number of tokens was asked for, that
-    /// is all of the text, and so is what is made or built in.
+    /// Reads on in the text, behind what effects are measured on, as far as the budget needs it, and decides how much the model is to write
+    /// beyond the mixture. Where a number of tokens was asked for, that is all of the text, and so is what is built in.
     ///
     /// # Errors
     /// If the text is of no use.
-    pub fn read_on(
+    pub fn prepare_text(
         &mut self,
         engine: &Engine,
         options: &PruneOptions,
         text: &CalibrationText,
     ) -> Result<(), EngineError> {
         let calibration = &options.calibration;
-        if calibration.tokens.is_some() || !matches!(calibration.source, TextSource::Path(_)) {
+        let source = &calibration.source;
+        if calibration.tokens.is_some()
+            || !matches!(source, TextSource::Path(_) | TextSource::Mixture)
+        {
             return Ok(());
         }
         let wanted = match self.training.budget {
-            Budget::Tokens(tokens) => tokens.min(TIMED_TOKENS),
-            Budget::Time(_) => TIMED_TOKENS,
+            Budget::Tokens(tokens) => tokens,
+            Budget::Time(time) => {
+                let parameters = engine.model.parameters() as f64;
+                (time.as_secs_f64() * TRAINED_A_SECOND / parameters) as usize
+            }
         };
-        let before = text.read_tokens();
-        let missing = wanted.saturating_sub(text.tokens().len());
-        let (tokenizer, field) = (engine.tokenizer.as_deref(), calibration.field.as_deref());
-        let source = &calibration.source;
-        let mut tokens = source.first_tokens(tokenizer, field, before.saturating_add(missing))?;
-        self.beyond = tokens.split_off(before.min(tokens.len()));
+        let (wanted, there) = (wanted.min(MOST_TOKENS) as f64, text.tokens().len() as f64);
+        let (mix, given) = (text.mix(), 1.0 - text.mix());
+        let missing = (mix * (wanted / TIMES - there)).max(0.0) as usize;
+        if missing >= LEAST_WRITTEN {
+            (self.further, self.further_key) = (missing, text.further_key(missing));
+        }
+        if let TextSource::Path(_) = source {
+            let before = text.read_tokens();
+            let missing = (given * (wanted - there)).max(0.0) as usize;
+            let (tokenizer, field) = (engine.tokenizer.as_deref(), calibration.field.as_deref());
+            let all = before.saturating_add(missing);
+            let mut tokens = source.first_tokens(tokenizer, field, all)?;
+            self.beyond = tokens.split_off(before.min(tokens.len()));
+        }
+        Ok(())
+    }
+
+    /// Lets the model, which is dense still, write what it is to write for training.
+    ///
+    /// # Errors
+    /// If that cannot be written, or `events` cancel.
+    pub fn write(
+        &mut self,
+        engine: &Engine,
+        text: &CalibrationText,
+        events: &mut Events,
+    ) -> Result<(), EngineError> {
+        let start = Instant::now();
+        let tokens = text.further(engine, self.further, events)?;
+        self.written = (tokens, start.elapsed());
         Ok(())
     }
 
@@ -109,7 +155,8 @@ impl Healing {
         let bytes: Vec<u8> = self.beyond.iter().flat_map(|id| id.to_le_bytes()).collect();
         let text = hexadecimal(&Sha256::digest(bytes));
         let (beyond, bits) = (self.beyond.len(), rate.to_bits());
-        format!("{budget} {bits:08x} {what} {seed} {beyond} {text}")
+        let further = &self.further_key;
+        format!("{budget} {bits:08x} {what} {seed} {beyond} {text} {further}")
     }
 
     /// Puts the weights that were trained before in their place.
@@ -162,7 +209,13 @@ impl Healing {
         let what = self.training.what;
         memory::must_hold_healing(heal::bytes(&engine.model, what, 1.0), self.limit)?;
         let teacher = engine.dense_beside()?;
-        let text = [tokens, &self.beyond].concat();
+        let (written, writing) = &self.written;
+        // What is held back is the end.
+        let text = [written, tokens, &self.beyond].concat();
+        let mut training = self.training;
+        if let Budget::Time(time) = &mut training.budget {
+            *time = time.saturating_sub(*writing);
+        }
         let trained = heal::trained(&engine.model, what);
         let checkpoint = key.and_then(|key| engine.cache.checkpoint(key, trained, notices));
         let mut record = HealRecord {
@@ -175,7 +228,7 @@ impl Healing {
             end: HealEnd::Cancelled,
         };
         let result = {
-            let mut trainer = trainer(engine, &teacher, self.training, &text, bos)?;
+            let mut trainer = trainer(engine, &teacher, training, &text, bos)?;
             trainer.checkpoints.clone_from(&checkpoint);
             record.held_back = trainer.held_back();
             record.before = trainer.divergence(&engine.model)?;
@@ -205,7 +258,7 @@ impl Healing {
         (record.tokens, record.steps) = (tokens, steps);
         record.seconds = time.as_secs_f64();
         let before = match what {
-            What::All => Rewritten::of(&engine.model),
+            What::All | What::LowRank => Rewritten::of(&engine.model),
             What::Norms => Rewritten::vectors_of(&engine.model),
         };
         let put = |engine: &mut Engine, weights: &Rewritten| {
@@ -214,7 +267,7 @@ impl Healing {
             engine.touch();
         };
         put(engine, &weights);
-        let trainer = trainer(engine, &teacher, self.training, &text, bos)?;
+        let trainer = trainer(engine, &teacher, training, &text, bos)?;
         record.after = trainer.divergence(&engine.model)?;
         let kept = match record.after < record.before {
             true => {

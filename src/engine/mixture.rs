@@ -23,6 +23,8 @@ const VERSION: u32 = 3;
 const WRITTEN: usize = 256;
 /// Tokens of a sequence that perplexities are measured on.
 pub(super) const JUDGED: usize = 256;
+/// The seeds of what is written beyond the mixture begin so far behind the others.
+const FURTHER: u64 = 1 << 40;
 /// The day of chat templates that ask for one: the text must not change with the days.
 const DAY: DateTime = DateTime::constant(2025, 1, 1, 12, 0, 0, 0);
 
@@ -186,7 +188,7 @@ impl Mixture {
         let curves = plan.lay_out(wanted.curves, sequence(curves::SEQUENCE), true);
         let judge = plan.lay_out(wanted.judge, JUDGED.min(self.context), true);
         let statistics = plan.lay_out(wanted.statistics, sequence(calibrate::SEQUENCE), true);
-        let written = self.write(engine, &plan, events)?;
+        let written = self.write(engine, [plan.own, plan.answers], 0, events)?;
         let tokens = |parts: &[Part]| {
             let tokens = parts.iter().flat_map(|part| written.of(self, part));
             tokens.copied().collect::<Vec<u32>>()
@@ -195,6 +197,31 @@ impl Mixture {
             tokens: [tokens(&statistics), tokens(&curves), tokens(&judge)].concat(),
             held_back: tokens(&held_back),
         })
+    }
+
+    /// So many tokens, up to whole texts, that the model writes and answers, none of which the mixture has. Empty where it writes nothing.
+    ///
+    /// # Errors
+    /// Those of [`Mixture::make`].
+    pub fn further(
+        &self,
+        engine: &Engine,
+        tokens: usize,
+        events: &mut Events,
+    ) -> Result<Vec<u32>, EngineError> {
+        let share_of = |wanted: Kind| -> f64 {
+            let shares = self.shares.iter().filter(|(kind, _)| *kind == wanted);
+            shares.map(|(_, share)| share).sum()
+        };
+        let (own, answers) = (share_of(Kind::Own), share_of(Kind::Answers));
+        if own + answers == 0.0 {
+            return Ok(Vec::new());
+        }
+        let texts = tokens / self.written();
+        let answers = (texts as f64 * answers / (own + answers)).round() as usize;
+        let counts = [texts - answers, answers];
+        let Written { own, answers } = self.write(engine, counts, FURTHER, events)?;
+        Ok([own.concat(), answers.concat()].concat())
     }
 
     /// Tokens of a text that the model writes, without the one that stands in front.
@@ -206,10 +233,10 @@ impl Mixture {
     fn write(
         &self,
         engine: &Engine,
-        plan: &Plan,
+        [own, answers]: [usize; 2],
+        seed: u64,
         events: &mut Events,
     ) -> Result<Written, EngineError> {
-        let [own, answers] = [plan.own, plan.answers];
         if own + answers == 0 {
             return Ok(Written::default());
         }
@@ -233,7 +260,7 @@ impl Mixture {
             bos: self.bos,
             starts: &starts,
             vocabulary: tokenizer.vocab_size(),
-            seed: 0,
+            seed,
         };
         let progress = &mut Stage::Writing.progress(events);
         let mut texts = texts

@@ -158,7 +158,7 @@ impl Engine {
             ProfileSource::NotNeeded(_) => false,
         };
         if let (Some(healing), ProfileSource::Text(collection)) = (&mut heal, &mut source) {
-            healing.read_on(self, options, collection.text())?;
+            healing.prepare_text(self, options, collection.text())?;
             let how = options.heal.expect("it is healed");
             let bytes = heal::needed(&self.model, how, options.target);
             collection.notices_mut().push(Notice::HealMemory { bytes });
@@ -216,19 +216,23 @@ impl Engine {
         };
         let structured = !matches!(prepared.source, ProfileSource::NotNeeded(_));
         let (dense, cache, effects) = (columns(&self.model), prepared.cache, prepared.effects);
-        let (healing, searching) = (prepared.heal.clone(), prepared.searching);
+        let (mut healing, searching) = (prepared.heal.clone(), prepared.searching);
         let mut all_again = match (&removing, &healing) {
             (None, None) => None,
             (None, Some(_)) if prepared.bits.changes() => None,
             _ => self.repeat(&mut prepared, removing.as_ref(), healing.as_ref(), events)?,
         };
         let text = match &mut prepared.source {
-            ProfileSource::Text(collection) if healing.is_some() && all_again.is_none() => {
-                // The dense model writes the text, where it is its own.
-                collection.write(self, events)?;
-                let text = collection.text();
-                (text.tokens().to_vec(), text.bos())
-            }
+            ProfileSource::Text(collection) if all_again.is_none() => match &mut healing {
+                Some(healing) => {
+                    // The dense model writes the text, where it is its own.
+                    collection.write(self, events)?;
+                    let text = collection.text();
+                    healing.write(self, text, events)?;
+                    (text.tokens().to_vec(), text.bos())
+                }
+                None => (Vec::new(), None),
+            },
             _ => (Vec::new(), None),
         };
         // What is healed is not kept where types have changed before: an outcome has widths, then types.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::forward::{LayerTape, Tape, fit};
 use super::layout::{DOWN, GATE, K, O, Q, UP, V};
 use super::student::Student;
-use super::{gate, norm};
+use super::{gate, low_rank, norm};
 use crate::kernels::{Factor, Store, Team, multiply};
 use crate::model::ModuleId;
 
@@ -101,6 +101,9 @@ impl Student<'_> {
             .and_then(|place| gradients.at(place))
         {
             norm::sum_rows(team, dy, db);
+        }
+        if let Some(factors) = &places.factors[which] {
+            low_rank::backward(team, self, factors, (x, dy), n, gradients);
         }
         let dy = Factor::new(dy, n, rows);
         if let Some(dw) = gradients.at(&places.weights[which]) {

@@ -1,8 +1,10 @@
-//! Where each parameter of a model lies in one long vector: all matrices of the layers first, then norms and biases, so that what is
-//! trained is either all of it or its end.
+//! Where each parameter of a model lies in one long vector: all matrices of the layers first, then norms and biases, then the factors of
+//! low-rank changes, if there are any, so that what is trained is either all of it or its end.
 
 use std::ops::Range;
 
+use super::low_rank::RANK;
+use super::options::What;
 use crate::model::{Linear, Model};
 
 /// The projections of a layer, in the order of [`Layer::linears`](crate::model::Layer::linears).
@@ -14,6 +16,15 @@ pub const GATE: usize = 4;
 pub const UP: usize = 5;
 pub const DOWN: usize = 6;
 
+/// The places of the factors of a change W + B A of a matrix `[rows, cols]`.
+#[derive(Debug, Clone)]
+pub struct FactorPlaces {
+    /// `[rank, cols]`
+    pub a: Range<usize>,
+    /// `[rows, rank]`
+    pub b: Range<usize>,
+}
+
 /// The places of a layer's parameters.
 #[derive(Debug, Clone)]
 pub struct LayerPlaces {
@@ -23,6 +34,8 @@ pub struct LayerPlaces {
     pub biases: [Option<Range<usize>>; 7],
     pub attention_norm: Range<usize>,
     pub mlp_norm: Range<usize>,
+    /// `None` where nothing changes by factors.
+    pub factors: [Option<FactorPlaces>; 7],
 }
 
 /// The places of all parameters that can be trained.
@@ -30,8 +43,8 @@ pub struct LayerPlaces {
 pub struct Places {
     pub layers: Vec<LayerPlaces>,
     pub output_norm: Range<usize>,
-    /// Where norms and biases begin.
-    pub vectors: usize,
+    /// Norms and biases.
+    pub vectors: Range<usize>,
     pub total: usize,
 }
 
@@ -43,6 +56,38 @@ impl Places {
     /// The same with a bias for every projection, also where the model has none.
     pub fn with_biases(model: &Model) -> Self {
         Self::with(model, |linear| Some(linear.weight.rows))
+    }
+
+    /// The same for what is trained: with factors, if these are.
+    pub fn to_train(model: &Model, what: What) -> Self {
+        let mut places = Self::of(model);
+        if what != What::LowRank {
+            return places;
+        }
+        let mut end = places.total;
+        let mut take = |len: usize| {
+            end += len;
+            end - len..end
+        };
+        for (layer, there) in model.layers.iter().zip(&mut places.layers) {
+            there.factors = layer.linears().map(|linear| {
+                let (rows, cols) = (linear.weight.rows, linear.weight.cols);
+                (rows * cols > 0).then(|| FactorPlaces {
+                    a: take(RANK * cols),
+                    b: take(rows * RANK),
+                })
+            });
+        }
+        places.total = end;
+        places
+    }
+
+    /// Where what is trained begins.
+    pub fn first(&self, what: What) -> usize {
+        match what {
+            What::All => 0,
+            What::LowRank | What::Norms => self.vectors.start,
+        }
     }
 
     /// `bias` says how long that of a projection is; `None` for none.
@@ -61,7 +106,7 @@ impl Places {
                     .map(|linear| take(linear.weight.parameters()))
             })
             .collect();
-        let vectors = take(0).end;
+        let first = take(0).end;
         let layers = model
             .layers
             .iter()
@@ -71,12 +116,13 @@ impl Places {
                 attention_norm: take(layer.attention_norm.len()),
                 mlp_norm: take(layer.mlp_norm.len()),
                 biases: layer.linears().map(|linear| bias(linear).map(&mut take)),
+                factors: [const { None }; 7],
             });
         let layers = layers.collect();
         let output_norm = take(model.output_norm.len());
         Self {
             layers,
-            vectors,
+            vectors: first..output_norm.end,
             total: output_norm.end,
             output_norm,
         }

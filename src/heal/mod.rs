@@ -12,6 +12,7 @@
 //! | `forward`, `backward` | the passes through the layers |
 //! | `attention`, `gate`, `norm`, `divergence` | their parts, each with its derivatives |
 //! | `student`, `layout` | the parameters that are trained, and where they lie |
+//! | `low_rank` | changes of low rank, which may be trained in place of whole matrices |
 //! | `teacher` | what models predict |
 //! | `adamw`, `schedule`, `batches` | the optimizer, the rate, the order of the text |
 //! | `checkpoint` | training in the middle, as a file |
@@ -26,6 +27,7 @@ mod forward;
 mod gate;
 mod gradients;
 mod layout;
+mod low_rank;
 mod norm;
 mod options;
 mod schedule;

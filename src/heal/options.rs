@@ -22,16 +22,19 @@ pub enum What {
     /// All weights of the layers, and norms and biases.
     #[default]
     All,
+    /// A change of low rank for each matrix of the layers, and norms and biases.
+    LowRank,
     /// Norms and biases alone.
     Norms,
 }
 
 impl What {
-    pub const ALL: &[Self] = &[Self::All, Self::Norms];
+    pub const ALL: &[Self] = &[Self::All, Self::LowRank, Self::Norms];
 
     pub const fn name(self) -> &'static str {
         match self {
             What::All => "all",
+            What::LowRank => "low-rank",
             What::Norms => "norms",
         }
     }
@@ -40,6 +43,7 @@ impl What {
     pub const fn rate(self) -> f32 {
         match self {
             What::All => 4e-4,
+            What::LowRank => 7e-4,
             What::Norms => 2e-3,
         }
     }

@@ -1,9 +1,12 @@
 //! The model that is trained: its parameters in single precision, beside the embedding and the output head, which stay as they are.
 
+use std::ops::Range;
+
 use super::What;
 use super::batches::LENGTH;
-use super::layout::Places;
-use crate::kernels::Runtime;
+use super::layout::{FactorPlaces, Places};
+use super::low_rank;
+use crate::kernels::{Runtime, Team};
 use crate::model::Model;
 use crate::prune::Rewritten;
 use crate::quant::{encode_row, encode_row_by_importance};
@@ -17,17 +20,18 @@ pub struct Student<'m> {
     /// The shape, the embedding and the output head; its layers are what training began with.
     pub model: &'m Model,
     pub places: Places,
-    /// All parameters of the layers, and the output norm.
+    /// All parameters of the layers, and the output norm. Matrices have what their factors change in them.
     pub parameters: Vec<f32>,
     /// What is trained begins here.
     pub first: usize,
+    what: What,
     /// The output head `[vocabulary, d]`.
     pub(super) head: Vec<f32>,
 }
 
 impl<'m> Student<'m> {
     pub fn new(model: &'m Model, runtime: &Runtime, what: What) -> Self {
-        Self::in_places(model, runtime, what, Places::of(model))
+        Self::in_places(model, runtime, what, Places::to_train(model, what))
     }
 
     /// The same with places of one's own.
@@ -39,10 +43,8 @@ impl<'m> Student<'m> {
     ) -> Self {
         let mut student = Self {
             model,
-            first: match what {
-                What::All => 0,
-                What::Norms => places.vectors,
-            },
+            first: places.first(what),
+            what,
             parameters: vec![0.0; places.total],
             places,
             head: Vec::new(),
@@ -61,19 +63,10 @@ impl<'m> Student<'m> {
     /// Makes all parameters what they are in the model.
     pub fn reset(&mut self, runtime: &Runtime) {
         let model = self.model;
+        low_rank::begin(&self.places, &mut self.parameters);
+        runtime.region(|team| self.make_matrices(team));
         for (layer, places) in model.layers.iter().zip(&self.places.layers) {
-            for ((linear, weights), bias) in layer
-                .linears()
-                .into_iter()
-                .zip(&places.weights)
-                .zip(&places.biases)
-            {
-                let (weight, to) = (&linear.weight, &mut self.parameters[weights.clone()]);
-                runtime.region(|team| {
-                    team.chunks_mut(to, weight.cols.max(1), |row, out| {
-                        weight.decode_row(&model.map, row, out);
-                    });
-                });
+            for (linear, bias) in layer.linears().into_iter().zip(&places.biases) {
                 if let (Some(bias), Some(place)) = (&linear.bias, bias) {
                     self.parameters[place.clone()].copy_from_slice(bias);
                 }
@@ -84,9 +77,42 @@ impl<'m> Student<'m> {
         self.parameters[self.places.output_norm.clone()].copy_from_slice(&model.output_norm);
     }
 
+    /// Makes the matrices what they are in the model and what their factors change.
+    fn make_matrices(&mut self, team: &Team) {
+        let model = self.model;
+        let (matrices, rest) = self.parameters.split_at_mut(self.places.vectors.start);
+        let start = self.places.vectors.start;
+        let factor = |place: &Range<usize>| &rest[place.start - start..place.end - start];
+        for (layer, places) in model.layers.iter().zip(&self.places.layers) {
+            for (i, linear) in layer.linears().into_iter().enumerate() {
+                let weight = &linear.weight;
+                let (rows, cols) = (weight.rows, weight.cols);
+                let to = &mut matrices[places.weights[i].clone()];
+                team.chunks_mut(to, cols.max(1), |row, out| {
+                    weight.decode_row(&model.map, row, out);
+                });
+                if let Some(FactorPlaces { a, b }) = &places.factors[i] {
+                    low_rank::add(team, factor(a), factor(b), rows, cols, to);
+                }
+            }
+        }
+    }
+
+    /// Lets the matrices follow what a step has trained.
+    pub fn follow(&mut self, team: &Team) {
+        if self.places.total > self.places.vectors.end {
+            self.make_matrices(team);
+        }
+    }
+
     /// The parameters of a place.
     pub fn at(&self, place: &std::ops::Range<usize>) -> &[f32] {
         &self.parameters[place.clone()]
+    }
+
+    /// Whether the matrices change.
+    pub fn changes_matrices(&self) -> bool {
+        self.what != What::Norms
     }
 
     /// What is trained.
@@ -98,8 +124,8 @@ impl<'m> Student<'m> {
     /// where it is not known.
     pub fn encode(&self, runtime: &Runtime, importance: &[[Vec<f32>; 7]]) -> Rewritten {
         let mut rewritten = Rewritten::vectors_of(self.model);
-        rewritten.set_vectors(&self.parameters[self.places.vectors..]);
-        if self.first > 0 {
+        rewritten.set_vectors(&self.parameters[self.places.vectors.clone()]);
+        if !self.changes_matrices() {
             return rewritten;
         }
         for (l, (layer, places)) in self

@@ -70,16 +70,13 @@ pub struct Trainer<'m> {
 
 /// About as many bytes as training takes at its peak beside the two models, where `share` of the model's parameters stays.
 pub fn bytes(model: &Model, what: What, share: f64) -> u64 {
-    let places = Places::of(model);
+    let places = Places::to_train(model, what);
     let (d, vocabulary) = (model.config.embedding_length, model.config.vocabulary);
-    let vectors = places.total - places.vectors;
-    let (trained, weights) = match what {
-        What::All => (
-            places.total,
-            model.layers.iter().map(|l| l.bytes()).sum::<usize>(),
-        ),
-        What::Norms => (vectors, 0),
+    let weights = match what {
+        What::All | What::LowRank => model.layers.iter().map(|l| l.bytes()).sum::<usize>(),
+        What::Norms => 0,
     };
+    let trained = places.total - places.first(what);
     let rows = BATCH * LENGTH.min(model.config.context_length);
     // Parameters; gradients and two moments of each; the weights before and after, as they are stored.
     let layers = 4 * (places.total + 3 * trained) as u64 + 2 * weights as u64;
@@ -89,11 +86,8 @@ pub fn bytes(model: &Model, what: What, share: f64) -> u64 {
 
 /// How many values are trained.
 pub fn trained(model: &Model, what: What) -> usize {
-    let places = Places::of(model);
-    match what {
-        What::All => places.total,
-        What::Norms => places.total - places.vectors,
-    }
+    let places = Places::to_train(model, what);
+    places.total - places.first(what)
 }
 
 impl<'m> Trainer<'m> {
@@ -189,7 +183,9 @@ impl<'m> Trainer<'m> {
                 let loss = step.gradients(team, &student, &tokens, length, logits, wanted);
                 tracing::debug!("step {}: divergence {loss:.4}, rate {rate:.2e}", state.done);
                 let parameters = &mut student.parameters[student.first..];
-                Ok::<_, ModelError>(adamw.step(team, state.done, rate, &gradients, parameters))
+                let finite = adamw.step(team, state.done, rate, &gradients, parameters);
+                student.follow(team);
+                Ok::<_, ModelError>(finite)
             })?;
             if !finite {
                 return Err(TrainingError::NotNumbers { step: state.done });
@@ -252,7 +248,10 @@ impl<'m> Trainer<'m> {
         }
         let first = student.first;
         match checkpoint::load(&path, &key, &mut student.parameters[first..], adamw) {
-            Ok(state) => state.unwrap_or(beginning),
+            Ok(state) => {
+                self.runtime.region(|team| student.follow(team));
+                state.unwrap_or(beginning)
+            }
             Err(()) => {
                 tracing::warn!("{} is of no use; training anew", path.display());
                 student.reset(self.runtime);
@@ -265,7 +264,8 @@ impl<'m> Trainer<'m> {
     /// The mean square of every projection's inputs, where weights are to be encoded by it.
     fn importance(&mut self, student: &Student, step: &mut Step) -> Vec<[Vec<f32>; 7]> {
         let mut linears = self.model.layers.iter().flat_map(|layer| layer.linears());
-        if student.first > 0 || linears.all(|linear| linear.weight.block_type.is_float()) {
+        if !student.changes_matrices() || linears.all(|linear| linear.weight.block_type.is_float())
+        {
             return Vec::new();
         }
         let mut squares = InputSquares::default();

@@ -264,6 +264,112 @@ fn prune_plan(model: &Model) -> prune::Plan {
     }
 }
 
+/// The product of two matrices, each transposed where that is said, `[rows, cols]` from a sum of `inner` terms.
+fn product(
+    (a, a_transposed): (&[f32], bool),
+    (b, b_transposed): (&[f32], bool),
+    (rows, inner, cols): (usize, usize, usize),
+) -> Vec<f64> {
+    let left = |r: usize, i: usize| {
+        a[if a_transposed {
+            i * rows + r
+        } else {
+            r * inner + i
+        }]
+    };
+    let right = |i: usize, c: usize| {
+        b[if b_transposed {
+            c * inner + i
+        } else {
+            i * cols + c
+        }]
+    };
+    let entry = |r, c| (0..inner).map(move |i| f64::from(left(r, i)) * f64::from(right(i, c)));
+    (0..rows * cols)
+        .map(|n| entry(n / cols, n % cols).sum())
+        .collect()
+}
+
+#[test]
+fn factors_change_matrices_by_their_product_and_their_derivatives_follow_from_those_by_the_matrix()
+{
+    let synthetic = Synthetic::new(shape());
+    let model = synthetic.load();
+    let mut random = Random::new(13);
+    let length = 64;
+    let tokens: Vec<u32> = (0..2 * length).map(|_| random.below(37) as u32).collect();
+    let teacher = random.normals(tokens.len() * 37, 1.5);
+    let drawn = random.normals(1 << 17, 0.05);
+    for (runtime, allowed) in each_runtime(2, 1e-2) {
+        let mut student = Student::new(&model, &runtime, What::LowRank);
+        let places = student.places.clone();
+        assert_eq!(places.vectors, Places::of(&model).vectors);
+        let before = Student::new(&model, &runtime, What::All).parameters;
+        let matrices = places.vectors.start;
+        assert_eq!(student.parameters[..matrices], before[..matrices]);
+        let factors: Vec<_> = (places.layers.iter().enumerate())
+            .flat_map(|(l, layer)| (0..7).map(move |i| (l, i)).zip(&layer.factors))
+            .map(|(at, factors)| (at, factors.clone().expect("every matrix has factors")))
+            .collect();
+        for (_, factors) in &factors {
+            assert!(student.at(&factors.b).iter().all(|b| *b == 0.0));
+            student.parameters[factors.b.clone()].copy_from_slice(&drawn[..factors.b.len()]);
+        }
+        runtime.region(|team| student.follow(team));
+        let mut whole = Student::new(&model, &runtime, What::All);
+        whole.parameters[..matrices].copy_from_slice(&student.parameters[..matrices]);
+        let derivatives = |student: &Student| {
+            let mut gradients = vec![f32::NAN; student.trained().len()];
+            let logits = |rows: Range<usize>, out: &mut Vec<f32>| {
+                *out = teacher[rows.start * 37..rows.end * 37].to_vec();
+            };
+            runtime.region(|team| {
+                Step::default().gradients(
+                    team,
+                    student,
+                    &tokens,
+                    length,
+                    logits,
+                    Gradients::From(student.first, &mut gradients),
+                )
+            });
+            gradients
+        };
+        let (by_factors, by_matrices) = (derivatives(&student), derivatives(&whole));
+        let vectors = &by_factors[..places.vectors.len()];
+        assert_eq!(vectors, &by_matrices[places.vectors.clone()]);
+        let near = |found: &[f32], expected: Vec<f64>, what: &str| {
+            let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                let error = (f64::from(*found) - expected).abs();
+                let name = runtime.kernels;
+                assert!(
+                    error <= allowed * largest,
+                    "{name:?}, {what}: {found}, {expected}"
+                );
+            }
+        };
+        for ((l, i), factors) in &factors {
+            let at = &places.layers[*l].weights[*i];
+            let linear = &model.layers[*l].linears()[*i].weight;
+            let (rows, cols) = (linear.rows, linear.cols);
+            let rank = factors.a.len() / cols;
+            let (a, b) = (student.at(&factors.a), student.at(&factors.b));
+            let change = product((b, false), (a, false), (rows, rank, cols));
+            let changed = student.at(at).iter().zip(&before[at.clone()]);
+            let changed: Vec<f32> = changed.map(|(now, before)| now - before).collect();
+            near(&changed, change, "W + B A");
+            let dw = &by_matrices[at.clone()];
+            let of =
+                |place: &Range<usize>| &by_factors[place.start - matrices..place.end - matrices];
+            let da = product((b, true), (dw, false), (rank, rows, cols));
+            near(of(&factors.a), da, "dA");
+            let db = product((dw, false), (a, true), (rows, cols, rank));
+            near(of(&factors.b), db, "dB");
+        }
+    }
+}
+
 fn training(tokens: usize, what: What) -> Training {
     Training {
         budget: Budget::Tokens(tokens),
@@ -275,11 +381,13 @@ fn training(tokens: usize, what: What) -> Training {
 
 #[test]
 fn training_brings_the_predictions_back_in_every_type() {
-    for (block_type, what) in [
-        (BlockType::F32, What::All),
-        (BlockType::F32, What::Norms),
-        (BlockType::F16, What::All),
-        (BlockType::Q8_0, What::All),
+    for (block_type, what, wanted) in [
+        (BlockType::F32, What::All, 0.7),
+        (BlockType::F32, What::LowRank, 0.7),
+        (BlockType::F32, What::Norms, 0.95),
+        (BlockType::F16, What::All, 0.7),
+        (BlockType::Q8_0, What::All, 0.7),
+        (BlockType::Q4_0, What::LowRank, 0.85),
     ] {
         let synthetic = Synthetic::new(Shape {
             block_type,
@@ -308,7 +416,6 @@ fn training_brings_the_predictions_back_in_every_type() {
         let models = (&dense, &model);
         let trainer = Trainer::new(models, &runtime, training(1, what), &text, None).unwrap();
         let after = trainer.divergence(&model).unwrap();
-        let wanted = if what == What::All { 0.7 } else { 0.95 };
         assert!(
             after < wanted * before,
             "{block_type:?}, {what}: {before} to {after}"
@@ -318,6 +425,12 @@ fn training_brings_the_predictions_back_in_every_type() {
 
 #[test]
 fn training_goes_on_to_the_bit_after_it_was_broken_off_and_is_the_same_for_any_number_of_threads() {
+    for what in [What::All, What::LowRank] {
+        goes_on_to_the_bit(what);
+    }
+}
+
+fn goes_on_to_the_bit(what: What) {
     let synthetic = Synthetic::new(Shape::default());
     let (dense, model) = (synthetic.load(), pruned(&synthetic));
     let (text, folder) = (text(4000), tempfile::tempdir().unwrap());
@@ -326,7 +439,7 @@ fn training_goes_on_to_the_bit_after_it_was_broken_off_and_is_the_same_for_any_n
         let runtime = runtime(threads);
         let models = (&dense, &model);
         let mut trainer =
-            Trainer::new(models, &runtime, training(12_000, What::All), &text, None).unwrap();
+            Trainer::new(models, &runtime, training(12_000, what), &text, None).unwrap();
         trainer.checkpoints = key.map(|key| (path.clone(), key.to_owned()));
         trainer.between = Duration::ZERO;
         trainer.run(&mut |done, _| match stop.is_some_and(|stop| done >= stop) {

@@ -3,15 +3,17 @@
 use std::ops::ControlFlow;
 
 use flapjack::engine::{
-    Budget, CalibrationOptions, EffectText, Engine, EngineError, HealEnd, HealOptions, Notice,
-    PruneOptions, SparseOptions, Stage, Target, TextSource, Unsuited, What, ignore,
+    Budget, CalibrationOptions, EffectText, Engine, EngineError, HealEnd, HealOptions,
+    MethodOptions, Notice, PruneOptions, SparseOptions, Stage, Target, TextSource, Unsuited, What,
+    ignore,
 };
 use flapjack::gguf::GgufFile;
-use flapjack::prune::Record;
 use flapjack::prune::sparse::Sparsity;
+use flapjack::prune::{Effort, Method, Record};
 
-use crate::common::engine::{Workshop, break_at, flap, tokens};
+use crate::common::engine::{Workshop, break_at, by, flap, tokens};
 use crate::common::program::{stderr, succeeded};
+use crate::mixture;
 
 /// Few tokens at a high rate, which is enough for a tiny model.
 fn heal(tokens: usize) -> HealOptions {
@@ -110,6 +112,50 @@ fn a_healed_model_is_nearer_to_the_dense_one_and_its_file_is_an_ordinary_one() {
 }
 
 #[test]
+fn of_the_mixture_more_is_written_where_training_would_see_it_too_often() {
+    let workshop = Workshop::new();
+    let healed = |workshop: &Workshop, budget: Budget| {
+        let mut options = by(MethodOptions {
+            effort: Effort::Fast,
+            ..Method::Best.into()
+        });
+        options.calibration = CalibrationOptions::default();
+        options.heal = Some(HealOptions {
+            what: What::LowRank,
+            ..budget.into()
+        });
+        let report = workshop.prune(&options);
+        assert_eq!(report.calibration.all_tokens, 4096);
+        report.heal.unwrap()
+    };
+    let few = healed(&workshop, Budget::Tokens(6000));
+    assert_eq!((few.held_back, workshop.cached("text").len()), (2 * 256, 1));
+    let more = healed(&workshop, Budget::Tokens(24_000));
+    let texts = mixture::texts(&workshop);
+    assert_eq!(texts.len(), 2);
+    let further = texts.iter().find(|[text, _]| text.is_empty());
+    let [_, further] = further.expect("what is written beyond the mixture");
+    // Half of 24,000 tokens, in whole texts.
+    let missing = 12_000 - 4096;
+    assert!(
+        (missing - 256..=missing).contains(&further.len()),
+        "{}",
+        further.len()
+    );
+    assert_eq!(more.held_back, (further.len() + 4096) / 256 / 8 * 256);
+    // It is the same wherever it is written.
+    let elsewhere = Workshop::new();
+    let again = healed(&elsewhere, Budget::Tokens(24_000));
+    assert_eq!(mixture::texts(&elsewhere), texts);
+    assert_eq!(again.after.to_bits(), more.after.to_bits());
+    let as_many = healed(&workshop, Budget::Tokens(24_001));
+    assert_eq!(
+        (as_many.steps, workshop.cached("text").len()),
+        (more.steps, 2)
+    );
+}
+
+#[test]
 fn what_was_healed_is_kept_beside_what_was_only_pruned() {
     let workshop = Workshop::new();
     let mut engine = workshop.open();
@@ -139,6 +185,10 @@ fn what_was_healed_is_kept_beside_what_was_only_pruned() {
         },
         HealOptions {
             rate: None,
+            ..heal(9000)
+        },
+        HealOptions {
+            what: What::LowRank,
             ..heal(9000)
         },
         HealOptions {
