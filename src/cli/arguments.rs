@@ -384,10 +384,12 @@ pub struct HealArgs {
     /// same to the bit.
     #[arg(long, value_name = "TIME|TOKENS", value_parser = parse_budget)]
     heal: Option<Budget>,
-    /// The highest learning rate of --heal [default: 4e-4, or 2e-3 for norms]
+    /// The highest learning rate of --heal [default: 4e-4, 7e-4 for low-rank, 2e-3 for norms]
     #[arg(long, value_name = "RATE", value_parser = parse_rate, requires = "heal")]
     heal_rate: Option<f32>,
-    /// What --heal trains: all weights of the layers, or norms and biases alone, which takes little memory
+    /// What --heal trains: all weights of the layers, a change of low rank for each matrix, or norms and biases alone
+    ///
+    /// A change of low rank takes less memory, and is better where the budget is short. Norms and biases take least, and do less.
     #[arg(long, value_name = "WHAT", value_parser = one_of(What::ALL, What::name), default_value_t = What::default(), requires = "heal")]
     heal_what: What,
 }

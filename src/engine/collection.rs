@@ -632,6 +632,7 @@ impl CalibrationText {
             return Ok(Vec::new());
         };
         let (model, key) = (engine.identity()?.0, self.further_key(tokens));
+        // It is kept in the place of what is held back, whose length nobody has to know.
         if self.cached
             && let Some(kept) = engine.cache.find_text(&model, &key, 0)
         {
