@@ -16,12 +16,12 @@ use crate::heal::{self, Budget, Healed, Trainer, Training, TrainingError, What};
 use crate::model::Model;
 use crate::prune::{HealEnd, HealRecord, OutcomeKey, Rewritten, Target};
 
-/// Tokens times parameters that two cores train in a second, AVX-512 with bfloat16 (`docs/speed.md`): how much text a time asks for follows from it,
-/// which is too much on slower machines and too little on faster ones, where it comes again.
+/// Tokens times the model's parameters that two cores with AVX-512 and bfloat16 train on in a second (`docs/pruning.md`). How much text a budget in
+/// time is given follows from it: more than is needed on slower machines, and less on faster ones, where the text comes again.
 const TRAINED_A_SECOND: f64 = 4e10;
 /// Tokens that are read of a text, or written, at the most.
 const MOST_TOKENS: usize = 1 << 19;
-/// How often what the model writes may come in training: it takes a third of the time that training on it does.
+/// How often training may see a text that the model writes. Writing a token takes about a third of the time that training on it takes.
 const TIMES: f64 = 2.0;
 /// Fewer tokens than this are not worth writing.
 const LEAST_WRITTEN: usize = 4096;
@@ -32,11 +32,11 @@ pub(super) struct Healing {
     training: Training,
     /// Tokens of the source behind those of calibration and those that effects are measured on; empty where there are none.
     beyond: Vec<u32>,
-    /// Tokens that the model is to write beyond those of the mixture.
+    /// How many tokens the model is to write beyond those of the mixture; 0 for none.
     further: usize,
-    /// What these are known by.
+    /// What these are known by in the cache folder; empty for none.
     further_key: String,
-    /// Those that it has written, and how long that took.
+    /// The tokens that it has written beyond the mixture, and how long that took.
     written: (Vec<u32>, Duration),
     /// Bytes that it may take, if these were set.
     limit: Option<u64>,
@@ -210,7 +210,7 @@ impl Healing {
         memory::must_hold_healing(heal::bytes(&engine.model, what, 1.0), self.limit)?;
         let teacher = engine.dense_beside()?;
         let (written, writing) = &self.written;
-        // What is held back is the end.
+        // The trainer holds back the last sequences, and these are to be of the calibration text.
         let text = [written, tokens, &self.beyond].concat();
         let mut training = self.training;
         if let Budget::Time(time) = &mut training.budget {

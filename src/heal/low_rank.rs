@@ -61,7 +61,7 @@ pub(super) fn backward(
     }
 }
 
-/// Adds B A to a matrix `[rows, cols]`.
+/// W += B A, with A `[rank, cols]`, B `[rows, rank]` and W `[rows, cols]`.
 pub(super) fn add(team: &Team, a: &[f32], b: &[f32], rows: usize, cols: usize, w: &mut [f32]) {
     let rank = a.len() / cols;
     let (a, b) = (Factor::new(a, rank, cols), Factor::new(b, rows, rank));

@@ -24,6 +24,7 @@ pub struct Student<'m> {
     pub parameters: Vec<f32>,
     /// What is trained begins here.
     pub first: usize,
+    /// What of it is trained.
     what: What,
     /// The output head `[vocabulary, d]`.
     pub(super) head: Vec<f32>,
@@ -106,7 +107,7 @@ impl<'m> Student<'m> {
     }
 
     /// The parameters of a place.
-    pub fn at(&self, place: &std::ops::Range<usize>) -> &[f32] {
+    pub fn at(&self, place: &Range<usize>) -> &[f32] {
         &self.parameters[place.clone()]
     }
 
