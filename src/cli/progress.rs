@@ -89,6 +89,8 @@ struct Drawn {
     bar: ProgressBar,
     unit: Unit,
     template: &'static str,
+    /// Whether it was told how far the work is.
+    has_begun: bool,
 }
 
 impl Drawn {
@@ -99,8 +101,10 @@ impl Drawn {
             bar: bar.with_message(title),
             unit,
             template: "",
+            has_begun: true,
         };
         drawn.at(0, 0);
+        drawn.has_begun = false;
         drawn.bar = BARS.add(drawn.bar.clone());
         drawn.bar.enable_steady_tick(TICK);
         DRAWN.fetch_add(1, Ordering::Relaxed);
@@ -135,7 +139,16 @@ impl Drawn {
             0 => self.bar.unset_length(),
             _ => self.bar.set_length(total),
         }
+        if self.has_begun {
+            self.bar.set_position(done);
+            return;
+        }
+        self.has_begun = true;
+        // What an earlier run had done is not this one's speed. Only a bar that does not move by itself takes a position down at once.
+        self.bar.disable_steady_tick();
         self.bar.set_position(done);
+        self.bar.reset_eta();
+        self.bar.enable_steady_tick(TICK);
     }
 }
 
@@ -181,17 +194,23 @@ impl Drop for Told {
 fn tell(title: &str, unit: Unit, from: &Receiver<(u64, u64)>) {
     let begun = Instant::now();
     let (mut done, mut total) = (0, 0);
+    // What an earlier run had done already.
+    let mut before = None;
     let mut next = FIRST_LINE;
     let mut was_told = false;
     loop {
         match from.recv_timeout(next.saturating_sub(begun.elapsed())) {
-            Ok(now) => (done, total) = now,
+            Ok(now) => {
+                (done, total) = now;
+                before.get_or_insert(done);
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
         let elapsed = begun.elapsed();
         if elapsed >= next {
-            streams::say(&progress_line(title, unit, done, total, elapsed));
+            let here = (before.unwrap_or(0), elapsed);
+            streams::say(&progress_line(title, unit, done, total, here));
             was_told = true;
             next = elapsed + NEXT_LINE;
         }
@@ -202,14 +221,22 @@ fn tell(title: &str, unit: Unit, from: &Receiver<(u64, u64)>) {
     }
 }
 
-fn progress_line(title: &str, unit: Unit, done: u64, total: u64, elapsed: Duration) -> String {
+/// `before` was done when this run began, which has taken `elapsed`.
+fn progress_line(
+    title: &str,
+    unit: Unit,
+    done: u64,
+    total: u64,
+    (before, elapsed): (u64, Duration),
+) -> String {
     let mut line = format!("{title}: {}", so_far(unit, done, total));
-    if unit == Unit::Bytes && done > 0 {
-        let speed = done as f64 / elapsed.as_secs_f64();
+    let here = done.saturating_sub(before) as f64;
+    if unit == Unit::Bytes && here > 0.0 {
+        let speed = here / elapsed.as_secs_f64();
         line += &format!("{}/s, ", megabytes(speed as usize));
     }
-    if (1..total).contains(&done) {
-        let left = elapsed.as_secs_f64() * (total - done) as f64 / done as f64;
+    if done < total && here > 0.0 {
+        let left = elapsed.as_secs_f64() * (total - done) as f64 / here;
         line += &format!("about {left:.0} s left");
     }
     let line = line.trim_end_matches([',', ' ', ':']);
@@ -331,8 +358,8 @@ mod tests {
     #[test]
     fn a_line_says_how_much_is_done_and_how_long_the_rest_takes() {
         let line = |unit, done, total| {
-            let elapsed = Duration::from_secs(10);
-            progress_line("calibrating", unit, done, total, elapsed)
+            let here = (0, Duration::from_secs(10));
+            progress_line("calibrating", unit, done, total, here)
         };
         let tokens = Unit::Of("tokens");
         assert_eq!(line(tokens, 0, 0), "calibrating ...");
@@ -345,6 +372,14 @@ mod tests {
         assert_eq!(
             bytes,
             "calibrating: 20.00 MB of 80.00 MB, 2.00 MB/s, about 30 s left ..."
+        );
+        // Half of it was done by an earlier run.
+        let resumed =
+            |done| progress_line("healing", tokens, done, 100, (50, Duration::from_secs(10)));
+        assert_eq!(resumed(50), "healing: 50 of 100 tokens ...");
+        assert_eq!(
+            resumed(60),
+            "healing: 60 of 100 tokens, about 40 s left ..."
         );
     }
 }
