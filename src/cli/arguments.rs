@@ -384,7 +384,7 @@ pub struct HealArgs {
     /// same to the bit.
     #[arg(long, value_name = "TIME|TOKENS", value_parser = parse_budget)]
     heal: Option<Budget>,
-    /// The highest learning rate of --heal [default: 4e-4, 7e-4 for low-rank, 2e-3 for norms]
+    /// The highest learning rate of --heal [default: 2e-4, 7e-4 for low-rank, 2e-3 for norms]
     #[arg(long, value_name = "RATE", value_parser = parse_rate, requires = "heal")]
     heal_rate: Option<f32>,
     /// What --heal trains: all weights of the layers, a change of low rank for each matrix, or norms and biases alone

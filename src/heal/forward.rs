@@ -6,8 +6,9 @@ use super::attention::{Angles, Heads};
 use super::layout::{DOWN, GATE, K, LayerPlaces, O, Q, UP, V};
 use super::student::Student;
 use super::{gate, norm};
-use crate::kernels::{Factor, Store, Team, multiply};
+use crate::kernels::{Factor, Store, Team, add_gram, multiply};
 use crate::model::Model;
+use crate::prune::InverseFactor;
 
 /// What is kept of a layer.
 #[derive(Debug, Default)]
@@ -42,27 +43,41 @@ pub struct Tape {
     wide: Vec<f32>,
 }
 
-/// Sums of the squares of each projection's inputs.
+/// Which of the four inputs of a layer each projection reads: that behind the attention norm, the attention's output, that behind the MLP norm,
+/// the gated channels.
+pub(super) const INPUTS: [usize; 7] = [0, 0, 0, 1, 2, 2, 3];
+
+/// Second moments of what the projections of each layer read.
 #[derive(Debug, Default)]
-pub struct InputSquares {
-    pub layers: Vec<[Vec<f32>; 7]>,
+pub(super) struct InputMoments {
+    /// Σ x xᵀ of each of the inputs, `[width, width]`: the lower triangle. Empty where nothing reads them.
+    pub layers: Vec<[Vec<f32>; 4]>,
 }
 
-impl InputSquares {
-    fn add(&mut self, team: &Team, layer: usize, projections: &[usize], x: &[f32], width: usize) {
-        let mut sums = vec![0.0f32; width];
-        team.chunks_mut(&mut sums, 64, |i, sums| {
-            for row in x.chunks_exact(width) {
-                for (sum, x) in sums.iter_mut().zip(&row[i * 64..]) {
-                    *sum += x * x;
-                }
-            }
+impl InputMoments {
+    /// Bytes that they take for all layers of a model.
+    pub fn bytes(model: &Model) -> u64 {
+        let layers = model.layers.iter().flat_map(|layer| {
+            let linears = layer.linears();
+            [Q, O, GATE, DOWN].map(|projection| linears[projection].weight.cols)
         });
-        for projection in projections {
-            let all = &mut self.layers[layer][*projection];
-            all.resize(width, 0.0);
-            all.iter_mut().zip(&sums).for_each(|(all, sum)| *all += sum);
+        layers.map(|width| 4 * (width * width) as u64).sum()
+    }
+
+    /// What tells how weights make up for each other; `None` where nothing is known of the input.
+    pub fn factor(&self, layer: usize, input: usize) -> Option<InverseFactor> {
+        let sums = self.layers.get(layer).map(|inputs| &inputs[input])?;
+        let width = sums.len().isqrt();
+        if width == 0 {
+            return None;
         }
+        InverseFactor::new(width, |i, j| f64::from(sums[i * width + j]))
+    }
+
+    fn add(&mut self, team: &Team, layer: usize, projection: usize, x: &[f32], width: usize) {
+        let sums = &mut self.layers[layer][INPUTS[projection]];
+        sums.resize(width * width, 0.0);
+        add_gram(team, Factor::new(x, x.len() / width, width), sums);
     }
 }
 
@@ -125,17 +140,17 @@ impl Student<'_> {
         }
     }
 
-    /// Takes sequences of `length` tokens each through the layers. `squares` gather what each projection sees.
+    /// Takes sequences of `length` tokens each through the layers. `moments` gather what projections read.
     ///
     /// # Panics
     /// If the tokens are not whole sequences, or not of the vocabulary.
-    pub fn forward(
+    pub(super) fn forward(
         &self,
         team: &Team,
         tokens: &[u32],
         length: usize,
         tape: &mut Tape,
-        mut squares: Option<&mut InputSquares>,
+        mut moments: Option<&mut InputMoments>,
     ) {
         assert!(
             length > 0 && tokens.len().is_multiple_of(length),
@@ -153,8 +168,8 @@ impl Student<'_> {
         }
         tape.layers
             .resize_with(model.layers.len(), LayerTape::default);
-        if let Some(squares) = &mut squares {
-            squares
+        if let Some(moments) = &mut moments {
+            moments
                 .layers
                 .resize_with(model.layers.len(), Default::default);
         }
@@ -191,9 +206,9 @@ impl Student<'_> {
                 let out = fit(wide, n * h * e);
                 heads.forward(team, &saved.q, &saved.k, &saved.v, out);
                 heads.scatter(team, out, h, None, fit(&mut saved.attended, n * h * e));
-                if let Some(squares) = &mut squares {
-                    squares.add(team, l, &[Q, K, V], y, d);
-                    squares.add(team, l, &[O], &saved.attended, h * e);
+                if let Some(moments) = &mut moments {
+                    moments.add(team, l, Q, y, d);
+                    moments.add(team, l, O, &saved.attended, h * e);
                 }
             }
             self.project(
@@ -212,8 +227,8 @@ impl Student<'_> {
                 for (which, out) in [(GATE, &mut saved.gate), (UP, &mut saved.up)] {
                     self.project(team, places, which, l, y, Store::Replace, fit(out, n * c));
                 }
-                if let Some(squares) = &mut squares {
-                    squares.add(team, l, &[GATE, UP], y, d);
+                if let Some(moments) = &mut moments {
+                    moments.add(team, l, GATE, y, d);
                 }
             }
             let hidden = fit(wide, n * c);
@@ -223,8 +238,8 @@ impl Student<'_> {
                 fit(&mut saved.up, n * c),
                 hidden,
             );
-            if let Some(squares) = squares.as_mut().filter(|_| c > 0) {
-                squares.add(team, l, &[DOWN], hidden, c);
+            if let Some(moments) = moments.as_mut().filter(|_| c > 0) {
+                moments.add(team, l, DOWN, hidden, c);
             }
             self.project(team, places, DOWN, l, hidden, Store::Add, x);
         }

@@ -2,7 +2,7 @@
 
 use super::backward::{Gradients, Watch, Work};
 use super::divergence::divergences;
-use super::forward::{Tape, fit};
+use super::forward::{InputMoments, Tape, fit};
 use super::norm;
 use super::student::Student;
 use super::teacher::LOGIT_ROWS;
@@ -166,16 +166,16 @@ impl Step {
         out
     }
 
-    /// The forward pass alone, for what each projection sees.
+    /// The forward pass alone, for what projections read.
     pub(super) fn observe(
         &mut self,
         team: &Team,
         student: &Student,
         tokens: &[u32],
         length: usize,
-        squares: &mut super::forward::InputSquares,
+        moments: &mut InputMoments,
     ) {
-        student.forward(team, tokens, length, &mut self.tape, Some(squares));
+        student.forward(team, tokens, length, &mut self.tape, Some(moments));
     }
 }
 

@@ -42,7 +42,7 @@ impl What {
     /// The learning rate unless another is asked for.
     pub const fn rate(self) -> f32 {
         match self {
-            What::All => 4e-4,
+            What::All => 2e-4,
             What::LowRank => 7e-4,
             What::Norms => 2e-3,
         }

@@ -4,15 +4,13 @@ use std::ops::Range;
 
 use super::What;
 use super::batches::LENGTH;
+use super::forward::{INPUTS, InputMoments};
 use super::layout::{FactorPlaces, Places};
 use super::low_rank;
 use crate::kernels::{Runtime, Team};
-use crate::model::Model;
-use crate::prune::Rewritten;
-use crate::quant::{encode_row, encode_row_by_importance};
-
-/// Rows that a thread encodes at a time.
-const ROWS: usize = 16;
+use crate::model::{Model, Weight};
+use crate::prune::{InverseFactor, Rewritten, rounding};
+use crate::quant::encode_row;
 
 /// Parameters in training.
 #[derive(Debug)]
@@ -121,44 +119,55 @@ impl<'m> Student<'m> {
         &self.parameters[self.first..]
     }
 
-    /// The parameters in the types of the model. `importance`, for each layer and projection, is the mean square of each input; empty
-    /// where it is not known.
-    pub fn encode(&self, runtime: &Runtime, importance: &[[Vec<f32>; 7]]) -> Rewritten {
+    /// The parameters in the types of the model. Where `moments` of a projection's inputs are known, its weights make up for each other's
+    /// rounding.
+    pub(super) fn encode(&self, runtime: &Runtime, moments: &InputMoments) -> Rewritten {
         let mut rewritten = Rewritten::vectors_of(self.model);
         rewritten.set_vectors(&self.parameters[self.places.vectors.clone()]);
         if !self.changes_matrices() {
             return rewritten;
         }
-        for (l, (layer, places)) in self
-            .model
-            .layers
-            .iter()
-            .zip(&self.places.layers)
-            .enumerate()
-        {
-            for (i, linear) in layer.linears().into_iter().enumerate() {
-                let (block_type, cols) = (linear.weight.block_type, linear.weight.cols);
-                let values = self.at(&places.weights[i]);
-                let row_bytes = block_type.row_bytes(cols);
-                let mut bytes = vec![0; linear.weight.rows * row_bytes];
-                let known = importance.get(l).map_or(&[][..], |layer| &layer[i]);
-                runtime.region(|team| {
-                    team.chunks_mut(&mut bytes, (ROWS * row_bytes).max(1), |chunk, rows| {
-                        let rows = rows.chunks_exact_mut(row_bytes.max(1));
-                        for (row, out) in (chunk * ROWS..).zip(rows) {
-                            let values = &values[row * cols..(row + 1) * cols];
-                            match known {
-                                [] => encode_row(block_type, values, out),
-                                _ => encode_row_by_importance(block_type, values, known, out),
-                            }
-                        }
-                    });
-                });
-                rewritten.matrices.push(bytes);
+        // The widest factor of a layer takes longer than the others together, and is made by one thread.
+        let together = runtime.pool.threads();
+        let layers: Vec<_> = self.model.layers.iter().zip(&self.places.layers).collect();
+        for (group, layers) in layers.chunks(together).enumerate() {
+            let first = group * together;
+            let factors = runtime.region(|team| {
+                let inputs = 4 * layers.len();
+                team.map(inputs, |i| {
+                    moments.factor(first + i % layers.len(), 3 - i / layers.len())
+                })
+            });
+            for (l, (layer, places)) in layers.iter().enumerate() {
+                for (projection, linear) in layer.linears().into_iter().enumerate() {
+                    let values = self.at(&places.weights[projection]);
+                    let factor = &factors[(3 - INPUTS[projection]) * layers.len() + l];
+                    let bytes = encode(runtime, &linear.weight, values, factor.as_ref());
+                    rewritten.matrices.push(bytes);
+                }
             }
         }
         rewritten
     }
+}
+
+/// Values in the type of a weight of the same shape.
+fn encode(
+    runtime: &Runtime,
+    like: &Weight,
+    values: &[f32],
+    factor: Option<&InverseFactor>,
+) -> Vec<u8> {
+    let (block_type, rows, cols) = (like.block_type, like.rows, like.cols);
+    let row_bytes = block_type.row_bytes(cols);
+    let mut bytes = vec![0; rows * row_bytes];
+    runtime.region(|team| match factor.filter(|_| !block_type.is_float()) {
+        Some(factor) => rounding::encode(team, factor, block_type, values, &mut bytes),
+        None => team.chunks_mut(&mut bytes, row_bytes.max(1), |row, out| {
+            encode_row(block_type, &values[row * cols..(row + 1) * cols], out);
+        }),
+    });
+    bytes
 }
 
 /// Whether the passes of training compute what the model does: that of LLaMA's layers, in either order of rows of queries and keys, as long

@@ -8,7 +8,7 @@ use super::backward::Gradients;
 use super::batches::{BATCH, LENGTH, Sequences};
 use super::checkpoint::{self, State};
 use super::divergence::divergences;
-use super::forward::InputSquares;
+use super::forward::InputMoments;
 use super::gradients::Step;
 use super::layout::Places;
 use super::options::{Budget, Training, What};
@@ -25,7 +25,7 @@ const TIMED: usize = 3;
 /// Checkpoints are this far apart, and further where writing one takes long: it is to take at most a share of the time.
 const BETWEEN: Duration = Duration::from_secs(30);
 const LEAST_SHARE: u32 = 20;
-/// Batches by which the importance of weights is measured.
+/// Batches that tell what projections read.
 const OBSERVED: usize = 8;
 
 /// Why a model was not trained; it is as it was then.
@@ -78,8 +78,14 @@ pub fn bytes(model: &Model, what: What, share: f64) -> u64 {
     };
     let trained = places.total - places.first(what);
     let rows = BATCH * LENGTH.min(model.config.context_length);
-    // Parameters; gradients and two moments of each; the weights before and after, as they are stored.
-    let layers = 4 * (places.total + 3 * trained) as u64 + 2 * weights as u64;
+    // Of what is trained gradients and two moments; and when these are gone, what projections read.
+    let read = match what {
+        What::All | What::LowRank if has_blocks(model) => InputMoments::bytes(model),
+        _ => 0,
+    };
+    let training = read.max(12 * trained as u64);
+    // Parameters; the weights before and after, as they are stored.
+    let layers = 4 * places.total as u64 + training + 2 * weights as u64;
     let layers = ((layers + Step::bytes(model, rows)) as f64 * share) as u64;
     layers + 4 * (vocabulary * d) as u64 + 4 * (rows * 8 * d) as u64
 }
@@ -218,9 +224,9 @@ impl<'m> Trainer<'m> {
             broken?;
         }
         drop((adamw, gradients, teacher));
-        let importance = self.importance(&student, &mut step);
+        let moments = self.moments(&student, &mut step);
         Ok(Healed {
-            weights: student.encode(runtime, &importance),
+            weights: student.encode(runtime, &moments),
             tokens: state.done * each,
             steps: state.done,
             time: Duration::from_secs_f64(state.seconds),
@@ -261,19 +267,22 @@ impl<'m> Trainer<'m> {
         }
     }
 
-    /// The mean square of every projection's inputs, where weights are to be encoded by it.
-    fn importance(&mut self, student: &Student, step: &mut Step) -> Vec<[Vec<f32>; 7]> {
-        let mut linears = self.model.layers.iter().flat_map(|layer| layer.linears());
-        if !student.changes_matrices() || linears.all(|linear| linear.weight.block_type.is_float())
-        {
-            return Vec::new();
+    /// What projections read, where weights are to be rounded by it.
+    fn moments(&mut self, student: &Student, step: &mut Step) -> InputMoments {
+        let mut moments = InputMoments::default();
+        if student.changes_matrices() && has_blocks(self.model) {
+            for number in 0..OBSERVED {
+                let (tokens, length) = (self.sequences.batch(number), self.sequences.length);
+                self.runtime
+                    .region(|team| step.observe(team, student, &tokens, length, &mut moments));
+            }
         }
-        let mut squares = InputSquares::default();
-        for number in 0..OBSERVED {
-            let (tokens, length) = (self.sequences.batch(number), self.sequences.length);
-            self.runtime
-                .region(|team| step.observe(team, student, &tokens, length, &mut squares));
-        }
-        squares.layers
+        moments
     }
+}
+
+/// Whether some projections are in types of blocks, which are rounded by what they read.
+fn has_blocks(model: &Model) -> bool {
+    let mut linears = model.layers.iter().flat_map(|layer| layer.linears());
+    linears.any(|linear| !linear.weight.block_type.is_float())
 }

@@ -13,7 +13,8 @@
 //!
 //! [`sparse`] removes single weights, by themselves or after that; [`bits`] gives matrices smaller types.
 //!
-//! Beside the steps stand the choices by name ([`Recipe`], [`Method`]) and [`curves`], which measures by choosing and restoring what a
+//! Beside the steps stand the choices by name ([`Recipe`], [`Method`]), [`rounding`], which encodes weights so that errors make up for each other,
+//! and [`curves`], which measures by choosing and restoring what a
 //! module is worth. [`prune`] follows a recipe from a profile to the pruned model. `docs/pruning.md` has the formulas and what
 //! they measure.
 //!
@@ -29,11 +30,13 @@ mod effect;
 mod error;
 mod exact;
 mod features;
+mod inverse;
 mod keep;
 pub mod method;
 mod names;
 mod recipe;
 mod restore;
+pub mod rounding;
 pub mod sparse;
 
 pub use apply::{apply, apply_layer, restore_and_apply};
@@ -48,6 +51,7 @@ pub use collect::{
 pub use effect::{Effect, EffectText};
 pub use error::{PruneError, PruneErrorKind};
 pub(crate) use features::inputs_per_unit;
+pub use inverse::InverseFactor;
 pub(crate) use keep::format;
 pub use keep::{
     Collected, Covariances, HealEnd, HealRecord, LayerRecord, Origin, Outcome, OutcomeError,

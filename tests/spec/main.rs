@@ -55,6 +55,7 @@ mod prune_steps;
 mod python_folder;
 mod quant;
 mod quantize;
+mod rounding;
 mod safetensors;
 mod sampler;
 mod sampling;

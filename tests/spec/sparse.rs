@@ -18,13 +18,14 @@ use flapjack::prune::sparse::{
     SparseMethod, Stream, has_zero, surgeon,
 };
 use flapjack::prune::{
-    self, Calibration, Effort, Evidence, Found, Method, PruneError, PruneErrorKind, Record,
+    self, Calibration, Effort, Evidence, Found, InverseFactor, Method, PruneError, PruneErrorKind,
+    Record,
 };
 use flapjack::quant::{BlockType, Layout};
 
 use crate::common::engine::{Workshop, break_at, tokens};
 use crate::common::program::{flapjack, stderr, succeeded};
-use crate::common::pruning::{assert_same, profile_of, text};
+use crate::common::pruning::{assert_same, correlated, profile_of, text};
 use crate::common::reference::{ReferenceLinear, ReferenceModel};
 use crate::common::synthetic::{Shape, Synthetic, runtime};
 use crate::common::{Random, peer, shared};
@@ -595,30 +596,6 @@ fn upper_cholesky(a: &[f64], n: usize) -> Vec<f64> {
     u
 }
 
-/// Correlated inputs `[n, cols]`, one of them always 0, and their second moment.
-fn correlated(n: usize, cols: usize) -> (Vec<Vec<f64>>, Vec<f64>) {
-    let mut random = Random::new(4);
-    let mix: Vec<f64> = (0..cols * cols)
-        .map(|_| random.normal() / (cols as f64).sqrt())
-        .collect();
-    let inputs: Vec<Vec<f64>> = (0..n)
-        .map(|_| {
-            let z: Vec<f64> = (0..cols).map(|_| random.normal()).collect();
-            let mixed = |j: usize| (0..cols).map(|k| mix[j * cols + k] * z[k]).sum::<f64>();
-            (0..cols).map(|j| mixed(j) + 0.3 * z[j] + 0.2).collect()
-        })
-        .collect();
-    let mut moment = vec![0.0; cols * cols];
-    for x in &inputs {
-        for i in 0..cols {
-            for j in 0..cols {
-                moment[i * cols + j] += x[i] * x[j] / n as f64;
-            }
-        }
-    }
-    (inputs, moment)
-}
-
 #[test]
 fn sparsegpt_is_the_papers_algorithm() {
     // More columns than a block, and a last block that is not full.
@@ -626,7 +603,7 @@ fn sparsegpt_is_the_papers_algorithm() {
     let (_, moment) = correlated(600, cols);
     let weights = Random::new(9).normals(rows * cols, 1.0);
     for pattern in PATTERNS {
-        let factor = surgeon::Factor::new(cols, |i, j| moment[i * cols + j]).expect("a factor");
+        let factor = InverseFactor::new(cols, |i, j| moment[i * cols + j]).expect("a factor");
         let surgery = surgeon::prune(&runtime(2), &factor, &weights, rows, pattern).unwrap();
         let expected = sparsegpt(&weights, cols, &moment, pattern);
         for (at, (is, expected)) in surgery.weights.iter().zip(&expected).enumerate() {
@@ -653,7 +630,7 @@ fn sparsegpt_takes_inputs_that_are_always_zero() {
         moment[j * cols + 7] = 0.0;
     }
     let weights = Random::new(9).normals(rows * cols, 1.0);
-    let factor = surgeon::Factor::new(cols, |i, j| moment[i * cols + j]).expect("a factor");
+    let factor = InverseFactor::new(cols, |i, j| moment[i * cols + j]).expect("a factor");
     let pattern = Pattern::Share(0.5);
     let surgery = surgeon::prune(&runtime(2), &factor, &weights, rows, pattern).unwrap();
     assert!((0..rows).all(|i| surgery.weights[i * cols + 7] == 0.0));

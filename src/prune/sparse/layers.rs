@@ -9,7 +9,7 @@ use super::choice::{Pattern, SparseForm, SparseMethod};
 use super::projection::{LayerProjection, Projection};
 use super::score::{self, NotANumber, Rows};
 use super::stream::{LayerInputs, Stream};
-use super::surgeon::{self, Factor, Surgery};
+use super::surgeon::{self, Surgery};
 use super::zeros::Zeros;
 use crate::kernels::Runtime;
 use crate::model::{Model, Weight};
@@ -17,6 +17,7 @@ use crate::progress::Progress;
 use crate::prune::apply::{Tally, tallied};
 use crate::prune::collect::{Calibration, Covariance, FeatureStats};
 use crate::prune::error::{PruneError, PruneErrorKind};
+use crate::prune::inverse::InverseFactor;
 use crate::quant::{BlockType, KeepMask};
 
 /// What is to be removed, and by what.
@@ -147,7 +148,7 @@ impl Work<'_, '_> {
         let mut removed = 0;
         let mut types = Vec::with_capacity(Projection::ALL.len());
         // Projections that read the same have the same factor.
-        let mut factor: Option<(Projection, Factor)> = None;
+        let mut factor: Option<(Projection, InverseFactor)> = None;
         for which in LayerProjection::all(l) {
             let weight = which.weight(model);
             let (was, rows, cols) = (weight.block_type, weight.rows, weight.cols);
@@ -238,12 +239,12 @@ pub(super) fn mask_of(
 }
 
 /// The factor of the second moments that a projection sees.
-fn factor_of(stats: &FeatureStats, which: LayerProjection) -> Result<Factor, PruneError> {
+fn factor_of(stats: &FeatureStats, which: LayerProjection) -> Result<InverseFactor, PruneError> {
     let covariance: &Covariance = stats
         .covariance
         .as_ref()
         .ok_or(PruneErrorKind::NoCovariance)?;
-    let factor = Factor::new(stats.len(), |i, j| covariance.second_moment(i, j));
+    let factor = InverseFactor::new(stats.len(), |i, j| covariance.second_moment(i, j));
     factor.ok_or_else(|| PruneErrorKind::not_finite(which.module()).into())
 }
 

@@ -7,31 +7,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use faer::linalg::matmul::matmul;
-use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
-
 use super::choice::Pattern;
 use super::score::lowest;
 use crate::kernels::{Runtime, Team};
+use crate::prune::inverse::InverseFactor;
 use crate::quant::{KeepMask, is_kept, remove_from};
 
-/// What is added to the diagonal of H, in shares of its mean.
-const DAMPENING: f64 = 0.01;
 /// Columns that are decided together.
 const BLOCK: usize = 128;
 /// Rows that a thread works on at a time.
 const ROWS: usize = 16;
-
-/// What the inputs of a projection say about its columns.
-#[derive(Debug)]
-pub struct Factor {
-    columns: usize,
-    /// U, `[columns, columns]`, row by row; 0 below the diagonal.
-    upper: Vec<f64>,
-    /// Columns whose input is always 0.
-    dead: Vec<usize>,
-}
 
 /// What becomes of a matrix.
 #[derive(Debug)]
@@ -39,54 +24,6 @@ pub struct Surgery {
     pub mask: KeepMask,
     /// All weights, `[rows, columns]`; 0 where they go.
     pub weights: Vec<f32>,
-}
-
-impl Factor {
-    /// By the second moments of the inputs: `moment(i, j)` for i ≥ j. `None` if they are not those of any inputs.
-    pub fn new(columns: usize, moment: impl Fn(usize, usize) -> f64) -> Option<Self> {
-        let n = columns;
-        if n == 0 {
-            return Some(Self {
-                columns,
-                upper: Vec::new(),
-                dead: Vec::new(),
-            });
-        }
-        let dead: Vec<usize> = (0..n).filter(|j| moment(*j, *j) == 0.0).collect();
-        let diagonal = |j: usize| match moment(j, j) {
-            0.0 => 1.0,
-            square => square,
-        };
-        let damp = DAMPENING * (0..n).map(diagonal).sum::<f64>() / n as f64;
-        // With the columns in reverse H = L Lᵀ; turned around again L⁻¹ is U.
-        let reversed = Mat::from_fn(n, n, |i, j| match i.cmp(&j) {
-            std::cmp::Ordering::Less => 0.0, // Only the lower triangle is read.
-            std::cmp::Ordering::Equal => diagonal(n - 1 - i) + damp,
-            std::cmp::Ordering::Greater => moment(n - 1 - j, n - 1 - i),
-        });
-        let factor = reversed.llt(Side::Lower).ok()?;
-        drop(reversed);
-        let mut inverse = Mat::zeros(n, n);
-        invert_lower_triangular(inverse.as_mut(), factor.L(), Par::Seq);
-        drop(factor);
-        let mut upper = vec![0.0; n * n];
-        for (j, row) in upper.chunks_exact_mut(n).enumerate() {
-            for (k, u) in row.iter_mut().enumerate().skip(j) {
-                *u = inverse[(n - 1 - j, n - 1 - k)];
-            }
-        }
-        let sound = (0..n).all(|j| upper[j * n + j].is_normal());
-        sound.then_some(Self {
-            columns,
-            upper,
-            dead,
-        })
-    }
-
-    /// Row j of U.
-    fn row(&self, j: usize) -> &[f64] {
-        &self.upper[j * self.columns..(j + 1) * self.columns]
-    }
 }
 
 /// Some rows on their way through the columns.
@@ -101,12 +38,12 @@ struct Chunk<'a> {
 /// If the factor was made for another number of columns, or groups do not fill the rows.
 pub fn prune(
     runtime: &Runtime,
-    factor: &Factor,
+    factor: &InverseFactor,
     weights: &[f32],
     rows: usize,
     pattern: Pattern,
 ) -> Option<Surgery> {
-    let cols = factor.columns;
+    let cols = factor.columns();
     assert!(weights.len() == rows * cols && cols.is_multiple_of(pattern.group()));
     let mut mask = KeepMask::new_full(rows, cols);
     if weights.is_empty() {
@@ -117,7 +54,7 @@ pub fn prune(
     }
     let mut w: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
     for row in w.chunks_exact_mut(cols) {
-        factor.dead.iter().for_each(|j| row[*j] = 0.0);
+        factor.dead().iter().for_each(|j| row[*j] = 0.0);
     }
     // Groups are not cut in two.
     let group = pattern.group();
@@ -165,7 +102,7 @@ pub fn prune(
 }
 
 /// What removing the weight of a column costs.
-fn score(factor: &Factor, row: &[f64], j: usize) -> f64 {
+fn score(factor: &InverseFactor, row: &[f64], j: usize) -> f64 {
     let ratio = row[j] / factor.row(j)[j];
     ratio * ratio
 }
@@ -173,12 +110,12 @@ fn score(factor: &Factor, row: &[f64], j: usize) -> f64 {
 /// Decides some columns of some rows, and lets the columns behind make up for them. Where the mask goes by groups it is chosen here. Says
 /// whether all scores are numbers.
 fn decide(
-    factor: &Factor,
+    factor: &InverseFactor,
     columns: std::ops::Range<usize>,
     pattern: Pattern,
     chunk: &mut Chunk,
 ) -> bool {
-    let (cols, width) = (factor.columns, columns.len());
+    let (cols, width) = (factor.columns(), columns.len());
     let Chunk { weights, mask } = chunk;
     let rows = weights.len() / cols;
     let row_words = mask.len() / rows;
@@ -215,18 +152,6 @@ fn decide(
             errors[j - columns.start] = error;
         }
     }
-    if columns.end < cols {
-        // The other columns all at once: W −= E U.
-        let end = columns.end;
-        let behind = &mut weights[end..];
-        // (The function for mutable matrices of rows with a stride takes columns for rows, in faer 0.24, and writes past the end.)
-        let behind =
-            MatMut::from_column_major_slice_with_stride_mut(behind, cols - end, rows, cols);
-        let behind = behind.transpose_mut();
-        let errors = MatRef::from_row_major_slice(&errors, rows, width);
-        let upper = &factor.upper[columns.start * cols + end..end * cols];
-        let upper = MatRef::from_row_major_slice_with_stride(upper, width, cols - end, cols);
-        matmul(behind, Accum::Add, errors, upper, -1.0, Par::Seq);
-    }
+    factor.make_up(weights, &errors, columns);
     true
 }

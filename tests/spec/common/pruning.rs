@@ -159,3 +159,27 @@ pub fn assert_computes_the_same(a: &Model, b: &Model) {
     let error = relative_error(&logits(b, &runtime(2), &tokens), &expected);
     assert!(error < 1e-4, "relative error {error}");
 }
+
+/// Correlated inputs `[n, cols]` and their second moments `[cols, cols]`.
+pub fn correlated(n: usize, cols: usize) -> (Vec<Vec<f64>>, Vec<f64>) {
+    let mut random = Random::new(4);
+    let mix: Vec<f64> = (0..cols * cols)
+        .map(|_| random.normal() / (cols as f64).sqrt())
+        .collect();
+    let inputs: Vec<Vec<f64>> = (0..n)
+        .map(|_| {
+            let z: Vec<f64> = (0..cols).map(|_| random.normal()).collect();
+            let mixed = |j: usize| (0..cols).map(|k| mix[j * cols + k] * z[k]).sum::<f64>();
+            (0..cols).map(|j| mixed(j) + 0.3 * z[j] + 0.2).collect()
+        })
+        .collect();
+    let mut moment = vec![0.0; cols * cols];
+    for x in &inputs {
+        for i in 0..cols {
+            for j in 0..cols {
+                moment[i * cols + j] += x[i] * x[j] / n as f64;
+            }
+        }
+    }
+    (inputs, moment)
+}
