@@ -194,6 +194,7 @@ fn kind_words(kind: CacheKind) -> &'static str {
         CacheKind::Hash => "hash",
         CacheKind::Text => "text",
         CacheKind::Training => "training",
+        CacheKind::Partial => "partial",
     }
 }
 
@@ -237,6 +238,9 @@ fn content_words(
             "of a profile that was too large to stay".to_owned()
         }
         None if entry.kind == CacheKind::Training => "of a healing that was broken off".to_owned(),
+        None if entry.kind == CacheKind::Partial => {
+            "of a calibration that was broken off".to_owned()
+        }
         None => "cannot be read".to_owned(),
     }
 }

@@ -31,6 +31,9 @@ pub fn calibration_lines(report: &CalibrationReport) -> Vec<String> {
         ProfileFrom::File => "from a profile".to_owned(),
         ProfileFrom::Unread => "not again".to_owned(),
         ProfileFrom::NotNeeded => "layer by layer".to_owned(),
+        ProfileFrom::Now if report.resumed > 0 => {
+            format!("{} of them in a run that was broken off", report.resumed)
+        }
         ProfileFrom::Now => format!(
             "{:.0} tokens/s",
             report.tokens as f64 / report.time.as_secs_f64().max(1e-9)

@@ -310,6 +310,7 @@ fn kept_words(kind: CacheKind) -> &'static str {
         CacheKind::Hash => "the hash of the profile",
         CacheKind::Text => "the text that the model has written",
         CacheKind::Training => "what healing has done so far",
+        CacheKind::Partial => "what calibration has collected so far",
     }
 }
 

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `MODEL-TEXT-COLLECTED-vN.profile` | a profile, under parts of the hashes that its [`Origin`] has |
 //! | `MODEL-TEXT-COLLECTED-vN.hash` | the hash of a profile that was too large to stay: outcomes are found by it |
+//! | `MODEL-TEXT-COLLECTED-vN.partial` | a profile whose calibration was broken off |
 //! | `KEY-vN.training` | a healing that was broken off, under the same as its outcome |
 //! | `KEY-vN.outcome` | an outcome, under a part of the hash of its [`OutcomeKey`] |
 //! | `MODEL-KEY-vN.text` | a text that the model has written, under a part of the hash of how it is made |
@@ -28,6 +29,7 @@ use crate::files;
 use crate::heal::checkpoint;
 use crate::hub;
 use crate::model::Model;
+use crate::prune::store::Content;
 use crate::prune::{
     Origin, Outcome, OutcomeError, OutcomeKey, Profile, ProfileError, Recipe, SingleRecord,
     StoredProfile, Target, outcome, store,
@@ -290,7 +292,7 @@ impl CacheEntry {
                 let tokens = bytes.checked_sub(TEXT_HEAD + TEXT_HASH)? / 4;
                 Some(CacheContent::Text { tokens })
             }
-            CacheKind::Hash | CacheKind::Training => None,
+            CacheKind::Hash | CacheKind::Training | CacheKind::Partial => None,
         }
     }
 }
@@ -303,13 +305,14 @@ fn extension(kind: CacheKind) -> &'static str {
         CacheKind::Hash => "hash",
         CacheKind::Text => "text",
         CacheKind::Training => "training",
+        CacheKind::Partial => "partial",
     }
 }
 
 /// The version of the format that is read.
 fn version_of(kind: CacheKind) -> u32 {
     match kind {
-        CacheKind::Profile | CacheKind::Hash => store::VERSION,
+        CacheKind::Profile | CacheKind::Hash | CacheKind::Partial => store::VERSION,
         CacheKind::Outcome => outcome::VERSION,
         CacheKind::Text => TEXT_VERSION,
         CacheKind::Training => checkpoint::VERSION,
@@ -333,6 +336,7 @@ fn kind_and_version(path: &Path) -> Option<(CacheKind, u32)> {
         CacheKind::Hash,
         CacheKind::Text,
         CacheKind::Training,
+        CacheKind::Partial,
     ];
     let ending = path.extension()?.to_str()?;
     let kind = kinds.into_iter().find(|kind| extension(*kind) == ending)?;
@@ -459,6 +463,49 @@ impl CacheFolder {
                 Some(hash)
             }
         }
+    }
+
+    /// What an earlier run has collected of a profile before it was broken off. One that cannot be used is as good as none.
+    pub(super) fn find_partial(&self, origin: &Origin) -> Option<Profile> {
+        let path = self.partial_path(origin)?;
+        match StoredProfile::load(&path) {
+            Ok(stored) => is_same(&stored.origin, origin).then_some(stored.profile),
+            Err(ProfileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                None
+            }
+            Err(error) => {
+                tracing::warn!("{error}; calibrating from the beginning");
+                None
+            }
+        }
+    }
+
+    /// Keeps what is collected of a profile so far, if that is possible.
+    pub(super) fn keep_partial(&self, content: Content) {
+        let (Some(folder), Some(path)) = (&self.folder, self.partial_path(content.origin)) else {
+            return;
+        };
+        if on_disk(content.bytes()) > self.limit {
+            return;
+        }
+        make(folder);
+        self.make_room(content.bytes(), &path);
+        if let Err(error) = content.save(&path) {
+            tracing::debug!("{error}");
+        }
+    }
+
+    /// Removes that again, if it is there.
+    pub(super) fn remove_partial(&self, origin: &Origin) {
+        let path = self.partial_path(origin);
+        if let Some(Err(error)) = path.as_deref().map(remove) {
+            tracing::debug!("cannot remove what was collected so far: {error}");
+        }
+    }
+
+    fn partial_path(&self, origin: &Origin) -> Option<PathBuf> {
+        let path = self.profile_path(origin)?;
+        Some(path.with_extension(extension(CacheKind::Partial)))
     }
 
     fn profile_path(&self, origin: &Origin) -> Option<PathBuf> {

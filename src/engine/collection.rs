@@ -9,14 +9,16 @@ use super::memory::Room;
 use super::mixture::{Mixed, Mixture, Wanted};
 use super::needs::{Covariances, Needs, Shares};
 use super::options::{CalibrationOptions, MethodOptions};
+use super::partial::Partial;
 use super::profile::Calibrated;
 use super::report::{CalibrationReport, CurvesReport, Notice, ProfileFrom};
 use super::text::TextSource;
 use crate::count::count;
 use crate::model::{Layer, Model};
+use crate::prune::curves::Onwards;
 use crate::prune::{
-    self, Calibration, Effort, Evidence, Groups, Method, Origin, Profile, Recipe, Restore,
-    StoredProfile, curves, groups, sequential, store,
+    self, Calibration, Effort, Evidence, Groups, LayerProfile, Method, Origin, Profile, Recipe,
+    Restore, StoredProfile, curves, groups, sequential, store,
 };
 
 /// Tokens that are used of a text that is not the built-in one, at normal effort and at best. Least squares gain by more text
@@ -272,9 +274,13 @@ impl Collection {
         notices: &mut Vec<Notice>,
         events: &mut Events,
     ) -> Result<(StoredProfile, CalibrationReport), EngineError> {
-        let mut profile = self.statistics(engine, events)?;
+        let (mut partial, begun) = Partial::begin(engine, &self.origin, self.cached);
+        let resumed = begun
+            .as_ref()
+            .map_or(0, |begun| begun.tokens(&engine.model, self.text.bos));
+        let mut profile = self.statistics(engine, begun, &mut partial, events)?;
         let time = self.time + start.elapsed();
-        let curves = self.curves(engine, &mut profile, groups, events)?;
+        let curves = self.curves(engine, &mut profile, groups, &mut partial, events)?;
         let stored = StoredProfile {
             origin: self.origin.clone(),
             profile,
@@ -283,28 +289,50 @@ impl Collection {
             true => engine.cache.keep_profile(&stored, notices),
             false => None,
         };
+        partial.remove();
         let hash = hash.unwrap_or_else(|| stored.hash());
         let report = self.report(ProfileFrom::Now, hash, time);
-        Ok((stored, CalibrationReport { curves, ..report }))
+        let report = CalibrationReport {
+            resumed,
+            curves,
+            ..report
+        };
+        Ok((stored, report))
     }
 
-    /// Means and variances of what the projections see of the text, and covariances where they are held all at once.
-    fn statistics(&self, engine: &Engine, events: &mut Events) -> Result<Profile, EngineError> {
+    /// Means and variances of what the projections see of the text, and covariances where they are held all at once. `begun` is what an
+    /// earlier run has collected.
+    fn statistics(
+        &self,
+        engine: &Engine,
+        begun: Option<Profile>,
+        partial: &mut Partial,
+        events: &mut Events,
+    ) -> Result<Profile, EngineError> {
         let text = self.calibration(self.parts().statistics);
         let (model, runtime) = (&engine.model, &engine.runtime);
+        if begun.is_some() {
+            tracing::info!("calibration goes on from where an earlier run was broken off");
+        }
+        let (begun, curves) = begun.map_or((None, None), |b| (Some(b.layers), b.curves));
         Stage::Calibrating.begin(events, text.tokens.len())?;
         let progress = &mut Stage::Calibrating.progress(events);
-        prune::calibrate(model, runtime, text, progress)
+        let so_far = &mut |layers: &[LayerProfile], ends| partial.keep(layers, None, ends);
+        let mut profile = prune::calibrate_onwards(model, runtime, text, begun, so_far, progress)
             .map_err(EngineError::from)
-            .map_err(EngineError::at(self.text.calibrating()))
+            .map_err(EngineError::at(self.text.calibrating()))?;
+        profile.curves = curves;
+        Ok(profile)
     }
 
-    /// Measures loss curves, where they are needed, on text that the statistics have not seen.
+    /// Measures loss curves, where they are needed, on text that the statistics have not seen. Those that the profile has are not
+    /// measured again.
     fn curves(
         &self,
         engine: &Engine,
         profile: &mut Profile,
         groups: Option<&mut Groups>,
+        partial: &mut Partial,
         events: &mut Events,
     ) -> Result<Option<CurvesReport>, EngineError> {
         let Some(options) = &self.needs.curves else {
@@ -316,6 +344,12 @@ impl Collection {
         Stage::Curves.begin(events, 2 * model.layers.len())?;
         let events = Shared::new(events);
         let passes = &mut events.progress(Stage::Covariances);
+        let begun = profile.curves.take().map_or(Vec::new(), |c| c.modules);
+        let layers = &profile.layers;
+        let onwards = Onwards {
+            begun,
+            so_far: &mut |curves, ends| partial.keep(layers, Some(curves), ends),
+        };
         let evidence = match groups {
             Some(groups) => Evidence::in_groups(profile, groups, passes),
             None => Evidence::profile(profile),
@@ -324,9 +358,10 @@ impl Collection {
         let doing = Doing::Curves {
             text: self.text.name.clone(),
         };
-        let curves = curves::measure(model, runtime, evidence, text, options, modules)
-            .map_err(EngineError::from)
-            .map_err(EngineError::at(doing))?;
+        let curves =
+            curves::measure_onwards(model, runtime, evidence, text, options, onwards, modules)
+                .map_err(EngineError::from)
+                .map_err(EngineError::at(doing))?;
         let tokens = curves.tokens;
         profile.curves = Some(curves);
         Ok(Some(CurvesReport {
@@ -378,6 +413,7 @@ impl Collection {
         CalibrationReport {
             source: self.origin.source.clone(),
             tokens: self.shares.statistics,
+            resumed: 0,
             all_tokens: self.origin.tokens,
             profile,
             hash,
@@ -435,6 +471,7 @@ impl TextAlone {
         CalibrationReport {
             source: self.text.name().to_owned(),
             tokens,
+            resumed: 0,
             all_tokens: self.text.tokens().len(),
             profile: ProfileFrom::NotNeeded,
             hash: String::new(),

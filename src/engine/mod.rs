@@ -46,6 +46,7 @@ mod memory;
 mod mixture;
 mod needs;
 mod options;
+mod partial;
 mod plans;
 mod profile;
 mod prune;

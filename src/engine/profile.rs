@@ -95,6 +95,7 @@ pub(super) fn from_file(
     let report = CalibrationReport {
         source: origin.source.clone(),
         tokens: origin.tokens.saturating_sub(held_back),
+        resumed: 0,
         all_tokens: origin.tokens,
         profile: ProfileFrom::File,
         hash: StoredProfile::stated_hash(path).unwrap_or_else(|| stored.hash()),

@@ -170,6 +170,8 @@ pub struct CalibrationReport {
     pub source: String,
     /// Tokens that statistics were taken from.
     pub tokens: usize,
+    /// Of these, tokens that a run that was broken off had read.
+    pub resumed: usize,
     /// All tokens of the text: also those of loss curves, and those that were kept for judging.
     pub all_tokens: usize,
     pub profile: ProfileFrom,
@@ -411,6 +413,8 @@ pub enum CacheKind {
     Text,
     /// A healing that was broken off.
     Training,
+    /// A calibration that was broken off.
+    Partial,
 }
 
 /// Memory that is not there.

@@ -10,7 +10,8 @@
 
 use super::choose::{Units, score};
 use super::collect::{
-    Calibration, Capture, Curve, CurveOptions, Curves, Evidence, LayerProfile, embed_sequences,
+    Calibration, Capture, Curve, CurveOptions, Curves, Evidence, LayerProfile, SoFar,
+    embed_sequences,
 };
 use super::error::{PruneError, PruneErrorKind};
 use super::features::{features, inputs_per_unit};
@@ -44,9 +45,36 @@ pub const LEAST_TOKENS: usize = 64;
 pub fn measure(
     model: &Model,
     runtime: &Runtime,
+    evidence: Evidence,
+    text: Calibration,
+    options: &CurveOptions,
+    progress: &mut Progress,
+) -> Result<Curves, PruneError> {
+    let onwards = Onwards {
+        begun: Vec::new(),
+        so_far: &mut |_, _| {},
+    };
+    measure_onwards(model, runtime, evidence, text, options, onwards, progress)
+}
+
+/// What an earlier run has measured, and who gets what is measured so far.
+pub struct Onwards<'a> {
+    /// The curves of the first modules; empty for none.
+    pub begun: Vec<Curve>,
+    pub so_far: &'a mut SoFar<'a, Curves>,
+}
+
+/// [`measure()`] from where an earlier run was, of the same model, profile, text and options. What comes out is the same as in one run.
+///
+/// # Errors
+/// Those of [`measure()`].
+pub fn measure_onwards(
+    model: &Model,
+    runtime: &Runtime,
     mut evidence: Evidence,
     text: Calibration,
     options: &CurveOptions,
+    onwards: Onwards,
     progress: &mut Progress,
 ) -> Result<Curves, PruneError> {
     let scores = score(model, runtime, evidence.profile, options.metric)?;
@@ -59,10 +87,22 @@ pub fn measure(
     }
     let units = Units::of_model(model, &scores, options.heads);
     let mut slice = Slice::new(model, runtime, text)?;
-    let mut curves = Vec::with_capacity(units.len());
+    let Onwards { begun, so_far } = onwards;
+    let mut curves = Curves {
+        metric: options.metric,
+        heads: options.heads,
+        restore: options.restore,
+        modules: begun,
+        tokens: text.tokens.len(),
+    };
+    let measured = curves.modules.len();
     slice.predict()?;
     let all = ModuleId::all(model.layers.len());
     for (module, module_units) in ModuleId::each(all).zip(&units) {
+        if module.index() < measured {
+            slice.enter(module)?;
+            continue;
+        }
         let shares = match module.kind() {
             Module::Attention => &options.levels.attention_shares,
             Module::Mlp => &options.levels.mlp_shares,
@@ -80,16 +120,12 @@ pub fn measure(
             }
             points.push((module_units.freed(gone), loss));
         }
-        curves.push(Curve { points });
-        progress::report(progress, curves.len(), units.len())?;
+        curves.modules.push(Curve { points });
+        let broken = progress::report(progress, curves.modules.len(), units.len());
+        so_far(&curves, broken.is_err());
+        broken?;
     }
-    Ok(Curves {
-        metric: options.metric,
-        heads: options.heads,
-        restore: options.restore,
-        modules: curves,
-        tokens: text.tokens.len(),
-    })
+    Ok(curves)
 }
 
 /// How many units go at each share, without repetition.

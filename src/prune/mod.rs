@@ -46,7 +46,8 @@ pub use choose::{
 };
 pub use collect::{
     Calibration, Covariance, Curve, CurveLevels, CurveOptions, Curves, Evidence, FeatureStats,
-    GramScratch, Groups, LayerProfile, Profile, Reread, calibrate, groups,
+    GramScratch, Groups, LayerProfile, Profile, Reread, SoFar, calibrate, calibrate_onwards,
+    groups,
 };
 pub use effect::{Effect, EffectText};
 pub use error::{PruneError, PruneErrorKind};

@@ -10,9 +10,11 @@ use crate::common::pruning::{
 use crate::common::synthetic::{Shape, Synthetic, runtime};
 use flapjack::model::Model;
 use flapjack::progress::{Progress, ignore};
+use flapjack::prune::curves::Onwards;
 use flapjack::prune::{
-    self, Effort, Evidence, Groups, HeadUnit, LayerRestoration, Method, Module, Outcome, Plan,
-    Profile, PruneError, PruneErrorKind, Restore, Structure, curves,
+    self, Calibration, Curves, Effort, Evidence, Groups, HeadUnit, LayerProfile, LayerRestoration,
+    Method, Module, Outcome, Plan, Profile, PruneError, PruneErrorKind, Restore, SoFar, Structure,
+    curves,
 };
 
 /// A model of four layers.
@@ -227,6 +229,85 @@ fn a_break_of_what_only_reads_leaves_the_model_alone() {
         assert_eq!(breaker.calls, at + 1, "once for each module");
     }
     assert_same(&model, &synthetic.load());
+}
+
+#[test]
+fn what_was_collected_before_a_break_is_gone_on_from_to_the_same_profile() {
+    let synthetic = four_layers();
+    for bos in [None, Some(1)] {
+        let (model, tokens) = (synthetic.load(), tokens(1700));
+        let text = Calibration {
+            bos,
+            ..text(&tokens)
+        };
+        let whole = profile_of(&model, text);
+        for at in 0..4 {
+            let mut breaker = Breaker::new(at);
+            let mut kept = None;
+            let so_far = &mut |layers: &[LayerProfile], ends: bool| {
+                if ends {
+                    kept = Some(layers.to_vec());
+                }
+            };
+            let progress = &mut |_, _| breaker.answer();
+            prune::calibrate_onwards(&model, &runtime(2), text, None, so_far, progress)
+                .unwrap_err();
+            assert!(kept.is_some(), "it ends with what there is");
+            let mut told = Vec::new();
+            let progress = &mut |done, _| {
+                told.push(done);
+                ControlFlow::Continue(())
+            };
+            let profile =
+                prune::calibrate_onwards(&model, &runtime(1), text, kept, &mut |_, _| {}, progress);
+            assert_eq!(profile.unwrap(), whole, "broken off at {at}");
+            assert_eq!(
+                told.len(),
+                7 - at,
+                "{told:?}: only what was missing is read"
+            );
+        }
+        let options = curve_options(Method::Best.recipe(Effort::Best));
+        let held_back = Calibration {
+            tokens: &tokens[..256],
+            ..text
+        };
+        let curves = |begun, so_far: &mut SoFar<Curves>, progress: &mut Progress| {
+            let onwards = Onwards {
+                begun,
+                so_far: &mut |curves: &Curves, ends| so_far(curves, ends),
+            };
+            let evidence = Evidence::profile(&whole);
+            curves::measure_onwards(
+                &model,
+                &runtime(2),
+                evidence,
+                held_back,
+                &options,
+                onwards,
+                progress,
+            )
+        };
+        let all = curves(Vec::new(), &mut |_, _| {}, &mut ignore).unwrap();
+        for at in 0..8 {
+            let mut breaker = Breaker::new(at);
+            let mut kept = Vec::new();
+            let so_far = &mut |curves: &Curves, ends: bool| {
+                if ends {
+                    kept.clone_from(&curves.modules);
+                }
+            };
+            curves(Vec::new(), so_far, &mut |_, _| breaker.answer()).unwrap_err();
+            assert_eq!(kept.len(), at + 1);
+            let mut calls = 0;
+            let rest = curves(kept, &mut |_, _| {}, &mut |_, _| {
+                calls += 1;
+                ControlFlow::Continue(())
+            });
+            assert_eq!(rest.unwrap(), all, "broken off at {at}");
+            assert_eq!(calls, 7 - at, "only what was missing is measured");
+        }
+    }
 }
 
 // ---- what goes wrong in one layer ----

@@ -142,7 +142,7 @@ fn a_long_prompt_is_not_waited_for() {
 
 fn calibrating(output: &Path, cache: &Path) -> Running {
     let output = output.to_str().unwrap();
-    let arguments = ["prune", "--ratio", "0.3", "-t", "1", "-o", output];
+    let arguments = ["prune", "--ratio", "0.3", "-t", "1", "-v", "-o", output];
     let mut running = Running::start(flapjack(&arguments).env("FLAPJACK_CACHE", cache));
     running.wait_for("calibrating: ");
     running
@@ -167,7 +167,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn calibration_is_called_off_and_leaves_nothing_behind() {
+fn calibration_is_called_off_and_the_next_goes_on_from_there() {
     let (folder, cache) = (tempfile::tempdir().unwrap(), cache_with_the_model());
     let running = calibrating(&folder.path().join("small.gguf"), cache.path());
     running.signal(Signal::INT);
@@ -180,8 +180,22 @@ fn calibration_is_called_off_and_leaves_nothing_behind() {
     assert!(names(folder.path()).is_empty());
     // What the model had written by then need not be written again, nor need it be measured anew how weights are read.
     let kept = names(&cache.path().join("profiles"));
-    let useful = |name: &String| name.ends_with(".text") || name == "reading.json";
+    let useful = |name: &String| {
+        name.ends_with(".text") || name.ends_with(".partial") || name == "reading.json"
+    };
     assert!(kept.iter().all(useful), "{kept:?}");
+    assert_eq!(profiles(&kept), (0, 1), "it was a second or more: {kept:?}");
+    let path = folder.path().join("small.gguf");
+    let mut again = calibrating(&path, cache.path());
+    again.wait_for("calibration goes on from where an earlier run was broken off");
+    again.signal(Signal::INT);
+    again.end();
+}
+
+/// How many files of profiles there are, and of those that are not whole.
+fn profiles(names: &[String]) -> (usize, usize) {
+    let number = |ending: &str| names.iter().filter(|name| name.ends_with(ending)).count();
+    (number(".profile"), number(".partial"))
 }
 
 #[test]

@@ -220,7 +220,9 @@ fn least_squares_solve_their_normal_equations() {
             products.sum::<f64>() / (n - 1.0)
         };
         let removed: Vec<usize> = (0..c).filter(|j| !kept.contains(j)).collect();
-        let ridge = 1e-2 * kept.iter().map(|j| covariance(*j, *j)).sum::<f64>() / kept.len() as f64;
+        let share = f64::max(1e-2, 0.75 * kept.len() as f64 / n);
+        let ridge =
+            share * kept.iter().map(|j| covariance(*j, *j)).sum::<f64>() / kept.len() as f64;
         let restored =
             prune::restore(&model, &profile.layers[l], l, &plan.layers[l], Restore::Lsq).unwrap();
         let weights = restored.mlp.weights.expect("new weights");

@@ -49,9 +49,30 @@ pub fn calibrate(
     calibration: Calibration,
     progress: &mut Progress,
 ) -> Result<Profile, PruneError> {
+    calibrate_onwards(model, runtime, calibration, None, &mut |_, _| {}, progress)
+}
+
+/// Gets what is done so far, and whether the work ends there because it is called off.
+pub type SoFar<'a, T> = dyn FnMut(&T, bool) + 'a;
+
+/// [`calibrate()`] from where an earlier run was: `begun` are the layers that `so_far` got there, of the same model and text. What comes out is the
+/// same as in one run.
+///
+/// # Errors
+/// Those of [`calibrate()`].
+pub fn calibrate_onwards(
+    model: &Model,
+    runtime: &Runtime,
+    calibration: Calibration,
+    begun: Option<Vec<LayerProfile>>,
+    so_far: &mut SoFar<[LayerProfile]>,
+    progress: &mut Progress,
+) -> Result<Profile, PruneError> {
     let layers = 0..model.layers.len();
+    let begun = begun.unwrap_or_default();
+    let layers = collect(model, runtime, calibration, layers, begun, so_far, progress)?;
     Ok(Profile {
-        layers: calibrate_layers(model, runtime, calibration, layers, progress)?,
+        layers,
         curves: None,
     })
 }
@@ -72,6 +93,28 @@ pub fn calibrate_layers(
     layers: Range<usize>,
     progress: &mut Progress,
 ) -> Result<Vec<LayerProfile>, PruneError> {
+    let nothing = Vec::new();
+    collect(
+        model,
+        runtime,
+        calibration,
+        layers,
+        nothing,
+        &mut |_, _| {},
+        progress,
+    )
+}
+
+/// The statistics of some layers, of which `begun` has those of the first sequences; empty for none.
+fn collect(
+    model: &Model,
+    runtime: &Runtime,
+    calibration: Calibration,
+    layers: Range<usize>,
+    begun: Vec<LayerProfile>,
+    so_far: &mut SoFar<[LayerProfile]>,
+    progress: &mut Progress,
+) -> Result<Vec<LayerProfile>, PruneError> {
     let Calibration {
         tokens,
         bos,
@@ -86,10 +129,15 @@ pub fn calibrate_layers(
     }
     let sequence = SEQUENCE.min(model.config.context_length);
     let mut recorder = Recorder::new(model, layers.clone(), covariance);
+    let mut done = 0;
+    if !begun.is_empty() {
+        done = tokens_of(&begun, sequence, bos);
+        recorder.layers = begun;
+        progress::report(progress, done, tokens.len())?;
+    }
     let mut cache = KvCache::new(model, sequence);
     let mut scratch = Scratch::new();
     let mut batch = Vec::with_capacity(sequence);
-    let mut done = 0;
     while done < tokens.len() {
         batch.clear();
         batch.extend(bos);
@@ -102,7 +150,9 @@ pub fn calibrate_layers(
             Ok::<(), PruneError>(())
         })?;
         done += take;
-        progress::report(progress, done, tokens.len())?;
+        let broken = progress::report(progress, done, tokens.len());
+        so_far(&recorder.layers, broken.is_err());
+        broken?;
     }
     for (stats, layer) in recorder.layers.iter().zip(layers) {
         for (module, stats) in [
@@ -115,6 +165,18 @@ pub fn calibrate_layers(
         }
     }
     Ok(recorder.layers)
+}
+
+impl Profile {
+    /// Tokens of a text that the profile is of. `bos` begins each of its sequences, and is not of the text.
+    pub fn tokens(&self, model: &Model, bos: Option<u32>) -> usize {
+        tokens_of(&self.layers, SEQUENCE.min(model.config.context_length), bos)
+    }
+}
+
+fn tokens_of(layers: &[LayerProfile], sequence: usize, bos: Option<u32>) -> usize {
+    let seen = layers.first().map_or(0, |layer| layer.mlp.count()) as usize;
+    seen - seen.div_ceil(sequence) * usize::from(bos.is_some())
 }
 
 /// Adds the inputs that it sees to the statistics of some layers.

@@ -3,7 +3,7 @@
 use crate::kernels::{Factor, Team, add_gram};
 
 /// What is added to the diagonal of a covariance before it is inverted, in shares of the mean variance: λ of the least
-/// squares.
+/// squares where text is long.
 pub const RIDGE: f64 = 1e-2;
 
 /// Features that a thread sums at a time.

@@ -9,7 +9,7 @@ mod passage;
 mod profile;
 mod weighing;
 
-pub use calibrate::{Calibration, calibrate};
+pub use calibrate::{Calibration, SoFar, calibrate, calibrate_onwards};
 pub use covariance::{Covariance, GramScratch};
 pub use curve::{Curve, CurveLevels, CurveOptions, Curves};
 pub use evidence::{Evidence, Reread};

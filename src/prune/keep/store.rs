@@ -126,21 +126,35 @@ fn stored_bytes(features: usize, covariances: bool) -> Option<usize> {
         .checked_add(products)
 }
 
-impl StoredProfile {
+/// What a file has.
+#[derive(Debug, Clone, Copy)]
+pub struct Content<'a> {
+    pub origin: &'a Origin,
+    pub layers: &'a [LayerProfile],
+    /// `None` where none were measured yet.
+    pub curves: Option<&'a Curves>,
+}
+
+impl Content<'_> {
+    fn has_covariances(&self) -> bool {
+        let mut layers = self.layers.iter();
+        layers.all(|l| l.attention.covariance.is_some() && l.mlp.covariance.is_some())
+    }
+
     /// Writes the bytes of the file and returns their SHA-256, which are the last of them.
     fn write(&self, out: impl Write) -> io::Result<[u8; HASH]> {
-        let covariances = self.profile.has_covariance();
-        let layers = self.profile.layers.iter();
+        let covariances = self.has_covariances();
+        let layers = self.layers.iter();
         let header = Header {
             origin: self.origin.clone(),
             layers: layers
                 .map(|l| [&l.attention, &l.mlp].map(|s| (s.len(), s.count())))
                 .collect(),
             covariances,
-            curves: self.profile.curves.clone(),
+            curves: self.curves.cloned(),
         };
         let mut out = Hashing::begin(out, MAGIC, VERSION, &header)?;
-        for layer in &self.profile.layers {
+        for layer in self.layers {
             for stats in [&layer.attention, &layer.mlp] {
                 out.put_doubles((0..stats.len()).map(|j| stats.mean(j)))?;
                 out.put_doubles((0..stats.len()).map(|j| stats.deviation(j)))?;
@@ -163,26 +177,13 @@ impl StoredProfile {
 
     /// The bytes of the file, without its head.
     pub fn bytes(&self) -> u64 {
-        let covariances = self.profile.has_covariance();
-        let layers = self.profile.layers.iter();
-        let stats = layers.flat_map(|layer| [&layer.attention, &layer.mlp]);
+        let covariances = self.has_covariances();
+        let stats = self.layers.iter().flat_map(|l| [&l.attention, &l.mlp]);
         let bytes = stats.map(|stats| stored_bytes(stats.len(), covariances).unwrap_or(usize::MAX));
         bytes.fold(0, |sum, bytes| sum.saturating_add(bytes as u64))
     }
 
-    /// The bytes of the file.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        self.write(&mut bytes).expect("a Vec takes all bytes");
-        bytes
-    }
-
-    /// The SHA-256 by which a pruned file names its profile, in hexadecimal digits.
-    pub fn hash(&self) -> String {
-        hexadecimal(&self.write(io::sink()).expect("a sink takes all bytes"))
-    }
-
-    /// Writes the file, whole or not at all, and returns the [hash](StoredProfile::hash).
+    /// Writes the file, whole or not at all, and returns its [hash](StoredProfile::hash).
     ///
     /// # Errors
     /// [`ProfileError::Io`].
@@ -197,6 +198,44 @@ impl StoredProfile {
             source,
         })?;
         Ok(hexadecimal(&hash))
+    }
+}
+
+impl StoredProfile {
+    fn content(&self) -> Content<'_> {
+        Content {
+            origin: &self.origin,
+            layers: &self.profile.layers,
+            curves: self.profile.curves.as_ref(),
+        }
+    }
+
+    /// The bytes of the file, without its head.
+    pub fn bytes(&self) -> u64 {
+        self.content().bytes()
+    }
+
+    /// The bytes of the file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.content()
+            .write(&mut bytes)
+            .expect("a Vec takes all bytes");
+        bytes
+    }
+
+    /// The SHA-256 by which a pruned file names its profile, in hexadecimal digits.
+    pub fn hash(&self) -> String {
+        let hash = self.content().write(io::sink());
+        hexadecimal(&hash.expect("a sink takes all bytes"))
+    }
+
+    /// Writes the file, whole or not at all, and returns the [hash](StoredProfile::hash).
+    ///
+    /// # Errors
+    /// [`ProfileError::Io`].
+    pub fn save(&self, path: &Path) -> Result<String, ProfileError> {
+        self.content().save(path)
     }
 
     /// The [hash](StoredProfile::hash) that the file of a profile states, without reading what it is the hash of; `None` if

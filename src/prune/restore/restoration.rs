@@ -14,6 +14,8 @@ use crate::prune::recipe::Restore;
 
 /// Least squares want more tokens than inputs; with fewer the ridge would decide.
 const TOKENS_PER_FEATURE: f64 = 1.0;
+/// λ where there were as many tokens as inputs; see [`ridge`].
+const RIDGE_OF_INPUTS: f64 = 0.75;
 
 /// What becomes of one projection.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -167,6 +169,12 @@ pub enum Drift {
     BehindInputs,
 }
 
+/// λ of so many inputs and tokens, in shares of the mean variance. The fewer tokens there are for each input, the more of what they say is
+/// chance, which another text does not share.
+fn ridge(inputs: usize, tokens: u64) -> f64 {
+    RIDGE.max(RIDGE_OF_INPUTS * inputs as f64 / tokens.max(1) as f64)
+}
+
 /// Ridge regression of the dense projection's output on the inputs that stay; `None` if the covariance is too far from positive
 /// definite for the ridge. In place of B only what it does to the weights is computed, ΔWᵀ = (C_KK + λI)⁻¹ (C_KR W_Rᵀ): one
 /// right-hand side for every output.
@@ -190,8 +198,9 @@ pub(super) fn least_squares(
         true => 0.0, // Only the lower triangle is read.
         false => inputs.moment(kept[i], kept[j]),
     });
+    let ridge = ridge(k, stats.count());
     for i in 0..k {
-        c_kk[(i, i)] += RIDGE * mean_variance;
+        c_kk[(i, i)] += ridge * mean_variance;
     }
     let c_kr = Mat::from_fn(k, removed.len(), |i, j| inputs.moment(kept[i], removed[j]));
 
