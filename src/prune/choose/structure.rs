@@ -192,7 +192,7 @@ pub fn shares(
         }
     }
     let mut gone = share_out(model, structure, &modules, ratio);
-    let standardised = (STANDARDISED.0 - STANDARDISED.1 * ratio).clamp(0.0, 1.0);
+    let standardised = (STANDARDISED.0 - STANDARDISED.1 * ratio).max(0.0);
     if structure == Structure::Curves && standardised > 0.0 {
         let by = Division {
             structure: Structure::AlAm,
@@ -234,9 +234,10 @@ pub(super) fn ratio_at(
 /// The ratio from which on only the ramps of loss curves count; see [`price_by_curves`].
 const RAMPS_ALONE: f64 = 0.6;
 
-/// The share of the way from the plan of loss curves to the one of standardised scores, at a ratio of 0, and how much less of it with the ratio; between nothing and all. Curves are measured on
-/// a thousand tokens or a few, and do not see what other texts live on; statistics are of many more (`docs/pruning.md`).
-const STANDARDISED: (f64, f64) = (1.25, 5.0);
+/// The share of the way from the plan of loss curves to the one of standardised scores, at a ratio of 0, and how much less of it with the
+/// ratio. Curves are measured on a thousand tokens or a few, and do not see what other texts live on; statistics are
+/// of many more (`docs/pruning.md`).
+const STANDARDISED: (f64, f64) = (0.75, 2.5);
 
 /// Numbers of units that go of each module, in proportion to these, so that as much is freed as the ratio says, or a little more.
 fn in_proportion(modules: &[Units], numbers: &[f64], ratio: f64) -> Vec<usize> {
