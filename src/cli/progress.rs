@@ -101,6 +101,7 @@ impl Drawn {
             bar: bar.with_message(title),
             unit,
             template: "",
+            // Its first look is none of the work's.
             has_begun: true,
         };
         drawn.at(0, 0);

@@ -61,6 +61,7 @@ pub fn measure(
 pub struct Onwards<'a> {
     /// The curves of the first modules; empty for none.
     pub begun: Vec<Curve>,
+    /// Gets the curves so far behind each module.
     pub so_far: &'a mut SoFar<'a, Curves>,
 }
 

@@ -8,8 +8,9 @@ use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
 /// What is added to the diagonal of H, in shares of its mean.
 const DAMPENING: f64 = 0.01;
 
-/// The upper triangular U of UᵀU = H⁻¹, where H are the second moments of the inputs with something added to the diagonal. An error e of column j is
-/// best made up for by changing each column k behind it by −(e / U_jj) U_jk, and costs e² / U_jj² then.
+/// The upper triangular U `[columns, columns]` of UᵀU = H⁻¹. H are the second moments of the inputs, with a hundredth of the mean of the diagonal
+/// added to the diagonal. An error e of column j is best made up for by changing each column k behind it by −(e / U_jj) U_jk, and costs
+/// e² / U_jj² then.
 #[derive(Debug)]
 pub struct InverseFactor {
     columns: usize,
@@ -61,6 +62,7 @@ impl InverseFactor {
         })
     }
 
+    /// Inputs of the projection.
     pub fn columns(&self) -> usize {
         self.columns
     }
@@ -75,7 +77,8 @@ impl InverseFactor {
         &self.upper[j * self.columns..(j + 1) * self.columns]
     }
 
-    /// Lets all columns behind some make up for their errors, in `rows` rows of weights: W −= E U, with E `[rows, columns.len()]` the errors, each divided by its U_jj.
+    /// Changes all columns of W `[rows, columns]` that lie behind `columns`, so that they make up for what these err: W −= E U, with E
+    /// `[rows, columns.len()]` these errors, each divided by its U_jj.
     pub fn make_up(&self, weights: &mut [f64], errors: &[f64], columns: std::ops::Range<usize>) {
         let (cols, width, end) = (self.columns, columns.len(), columns.end);
         if end == cols {

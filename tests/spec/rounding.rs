@@ -5,26 +5,19 @@ use flapjack::prune::{InverseFactor, rounding};
 use flapjack::quant::{BlockType, encode_row_by_importance};
 
 use crate::common::Random;
-use crate::common::blocks::{decode, encode, there_and_back};
+use crate::common::blocks::{LONG_BLOCKS, decode, encode, there_and_back};
 use crate::common::pruning::correlated;
 use crate::common::synthetic::runtime;
 
 const COLS: usize = 256;
 const ROWS: usize = 19;
-const TYPES: [BlockType; 12] = [
-    BlockType::Q8_0,
-    BlockType::Q4_0,
-    BlockType::Q4_1,
-    BlockType::Q5_0,
-    BlockType::Q5_1,
-    BlockType::IQ4_NL,
-    BlockType::Q2_K,
-    BlockType::Q3_K,
-    BlockType::Q4_K,
-    BlockType::Q5_K,
-    BlockType::Q6_K,
-    BlockType::IQ4_XS,
-];
+
+/// Types of short blocks and of long ones.
+fn types() -> impl Iterator<Item = BlockType> {
+    use BlockType::{IQ4_NL, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+    let short = [Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL];
+    short.into_iter().chain(LONG_BLOCKS)
+}
 
 fn factor(moment: &[f64]) -> InverseFactor {
     InverseFactor::new(COLS, |i, j| moment[i * COLS + j]).expect("a factor")
@@ -57,7 +50,7 @@ fn outputs_err_less_than_where_each_weight_is_rounded_by_itself() {
     let (_, moment) = correlated(600, COLS);
     let squares: Vec<f32> = (0..COLS).map(|j| moment[j * COLS + j] as f32).collect();
     let weights = Random::new(5).normals(ROWS * COLS, 0.1);
-    for to in TYPES {
+    for to in types() {
         let mut alone = vec![0; ROWS * to.row_bytes(COLS)];
         encode_row_by_importance(to, &weights, &squares.repeat(ROWS), &mut alone);
         let alone = error(&weights, to, &alone, &moment);
@@ -104,7 +97,7 @@ fn the_number_of_threads_changes_nothing_and_inputs_may_be_always_zero() {
         moment[j * COLS + 7] = 0.0;
     }
     let weights = Random::new(8).normals(40 * COLS, 0.1);
-    for to in TYPES {
+    for to in types() {
         let one = rounded(1, &moment, to, &weights);
         assert_eq!(rounded(3, &moment, to, &weights), one, "{to:?}");
         assert!(decode(to, &one).iter().all(|w| w.is_finite()), "{to:?}");

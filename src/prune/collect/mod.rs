@@ -18,4 +18,5 @@ pub use profile::{FeatureStats, LayerProfile, Profile};
 
 pub(super) use covariance::RIDGE;
 pub(super) use passage::{Capture, embed_sequences};
+pub(super) use profile::have_covariances;
 pub(super) use weighing::Weighing;

@@ -212,8 +212,12 @@ impl Profile {
 
     /// Whether every layer's covariances are there.
     pub fn has_covariance(&self) -> bool {
-        self.layers
-            .iter()
-            .all(|l| l.attention.covariance.is_some() && l.mlp.covariance.is_some())
+        have_covariances(&self.layers)
     }
+}
+
+/// Whether the covariances of all these layers are there.
+pub(in crate::prune) fn have_covariances(layers: &[LayerProfile]) -> bool {
+    let mut layers = layers.iter();
+    layers.all(|l| l.attention.covariance.is_some() && l.mlp.covariance.is_some())
 }

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::format::{HASH, Hashing, Numbers, checked, hash_of, read_head, read_header};
 use crate::files::{self, hexadecimal};
 use crate::prune::collect::{
-    Covariance, CurveOptions, Curves, FeatureStats, LayerProfile, Profile,
+    Covariance, CurveOptions, Curves, FeatureStats, LayerProfile, Profile, have_covariances,
 };
 
 const MAGIC: &[u8; 8] = b"FLAPPROF";
@@ -136,14 +136,9 @@ pub struct Content<'a> {
 }
 
 impl Content<'_> {
-    fn has_covariances(&self) -> bool {
-        let mut layers = self.layers.iter();
-        layers.all(|l| l.attention.covariance.is_some() && l.mlp.covariance.is_some())
-    }
-
     /// Writes the bytes of the file and returns their SHA-256, which are the last of them.
     fn write(&self, out: impl Write) -> io::Result<[u8; HASH]> {
-        let covariances = self.has_covariances();
+        let covariances = have_covariances(self.layers);
         let layers = self.layers.iter();
         let header = Header {
             origin: self.origin.clone(),
@@ -177,7 +172,7 @@ impl Content<'_> {
 
     /// The bytes of the file, without its head.
     pub fn bytes(&self) -> u64 {
-        let covariances = self.has_covariances();
+        let covariances = have_covariances(self.layers);
         let stats = self.layers.iter().flat_map(|l| [&l.attention, &l.mlp]);
         let bytes = stats.map(|stats| stored_bytes(stats.len(), covariances).unwrap_or(usize::MAX));
         bytes.fold(0, |sum, bytes| sum.saturating_add(bytes as u64))
