@@ -272,10 +272,11 @@ pub fn find(
     }
 }
 
-/// What the file or folder of a model is called. The folder of a snapshot of the hub has a commit for its name; what tells it to people is the
-/// repository.
+/// What the file or folder of a model is called. The folder of a snapshot of the hub has a commit for its name, and a file of Ollama's store a
+/// hash; what tells them to people is the repository, and Ollama's name.
 pub fn name_of_file(path: &Path) -> String {
-    repository_of(path).unwrap_or_else(|| {
+    let known = repository_of(path).or_else(|| ollama::name_of(path));
+    known.unwrap_or_else(|| {
         let name = path.file_name().unwrap_or(path.as_os_str());
         name.to_string_lossy().into_owned()
     })

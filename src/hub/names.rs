@@ -28,7 +28,7 @@ pub enum ModelName {
 pub struct Repository {
     /// Its name, `org/repo`.
     pub id: String,
-    /// A branch, a tag or a commit; `None` for the main branch.
+    /// A branch, a tag, a commit, or a pull request as `refs/pr/N`; `None` for the main branch.
     pub revision: Option<String>,
     pub wanted: Wanted,
 }
@@ -52,6 +52,10 @@ const PREFIXES: [&str; 5] = [
     "huggingface.co/",
     "hf.co/",
 ];
+
+/// What stands before the number of a pull request, and how addresses have it.
+const PULL_REQUEST: &str = "refs/pr/";
+const PULL_REQUEST_ESCAPED: &str = "refs%2Fpr%2F";
 
 impl ModelName {
     /// What a model's name stands for. A file or folder of this name comes before anything else.
@@ -94,6 +98,8 @@ impl Repository {
         };
         let text = text.split(['?', '#']).next().unwrap_or_default();
         let text = text.strip_suffix('/').unwrap_or(text);
+        // The one kind of revision with slashes, which addresses escape as well.
+        let text = text.replace(PULL_REQUEST, PULL_REQUEST_ESCAPED);
         let mut parts = text.splitn(3, '/');
         let (Some(org), Some(repo)) = (parts.next(), parts.next()) else {
             return Err(malformed("it has the form ORG/REPO"));
@@ -126,8 +132,11 @@ impl Repository {
                 break;
             }
         }
-        if revision.is_some_and(|revision| !is_part(revision)) {
-            return Err(malformed("behind '@' stands a branch, a tag or a commit"));
+        let revision = revision.map(|text| text.replace(PULL_REQUEST_ESCAPED, PULL_REQUEST));
+        if revision.as_deref().is_some_and(|text| !is_revision(text)) {
+            return Err(malformed(
+                "behind '@' stands a branch, a tag, a commit or refs/pr/N",
+            ));
         }
         let wanted = match (kind, file) {
             (Some(_), Some(_)) => return Err(malformed("it names a type and a file as well")),
@@ -140,7 +149,7 @@ impl Repository {
         };
         Ok(Self {
             id: format!("{org}/{repo}"),
-            revision: revision.map(str::to_owned),
+            revision,
             wanted,
         })
     }
@@ -180,6 +189,12 @@ impl std::fmt::Display for Repository {
 pub(super) fn is_part(text: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     (1..=128).contains(&text.len()) && !text.starts_with(['.', '-']) && text.chars().all(fits)
+}
+
+/// Whether a text can be the name of a revision.
+fn is_revision(text: &str) -> bool {
+    let number = text.strip_prefix(PULL_REQUEST);
+    is_part(text) || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Whether a name leads to a file within a folder, and nowhere else.
@@ -237,6 +252,18 @@ mod tests {
                 format!("https://huggingface.co/{id}/tree/v2"),
                 hub(id, Some("v2"), Wanted::Usual),
             ),
+            (
+                format!("{id}@refs/pr/12:Q8_0"),
+                hub(id, Some("refs/pr/12"), kind("Q8_0")),
+            ),
+            (
+                format!("{id}@refs/pr/12/a.gguf"),
+                hub(id, Some("refs/pr/12"), file("a.gguf")),
+            ),
+            (
+                format!("https://huggingface.co/{id}/blob/refs%2Fpr%2F12/a.gguf"),
+                hub(id, Some("refs/pr/12"), file("a.gguf")),
+            ),
         ] {
             assert_eq!(read(&text), expected, "{text}");
         }
@@ -282,6 +309,8 @@ mod tests {
             "hf:a/b/../c.gguf",
             "hf:a/.b",
             "hf:a/b@",
+            "hf:a/b@refs/pr/x",
+            "hf:a/b@refs/heads/x/y/../z",
             "hf:a/b:",
         ] {
             let error = ModelName::read(Path::new(text)).expect_err(text);

@@ -19,6 +19,9 @@ const REGISTRY: &str = "registry.ollama.ai";
 const LIBRARY: &str = "library";
 const LATEST: &str = "latest";
 
+/// The folder of all contents.
+const BLOBS: &str = "blobs";
+
 /// Kinds of layers.
 const MODEL: &str = "application/vnd.ollama.image.model";
 const ADAPTER: &str = "application/vnd.ollama.image.adapter";
@@ -81,6 +84,16 @@ pub(super) fn all(folder: &Path) -> Vec<StoredModel> {
     models.collect()
 }
 
+/// The name of the model that a file of a store is, such as `ollama:llama3.2:1b`; of several the first. `None` for any other file.
+pub(super) fn name_of(file: &Path) -> Option<String> {
+    let blobs = file.parent().filter(|folder| folder.ends_with(BLOBS))?;
+    let folder = blobs.parent()?;
+    let (name, _) = manifests(folder)
+        .into_iter()
+        .find(|(name, manifest)| model(folder, name, manifest).is_ok_and(|model| model == file))?;
+    Some(format!("ollama:{name}"))
+}
+
 /// Names and manifests of a store, by name.
 fn manifests(folder: &Path) -> Vec<(String, PathBuf)> {
     let mut found = Vec::new();
@@ -138,7 +151,7 @@ fn model(folder: &Path, name: &str, manifest: &Path) -> Result<PathBuf, NameErro
             manifest.display()
         )));
     }
-    let path = folder.join("blobs").join(format!("sha256-{hash}"));
+    let path = folder.join(BLOBS).join(format!("sha256-{hash}"));
     let there = fs::metadata(&path).map_err(cannot("read", &path))?;
     match layer["size"].as_u64() {
         Some(size) if size != there.len() => Err(unusable(format!(

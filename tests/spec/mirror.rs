@@ -269,7 +269,7 @@ fn respond(state: &mut State, request: &Request) -> (String, Vec<u8>, Option<usi
     let path = request.path.as_str();
     if let Some(rest) = path.strip_prefix(&format!("/api/models/{REPOSITORY}/revision/")) {
         let commit = state.commit.unwrap_or(COMMIT);
-        if !["main", "v1", commit].contains(&rest) {
+        if !["main", "v1", "refs%2Fpr%2F3", commit].contains(&rest) {
             let extra = "x-error-code: RevisionNotFound\r\n";
             return plain("404 Not Found", extra, "");
         }
@@ -843,6 +843,10 @@ fn types_files_and_revisions_are_chosen_by_name() {
     assert_eq!(name("hf:org/tiny-GGUF@v1:q8_0"), (q8.clone(), None));
     let reference = fs::read_to_string(mirror.folder().join("refs/v1")).unwrap();
     assert_eq!(reference, COMMIT);
+    let pull_request = "org/tiny-GGUF@refs/pr/3:Q8_0";
+    assert_eq!(name(pull_request), (q8.clone(), None));
+    let reference = fs::read_to_string(mirror.folder().join("refs/refs/pr/3")).unwrap();
+    assert_eq!(reference, COMMIT);
     let error = mirror.error("org/tiny-GGUF:Q5_K_M");
     has(
         &error,
@@ -1214,8 +1218,12 @@ fn ollamas_models_are_read_where_they_lie() {
     let environment = Environment::new("/nowhere", [("OLLAMA_MODELS", store.path())]);
     for name in ["small", "small:1b", "Small:LATEST", "me/mine"] {
         let found = find(&format!("ollama:{name}"), &environment).unwrap();
-        assert_eq!(fs::read(found.path).unwrap(), model, "{name}");
+        assert_eq!(fs::read(&found.path).unwrap(), model, "{name}");
+        // By the first of the names that it has.
+        assert_eq!(hub::name_of_file(&found.path), "ollama:me/mine:latest");
     }
+    let other = store.path().join("blobs/notes");
+    assert_eq!(hub::name_of_file(&other), "notes");
     for (name, words) in [
         (
             "other",
