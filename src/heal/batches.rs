@@ -11,6 +11,15 @@ pub const BATCH: usize = 4;
 /// Sequences that are held back: an eighth, but not more than these.
 const HELD_BACK: usize = 8;
 
+/// The tokens of a text as `[sequences, length]`, and the length. `bos` stands in front of every sequence; what is no whole sequence is left out.
+pub(super) fn cut(text: &[u32], bos: Option<u32>, context: usize) -> (Vec<u32>, usize) {
+    let length = LENGTH.min(context);
+    let own = length - usize::from(bos.is_some());
+    let sequences = text.chunks_exact(own.max(1)).filter(|_| own > 0);
+    let tokens = sequences.flat_map(|s| bos.iter().chain(s).copied());
+    (tokens.collect(), length)
+}
+
 /// Sequences of a text.
 #[derive(Debug)]
 pub struct Sequences {
@@ -27,15 +36,10 @@ pub struct Sequences {
 impl Sequences {
     /// Cuts a text; `bos` stands in front of every sequence. `None` if there are not two.
     pub fn new(text: &[u32], bos: Option<u32>, context: usize, seed: u64) -> Option<Self> {
-        let length = LENGTH.min(context);
-        let own = length - usize::from(bos.is_some());
-        if own == 0 || text.len() < 2 * own {
+        let (tokens, length) = cut(text, bos, context);
+        if tokens.len() < 2 * length {
             return None;
         }
-        let sequences = text.chunks_exact(own);
-        let tokens: Vec<u32> = sequences
-            .flat_map(|s| bos.iter().chain(s).copied())
-            .collect();
         let held_back = (tokens.len() / length / 8).clamp(1, HELD_BACK);
         Some(Self {
             tokens,

@@ -1,5 +1,7 @@
 //! One step's work: the loss of a batch and its derivatives.
 
+use std::ops::Range;
+
 use super::backward::{Gradients, Watch, Work};
 use super::divergence::divergences;
 use super::forward::{InputMoments, Tape, fit};
@@ -35,53 +37,21 @@ impl Step {
         student: &Student,
         tokens: &[u32],
         length: usize,
-        mut teacher: impl FnMut(std::ops::Range<usize>, &mut Vec<f32>),
+        mut teacher: impl FnMut(Range<usize>, &mut Vec<f32>),
         mut gradients: Gradients,
     ) -> f64 {
-        let Self {
-            tape,
-            work,
-            input,
-            logits,
-            targets,
-        } = self;
-        let (model, n) = (student.model, tokens.len());
-        let (d, epsilon, vocabulary) = (
-            model.config.embedding_length,
-            model.config.rms_epsilon,
-            model.config.vocabulary,
-        );
-        student.forward(team, tokens, length, tape, None);
-        let weight = student.at(&student.places.output_norm);
-        let y = fit(&mut work.y, n * d);
-        norm::forward(team, &tape.last, weight, epsilon, y);
-        let dy = fit(&mut work.dy, n * d);
-        let head = model.head().view(&model.map);
+        let (n, vocabulary) = (tokens.len(), student.model.config.vocabulary);
+        student.forward(team, tokens, length, &mut self.tape, None);
+        let mut targets = std::mem::take(&mut self.targets);
         let mut loss = 0.0;
-        for first in (0..n).step_by(LOGIT_ROWS) {
-            let rows = first..(first + LOGIT_ROWS).min(n);
-            let values = input.begin(Tokens::prefill(rows.len()), d);
-            values.copy_from_slice(&y[rows.start * d..rows.end * d]);
-            let out = fit(logits, rows.len() * vocabulary);
-            matmul(team, input, &mut [Product { weights: head, out }]);
-            teacher(rows.clone(), targets);
-            let sums = divergences(team, targets, logits, vocabulary, Some(1.0 / n as f32));
+        let by_logits = |rows: Range<usize>, logits: &mut [f32]| {
+            teacher(rows, &mut targets);
+            let sums = divergences(team, &targets, logits, vocabulary, Some(1.0 / n as f32));
             loss += sums.iter().sum::<f64>();
-            let dlogits = Factor::new(logits, rows.len(), vocabulary);
-            let head = Factor::new(&student.head, vocabulary, d);
-            multiply(
-                team,
-                dlogits,
-                head,
-                Store::Replace,
-                &mut dy[rows.start * d..rows.end * d],
-            );
-        }
-        let dx = fit(&mut work.dx, n * d);
-        dx.fill(0.0);
-        let dw = gradients.at(&student.places.output_norm);
-        norm::backward(team, &tape.last, weight, epsilon, dy, dx, dw);
-        student.backward(team, tape, work, &mut gradients, &mut |_, _, _, _| {});
+        };
+        let nothing = &mut |_: &Team, _, _: &[f32], _: &[f32]| {};
+        self.back(team, student, n, by_logits, &mut gradients, nothing);
+        self.targets = targets;
         loss / n as f64
     }
 
@@ -95,6 +65,27 @@ impl Step {
         chance: &[f32],
         watch: &mut Watch,
     ) {
+        let vocabulary = student.model.config.vocabulary;
+        let by_logits = |rows: Range<usize>, logits: &mut [f32]| {
+            team.chunks_mut(logits, vocabulary, |i, logits| {
+                against_drawn(logits, chance[rows.start + i]);
+            });
+        };
+        let nothing = &mut Gradients::Of(&[], &mut []);
+        self.back(team, student, chance.len(), by_logits, nothing, watch);
+    }
+
+    /// The way back from the head, behind a forward pass over n rows. `by_logits(rows, logits)` puts the derivatives by some rows' logits in their
+    /// place.
+    fn back(
+        &mut self,
+        team: &Team,
+        student: &Student,
+        n: usize,
+        mut by_logits: impl FnMut(Range<usize>, &mut [f32]),
+        gradients: &mut Gradients,
+        watch: &mut Watch,
+    ) {
         let Self {
             tape,
             work,
@@ -102,7 +93,7 @@ impl Step {
             logits,
             ..
         } = self;
-        let (model, n) = (student.model, chance.len());
+        let model = student.model;
         let (d, epsilon, vocabulary) = (
             model.config.embedding_length,
             model.config.rms_epsilon,
@@ -119,9 +110,7 @@ impl Step {
             values.copy_from_slice(&y[rows.start * d..rows.end * d]);
             let out = fit(logits, rows.len() * vocabulary);
             matmul(team, input, &mut [Product { weights: head, out }]);
-            team.chunks_mut(logits, vocabulary, |i, logits| {
-                against_drawn(logits, chance[first + i]);
-            });
+            by_logits(rows.clone(), logits);
             let dlogits = Factor::new(logits, rows.len(), vocabulary);
             let head = Factor::new(&student.head, vocabulary, d);
             let dy = &mut dy[rows.start * d..rows.end * d];
@@ -129,8 +118,9 @@ impl Step {
         }
         let dx = fit(&mut work.dx, n * d);
         dx.fill(0.0);
-        norm::backward(team, &tape.last, weight, epsilon, dy, dx, None);
-        student.backward(team, tape, work, &mut Gradients::Of(&[], &mut []), watch);
+        let dw = gradients.at(&student.places.output_norm);
+        norm::backward(team, &tape.last, weight, epsilon, dy, dx, dw);
+        student.backward(team, tape, work, gradients, watch);
     }
 
     /// The student's logits `[tokens, vocabulary]`.

@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::backward::Gradients;
-use super::batches::{BATCH, LENGTH};
+use super::batches::{BATCH, LENGTH, cut};
 use super::forward::fit;
 use super::gradients::Step;
 use super::layout::{DOWN, O, Places};
@@ -138,13 +138,7 @@ impl<'m> Search<'m> {
         let places = Places::with_biases(self.model);
         let outputs = ModuleId::each(ModuleId::all(self.model.layers.len()));
         let outputs = outputs.flat_map(|m| output(&places, m)).collect();
-        let length = LENGTH.min(self.model.config.context_length);
-        let own = length - usize::from(self.bos.is_some());
-        let text: Vec<u32> = self
-            .text
-            .chunks_exact(own.max(1))
-            .flat_map(|s| self.bos.iter().chain(s).copied())
-            .collect();
+        let (text, length) = cut(self.text, self.bos, self.model.config.context_length);
         if text.is_empty() {
             return Err(TrainingError::TooShort {
                 tokens: self.text.len(),
