@@ -101,7 +101,7 @@ impl Drawn {
             bar: bar.with_message(title),
             unit,
             template: "",
-            // Its first look is none of the work's.
+            // The call below only draws it; the first report of the work is another.
             has_begun: true,
         };
         drawn.at(0, 0);

@@ -98,8 +98,9 @@ impl Repository {
         };
         let text = text.split(['?', '#']).next().unwrap_or_default();
         let text = text.strip_suffix('/').unwrap_or(text);
-        // The one kind of revision with slashes, which addresses escape as well.
-        let text = text.replace(PULL_REQUEST, PULL_REQUEST_ESCAPED);
+        // The one kind of revision that has slashes: without them, as in addresses, it is a part like any other.
+        let at = |revision| format!("@{revision}");
+        let text = text.replace(&at(PULL_REQUEST), &at(PULL_REQUEST_ESCAPED));
         let mut parts = text.splitn(3, '/');
         let (Some(org), Some(repo)) = (parts.next(), parts.next()) else {
             return Err(malformed("it has the form ORG/REPO"));
@@ -259,6 +260,10 @@ mod tests {
             (
                 format!("{id}@refs/pr/12/a.gguf"),
                 hub(id, Some("refs/pr/12"), file("a.gguf")),
+            ),
+            (
+                format!("{id}/refs/pr/a.gguf"),
+                hub(id, None, file("refs/pr/a.gguf")),
             ),
             (
                 format!("https://huggingface.co/{id}/blob/refs%2Fpr%2F12/a.gguf"),

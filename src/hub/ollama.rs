@@ -19,7 +19,7 @@ const REGISTRY: &str = "registry.ollama.ai";
 const LIBRARY: &str = "library";
 const LATEST: &str = "latest";
 
-/// The folder of all contents.
+/// The folder of contents, each of which has its hash for a name.
 const BLOBS: &str = "blobs";
 
 /// Kinds of layers.
