@@ -170,7 +170,7 @@ fn find_joint(
     }
 }
 
-/// As many bytes less as raise the perplexity on the text kept for judging by at most `limit`; see [`for_perplexity`].
+/// As many bytes less as raise the perplexity on the text kept for judging by at most `limit`.
 fn joint_for_perplexity(
     engine: &Engine,
     limit: f64,
@@ -179,15 +179,7 @@ fn joint_for_perplexity(
     calibrated: &mut Calibrated,
     events: &mut Events,
 ) -> Result<Reached, EngineError> {
-    let runtime = &engine.runtime;
-    let (tokens, bos) = (calibrated.judge.clone(), calibrated.bos);
-    let events = Shared::new(events);
-    let mut tried = 0;
-    let judge = |model: &Model, tried| {
-        let progress = &mut |_, _| events.tell(Stage::Searching, tried, 0);
-        effect::perplexity(model, runtime, &tokens, bos, progress)
-    };
-    let dense = judge(&engine.model, tried)?;
+    let mut trials = Trials::new(engine, how, calibrated, events)?;
     let before = engine.model.bytes();
     let at = |share: f64, calibrated: &Calibrated| {
         let bytes = before as f64 * (1.0 - share);
@@ -196,43 +188,22 @@ fn joint_for_perplexity(
         })
     };
     let search = search::largest_ratio(limit, |share| -> Result<f64, EngineError> {
-        let Some(plan) = at(share, calibrated)? else {
+        let Some(plan) = at(share, trials.calibrated)? else {
             return Ok(f64::INFINITY);
         };
-        let mut model = engine.load_again()?;
-        memory::must_hold_pruned(&model, plan.ratio)?;
-        let How { recipe, step, .. } = how;
-        let mut kept = plan.widths.layers;
-        if plan.ratio > 0.0 {
-            let layers = &mut |_, _| events.tell(Stage::Searching, tried, 0);
-            let passes = &mut events.progress(Stage::Covariances);
-            let ratio = plan.ratio;
-            let done = calibrated.prune(
-                &mut model,
-                runtime,
-                (recipe, ratio, step),
-                None,
-                layers,
-                passes,
-            )?;
-            kept = done.layers;
-        }
-        let events = &mut |_| events.tell(Stage::Searching, tried, 0);
-        joint
-            .0
-            .apply(&mut model, runtime, &plan.types, &kept, events)?;
-        let rise = judge(&model, tried)? / dense - 1.0;
-        tracing::info!(
-            "{:.1} % of the bytes less: perplexity {:+.1} %",
-            share * 100.0,
-            rise * 100.0
-        );
-        tried += 1;
+        let rise = trials.rise(plan.ratio, |model, pruned, events| {
+            let kept = pruned.map_or(plan.widths.layers, |done| done.layers);
+            let types = joint.0;
+            types.apply(model, &engine.runtime, &plan.types, &kept, events)?;
+            Ok(())
+        })?;
+        let (less, rise_percent) = (share * 100.0, rise * 100.0);
+        tracing::info!("{less:.1} % of the bytes less: perplexity {rise_percent:+.1} %");
         Ok(rise)
     })?;
     let (share, rise) = search.within;
     let plan = match share > 0.0 {
-        true => at(share, calibrated)?,
+        true => at(share, trials.calibrated)?,
         false => None,
     };
     let Some(plan) = plan else {
@@ -241,12 +212,7 @@ fn joint_for_perplexity(
     };
     Ok(Reached {
         ratio: plan.ratio,
-        found: Some(Found::Perplexity {
-            tokens: tokens.len(),
-            dense,
-            rise,
-            beyond: None,
-        }),
+        found: Some(trials.found(rise, None)),
         types: plan.types,
     })
 }
@@ -320,8 +286,7 @@ fn for_speed(
     Ok((ratio, found))
 }
 
-/// The largest ratio whose perplexity on the text kept for judging rises by at most `limit`. Models pruned by one ratio after
-/// another are measured, each loaded anew: pruning rewrites the map, and the dense model is needed again.
+/// The largest ratio whose perplexity on the text kept for judging rises by at most `limit`.
 fn for_perplexity(
     engine: &Engine,
     limit: f64,
@@ -329,39 +294,15 @@ fn for_perplexity(
     calibrated: &mut Calibrated,
     events: &mut Events,
 ) -> Result<(f64, Found), EngineError> {
-    let runtime = &engine.runtime;
-    let (tokens, bos) = (calibrated.judge.clone(), calibrated.bos);
-    let events = Shared::new(events);
-    let mut tried = 0;
-    let judge = |model: &Model, tried| {
-        let progress = &mut |_, _| events.tell(Stage::Searching, tried, 0);
-        effect::perplexity(model, runtime, &tokens, bos, progress)
-    };
-    let dense = judge(&engine.model, tried)?;
+    let mut trials = Trials::new(engine, how, calibrated, events)?;
     let mut rise_at = |ratio: f64| -> Result<f64, EngineError> {
-        let mut model = engine.load_again()?;
-        memory::must_hold_pruned(&model, ratio)?;
-        if ratio > 0.0 {
-            let layers = &mut |_, _| events.tell(Stage::Searching, tried, 0);
-            let passes = &mut events.progress(Stage::Covariances);
-            let How { recipe, step, .. } = how;
-            calibrated.prune(
-                &mut model,
-                runtime,
-                (recipe, ratio, step),
-                None,
-                layers,
-                passes,
-            )?;
-        }
-        if let Some(removing) = how.removing {
-            removing.remove(&mut model, runtime, &mut |_| {
-                events.tell(Stage::Searching, tried, 0)
-            })?;
-        }
-        let rise = judge(&model, tried)? / dense - 1.0;
+        let rise = trials.rise(ratio, |model, _, events| {
+            if let Some(removing) = how.removing {
+                removing.remove(model, &engine.runtime, events)?;
+            }
+            Ok(())
+        })?;
         tracing::info!("ratio {ratio:.4}: perplexity {:+.1} %", rise * 100.0);
-        tried += 1;
         Ok(rise)
     };
     let alone = match how.removing {
@@ -388,13 +329,83 @@ fn for_perplexity(
         .into()),
         (ratio, rise) => {
             let rise = alone.filter(|_| ratio == 0.0).unwrap_or(rise);
-            let found = Found::Perplexity {
-                tokens: tokens.len(),
-                dense,
-                rise,
-                beyond: search.beyond,
-            };
-            Ok((ratio, found))
+            Ok((ratio, trials.found(rise, search.beyond)))
+        }
+    }
+}
+
+/// Models pruned on trial, one after another, and judged on the text kept for it. Each is loaded anew: pruning rewrites the map, and
+/// the dense model is needed again.
+struct Trials<'a, 'e> {
+    engine: &'a Engine,
+    how: How<'a>,
+    calibrated: &'a mut Calibrated,
+    events: Shared<'a, 'e>,
+    tried: usize,
+    /// The perplexity of the dense model.
+    dense: f64,
+}
+
+impl<'a, 'e> Trials<'a, 'e> {
+    fn new(
+        engine: &'a Engine,
+        how: How<'a>,
+        calibrated: &'a mut Calibrated,
+        events: &'a mut Events<'e>,
+    ) -> Result<Self, EngineError> {
+        let mut trials = Self {
+            engine,
+            how,
+            calibrated,
+            events: Shared::new(events),
+            tried: 0,
+            dense: f64::NAN,
+        };
+        trials.dense = trials.perplexity(&engine.model)?;
+        Ok(trials)
+    }
+
+    /// How far the perplexity rises, as a share, if as much is pruned as the ratio says, and the model changed by `change` thereafter. That is given the
+    /// plan as it came to be, or `None` where nothing was pruned.
+    fn rise(
+        &mut self,
+        ratio: f64,
+        change: impl FnOnce(&mut Model, Option<Plan>, &mut Events) -> Result<(), EngineError>,
+    ) -> Result<f64, EngineError> {
+        let mut model = self.engine.load_again()?;
+        memory::must_hold_pruned(&model, ratio)?;
+        let mut pruned = None;
+        if ratio > 0.0 {
+            let layers = &mut |_, _| self.events.tell(Stage::Searching, self.tried, 0);
+            let passes = &mut self.events.progress(Stage::Covariances);
+            let (runtime, how) = (&self.engine.runtime, self.how);
+            let to = (how.recipe, ratio, how.step);
+            let plan = self
+                .calibrated
+                .prune(&mut model, runtime, to, None, layers, passes)?;
+            pruned = Some(plan);
+        }
+        change(&mut model, pruned, &mut |_| {
+            self.events.tell(Stage::Searching, self.tried, 0)
+        })?;
+        let rise = self.perplexity(&model)? / self.dense - 1.0;
+        self.tried += 1;
+        Ok(rise)
+    }
+
+    fn perplexity(&self, model: &Model) -> Result<f64, EngineError> {
+        let progress = &mut |_, _| self.events.tell(Stage::Searching, self.tried, 0);
+        let Calibrated { judge, bos, .. } = &*self.calibrated;
+        effect::perplexity(model, &self.engine.runtime, judge, *bos, progress)
+    }
+
+    /// What a target has come to whose perplexity rises by `rise`, and at the next ratio tried by what `beyond` says.
+    fn found(&self, rise: f64, beyond: Option<(f64, f64)>) -> Found {
+        Found::Perplexity {
+            tokens: self.calibrated.judge.len(),
+            dense: self.dense,
+            rise,
+            beyond,
         }
     }
 }

@@ -11,7 +11,7 @@ use super::environment::Environment;
 use super::errors::NameError;
 use super::names::Wanted;
 use super::repository::FoundModel;
-use super::stored::{all_files, entries, of_names};
+use super::stored::{all_files, entries, folders_there, of_names};
 
 /// The environment variable that names the folder, where it is another than LM Studio's usual ones.
 const VARIABLE: &str = "LMSTUDIO_MODELS";
@@ -45,15 +45,7 @@ pub(super) fn folders(environment: &Environment) -> Vec<PathBuf> {
 /// # Errors
 /// If there is no such folder, or no such model in it.
 pub(super) fn find(name: &str, environment: &Environment) -> Result<FoundModel, NameError> {
-    let folders = folders(environment);
-    let there: Vec<&PathBuf> = folders.iter().filter(|folder| folder.is_dir()).collect();
-    let Some(first) = there.first() else {
-        return Err(NameError::NoStore {
-            store: NAME,
-            folders,
-            variable: VARIABLE,
-        });
-    };
+    let there = folders_there(NAME, folders(environment), VARIABLE)?;
     let (place, kind) = match name.rsplit_once(':') {
         Some((place, kind)) => (place, Some(kind)),
         None => (name, None),
@@ -96,7 +88,7 @@ pub(super) fn find(name: &str, environment: &Environment) -> Result<FoundModel, 
     Err(NameError::NotInStore {
         store: NAME,
         name: name.to_owned(),
-        folder: first.to_path_buf(),
+        folder: there[0].clone(),
         there: names,
     })
 }

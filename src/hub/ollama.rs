@@ -9,7 +9,7 @@ use super::StoredModel;
 use super::environment::Environment;
 use super::errors::{NameError, cannot};
 use super::repository::FoundModel;
-use super::stored::{entries, stored};
+use super::stored::{entries, folders_there, stored};
 
 /// The environment variable that names the folder of the store.
 const VARIABLE: &str = "OLLAMA_MODELS";
@@ -43,15 +43,7 @@ pub(super) fn folders(environment: &Environment) -> Vec<PathBuf> {
 /// # Errors
 /// If there is no store, or no such model in it, or it cannot be used.
 pub(super) fn find(name: &str, environment: &Environment) -> Result<FoundModel, NameError> {
-    let folders = folders(environment);
-    let there: Vec<&PathBuf> = folders.iter().filter(|folder| folder.is_dir()).collect();
-    let Some(first) = there.first() else {
-        return Err(NameError::NoStore {
-            store: NAME,
-            folders,
-            variable: VARIABLE,
-        });
-    };
+    let there = folders_there(NAME, folders(environment), VARIABLE)?;
     let last = name.rsplit('/').next().unwrap_or_default();
     let wanted = match last.contains(':') {
         true => name.to_owned(),
@@ -69,7 +61,7 @@ pub(super) fn find(name: &str, environment: &Environment) -> Result<FoundModel, 
     Err(NameError::NotInStore {
         store: NAME,
         name: name.to_owned(),
-        folder: first.to_path_buf(),
+        folder: there[0].clone(),
         there: names,
     })
 }

@@ -15,6 +15,26 @@ use super::names::{Wanted, is_within};
 /// Folders within folders in which files are looked for.
 const DEEPEST: usize = 4;
 
+/// Those of a store's folders that are there, one at least. `variable` is the environment variable that names another.
+///
+/// # Errors
+/// If none is.
+pub(super) fn folders_there(
+    store: &'static str,
+    folders: Vec<PathBuf>,
+    variable: &'static str,
+) -> Result<Vec<PathBuf>, NameError> {
+    let there: Vec<PathBuf> = folders.iter().filter(|f| f.is_dir()).cloned().collect();
+    if there.is_empty() {
+        return Err(NameError::NoStore {
+            store,
+            folders,
+            variable,
+        });
+    }
+    Ok(there)
+}
+
 /// The names in a folder that are UTF-8 and not hidden, in order; none if it cannot be read.
 pub(super) fn entries(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
