@@ -205,6 +205,7 @@ mod tests {
             ("llama-bpe", "It|'s| |123|45| | IT|'S|,\n\n| x"),
             ("qwen2", "It|'s| |1|2|3|4|5| | IT|'S|,\n\n| x"),
             ("tekken", "It|'s| |1|2|3|4|5| | IT|'S|,\n\n| x"),
+            ("gpt-4o", "It's| |123|45| | IT'S|,\n\n| x"),
         ] {
             assert_eq!(words(name, text).join("|"), expected, "{name}");
         }
@@ -213,6 +214,10 @@ mod tests {
         assert_eq!(
             words("tekken", "camelCaseHTTPServer").join("|"),
             "camel|Case|HTTPServer"
+        );
+        assert_eq!(
+            words("gpt-4o", "camelCase don't, O'Neill'll 12345 ///\n x").join("|"),
+            "camel|Case| don't|,| O|'Neill'll| |123|45| ///\n| x"
         );
         // The last space of a run belongs to the word behind it. At the end of the text it stays in the run.
         assert_eq!(words("gpt-2", "a   b   "), ["a", "  ", " b", "   "]);

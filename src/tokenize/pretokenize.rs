@@ -21,15 +21,25 @@ pub(super) struct Rule {
 pub(crate) const GPT2: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// The pattern of LLaMA 3. Both cases of contractions are written out, because `(?i:…)` would also match `ſ` as `s`.
+/// Endings of English contractions. Both cases are written out, because `(?i:…)` would also match `ſ` as `s`.
+macro_rules! contractions {
+    () => {
+        r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
+    };
+}
+
+/// The same as the models' files write them.
+const CONTRACTIONS_OF_ANY_CASE: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
+
+/// The pattern of LLaMA 3.
 const LLAMA3: &str = concat!(
-    r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]",
+    contractions!(),
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
 /// The pattern of Qwen 2: that of LLaMA 3, except that every digit is a word of its own.
 const QWEN2: &str = concat!(
-    r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]",
+    contractions!(),
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
@@ -39,6 +49,16 @@ const TEKKEN: &str = concat!(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
+/// The pattern of GPT-4o (`o200k_base` of tiktoken), which Phi-4-mini has: that of Tekken, but contractions stay with their words, and up to three
+/// digits together. (What was said of llama.cpp's there holds here.)
+const GPT4O: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?:",
+    contractions!(),
+    r")?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?:",
+    contractions!(),
+    r")?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
 const RULES: &[Rule] = &[
@@ -118,6 +138,12 @@ const RULES: &[Rule] = &[
         whole_words: true,
         adds_bos: true,
     },
+    Rule {
+        names: &["gpt-4o", "llama4"],
+        patterns: &[GPT4O],
+        whole_words: false,
+        adds_bos: false,
+    },
 ];
 
 /// The rule for a name; `None` if the name is not known.
@@ -127,13 +153,14 @@ pub(super) fn rule(name: &str) -> Option<&'static Rule> {
 
 /// The name of the rule with these patterns; `None` if there is none. `whole_words` as a rule has it.
 pub(crate) fn pre_of(patterns: &[String], whole_words: bool) -> Option<&'static str> {
-    // As files write contractions in both cases.
-    const ANY_CASE: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
-    const BOTH_CASES: &str = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]";
-    let patterns: Vec<String> = patterns
-        .iter()
-        .map(|pattern| pattern.replace(ANY_CASE, BOTH_CASES))
-        .collect();
+    let both_cases = |pattern: &String| {
+        let group = concat!("(?:", contractions!(), ")?");
+        let optional = format!("{CONTRACTIONS_OF_ANY_CASE}?");
+        pattern
+            .replace(&optional, group)
+            .replace(CONTRACTIONS_OF_ANY_CASE, contractions!())
+    };
+    let patterns: Vec<String> = patterns.iter().map(both_cases).collect();
     let rules = RULES.iter().filter(|rule| rule.patterns == patterns);
     // A word that is a token is nearly always what its merges come to.
     let rule = rules.min_by_key(|rule| rule.whole_words != whole_words)?;
@@ -149,6 +176,23 @@ pub(super) fn known_names() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_are_known_as_the_files_of_models_write_them() {
+        let of_file = |rule: &Rule| -> Vec<String> {
+            let pattern = |pattern: &&str| {
+                let optional = concat!("(?:", contractions!(), ")?");
+                pattern
+                    .replace(optional, "(?i:'s|'t|'re|'ve|'m|'ll|'d)?")
+                    .replace(contractions!(), "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
+            };
+            rule.patterns.iter().map(pattern).collect()
+        };
+        for name in ["smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o"] {
+            let rule = rule(name).unwrap();
+            assert_eq!(pre_of(&of_file(rule), rule.whole_words), Some(name));
+        }
+    }
 
     #[test]
     fn every_name_leads_to_its_own_rule() {

@@ -107,6 +107,7 @@ fn pieces_have_the_tokens_of_the_whole_by_every_rule_of_splitting() {
         "dbrx",
         "qwen2",
         "tekken",
+        "gpt-4o",
     ] {
         assert_same_in_pieces(pre, &byte_level(pre, &[]));
     }

@@ -874,6 +874,7 @@ fn known_pre_tokenizers() -> Result {
         "qwen2",
         "falcon",
         "tekken",
+        "gpt-4o",
     ] {
         let tokenizer = byte_level()
             .with("pre", Value::String(pre.into()))
