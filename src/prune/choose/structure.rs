@@ -5,7 +5,7 @@ use super::metric::LayerScores;
 use super::plan::{Plan, RATIOS};
 use super::substitute::Choice;
 use super::units::{Units, plan_of};
-use crate::model::{Model, ModuleId};
+use crate::model::{Model, Module, ModuleId};
 use crate::prune::collect::Curves;
 use crate::prune::error::{PruneError, PruneErrorKind};
 use crate::prune::features::inputs_per_unit;
@@ -234,6 +234,11 @@ pub(super) fn ratio_at(
 /// The ratio from which on only the ramps of loss curves count; see [`price_by_curves`].
 const RAMPS_ALONE: f64 = 0.6;
 
+/// How many times as much heads cost as their module's loss curve says, at a ratio of 0; from there it falls in proportion to 1 where [`RAMPS_ALONE`]. Curves are
+/// measured with all other modules whole; heads that go in many layers come to more beyond the sum of their losses than channels do, as
+/// long as there are channels enough that may go (`docs/pruning.md`).
+const HEADS_COST: f64 = 3.0;
+
 /// The share of the way from the plan of loss curves to the one of standardised scores, at a ratio of 0, and how much less of it with the
 /// ratio. Curves are measured on a thousand tokens or a few, and do not see what other texts live on; statistics are
 /// of many more (`docs/pruning.md`).
@@ -272,10 +277,16 @@ fn in_proportion(modules: &[Units], numbers: &[f64], ratio: f64) -> Vec<usize> {
 /// A curve has few points, and between them there are two ways to go. By the scores of the units, a module that has many units which hardly do anything
 /// loses them for next to nothing; that is what a little pruning finds. By the steepness of the curve, taken as a ramp that begins at nothing, what goes is spread over
 /// the modules; losses of one module are measured with all others whole, and the more goes altogether, the more they come to beyond their sum. So
-/// the price is a mean of both, with the ramp's weight in proportion to the ratio (`docs/pruning.md`).
+/// the price is a mean of both, with the ramp's weight in proportion to the ratio. Heads cost more by [`HEADS_COST`] (`docs/pruning.md`).
 fn price_by_curves(modules: &mut [Units], curves: &Curves, ratio: f64) {
     let ramps = (ratio / RAMPS_ALONE).min(1.0);
-    for (units, curve) in modules.iter_mut().zip(&curves.modules) {
+    let heads_cost = HEADS_COST + (1.0 - HEADS_COST) * ramps;
+    let ids = ModuleId::each(ModuleId::all(modules.len() / 2));
+    for ((units, curve), module) in modules.iter_mut().zip(&curves.modules).zip(ids) {
+        let cost = match module.kind() {
+            Module::Attention => heads_cost,
+            Module::Mlp => 1.0,
+        };
         let steepness = curve.steepness();
         let by_scores = prices_by_scores(units, &curve.points);
         let mut before = 0;
@@ -284,7 +295,7 @@ fn price_by_curves(modules: &mut [Units], curves: &Curves, ratio: f64) {
         for (place, by_score) in by_scores.into_iter().enumerate() {
             let after = units.freed_exactly(place + 1);
             let ramp = steepness.at((before + after) as f64 / 2.0);
-            least = least.max((1.0 - ramps) * by_score + ramps * ramp);
+            least = least.max(cost * ((1.0 - ramps) * by_score + ramps * ramp));
             units.scores[units.by_score[place]] = least;
             before = after;
         }
