@@ -341,8 +341,9 @@ struct Trials<'a, 'e> {
     how: How<'a>,
     calibrated: &'a mut Calibrated,
     events: Shared<'a, 'e>,
+    /// Models judged so far, besides the dense one.
     tried: usize,
-    /// The perplexity of the dense model.
+    /// The perplexity of the dense model on that text.
     dense: f64,
 }
 
@@ -365,8 +366,8 @@ impl<'a, 'e> Trials<'a, 'e> {
         Ok(trials)
     }
 
-    /// How far the perplexity rises, as a share, if as much is pruned as the ratio says, and the model changed by `change` thereafter. That is given the
-    /// plan as it came to be, or `None` where nothing was pruned.
+    /// How much the perplexity of a model rises, as a share of the dense model's, if it is pruned by `ratio` and then changed by `change`. `change` is given
+    /// the plan that was carried out, or `None` if the ratio is 0.
     fn rise(
         &mut self,
         ratio: f64,
@@ -399,7 +400,7 @@ impl<'a, 'e> Trials<'a, 'e> {
         effect::perplexity(model, &self.engine.runtime, judge, *bos, progress)
     }
 
-    /// What a target has come to whose perplexity rises by `rise`, and at the next ratio tried by what `beyond` says.
+    /// The report of a search that ended with this rise. `beyond` is the smallest ratio tried that was too much, and its rise; `None` if there is none.
     fn found(&self, rise: f64, beyond: Option<(f64, f64)>) -> Found {
         Found::Perplexity {
             tokens: self.calibrated.judge.len(),

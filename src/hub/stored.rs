@@ -15,10 +15,11 @@ use super::names::{Wanted, is_within};
 /// Folders within folders in which files are looked for.
 const DEEPEST: usize = 4;
 
-/// Those of a store's folders that are there, one at least. `variable` is the environment variable that names another.
+/// Those of a store's possible folders that exist; never empty. `store` is its name and `variable` the environment variable that sets its folder, both for
+/// the error.
 ///
 /// # Errors
-/// If none is.
+/// If none exists.
 pub(super) fn folders_there(
     store: &'static str,
     folders: Vec<PathBuf>,

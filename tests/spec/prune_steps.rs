@@ -478,7 +478,7 @@ fn curves_spare_the_modules_that_hurt_and_empty_none() {
         }
     }
     let plan = plan_by(&model, &profile, Structure::Curves, HeadUnit::Query, 0.5);
-    // To half a head, with the keys and values that go with it.
+    // Plans end within half a head, with the keys and values that go with it.
     assert!((plan.ratio() - 0.5).abs() < 0.012);
     assert!(plan.layers[1].channels.len() >= 48, "the dear one stays");
     let plan = plan_by(&model, &profile, Structure::Curves, HeadUnit::Query, 0.89);
@@ -487,8 +487,8 @@ fn curves_spare_the_modules_that_hurt_and_empty_none() {
     }
 }
 
-/// Where every module's loss is the same function of the share that goes, a smaller share of the heads goes than of the channels, since losses of heads come to
-/// more beyond their sum; where most must go it is the same for both.
+/// All loss curves are the same function of the share that goes. At a small ratio a smaller share of the heads goes than of the channels; at a
+/// large one it is about the same share of both.
 #[test]
 fn heads_cost_more_than_their_curves_say() {
     let model = three_layers().load();

@@ -234,9 +234,9 @@ pub(super) fn ratio_at(
 /// The ratio from which on only the ramps of loss curves count; see [`price_by_curves`].
 const RAMPS_ALONE: f64 = 0.6;
 
-/// How many times as much heads cost as their module's loss curve says, at a ratio of 0; from there it falls in proportion to 1 where [`RAMPS_ALONE`]. Curves are
-/// measured with all other modules whole; heads that go in many layers come to more beyond the sum of their losses than channels do, as
-/// long as there are channels enough that may go (`docs/pruning.md`).
+/// How many times a head's price is that of its module's loss curve, at a ratio of 0. The factor falls in a straight line to 1 at the ratio [`RAMPS_ALONE`].
+/// A loss curve is measured with all other modules whole, and plans are better if heads are spared more than that says
+/// (`docs/pruning.md`).
 const HEADS_COST: f64 = 3.0;
 
 /// The share of the way from the plan of loss curves to the one of standardised scores, at a ratio of 0, and how much less of it with the
@@ -277,7 +277,7 @@ fn in_proportion(modules: &[Units], numbers: &[f64], ratio: f64) -> Vec<usize> {
 /// A curve has few points, and between them there are two ways to go. By the scores of the units, a module that has many units which hardly do anything
 /// loses them for next to nothing; that is what a little pruning finds. By the steepness of the curve, taken as a ramp that begins at nothing, what goes is spread over
 /// the modules; losses of one module are measured with all others whole, and the more goes altogether, the more they come to beyond their sum. So
-/// the price is a mean of both, with the ramp's weight in proportion to the ratio. Heads cost more by [`HEADS_COST`] (`docs/pruning.md`).
+/// the price is a mean of both, with the ramp's weight in proportion to the ratio. For heads it is multiplied by a factor, [`HEADS_COST`] (`docs/pruning.md`).
 fn price_by_curves(modules: &mut [Units], curves: &Curves, ratio: f64) {
     let ramps = (ratio / RAMPS_ALONE).min(1.0);
     let heads_cost = HEADS_COST + (1.0 - HEADS_COST) * ramps;
