@@ -12,6 +12,8 @@ use crate::quant::{BlockType, decode_row, encode_row, encode_row_by_importance};
 const SLAB: usize = 4 << 20;
 /// Rows that a thread encodes at a time.
 const ROWS: usize = 4;
+/// One over the share of the columns from which on the size of values counts in full: see [`power_of_size`].
+const SIZE_COUNTS: f64 = 4.0;
 /// What half precision rounds to infinity, from here on.
 const BEYOND_HALF: f32 = 65_520.0;
 
@@ -49,6 +51,7 @@ impl Recoding<'_> {
         let (too_large, no_number) = (AtomicBool::new(false), AtomicBool::new(false));
         let most = (SLAB / new).next_multiple_of(ROWS);
         let mut slab = vec![0; most.min(rows) * new];
+        let by_size = self.importance.map_or(0.0, power_of_size);
         let is_of_three_levels = matches!(self.to, BlockType::TQ1_0 | BlockType::TQ2_0);
         let mut first = 0;
         while first < rows {
@@ -69,7 +72,7 @@ impl Recoding<'_> {
                                 encode_row_by_importance(self.to, &values, inputs, row);
                             }
                             Some(inputs) => {
-                                let all = importance_by_inputs(&values, inputs);
+                                let all = importance_by_inputs(&values, inputs, by_size);
                                 encode_row_by_importance(self.to, &values, &all, row);
                             }
                             None => {
@@ -115,14 +118,29 @@ impl Recoding<'_> {
     }
 }
 
-/// How much each value x of a row matters if its input has the mean square s: s · √(rms² + x²), with rms that of the row, as llama-quantize has
-/// it. By s alone large values are clipped, as [`importance_by_size`] says: Qwen2.5-Coder-0.5B in Q4_0 has a perplexity of 58.0 then, and 55.2
-/// with these.
-fn importance_by_inputs(values: &[f32], inputs: &[f32]) -> Vec<f32> {
+/// How much each value x of a row matters if its input has the mean square s: s · (rms² + x²)^p, with rms that of the row and p of
+/// [`power_of_size`]. llama-quantize has ½ for p always.
+fn importance_by_inputs(values: &[f32], inputs: &[f32], power: f32) -> Vec<f32> {
     let square = mean_square(values);
     let each = values.iter().zip(inputs);
-    each.map(|(v, input)| input * (square + v * v).sqrt())
+    each.map(|(v, input)| input * (square + v * v).powf(power))
         .collect()
+}
+
+/// How much the size of values counts beside their inputs, 0 to ½, for inputs of these mean squares: ½ where they are alike, and the less the
+/// fewer columns have most of the sum. Where inputs differ widely they are all that counts (Gemma 3 270M and SmolLM2, whose sums are those of 1
+/// to 10 % of the columns); where they are alike (Qwen2.5, 10 to 70 %), weights by inputs alone clip large values, as [`importance_by_size`] says.
+fn power_of_size(inputs: &[f32]) -> f32 {
+    let sum: f64 = inputs.iter().map(|s| f64::from(*s)).sum();
+    let squares: f64 = inputs.iter().map(|s| f64::from(*s).powi(2)).sum();
+    // As many equal columns would have the same sum and the same sum of squares.
+    let columns = if squares > 0.0 {
+        sum * sum / squares
+    } else {
+        0.0
+    };
+    let share = columns / inputs.len().max(1) as f64;
+    0.5 * (SIZE_COUNTS * share).min(1.0) as f32
 }
 
 fn mean_square(values: &[f32]) -> f32 {
@@ -135,4 +153,42 @@ fn mean_square(values: &[f32]) -> f32 {
 fn importance_by_size(values: &[f32]) -> Vec<f32> {
     let rms = mean_square(values).sqrt();
     values.iter().map(|v| rms + v.abs()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A row whose last value is ten times the others.
+    fn row() -> Vec<f32> {
+        let mut values = vec![0.1; 32];
+        values[31] = 1.0;
+        values
+    }
+
+    #[test]
+    fn values_count_by_their_size_where_inputs_are_alike() {
+        let inputs = vec![2.0; 32];
+        let power = power_of_size(&inputs);
+        assert_eq!(power, 0.5);
+        let all = importance_by_inputs(&row(), &inputs, power);
+        assert!(all[31] > 4.0 * all[0], "{all:?}");
+    }
+
+    #[test]
+    fn inputs_alone_count_where_few_columns_have_them() {
+        let mut inputs = vec![0.001; 32];
+        inputs[0] = 100.0;
+        // 1 of 32 columns: an eighth of the quarter from which size counts in full.
+        let power = power_of_size(&inputs);
+        assert!((power - 0.0625).abs() < 1e-3, "{power}");
+        let all = importance_by_inputs(&row(), &inputs, power);
+        assert!(all[31] < 1.4 * all[1], "{all:?}");
+    }
+
+    #[test]
+    fn inputs_that_are_all_nothing_have_a_power() {
+        assert_eq!(power_of_size(&[0.0; 32]), 0.0);
+        assert_eq!(power_of_size(&[]), 0.0);
+    }
 }
