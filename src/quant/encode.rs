@@ -148,10 +148,10 @@ pub(super) fn fit_scale<const N: usize>(
 
 /// Finds the scale and base for values that are stored as scale · q + base, with q from 0 to `top`.
 ///
-/// The squared error of each value is multiplied by its weight. Each of `spans` gives a scale, by which the range from the
-/// smallest to the largest value is that many steps. If these are more than `top`, there are three candidates: the range is
-/// clipped equally at both ends, or at one of them alone. The base is at most `highest_base`. `stored` returns a scale and a
-/// base as they will be after storing.
+/// The squared error of each value is multiplied by its weight. Each of `spans` gives one candidate: the scale by which the
+/// range from the smallest to the largest value is that many steps; if these are more than `top`, the range is clipped
+/// equally at both ends. The base is at most `highest_base`. `stored` returns a scale and a base as they will be after
+/// storing.
 pub(super) fn fit_line<const N: usize>(
     x: &[f32; N],
     weights: &[f32; N],
@@ -176,34 +176,30 @@ pub(super) fn fit_line<const N: usize>(
             break;
         }
         let clipped = range * (1.0 - top / span).max(0.0);
-        let parts_below = [0.5, 0.0, 1.0];
-        let candidates = if clipped > 0.0 { 3 } else { 1 };
-        for from_below in &parts_below[..candidates] {
-            let (mut scale, mut base) = stored(range / span, low + from_below * clipped);
-            for _ in 0..3 {
-                let q = nearest_codes(x, scale, base, top);
-                let error = squared_error(x, weights, &q, scale, base);
-                let weighted = times(weights, &q);
-                let (q1, q2, qx) = (total(&weighted), dot(&weighted, &q), dot(&weighted, x));
-                if error < best.error {
-                    best = Fit {
-                        error,
-                        scale,
-                        base,
-                        q,
-                    };
+        let (mut scale, mut base) = stored(range / span, low + 0.5 * clipped);
+        for _ in 0..2 {
+            let q = nearest_codes(x, scale, base, top);
+            let error = squared_error(x, weights, &q, scale, base);
+            let weighted = times(weights, &q);
+            let (q1, q2, qx) = (total(&weighted), dot(&weighted, &q), dot(&weighted, x));
+            if error < best.error {
+                best = Fit {
+                    error,
+                    scale,
+                    base,
+                    q,
+                };
+            }
+            // The straight line of least squared error through the points (q, x).
+            let determinant = n * q2 - q1 * q1;
+            if determinant > 0.0 {
+                let mut slope = (n * qx - q1 * x1) / determinant;
+                let mut start = (x1 - slope * q1) / n;
+                if start > highest_base {
+                    start = highest_base;
+                    slope = (qx - start * q1) / q2;
                 }
-                // The straight line of least squared error through the points (q, x).
-                let determinant = n * q2 - q1 * q1;
-                if determinant > 0.0 {
-                    let mut slope = (n * qx - q1 * x1) / determinant;
-                    let mut start = (x1 - slope * q1) / n;
-                    if start > highest_base {
-                        start = highest_base;
-                        slope = (qx - start * q1) / q2;
-                    }
-                    (scale, base) = stored(slope, start);
-                }
+                (scale, base) = stored(slope, start);
             }
         }
     }
