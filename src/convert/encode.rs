@@ -12,8 +12,8 @@ use crate::quant::{BlockType, decode_row, encode_row, encode_row_by_importance};
 const SLAB: usize = 4 << 20;
 /// Rows that a thread encodes at a time.
 const ROWS: usize = 4;
-/// One over the share of the columns from which on the size of values counts in full: see [`power_of_size`].
-const SIZE_COUNTS: f64 = 4.0;
+/// The size of values counts in full where at least this share of a matrix's columns has most of its inputs: see [`power_of_size`].
+const EVEN_SHARE: f64 = 0.25;
 /// What half precision rounds to infinity, from here on.
 const BEYOND_HALF: f32 = 65_520.0;
 
@@ -127,20 +127,20 @@ fn importance_by_inputs(values: &[f32], inputs: &[f32], power: f32) -> Vec<f32> 
         .collect()
 }
 
-/// How much the size of values counts beside their inputs, 0 to ½, for inputs of these mean squares: ½ where they are alike, and the less the
-/// fewer columns have most of the sum. Where inputs differ widely they are all that counts (Gemma 3 270M and SmolLM2, whose sums are those of 1
-/// to 10 % of the columns); where they are alike (Qwen2.5, 10 to 70 %), weights by inputs alone clip large values, as [`importance_by_size`] says.
+/// The power, 0 to ½, of the size of values in [`importance_by_inputs`], for inputs of a matrix with these mean squares. It is ½ where they are
+/// alike, and smaller the fewer columns have most of their sum. In Gemma 3 270M and SmolLM2 these are 1 to 10 % of the columns, and weights by
+/// inputs alone predict best; in Qwen2.5 they are 10 to 70 %, and such weights clip large values too much, as [`importance_by_size`] says.
 fn power_of_size(inputs: &[f32]) -> f32 {
     let sum: f64 = inputs.iter().map(|s| f64::from(*s)).sum();
     let squares: f64 = inputs.iter().map(|s| f64::from(*s).powi(2)).sum();
-    // As many equal columns would have the same sum and the same sum of squares.
+    // The number of equal columns that would have this sum and this sum of squares.
     let columns = if squares > 0.0 {
         sum * sum / squares
     } else {
         0.0
     };
     let share = columns / inputs.len().max(1) as f64;
-    0.5 * (SIZE_COUNTS * share).min(1.0) as f32
+    0.5 * (share / EVEN_SHARE).min(1.0) as f32
 }
 
 fn mean_square(values: &[f32]) -> f32 {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_that_are_all_nothing_have_a_power() {
+    fn inputs_of_zero_and_no_inputs_have_a_power() {
         assert_eq!(power_of_size(&[0.0; 32]), 0.0);
         assert_eq!(power_of_size(&[]), 0.0);
     }
