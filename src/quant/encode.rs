@@ -3,8 +3,8 @@
 //! Every value has a weight, by which its squared error is multiplied.
 //!
 //! All searches work in the same way. A few candidates for the scale are tried. For each, the values get their nearest
-//! codes, then the scale is fitted to these codes, and then the values get their nearest codes again. The candidate with the
-//! least squared error is taken.
+//! codes, then the scale is fitted to these codes, and then the values get their nearest codes again, once or twice. The
+//! candidate with the least squared error is taken.
 //!
 //! The loops over values are functions of their own and are never inlined: inside a larger function the compiler keeps the
 //! values of small arrays in scalar registers and uses no vector instructions, which makes a search several times slower.
@@ -148,10 +148,10 @@ pub(super) fn fit_scale<const N: usize>(
 
 /// Finds the scale and base for values that are stored as scale · q + base, with q from 0 to `top`.
 ///
-/// The squared error of each value is multiplied by its weight. Each of `spans` gives one candidate: the scale by which the
-/// range from the smallest to the largest value is that many steps; if these are more than `top`, the range is clipped
-/// equally at both ends. The base is at most `highest_base`. `stored` returns a scale and a base as they will be after
-/// storing.
+/// The squared error of each value is multiplied by its weight. Each of `spans` gives a scale, by which the range from the
+/// smallest to the largest value is that many steps. If these are more than `top`, the range is clipped equally at both ends,
+/// and what is less than a step also at one end alone. The base is at most `highest_base`. `stored` returns a scale and a base
+/// as they will be after storing. Values that were decoded from a block get its scale again.
 pub(super) fn fit_line<const N: usize>(
     x: &[f32; N],
     weights: &[f32; N],
@@ -171,19 +171,15 @@ pub(super) fn fit_line<const N: usize>(
         base: stored(0.0, low).1,
         q: [0.0; N],
     };
-    for span in spans {
-        if best.error == 0.0 {
-            break;
-        }
-        let clipped = range * (1.0 - top / span).max(0.0);
-        let (mut scale, mut base) = stored(range / span, low + 0.5 * clipped);
-        for _ in 0..2 {
+    let attempt = |best: &mut Fit<N>, scale: f32, base: f32| {
+        let (mut scale, mut base) = stored(scale, base);
+        for _ in 0..3 {
             let q = nearest_codes(x, scale, base, top);
             let error = squared_error(x, weights, &q, scale, base);
             let weighted = times(weights, &q);
             let (q1, q2, qx) = (total(&weighted), dot(&weighted, &q), dot(&weighted, x));
             if error < best.error {
-                best = Fit {
+                *best = Fit {
                     error,
                     scale,
                     base,
@@ -202,8 +198,55 @@ pub(super) fn fit_line<const N: usize>(
                 (scale, base) = stored(slope, start);
             }
         }
+    };
+    let own = own_lines(x, low, range, top);
+    // How far storing moves the values of a line.
+    let moved = |(scale, base): &(f32, f32)| {
+        let stored = stored(*scale, *base);
+        (stored.0 - scale).abs() * top + (stored.1 - base).abs()
+    };
+    if let Some((scale, base)) = own.min_by(|a, b| moved(a).total_cmp(&moved(b))) {
+        attempt(&mut best, scale, base);
+    }
+    for span in spans {
+        if best.error == 0.0 {
+            break;
+        }
+        let scale = range / span;
+        let clipped = range * (1.0 - top / span).max(0.0);
+        attempt(&mut best, scale, low + 0.5 * clipped);
+        if clipped > 0.0 && clipped < scale {
+            attempt(&mut best, scale, low);
+            attempt(&mut best, scale, low + clipped);
+        }
     }
     best
+}
+
+/// The scales and bases of the lines that all values lie on, with codes from 0 to `top`; the smallest value is `low`, which need
+/// not have code 0. There are none for most blocks, unless their values were decoded from one.
+fn own_lines<const N: usize>(
+    x: &[f32; N],
+    low: f32,
+    range: f32,
+    top: f32,
+) -> impl Iterator<Item = (f32, f32)> {
+    let top = top as u32;
+    let is_whole = move |scale: f32| {
+        let inverse = inverse_of(scale);
+        x.iter().all(|v| {
+            let q = (v - low) * inverse;
+            (q - rounded(q)).abs() < 0.01
+        })
+    };
+    let scales = (1..=top)
+        .rev()
+        .map(move |steps| (steps, range / steps as f32));
+    scales
+        .filter(move |(_, scale)| is_whole(*scale))
+        .flat_map(move |(steps, scale)| {
+            (0..=top - steps).map(move |below| (scale, low - below as f32 * scale))
+        })
 }
 
 /// The codes from 0 to `top` nearest to (x − base) / scale.

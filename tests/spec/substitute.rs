@@ -174,7 +174,11 @@ fn an_outcome_and_a_file_bring_changed_types_back() {
         let written = Model::load(GgufFile::open(&file).unwrap()).unwrap();
         for (a, b) in model.layers.iter().zip(&written.layers) {
             for (x, y) in [(&a.o, &b.o), (&a.down, &b.down)] {
-                assert_eq!(x.weight.block_type, y.weight.block_type);
+                assert_eq!(x.weight.cols, y.weight.cols);
+                // A module that lost everything has no tensor in the file, and so no type.
+                if x.weight.cols > 0 {
+                    assert_eq!(x.weight.block_type, y.weight.block_type);
+                }
             }
         }
         assert_computes_the_same(&model, &written);
