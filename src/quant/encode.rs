@@ -149,9 +149,9 @@ pub(super) fn fit_scale<const N: usize>(
 /// Finds the scale and base for values that are stored as scale · q + base, with q from 0 to `top`.
 ///
 /// The squared error of each value is multiplied by its weight. Each of `spans` gives a scale, by which the range from the
-/// smallest to the largest value is that many steps. If these are more than `top`, the range is clipped equally at both ends,
-/// and what is less than a step also at one end alone. The base is at most `highest_base`. `stored` returns a scale and a base
-/// as they will be after storing. Values that were decoded from a block get its scale again.
+/// smallest to the largest value is that many steps. If these are more than `top`, the range is clipped equally at both ends;
+/// where less than a step is clipped, clipping it all at one end is tried too. The base is at most `highest_base`. `stored`
+/// returns a scale and a base as they will be after storing. Values that were decoded from a block get its scale again.
 pub(super) fn fit_line<const N: usize>(
     x: &[f32; N],
     weights: &[f32; N],
@@ -171,6 +171,7 @@ pub(super) fn fit_line<const N: usize>(
         base: stored(0.0, low).1,
         q: [0.0; N],
     };
+    // Tries a line, then the line fitted to its codes, then the line fitted to the codes of that.
     let attempt = |best: &mut Fit<N>, scale: f32, base: f32| {
         let (mut scale, mut base) = stored(scale, base);
         for _ in 0..3 {
@@ -223,8 +224,8 @@ pub(super) fn fit_line<const N: usize>(
     best
 }
 
-/// The scales and bases of the lines that all values lie on, with codes from 0 to `top`; the smallest value is `low`, which need
-/// not have code 0. There are none for most blocks, unless their values were decoded from one.
+/// The scales and bases of all lines scale · q + base, with whole q from 0 to `top`, that all values lie on. The smallest
+/// value, `low`, need not have code 0. Most blocks have no such line, unless their values were decoded from a block.
 fn own_lines<const N: usize>(
     x: &[f32; N],
     low: f32,
@@ -236,10 +237,13 @@ fn own_lines<const N: usize>(
         let inverse = inverse_of(scale);
         x.iter().all(|v| {
             let q = (v - low) * inverse;
+            // Decoded values are off by their rounding to single precision.
             (q - rounded(q)).abs() < 0.01
         })
     };
-    let scales = (1..=top)
+    // Equal values have one line; every number of steps would give it again.
+    let least = if range > 0.0 { 1 } else { top };
+    let scales = (least..=top)
         .rev()
         .map(move |steps| (steps, range / steps as f32));
     scales

@@ -900,6 +900,18 @@ fn encoding_again_changes_nothing_to_speak_of() {
     }
 }
 
+/// Q4_K has 16 steps in each of its parts of 32 values, and Q4_1 and Q5_1 have as many or more.
+#[test]
+fn values_decoded_from_one_type_keep_their_steps_in_another() {
+    let values = Random(17).normals(1 << 13, 1.0);
+    let decoded = there_and_back(BlockType::Q4_K, &values);
+    for block_type in [BlockType::Q4_1, BlockType::Q5_1] {
+        let error = relative_rms(&there_and_back(block_type, &decoded), &decoded);
+        // What half precision rounds of a scale and a minimum.
+        assert!(error < 1e-3, "{block_type:?}: {error}");
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // What is not finite
 // ---------------------------------------------------------------------------------------------------------------------
