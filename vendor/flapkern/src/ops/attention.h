@@ -32,7 +32,7 @@ static void cap_scores(float *x, size_t n, float scale, float cap) {
     if (i < n) store_some(x + i, out - 2 * out / (1.0f + vexp(load_some(x + i, n - i) * in)), n - i);
 }
 
-#if FK_AMX
+#if FK_BF16
 #include "tiled_attention.h"
 
 /* Keys and values are brought into tiles for all of a block's queries. */
@@ -57,14 +57,14 @@ static int wants_few(fk_phase phase, size_t queries) {
     return phase == FK_PHASE_DECODE && queries < ATTEND_MIN_TILED;
 }
 
-#if FK_AMX
+#if FK_BF16
 static int wants_query_tiles(fk_phase phase, size_t queries) {
     return phase == FK_PHASE_PREFILL || queries >= QUERY_TILE;
 }
 #endif
 
 static size_t attend_scratch(fk_phase phase, size_t queries, size_t head_dim, size_t positions) {
-#if FK_AMX
+#if FK_BF16
     if (wants_query_tiles(phase, queries)) return tiled_attend_scratch(queries, head_dim);
 #endif
     if (wants_few(phase, queries)) return FEW_QUERIES * few_pitch(positions);
@@ -415,7 +415,7 @@ static void attend_tiled(const float *q, size_t queries, const fk_sight *sights,
 
 static void attend(fk_phase phase, const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv, float scale,
                    float cap, float *out, float *log_sums, float *scratch) {
-#if FK_AMX
+#if FK_BF16
     if (wants_query_tiles(phase, queries)) {
         attend_in_tiles(q, queries, sights, kv, scale, cap, out, log_sums, scratch);
         return;

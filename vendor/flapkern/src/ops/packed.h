@@ -232,11 +232,42 @@ INLINE vi dot_codes(fk_type type, vi sum, const vw *codes, int words, const int8
     return dot_unsigned(sum, codes, words, code_bits(type), x);
 }
 
+/* Tokens whose products with a block take turns, so that none waits for its own last one; whole numbers of these make a tile. */
+#if FK_VNNI && FK_LANES == 16
+#define TOKENS_SIDE_BY_SIDE 4
+#else
+#define TOKENS_SIDE_BY_SIDE (PACKED_TOKENS + 1)
+#endif
+
+/* multiply_block for TOKENS_SIDE_BY_SIDE tokens and blocks that have one scale. */
+INLINE void multiply_side_by_side(fk_type type, const packed_block *w, const fk_activations *x, size_t t0, size_t block, vf *total) {
+    const size_t blocks = x->cols / FK_BLOCK;
+    const int8_t *q = x->quantized + t0 * x->cols + block * FK_BLOCK;
+    vi sum[TOKENS_SIDE_BY_SIDE];
+    UNROLL for (int t = 0; t < TOKENS_SIDE_BY_SIDE; t++) {
+        const int32_t *sums = x->code_sums + 2 * ((t0 + t) * blocks + block);
+        sum[t] = (vi){0} - code_offset(type) * (sums[0] + sums[1]);
+    }
+    UNROLL for (int j = 0; j < 8; j++)
+        UNROLL for (int t = 0; t < TOKENS_SIDE_BY_SIDE; t++)
+            sum[t] = dot_codes(type, sum[t], w->codes + j, 1, q + t * x->cols + 4 * j);
+    UNROLL for (int t = 0; t < TOKENS_SIDE_BY_SIDE; t++) {
+        const size_t at = (t0 + t) * blocks + block;
+        total[t] += to_float(sum[t]) * (w->scale[0] * x->scales[at]);
+        if (has_minimum(type)) total[t] += w->minimum[0] * x->block_sums[at];
+    }
+}
+
 /* total[t] += one block of weights times block `block` of token t0 + t, for t < `tokens` (a constant). `kept` is 0, or eight
  * vectors of bytes that are 1 where there is a weight, and 0 elsewhere: there the minimum does not count. */
 INLINE void multiply_block(fk_type type, int tokens, const packed_block *w, const vw *kept, const fk_activations *x,
                            size_t t0, size_t block, vf *total) {
     const size_t blocks = x->cols / FK_BLOCK;
+    if (!has_half_scales(type) && !kept && tokens % TOKENS_SIDE_BY_SIDE == 0) {
+        UNROLL for (int t = 0; t < tokens; t += TOKENS_SIDE_BY_SIDE)
+            multiply_side_by_side(type, w, x, t0 + t, block, total + t);
+        return;
+    }
     UNROLL for (int t = 0; t < tokens; t++) {
         const int8_t *q = x->quantized + (t0 + t) * x->cols + block * FK_BLOCK;
         const size_t at = (t0 + t) * blocks + block;

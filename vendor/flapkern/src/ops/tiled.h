@@ -320,6 +320,26 @@ INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a
             UNROLL for (int g = 0; g < b_count; g++) _mm512_storeu_ps(to + t * out_stride + 16 * g, sum[t][g]);
     }
 }
+
+/* The first 8 columns of one tile by one: out [16, 8] with its rows 16 values apart. */
+INLINE void multiply_half_tile(const uint16_t *a, const uint16_t *b, size_t steps, int fresh, float *out) {
+    for (int t0 = 0; t0 < 16; t0 += PAIR_TOKENS) {
+        const uint16_t *x = a + t0 * FK_TILE_COLS, *w = b;
+        float *to = out + t0 * 16;
+        __m256 sum[PAIR_TOKENS];
+        UNROLL for (int t = 0; t < PAIR_TOKENS; t++) sum[t] = fresh ? _mm256_setzero_ps() : _mm256_loadu_ps(to + t * 16);
+        for (size_t s = 0; s < steps; s++, x += FK_TILE, w += FK_TILE)
+            _Pragma("GCC unroll 4") for (int pair = 0; pair < TILE_PAIRS; pair++) {
+                const __m256bh row = (__m256bh)_mm256_load_si256((const __m256i *)(w + pair * 32));
+                UNROLL for (int t = 0; t < PAIR_TOKENS; t++) {
+                    int32_t two;
+                    memcpy(&two, x + t * FK_TILE_COLS + 2 * pair, sizeof two);
+                    sum[t] = _mm256_dpbf16_ps(sum[t], (__m256bh)_mm256_set1_epi32(two), row);
+                }
+            }
+        UNROLL for (int t = 0; t < PAIR_TOKENS; t++) _mm256_storeu_ps(to + t * 16, sum[t]);
+    }
+}
 #endif
 
 /* multiply_tiles for counts that are not constants. */

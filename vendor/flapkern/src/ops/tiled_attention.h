@@ -1,4 +1,4 @@
-/* Attention in bfloat16 tiles, for AMX. Included by table.h.
+/* Attention in bfloat16 tiles, with AMX or with AVX-512's dot products of pairs. Included by table.h.
  *
  * Sixteen queries at a time, one in every lane: scores^T [positions, 16] = K Q^T and out^T [head_dim, 16] = V^T P^T. So keys
  * and values are the first factors, as they lie and transposed, which is done once for all queries; softmax needs nothing
@@ -59,16 +59,23 @@ static void tile_queries(const float *q, size_t count, size_t dim, size_t steps,
     }
 }
 
+/* Asks for a row of the cache that is read soon: with few queries the processor does not see in time by itself what comes next. */
+INLINE void fetch_row(const fk_kv_head *kv, const uint8_t *row) {
+    for (size_t at = 0; at < kv->row_bytes; at += 64) __builtin_prefetch(row + at);
+}
+
 /* Brings the keys of the first `count` positions of a block into tiles of first factors: [POSITION_TILES, key_steps,
- * 16 positions, 32 values]. */
-INLINE void tile_keys(fk_type type, const fk_kv_head *kv, size_t block, size_t count, size_t steps, uint16_t *tiles) {
-    for (size_t p = 0; p < ATTEND_TILE; p++)
+ * 16 positions, 32 values]. Where `fetches`, their values are asked for meanwhile. */
+INLINE void tile_keys(fk_type type, const fk_kv_head *kv, size_t block, size_t count, size_t steps, int fetches, uint16_t *tiles) {
+    for (size_t p = 0; p < ATTEND_TILE; p++) {
+        if (fetches && p < count) fetch_row(kv, block_values(kv, block) + p * kv->row_bytes);
         for (size_t s = 0; s < steps; s++) {
             const uint8_t *row = block_keys(kv, block) + p * kv->row_bytes;
             const size_t d = s * FK_TILE_COLS, dim = p < count ? kv->head_dim : 0;
             _mm512_store_si512(tiles + (p / 16 * steps + s) * FK_TILE + p % 16 * FK_TILE_COLS,
                                to_bfloats(load_cached(type, row, d, dim), load_cached(type, row, d + 16, dim)));
         }
+    }
 }
 
 /* Brings the values of the first `count` positions of a block into tiles of first factors: [value_tiles, POSITION_STEPS,
@@ -100,8 +107,13 @@ INLINE vf rough_exp2(vf x) {
     return (vf)_mm512_scalef_ps((__m512)p, n);
 }
 
+/* Queries for which half a vector is enough. */
+#define FEW_LANES 8
+
+#if FK_AMX
 /* scores [ATTEND_TILE, QUERY_TILE] = the products of the first `tiles` tiles of keys and a tile of queries; the rest is 0. */
-static void tile_scores(const uint16_t *keys, const uint16_t *queries, size_t steps, int tiles, float *scores) {
+static void tile_scores(const uint16_t *keys, const uint16_t *queries, size_t steps, int tiles, int few, float *scores) {
+    (void)few;
     compiler_barrier();
     _tile_zero(0);
     _tile_zero(1);
@@ -133,8 +145,9 @@ static void tile_scores(const uint16_t *keys, const uint16_t *queries, size_t st
 
 /* total [16 value_tiles, QUERY_TILE] (+)= values times weights, over the first `steps` steps of 32 positions. Adds to what
  * total holds unless `fresh`. */
-static void tile_output(const uint16_t *values, const uint16_t *weights, size_t value_tiles, size_t steps, int fresh,
+static void tile_output(const uint16_t *values, const uint16_t *weights, size_t value_tiles, size_t steps, int few, int fresh,
                         float *total) {
+    (void)few;
     compiler_barrier();
     _tile_loadd(6, weights, 64);
     if (steps > 1) _tile_loadd(7, weights + FK_TILE, 64);
@@ -153,6 +166,28 @@ static void tile_output(const uint16_t *values, const uint16_t *weights, size_t 
     }
     compiler_barrier();
 }
+#else
+/* The same two products. With at most FEW_LANES queries half a vector is enough, which takes half the time. */
+static void tile_scores(const uint16_t *keys, const uint16_t *queries, size_t steps, int tiles, int few, float *scores) {
+    const size_t stride = steps * FK_TILE;
+    for (int tile = 0; tile < tiles; tile++, keys += stride, scores += 256)
+        if (few)
+            multiply_half_tile(keys, queries, steps, 1, scores);
+        else
+            multiply_tiles(1, 1, keys, stride, queries, stride, steps, 1, scores, QUERY_TILE);
+    memset(scores, 0, (size_t)(POSITION_TILES - tiles) * 256 * sizeof *scores);
+}
+
+static void tile_output(const uint16_t *values, const uint16_t *weights, size_t value_tiles, size_t steps, int few, int fresh,
+                        float *total) {
+    const size_t stride = POSITION_STEPS * FK_TILE;
+    for (size_t d = 0; d < value_tiles; d++, values += stride, total += 256)
+        if (few)
+            multiply_half_tile(values, weights, steps, fresh, total);
+        else
+            multiply_tiles(1, 1, values, stride, weights, stride, steps, fresh, total, QUERY_TILE);
+}
+#endif
 
 /* What the queries of a tile see. */
 typedef struct tile_sight {
@@ -215,6 +250,10 @@ static void attend_in_tiles(const float *q, size_t queries, const fk_sight *sigh
     vf *sums = peaks + shape.query_tiles;
     tile_sight *tile_sights = (tile_sight *)(sums + shape.query_tiles);
 
+    /* Lanes without a query stay 0. */
+    const int few = queries <= FEW_LANES;
+    if (few) memset(scores, 0, (size_t)((float *)peaks - scores) * sizeof *scores);
+
     size_t last = 0;
     for (size_t tile = 0; tile < shape.query_tiles; tile++) {
         const size_t first = tile * QUERY_TILE, count = queries - first < QUERY_TILE ? queries - first : QUERY_TILE;
@@ -236,11 +275,13 @@ static void attend_in_tiles(const float *q, size_t queries, const fk_sight *sigh
     begin_tiles();
     for (size_t from = 0; from < last; from += ATTEND_TILE) {
         const size_t positions = last - from < ATTEND_TILE ? last - from : ATTEND_TILE;
+        /* The keys that follow. */
+        for (size_t p = from + ATTEND_TILE; few && p < last && p < from + 2 * ATTEND_TILE; p++) fetch_row(kv, key_at(kv, p));
         if (kv->type == FK_TYPE_Q8_0) {
-            tile_keys(FK_TYPE_Q8_0, kv, from / ATTEND_TILE, positions, steps, keys);
+            tile_keys(FK_TYPE_Q8_0, kv, from / ATTEND_TILE, positions, steps, few, keys);
             tile_values(FK_TYPE_Q8_0, kv, from / ATTEND_TILE, positions, value_tiles, values, turning);
         } else {
-            tile_keys(FK_TYPE_F16, kv, from / ATTEND_TILE, positions, steps, keys);
+            tile_keys(FK_TYPE_F16, kv, from / ATTEND_TILE, positions, steps, few, keys);
             tile_values(FK_TYPE_F16, kv, from / ATTEND_TILE, positions, value_tiles, values, turning);
         }
         for (size_t tile = 0; tile < shape.query_tiles; tile++) {
@@ -255,14 +296,14 @@ static void attend_in_tiles(const float *q, size_t queries, const fk_sight *sigh
             float *so_far = total + tile * value_tiles * 256;
             const int tiles = most > ATTEND_TILE ? POSITION_TILES : (most + 15) / 16;
             const int used = (tiles + 1) / 2;
-            tile_scores(keys, query_tiles + tile * steps * FK_TILE, steps, tiles, scores);
+            tile_scores(keys, query_tiles + tile * steps * FK_TILE, steps, tiles, few, scores);
             if (cap != 0) cap_scores(scores, (size_t)tiles * 256, plain_scale, cap);
             const vf shrink =
                 whole ? tile_softmax(scores, ATTEND_TILE, seen, 1, scale, peaks + tile, sums + tile, weights)
                       : tile_softmax(scores, used * FK_TILE_COLS, seen, 0, scale, peaks + tile, sums + tile, weights);
             if (!fresh && _mm512_cmpneq_ps_mask((__m512)shrink, _mm512_set1_ps(1)) != 0)
                 for (size_t d = 0; d < 16 * value_tiles; d++) store(so_far + 16 * d, load(so_far + 16 * d) * shrink);
-            tile_output(values, weights, value_tiles, used, fresh, so_far);
+            tile_output(values, weights, value_tiles, used, few, fresh, so_far);
         }
     }
     end_tiles();
