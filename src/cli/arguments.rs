@@ -424,9 +424,10 @@ pub struct MethodArgs {
     /// How to make up for what goes [default: the method's]
     #[arg(long, value_parser = one_of(Restore::ALL, Restore::name))]
     restore: Option<Restore>,
-    /// How long to choose
+    /// How long to choose: fast 10 s, normal 1 min, best 10 min
     ///
-    /// How much time may be spent on choosing what goes: fast measures no loss curves, best more of them than normal.
+    /// On two cores with AVX-512, and longer on slower ones. The text, loss curves and least squares are chosen to fit into it, whatever
+    /// the model: the larger it is, the less of each. What is done is said before it begins.
     #[arg(long, value_parser = one_of(Effort::ALL, Effort::name), default_value_t = Effort::default())]
     effort: Effort,
     /// How long to search whole plans for a better one [default: six plans at --effort best, else none]
@@ -473,8 +474,8 @@ pub struct CalibrationArgs {
     /// Without it, what the text has none of, for example code, may be lost.
     #[arg(long, value_name = "SHARE", value_parser = parse_mix, requires = "calib")]
     calib_mix: Option<f64>,
-    /// Calibrate on N tokens only [default: 24576 of the mixture, all of the built-in text and of self, 32768 of another; 98304 at
-    /// --effort best, 4096 at --effort fast]
+    /// Calibrate on N tokens, however long that takes [default: what the effort has time for, at most 24576 of the mixture, 32768 of
+    /// another text, all of self; 98304 at --effort best, 4096 at --effort fast]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=u64::MAX))]
     calib_tokens: Option<usize>,
     /// Memory for the covariances of least squares, for example 2GB; where those of all layers take more, they are collected in

@@ -16,7 +16,7 @@ use flapjack::generate::GenerateError;
 use flapjack::heal::TrainingError;
 use flapjack::hub::{HubError, Repository};
 use flapjack::model::ModelError;
-use flapjack::prune::{ProfileError, PruneErrorKind};
+use flapjack::prune::{Effort, ProfileError, PruneErrorKind, Restore};
 
 pub use super::streams::say;
 
@@ -188,6 +188,14 @@ pub fn log(notices: &[Notice]) {
                 "calibrating on the first {} of {source}; --calib-tokens takes more",
                 plural(*tokens, "token")
             ),
+            Notice::Effort {
+                effort,
+                time,
+                tokens,
+                curves,
+                restore,
+                less,
+            } => log_effort((*effort, *time), *tokens, *curves, *restore, *less),
             Notice::InSequence { bytes } => tracing::info!(
                 "restoring in sequence: about three more passes over the text, whose streams take {}",
                 mebibytes(*bytes)
@@ -312,6 +320,39 @@ fn kept_words(kind: CacheKind) -> &'static str {
         CacheKind::Training => "what healing has done so far",
         CacheKind::Partial => "what calibration has collected so far",
     }
+}
+
+/// What the notice of an effort says, without the effort.
+fn log_effort(
+    (effort, time): (Effort, Duration),
+    tokens: usize,
+    curves: Option<(usize, usize)>,
+    restore: Restore,
+    less: bool,
+) {
+    let curves = match curves {
+        Some((tokens, 1)) => format!("loss curves on {tokens} of them"),
+        Some((tokens, stride)) => {
+            format!("loss curves of one layer in {stride} on {tokens} of them")
+        }
+        None => "no loss curves".to_owned(),
+    };
+    let restore = match restore {
+        Restore::None => "nothing made up for",
+        Restore::Bias => "biases",
+        Restore::Auto | Restore::Lsq => "least squares",
+        Restore::Sequential => "least squares in sequence",
+    };
+    let more = match (less, effort) {
+        (true, Effort::Fast) => "; --effort normal, which takes up to a minute, does more",
+        (true, Effort::Normal) => "; --effort best, which takes up to ten minutes, does more",
+        _ => "",
+    };
+    tracing::info!(
+        "--effort {effort}: about {:.0} s on two cores with AVX-512, for {}, {curves}, {restore}{more}",
+        time.as_secs_f64(),
+        plural(tokens, "token")
+    );
 }
 
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";

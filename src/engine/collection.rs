@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::Engine;
+use super::effort::{self, Amounts, Asked};
 use super::error::{Doing, EngineError};
 use super::events::{Events, Shared, Stage};
 use super::memory::Room;
-use super::mixture::{Mixed, Mixture, Wanted};
+use super::mixture::{self, Mixed, Mixture, Wanted};
 use super::needs::{Covariances, Needs, Shares};
 use super::options::{CalibrationOptions, MethodOptions};
 use super::partial::Partial;
@@ -21,21 +22,10 @@ use crate::prune::{
     Restore, StoredProfile, curves, groups, sequential, store,
 };
 
-/// Tokens that are used of a text that is not the built-in one, at normal effort and at best. Least squares gain by more text
-/// for long: with three times as much, 5 % of the perplexity (`docs/pruning.md`).
-const TEXT_TOKENS: usize = 32_768;
-const BEST_TEXT_TOKENS: usize = 98_304;
-/// Tokens of the mixture alone at normal effort, which the model must write first.
-const MIXTURE_TOKENS: usize = 24_576;
 /// More of what can be made without end would take days.
 const MOST_MADE: usize = 1 << 24;
 /// The share of the mixture that the default method keeps beside a text that was named.
 const MIX: f64 = 0.25;
-/// Tokens that are used of any text at fast effort.
-const FAST_TOKENS: usize = 4096;
-/// Tokens behind the calibration text that the effect of pruning is measured on.
-pub(super) const EFFECT_TOKENS: usize = 1024;
-
 /// A text, and what is to be collected from it, unless that was done before.
 #[derive(Debug)]
 pub(super) struct Collection {
@@ -80,10 +70,12 @@ pub(super) struct CalibrationText {
     tokens: Vec<u32>,
     /// Whether they are the text.
     is_there: bool,
-    /// Tokens of the source that are not in the text: [`EFFECT_TOKENS`], or fewer where the source ends.
+    /// Tokens of the source that are not in the text: as many as effects are measured on, or fewer where the source ends.
     beyond: Vec<u32>,
     /// Tokens that were read of the source, those behind the text included; none where it is not read.
     read: usize,
+    /// Tokens that effects are measured on, at the most.
+    effect: usize,
     /// Tokens of the mixture that are not in the text; none where it is not made, or has no mixture in it.
     held_back: Vec<u32>,
     bos: Option<u32>,
@@ -118,9 +110,12 @@ impl Collection {
             Method::Best => MIX,
             _ => 0.0,
         };
-        let text =
-            CalibrationText::read(engine, options, mix, method.effort, cached, &mut notices)?;
+        let mix = mix_of(options, mix);
+        let amounts = Amounts::that_fit(model, asked(method, options, mix));
+        let most = (amounts.tokens, amounts.effect);
+        let text = CalibrationText::read(engine, options, mix, most, cached, &mut notices)?;
         let recipe = method.recipe_with_text(model, text.tokens.len(), room.half());
+        let recipe = amounts.change(recipe, method);
         let allotted = room.allot(
             model,
             &engine.runtime,
@@ -134,7 +129,9 @@ impl Collection {
             notices.push(Notice::InSequence { bytes });
         }
         let covariances = Covariances::that_fit(model, recipe, allotted, &mut notices)?;
-        let needs = Needs::new(recipe, method.effort, covariances, judge);
+        let levels = amounts.curves.clone();
+        let levels = levels.unwrap_or_else(|| method.effort.curve_levels());
+        let needs = Needs::new(recipe, levels, covariances, judge);
         let shares = needs
             .share_out(text.tokens.len())
             .map_err(EngineError::from)
@@ -149,6 +146,9 @@ impl Collection {
             collected: needs.collected(),
             flapjack: env!("CARGO_PKG_VERSION").to_owned(),
         };
+        if !cached || engine.cache.profile_hash(&origin).is_none() {
+            notices.extend(amounts.notice(method.effort, recipe, &origin));
+        }
         Ok(Self {
             recipe,
             notices,
@@ -236,14 +236,21 @@ impl Collection {
 
     /// Makes the text, unless it is there.
     pub fn write(&mut self, engine: &Engine, events: &mut Events) -> Result<(), EngineError> {
-        let wanted = self.text.wanted(self.shares);
+        let wanted = self.wanted();
         self.text.write(engine, wanted, events)
     }
 
     /// Takes the text from the cache folder, if it has to be made and is there.
     pub fn find_text(&mut self, engine: &Engine) {
-        let wanted = self.text.wanted(self.shares);
+        let wanted = self.wanted();
         self.text.find(engine, wanted);
+    }
+
+    /// How much is to be made of the text.
+    fn wanted(&self) -> Wanted {
+        let levels = self.needs.curves.as_ref().map(|options| &options.levels);
+        let sequence = levels.map_or(curves::SEQUENCE, |levels| levels.sequence);
+        self.text.wanted(self.shares, sequence)
     }
 
     /// The profile of an earlier run, and its hash.
@@ -436,7 +443,10 @@ impl TextAlone {
     ) -> Result<Self, EngineError> {
         let start = Instant::now();
         let mut notices = Vec::new();
-        let text = CalibrationText::read(engine, options, 0.0, effort, cached, &mut notices)?;
+        let mix = mix_of(options, 0.0);
+        let most = effort::most_tokens(&options.source, effort);
+        let most = (most, effort::tokens_of_effect(&engine.model, effort));
+        let text = CalibrationText::read(engine, options, mix, most, cached, &mut notices)?;
         Ok(Self {
             text,
             notices,
@@ -455,10 +465,11 @@ impl TextAlone {
     ) -> Result<(), EngineError> {
         let tokens = self.text.tokens.len();
         let curves = curves.min(tokens / 4);
-        let wanted = self.text.wanted(Shares {
+        let shares = Shares {
             statistics: tokens - curves,
             curves,
-        });
+        };
+        let wanted = self.text.wanted(shares, curves::SEQUENCE);
         self.text.write(engine, wanted, events)
     }
 
@@ -485,28 +496,25 @@ impl TextAlone {
 }
 
 impl CalibrationText {
-    /// `mix` is the share of the mixture beside a text that was named, unless the options have another.
+    /// `mix` is the share of the mixture; `most` is how many tokens are used unless the options have another number, and on how many effects
+    /// are measured.
     fn read(
         engine: &Engine,
         options: &CalibrationOptions,
         mix: f64,
-        effort: Effort,
+        most: (usize, usize),
         cached: bool,
         notices: &mut Vec<Notice>,
     ) -> Result<Self, EngineError> {
         let source = &options.source;
         let bos = engine.bos();
-        let mix = match source {
-            TextSource::Mixture => 1.0,
-            TextSource::Path(_) | TextSource::Reader(_) => options.mix.unwrap_or(mix),
-            _ => options.mix.unwrap_or(0.0),
-        };
+        let (most, effect) = most;
         let is_made = matches!(source, TextSource::Own(_)) || mix > 0.0;
         let limit = match source {
             TextSource::Own(written) => {
                 options.tokens.map_or(*written, |limit| limit.min(*written))
             }
-            _ => options.tokens.unwrap_or(most_tokens(source, effort)),
+            _ => options.tokens.unwrap_or(most),
         };
         let limit = if is_made { limit.min(MOST_MADE) } else { limit };
         // Tokens of the text that was named.
@@ -518,7 +526,7 @@ impl CalibrationText {
         let tokenizer = engine.tokenizer.as_deref();
         let all = match most_given {
             0 => 0,
-            most => most.saturating_add(EFFECT_TOKENS),
+            most => most.saturating_add(effect),
         };
         let mut given = source.first_tokens(tokenizer, options.field.as_deref(), all)?;
         let read = given.len();
@@ -548,6 +556,7 @@ impl CalibrationText {
             is_there: !is_made,
             beyond,
             read,
+            effect,
             held_back: Vec::new(),
             bos,
             hash: String::new(),
@@ -582,7 +591,7 @@ impl CalibrationText {
         &self.name
     }
 
-    /// Tokens of the source that are not in the text, for measuring the effect of pruning: [`EFFECT_TOKENS`], or fewer.
+    /// Tokens of the source that are not in the text, for measuring the effect of pruning.
     pub fn unseen(&self) -> &[u32] {
         &self.beyond
     }
@@ -602,14 +611,15 @@ impl CalibrationText {
         &self.held_back
     }
 
-    /// How much is to be made of it, where it is shared out like this.
-    fn wanted(&self, shares: Shares) -> Wanted {
+    /// How much is to be made of it, where it is shared out like this and loss curves are measured on sequences of so many tokens.
+    fn wanted(&self, shares: Shares, sequence: usize) -> Wanted {
         let Shares { statistics, curves } = shares;
         Wanted {
             statistics,
             curves,
+            sequence,
             judge: self.tokens.len() - statistics - curves,
-            held_back: EFFECT_TOKENS,
+            held_back: self.effect,
         }
     }
 
@@ -701,6 +711,29 @@ impl CalibrationText {
     }
 }
 
+/// The share of the mixture in a text, beside a text that was named `mix` unless the options have another.
+fn mix_of(options: &CalibrationOptions, mix: f64) -> f64 {
+    match options.source {
+        TextSource::Mixture => 1.0,
+        TextSource::Path(_) | TextSource::Reader(_) => options.mix.unwrap_or(mix),
+        _ => options.mix.unwrap_or(0.0),
+    }
+}
+
+/// What was asked for that bears on how much is done.
+fn asked<'a>(method: &'a MethodOptions, options: &'a CalibrationOptions, mix: f64) -> Asked<'a> {
+    let (tokens, written) = match options.source {
+        TextSource::Own(all) => (Some(options.tokens.map_or(all, |most| most.min(all))), 1.0),
+        _ => (options.tokens, mix * mixture::written(method.effort)),
+    };
+    Asked {
+        method,
+        source: &options.source,
+        tokens,
+        written,
+    }
+}
+
 /// Whether a text is shorter than was asked for.
 fn fewer_tokens(source: &str, tokens: usize, asked: Option<usize>) -> Option<Notice> {
     let asked = asked.filter(|asked| *asked > tokens)?;
@@ -709,15 +742,4 @@ fn fewer_tokens(source: &str, tokens: usize, asked: Option<usize>) -> Option<Not
         tokens,
         asked,
     })
-}
-
-/// Tokens that are used of a text unless another number is asked for.
-fn most_tokens(source: &TextSource, effort: Effort) -> usize {
-    match (source, effort) {
-        (_, Effort::Fast) => FAST_TOKENS,
-        (TextSource::BuiltIn, _) => usize::MAX,
-        (_, Effort::Best) => BEST_TEXT_TOKENS,
-        (TextSource::Mixture, Effort::Normal) => MIXTURE_TOKENS,
-        _ => TEXT_TOKENS,
-    }
 }

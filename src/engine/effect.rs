@@ -2,7 +2,6 @@
 //! held back, and on text of the calibration's source.
 
 use super::Engine;
-use super::collection::EFFECT_TOKENS;
 use super::error::{Doing, EngineError};
 use super::events::{Events, Stage};
 use super::mixture::JUDGED;
@@ -62,8 +61,10 @@ pub(super) struct Unseen<'a> {
     pub source: &'a str,
     /// Tokens of the source that nothing was taken from.
     pub tokens: &'a [u32],
-    /// Tokens of the mixture that nothing was taken from; a built-in text stands in for them where there are none.
+    /// Tokens of the mixture that nothing was taken from.
     pub mixture: &'a [u32],
+    /// How many tokens of a built-in text stand in for them where there are none.
+    pub stand_in: usize,
 }
 
 impl Probe {
@@ -84,7 +85,7 @@ impl Probe {
             texts.push((EffectText::Mixture, name, unseen.mixture.to_vec()));
         } else if let Ok(tokenizer) = engine.tokenizer() {
             let name = "a built-in text".to_owned();
-            let tokens = first_tokens(tokenizer, calibrate::HELD_BACK, EFFECT_TOKENS)?;
+            let tokens = first_tokens(tokenizer, calibrate::HELD_BACK, unseen.stand_in)?;
             texts.push((EffectText::HeldBack, name, tokens));
         }
         let mut probe = Self {

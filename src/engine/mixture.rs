@@ -13,7 +13,7 @@ use super::events::{Events, Stage};
 use super::text::first_tokens;
 use crate::chat::{ChatOptions, Message};
 use crate::generate::{Answers, Texts};
-use crate::prune::{calibrate, curves, store};
+use crate::prune::{Effort, calibrate, store};
 
 /// What users ask, one prompt between empty lines, written for this purpose.
 const PROMPTS: &str = include_str!("prompts.txt");
@@ -51,6 +51,16 @@ const SHARES: [(Kind, f64); 4] = [
     (Kind::Code, 0.15),
 ];
 
+/// The share of the mixture that the model writes itself, about: at best effort the built-in texts are not long enough for theirs.
+pub(super) fn written(effort: Effort) -> f64 {
+    let own = SHARES.into_iter();
+    let own = own.filter(|(kind, _)| matches!(kind, Kind::Own | Kind::Answers));
+    match effort {
+        Effort::Best => 0.8,
+        _ => own.map(|(_, share)| share).sum(),
+    }
+}
+
 /// A text to be made.
 #[derive(Debug, Clone)]
 pub(super) struct Mixture {
@@ -72,6 +82,8 @@ pub(super) struct Mixture {
 pub(super) struct Wanted {
     pub statistics: usize,
     pub curves: usize,
+    /// Tokens of a sequence that loss curves are measured on.
+    pub sequence: usize,
     pub judge: usize,
     /// Tokens of the mixture that nothing is taken from, for the effect of pruning.
     pub held_back: usize,
@@ -185,7 +197,7 @@ impl Mixture {
         let sequence = |length: usize| (length.min(self.context) - skip).max(1);
         // What is held back comes out the same, however much else there is.
         let held_back = plan.lay_out(wanted.held_back, JUDGED.min(self.context), false);
-        let curves = plan.lay_out(wanted.curves, sequence(curves::SEQUENCE), true);
+        let curves = plan.lay_out(wanted.curves, sequence(wanted.sequence), true);
         let judge = plan.lay_out(wanted.judge, JUDGED.min(self.context), true);
         let statistics = plan.lay_out(wanted.statistics, sequence(calibrate::SEQUENCE), true);
         let written = self.write(engine, [plan.own, plan.answers], 0, events)?;

@@ -37,6 +37,7 @@ mod comparison;
 mod conversation;
 mod convert;
 mod effect;
+mod effort;
 mod error;
 mod events;
 mod export;

@@ -8,8 +8,8 @@ use super::memory::Allotted;
 use super::report::{Notice, Shortage};
 use crate::model::Model;
 use crate::prune::{
-    self, Collected, CurveOptions, Effort, PruneError, PruneErrorKind, Recipe, Restore, calibrate,
-    curves, groups,
+    self, Collected, CurveLevels, CurveOptions, PruneError, PruneErrorKind, Recipe, Restore,
+    calibrate, curves, groups,
 };
 
 /// Tokens below which a text does not tell whether a model is still a good one.
@@ -41,12 +41,18 @@ pub(super) struct Shares {
 }
 
 impl Needs {
-    pub fn new(recipe: Recipe, effort: Effort, covariances: Covariances, judge: usize) -> Self {
+    /// Loss curves, where the recipe wants them, are measured at these levels.
+    pub fn new(
+        recipe: Recipe,
+        levels: CurveLevels,
+        covariances: Covariances,
+        judge: usize,
+    ) -> Self {
         let curves = recipe.wants_curves().then(|| CurveOptions {
             metric: recipe.metric,
             heads: recipe.heads,
             restore: recipe.restore.of_one_module(),
-            levels: effort.curve_levels(),
+            levels,
         });
         Self {
             covariances,

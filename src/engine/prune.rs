@@ -19,6 +19,7 @@ use super::Engine;
 use super::bits::{Bits, Types};
 use super::collection::{Collection, TextAlone};
 use super::effect::{self, Probe, Unseen};
+use super::effort;
 use super::error::EngineError;
 use super::events::{Events, Shared, Stage};
 use super::heal::{self, Healing};
@@ -204,7 +205,7 @@ impl Engine {
                     ProfileSource::NotNeeded(alone) => {
                         let curves = match sparse.allocate {
                             Allocate::Even => 0,
-                            Allocate::Curves => prepared.effort.curve_levels().tokens,
+                            Allocate::Curves => sparse::tokens_of_curves(prepared.effort),
                         };
                         alone.write(self, curves, events)?;
                     }
@@ -405,13 +406,18 @@ impl Engine {
             calibration,
             ..
         } = options;
+        let mut method = *method;
+        if options.budget.is_some() {
+            // Plans that are searched begin with loss curves, whatever these cost.
+            method.structure.get_or_insert(method.recipe().structure);
+        }
         let judge = match options.target {
             Target::PerplexityRise(_) => JUDGE_TOKENS,
             _ => 0,
         };
         let cached = self.usable_cache(options.cache).has_profiles();
         let room = Room::now(&self.model, Some(options.target), self.has_file);
-        let collection = Collection::prepare(self, method, calibration, judge, cached, room)?;
+        let collection = Collection::prepare(self, &method, calibration, judge, cached, room)?;
         Ok((collection.recipe, ProfileSource::Text(Box::new(collection))))
     }
 
@@ -463,7 +469,7 @@ impl Engine {
         let more = prepared.sparse.is_some() && removing.is_none()
             || prepared.heal.is_some() && healing.is_none();
         let probe = match prepared.effects && (outcome.effects.is_empty() || more) {
-            true => self.probe_of(&mut prepared.source, events)?,
+            true => self.probe_of(&mut prepared.source, prepared.effort, events)?,
             false => None,
         };
         let before = Snapshot::take(&self.model);
@@ -529,6 +535,7 @@ impl Engine {
     fn probe_of(
         &self,
         source: &mut ProfileSource,
+        effort: Effort,
         events: &mut Events,
     ) -> Result<Option<Probe>, EngineError> {
         let nothing = ("", &[][..], &[][..], self.bos());
@@ -548,6 +555,7 @@ impl Engine {
             source,
             tokens,
             mixture,
+            stand_in: effort::tokens_of_effect(&self.model, effort),
         };
         Probe::new(self, unseen, bos, events).map(Some)
     }
@@ -568,6 +576,7 @@ impl Engine {
             recipe,
             source,
             effects,
+            effort,
             searching,
             ..
         } = prepared;
@@ -597,6 +606,7 @@ impl Engine {
                     source: &calibration.source,
                     tokens: &calibrated.unseen,
                     mixture: &calibrated.held_back,
+                    stand_in: effort::tokens_of_effect(&self.model, effort),
                 };
                 Some(Probe::new(self, unseen, calibrated.bos, events)?)
             }
@@ -674,6 +684,7 @@ impl Engine {
                     source: alone.text.name(),
                     tokens: alone.text.unseen(),
                     mixture: alone.text.held_back(),
+                    stand_in: effort::tokens_of_effect(&self.model, prepared.effort),
                 };
                 Some(Probe::new(self, unseen, alone.text.bos(), events)?)
             }
@@ -771,7 +782,7 @@ impl Engine {
             ProfileSource::Text(collection) => (collection.unjudged(), collection.text().bos()),
             ProfileSource::NotNeeded(alone) => (alone.text.tokens(), alone.text.bos()),
         };
-        let held_back = prepared.effort.curve_levels().tokens;
+        let held_back = sparse::tokens_of_curves(prepared.effort);
         let kernels = self.runtime.kernels;
         Removing::new(&self.model, kernels, sparse, held_back, tokens, bos).map(Some)
     }

@@ -11,7 +11,7 @@ use crate::memory;
 use crate::model::{Model, Weight};
 use crate::prune::bits::TypeChanges;
 use crate::prune::sparse::{Allocate, SparseForm, SparseLayer, Sparsity, TypeChange};
-use crate::prune::{Effect, Found, HealEnd, Method, Plan, Recipe, Target};
+use crate::prune::{Effect, Effort, Found, HealEnd, Method, Plan, Recipe, Restore, Target};
 
 /// A model that was opened.
 #[derive(Debug, Clone, Serialize)]
@@ -329,6 +329,20 @@ pub enum Notice {
     },
     /// There may be more text: only so many tokens of it are used, as the effort has it.
     FirstTokens { source: String, tokens: usize },
+    /// What the effort has time for, where that takes a while.
+    Effort {
+        effort: Effort,
+        /// What it takes on two cores with AVX-512.
+        #[serde(serialize_with = "seconds")]
+        time: Duration,
+        /// Tokens of the calibration text, all included.
+        tokens: usize,
+        /// Tokens that loss curves are measured on, and from how many layers to the next; `None` for no curves.
+        curves: Option<(usize, usize)>,
+        restore: Restore,
+        /// Whether the method would do more if there were time.
+        less: bool,
+    },
     /// Restoring in sequence takes about three more passes over the text, and so many bytes for its streams.
     InSequence { bytes: u64 },
     /// There is not even memory for the covariances of one layer, so that biases make up for what goes.

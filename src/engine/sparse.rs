@@ -19,9 +19,18 @@ use crate::prune::sparse::{
     type_changes,
 };
 use crate::prune::{
-    Calibration, Curve, PruneError, PruneErrorKind, Single, SingleRecord, Target, calibrate, curves,
+    Calibration, Curve, Effort, PruneError, PruneErrorKind, Single, SingleRecord, Target,
+    calibrate, curves,
 };
 use crate::quant::BlockType;
+
+/// Tokens that shares by curves are measured on.
+pub(super) fn tokens_of_curves(effort: Effort) -> usize {
+    match effort {
+        Effort::Fast | Effort::Normal => 1024,
+        Effort::Best => 4096,
+    }
+}
 
 /// Refuses what cannot be asked for together, before anything takes long.
 ///

@@ -18,15 +18,13 @@ use super::features::{features, inputs_per_unit};
 use super::recipe::Restore;
 use super::restore::{Around, Difference, restore_projection};
 use crate::kernels::{Activations, Phase, Runtime, Team};
-use crate::model::{
-    KvCache, Model, ModelError, Module, ModuleId, Predictions, Scratch, Unobserved,
-};
+use crate::model::{KvCache, Model, ModelError, ModuleId, Predictions, Scratch, Unobserved};
 use crate::progress::{self, Progress};
 
-/// Tokens of a sequence; each starts afresh.
+/// Tokens of a sequence where there is no choice; each starts afresh.
 pub const SEQUENCE: usize = 256;
 /// Positions at the end of each sequence that count: those that have seen some context.
-const COUNTED: usize = 64;
+pub const COUNTED: usize = 64;
 
 /// Rows of logits that are held at a time.
 const LOGIT_ROWS: usize = 64;
@@ -35,7 +33,8 @@ const LOGIT_ROWS: usize = 64;
 pub const LEAST_TOKENS: usize = 64;
 
 /// The curves of all modules on a text, which should not be the one that the profile was taken from. A module's variants cost a
-/// forward pass from that module on: about half of the model's layers on average.
+/// forward pass from that module on: about half of the model's layers on average. Where the options pass over layers, those of the
+/// layers around them stand for theirs.
 ///
 /// `progress` counts modules.
 ///
@@ -87,7 +86,7 @@ pub fn measure_onwards(
         .into());
     }
     let units = Units::of_model(model, &scores, options.heads);
-    let mut slice = Slice::new(model, runtime, text)?;
+    let mut slice = Slice::new(model, runtime, text, options.levels.sequence)?;
     let Onwards { begun, so_far } = onwards;
     let mut curves = Curves {
         metric: options.metric,
@@ -96,19 +95,25 @@ pub fn measure_onwards(
         modules: begun,
         tokens: text.tokens.len(),
     };
-    let measured = curves.modules.len();
+    let begun = curves.modules.len();
     slice.predict()?;
+    let between = Between::new(&units, options.levels.stride);
     let all = ModuleId::all(model.layers.len());
     for (module, module_units) in ModuleId::each(all).zip(&units) {
-        if module.index() < measured {
+        if module.index() < begun {
             slice.enter(module)?;
             continue;
         }
-        let shares = match module.kind() {
-            Module::Attention => &options.levels.attention_shares,
-            Module::Mlp => &options.levels.mlp_shares,
-        };
-        let levels = levels(module_units, shares);
+        let levels = levels(module_units, options.levels.shares(module.kind()));
+        if between.passes_over(module.layer()) {
+            slice.enter(module)?;
+            let points = levels.iter();
+            let points = points.map(|gone| (module_units.freed(*gone), f64::NAN));
+            curves.modules.push(Curve {
+                points: points.collect(),
+            });
+            continue;
+        }
         let stats = evidence.layer(model, runtime, module.layer())?;
         let kept: Vec<Vec<usize>> = levels.iter().map(|gone| module_units.kept(*gone)).collect();
         let variants = variants(model, runtime, module, stats, &kept, options.restore)?;
@@ -126,7 +131,59 @@ pub fn measure_onwards(
         so_far(&curves, broken.is_err());
         broken?;
     }
+    between.fill_in(&mut curves.modules);
     Ok(curves)
+}
+
+/// The layers whose modules are not measured.
+struct Between {
+    stride: usize,
+    /// For each layer, whether it is passed over.
+    passed_over: Vec<bool>,
+}
+
+impl Between {
+    /// All but every `stride`th layer, the last, and those that are not as wide as the one that they would be likened to.
+    fn new(units: &[Units], stride: usize) -> Self {
+        let layers: Vec<&[Units]> = units.chunks_exact(2).collect();
+        let widths = |l: usize| [layers[l][0].len(), layers[l][1].len()];
+        let passed_over = (0..layers.len()).map(|l| {
+            let before = l - l % stride;
+            l != before && l + 1 != layers.len() && widths(l) == widths(before)
+        });
+        Self {
+            stride,
+            passed_over: passed_over.collect(),
+        }
+    }
+
+    fn passes_over(&self, layer: usize) -> bool {
+        self.passed_over[layer]
+    }
+
+    /// Gives layers that were passed over losses between those of the layers before and behind them, in a straight line.
+    fn fill_in(&self, modules: &mut [Curve]) {
+        let last = self.passed_over.len() - 1;
+        for layer in (0..=last).filter(|l| self.passed_over[*l]) {
+            let before = layer - layer % self.stride;
+            let behind = (before + self.stride).min(last);
+            let share = (layer - before) as f64 / (behind - before) as f64;
+            for kind in 0..2 {
+                let losses = |l: usize| -> Vec<f64> {
+                    let points = modules[2 * l + kind].points.iter();
+                    points.map(|(_, loss)| *loss).collect()
+                };
+                let (low, mut high) = (losses(before), losses(behind));
+                if high.len() != low.len() {
+                    high.clone_from(&low);
+                }
+                let points = &mut modules[2 * layer + kind].points;
+                for ((_, loss), (low, high)) in points.iter_mut().zip(low.iter().zip(high)) {
+                    *loss = low + (high - low) * share;
+                }
+            }
+        }
+    }
 }
 
 /// How many units go at each share, without repetition.
@@ -170,6 +227,8 @@ pub(super) struct Slice<'a> {
     model: &'a Model,
     runtime: &'a Runtime,
     sequences: Vec<Sequence>,
+    /// Tokens of a sequence at the most.
+    length: usize,
     cache: KvCache,
     scratch: Scratch,
     logits: Vec<f32>,
@@ -189,7 +248,7 @@ struct Sequence {
 }
 
 impl<'a> Slice<'a> {
-    /// The slice before the first module.
+    /// The slice before the first module, in sequences of so many tokens, `sequence`.
     ///
     /// # Errors
     /// If a token is not in the vocabulary.
@@ -197,8 +256,9 @@ impl<'a> Slice<'a> {
         model: &'a Model,
         runtime: &'a Runtime,
         text: Calibration,
+        sequence: usize,
     ) -> Result<Self, PruneError> {
-        let length = SEQUENCE.min(model.config.context_length);
+        let length = sequence.min(model.config.context_length);
         let sequences = embed_sequences(model, runtime, text.tokens, text.bos, length)?;
         let sequences = sequences.into_iter().map(|residual| Sequence {
             residual,
@@ -210,6 +270,7 @@ impl<'a> Slice<'a> {
             runtime,
             sequences: sequences.collect(),
             cache: KvCache::new(model, length),
+            length,
             scratch: Scratch::new(),
             logits: Vec::new(),
             change: Vec::new(),
@@ -256,7 +317,7 @@ impl<'a> Slice<'a> {
         alone: &Model,
         module: ModuleId,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
-        let mut cache = KvCache::new(alone, SEQUENCE);
+        let mut cache = KvCache::new(alone, self.length);
         let first = ModuleId::from_index(module.index() % 2);
         let Self {
             runtime,

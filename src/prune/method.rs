@@ -24,15 +24,15 @@ named_choices! {
 }
 
 named_choices! {
-    /// How much time may be spent on choosing.
+    /// How much time may be spent on choosing. How much of each is done follows from the time and the model's shape.
     #[derive(Default)]
     "effort" Effort {
-        /// One pass over the calibration text.
+        /// Ten seconds: a pass over a short calibration text.
         Fast = "fast",
-        /// Loss curves of two points a layer, on a short slice of text.
+        /// A minute: loss curves of two points a layer, on a short slice of text.
         #[default]
         Normal = "normal",
-        /// Loss curves of five points a layer, on a longer slice; restoration in sequence, where the text is long enough.
+        /// Ten minutes: loss curves of five points a layer, on a longer slice; restoration in sequence, where the text is long enough.
         Best = "best",
     }
 }
@@ -80,14 +80,20 @@ impl Method {
 }
 
 impl Effort {
-    /// What loss curves are measured of.
+    /// What loss curves are measured of, where the model leaves time for it.
     pub fn curve_levels(self) -> CurveLevels {
-        let (tokens, mlp, attention): (_, &[f64], &[f64]) = match self {
-            Effort::Fast | Effort::Normal => (1024, &[0.5], &[1.0 / 3.0]),
-            Effort::Best => (4096, &[0.25, 0.5, 0.75], &[1.0 / 9.0, 1.0 / 3.0]),
+        let (tokens, sequence, stride) = match self {
+            Effort::Fast | Effort::Normal => (512, 128, 2),
+            Effort::Best => (4096, 256, 1),
+        };
+        let (mlp, attention): (&[f64], &[f64]) = match self {
+            Effort::Fast | Effort::Normal => (&[0.5], &[1.0 / 3.0]),
+            Effort::Best => (&[0.25, 0.5, 0.75], &[1.0 / 9.0, 1.0 / 3.0]),
         };
         CurveLevels {
             tokens,
+            sequence,
+            stride,
             mlp_shares: mlp.to_vec(),
             attention_shares: attention.to_vec(),
         }

@@ -144,6 +144,14 @@ fn what_was_collected_comes_back_from_its_text_and_differs_where_any_field_does(
             ..levels.clone()
         }),
         with_levels(CurveLevels {
+            sequence: levels.sequence / 2,
+            ..levels.clone()
+        }),
+        with_levels(CurveLevels {
+            stride: levels.stride + 1,
+            ..levels.clone()
+        }),
+        with_levels(CurveLevels {
             mlp_shares: vec![0.25, 0.5],
             ..levels.clone()
         }),

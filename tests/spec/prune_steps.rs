@@ -10,8 +10,8 @@ use flapjack::kernels::{Moments, Team};
 use flapjack::model::{Batch, KvCache, Layer, Model, Observer, Scratch};
 use flapjack::progress::ignore;
 use flapjack::prune::{
-    self, CurveOptions, Effort, Evidence, FeatureStats, HeadUnit, LayerPlan, Method, Metric, Plan,
-    Profile, PruneErrorKind, Recipe, Restore, Structure,
+    self, CurveLevels, CurveOptions, Effort, Evidence, FeatureStats, HeadUnit, LayerPlan, Method,
+    Metric, Plan, Profile, PruneErrorKind, Recipe, Restore, Structure,
 };
 
 fn three_layers() -> Synthetic {
@@ -464,6 +464,46 @@ fn divergence(p: &[f32], q: &[f32]) -> f64 {
     };
     let (p, q) = (log_softmax(p), log_softmax(q));
     p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+/// Layers that are passed over are taken to lose what lies between those before and behind them.
+#[test]
+fn curves_of_layers_that_are_passed_over_lie_between_those_around_them() {
+    let uneven = three_layers();
+    let even = Synthetic::new(Shape {
+        channels: vec![90; 3],
+        ..uneven.shape.clone()
+    });
+    let held_back = tokens(4, 256);
+    let curves = |model: &Model, stride| {
+        let profile = profile_of(model, text(&tokens(3, 700)));
+        let options = curve_options(Method::Best.recipe(Effort::Best));
+        let options = CurveOptions {
+            restore: Restore::Bias,
+            levels: CurveLevels {
+                stride,
+                ..options.levels.clone()
+            },
+            ..options
+        };
+        curves_of(model, &profile, text(&held_back), options).modules
+    };
+    let model = even.load();
+    let (all, some) = (curves(&model, 1), curves(&model, 2));
+    for kind in 0..2 {
+        let [first, middle, last] = [kind, 2 + kind, 4 + kind];
+        assert_eq!(some[first], all[first]);
+        assert_eq!(some[last], all[last]);
+        assert_eq!(some[middle].points.len(), all[middle].points.len());
+        for (i, (freed, loss)) in some[middle].points.iter().enumerate() {
+            assert_eq!(*freed, all[middle].points[i].0);
+            let mean = (all[first].points[i].1 + all[last].points[i].1) / 2.0;
+            assert!((loss - mean).abs() < 1e-9 * mean, "{loss} {mean}");
+        }
+    }
+    // A layer of other widths is like none, and is measured.
+    let model = uneven.load();
+    assert_eq!(curves(&model, 2), curves(&model, 1));
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub fn measure(
     let places = Place::all(model);
     let total = places.len();
     let mut stream = Stream::new(model, runtime, statistics)?;
-    let mut slice = Slice::new(model, runtime, held_back)?;
+    let mut slice = Slice::new(model, runtime, held_back, SEQUENCE)?;
     slice.predict()?;
     let work = Work {
         model,

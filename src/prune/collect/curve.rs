@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::Module;
 use crate::prune::exact;
 use crate::prune::recipe::{HeadUnit, Metric, Restore};
 
@@ -24,6 +25,11 @@ pub struct CurveOptions {
 pub struct CurveLevels {
     /// Tokens of the slice of text.
     pub tokens: usize,
+    /// Tokens of its sequences.
+    pub sequence: usize,
+    /// How many layers further on the next one lies whose modules are measured, 1 for all of them. The last one is measured in any case, and
+    /// what lies between two is interpolated.
+    pub stride: usize,
     /// The shares of an MLP's channels that are removed, rising, above 0 and below 1.
     #[serde(with = "exact::list")]
     pub mlp_shares: Vec<f64>,
@@ -32,12 +38,22 @@ pub struct CurveLevels {
     pub attention_shares: Vec<f64>,
 }
 
+impl CurveLevels {
+    /// The shares of a module's units.
+    pub fn shares(&self, module: Module) -> &[f64] {
+        match module {
+            Module::Attention => &self.attention_shares,
+            Module::Mlp => &self.mlp_shares,
+        }
+    }
+}
+
 /// Shares are above 0 and below 1, and so equal to themselves.
 impl Eq for CurveLevels {}
 
 impl Hash for CurveLevels {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.tokens.hash(state);
+        (self.tokens, self.sequence, self.stride).hash(state);
         for shares in [&self.mlp_shares, &self.attention_shares] {
             shares.len().hash(state);
             shares.iter().for_each(|s| s.to_bits().hash(state));

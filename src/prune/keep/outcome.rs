@@ -34,7 +34,7 @@ use crate::quant::{BlockType, Layout, unpack};
 
 const MAGIC: &[u8; 8] = b"FLAPDONE";
 /// Goes up whenever the format does, or what pruning computes: an outcome of another version is not used.
-pub const VERSION: u32 = 11;
+pub const VERSION: u32 = 12;
 
 /// What an outcome follows from. Equal keys have equal outcomes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use crate::model::{Model, Weight};
 use crate::progress::Progress;
 use crate::prune::apply::tallied;
 use crate::prune::error::{PruneError, PruneErrorKind};
+use crate::prune::exact;
 use crate::prune::sparse::{Behind, LayerProjection, Projection};
 use crate::quant::{BlockType, Layout, check_sparse, pack, unpack};
 
@@ -18,6 +19,7 @@ pub struct SingleRecord {
     /// Tokens that scores were taken from.
     pub tokens: usize,
     /// The share of each module that was to go.
+    #[serde(with = "exact::list")]
     pub shares: Vec<f64>,
     /// How many weights of each layer went.
     pub removed: Vec<usize>,

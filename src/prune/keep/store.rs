@@ -21,7 +21,7 @@ use crate::prune::collect::{
 
 const MAGIC: &[u8; 8] = b"FLAPPROF";
 /// Goes up whenever the format does, or what calibration computes: a profile of another version is not used.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// What a profile was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

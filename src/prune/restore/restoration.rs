@@ -1,8 +1,11 @@
 //! Making up for what goes, projection by projection. A new way is a variant of [`Restore`] and an arm of
 //! [`restore_projection`].
 
+use std::cmp::Ordering;
+
 use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::Solve;
+use faer::traits::RealField;
 use faer::{Accum, Mat, MatRef, Par, Side};
 
 use crate::model::{Model, ModuleId, Weight};
@@ -16,6 +19,9 @@ use crate::prune::recipe::Restore;
 const TOKENS_PER_FEATURE: f64 = 1.0;
 /// λ where there were as many tokens as inputs; see [`ridge`].
 const RIDGE_OF_INPUTS: f64 = 0.75;
+/// From this λ on single precision is enough, which takes half the time: the largest eigenvalue is at most as many times the mean
+/// variance as there are inputs, so that with thousands of these the condition is some ten thousand.
+const SINGLE_RIDGE: f64 = 0.2;
 
 /// What becomes of one projection.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -184,6 +190,44 @@ pub(super) fn least_squares(
     inputs: Inputs,
     drift: Drift,
 ) -> Option<Restoration> {
+    match ridge(inputs.kept.len(), inputs.stats.count()) >= SINGLE_RIDGE {
+        true => least_squares_in::<f32>(model, weight, inputs, drift),
+        false => least_squares_in::<f64>(model, weight, inputs, drift),
+    }
+}
+
+/// Numbers that least squares are solved in.
+trait Real: RealField + Copy {
+    fn of(value: f64) -> Self;
+    fn to_f64(self) -> f64;
+}
+
+impl Real for f32 {
+    fn of(value: f64) -> Self {
+        value as f32
+    }
+
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Real for f64 {
+    fn of(value: f64) -> Self {
+        value
+    }
+
+    fn to_f64(self) -> f64 {
+        self
+    }
+}
+
+fn least_squares_in<R: Real>(
+    model: &Model,
+    weight: &Weight,
+    inputs: Inputs,
+    drift: Drift,
+) -> Option<Restoration> {
     let Inputs {
         stats,
         kept,
@@ -194,25 +238,25 @@ pub(super) fn least_squares(
     let drift = drift == Drift::BehindInputs;
     let (k, d) = (kept.len(), weight.rows);
     let mean_variance = kept.iter().map(|j| inputs.moment(*j, *j)).sum::<f64>() / k as f64;
-    let mut c_kk = Mat::from_fn(k, k, |i, j| match i < j {
-        true => 0.0, // Only the lower triangle is read.
-        false => inputs.moment(kept[i], kept[j]),
+    let ridge = ridge(k, stats.count()) * mean_variance;
+    let c_kk = Mat::<R>::from_fn(k, k, |i, j| match i.cmp(&j) {
+        Ordering::Less => R::of(0.0), // Only the lower triangle is read.
+        Ordering::Equal => R::of(inputs.moment(kept[i], kept[i]) + ridge),
+        Ordering::Greater => R::of(inputs.moment(kept[i], kept[j])),
     });
-    let ridge = ridge(k, stats.count());
-    for i in 0..k {
-        c_kk[(i, i)] += ridge * mean_variance;
-    }
-    let c_kr = Mat::from_fn(k, removed.len(), |i, j| inputs.moment(kept[i], removed[j]));
+    let moment = |i: usize, j: usize| R::of(inputs.moment(i, j));
+    let c_kr = Mat::<R>::from_fn(k, removed.len(), |i, j| moment(kept[i], removed[j]));
 
     let w = weight.decode(&model.map);
     let w = MatRef::from_row_major_slice(&w, d, weight.cols);
-    let w_r = Mat::from_fn(removed.len(), d, |i, j| f64::from(w[(j, removed[i])]));
+    let w_r = Mat::<R>::from_fn(removed.len(), d, |i, j| R::of(w[(j, removed[i])].into()));
     let mut delta = match drift {
-        true => Mat::from_fn(k, d, |i, j| inputs.moment(kept[i], weight.cols + j)),
-        false => Mat::zeros(k, d),
+        true => Mat::<R>::from_fn(k, d, |i, j| moment(kept[i], weight.cols + j)),
+        false => Mat::<R>::zeros(k, d),
     };
-    matmul(&mut delta, Accum::Add, &c_kr, &w_r, 1.0, Par::Seq);
+    matmul(&mut delta, Accum::Add, &c_kr, &w_r, R::of(1.0), Par::Seq);
     c_kk.llt(Side::Lower).ok()?.solve_in_place(&mut delta);
+    let delta = |n: usize, i: usize| delta[(n, i)].to_f64();
 
     let mut weights = Vec::with_capacity(d * k);
     let mut bias = Vec::with_capacity(d);
@@ -223,11 +267,11 @@ pub(super) fn least_squares(
             0.0
         };
         for (n, &j) in kept.iter().enumerate() {
-            weights.push((f64::from(w[(i, j)]) + delta[(n, i)]) as f32);
-            sum -= delta[(n, i)] * stats.mean(j);
+            weights.push((f64::from(w[(i, j)]) + delta(n, i)) as f32);
+            sum -= delta(n, i) * stats.mean(j);
         }
         for (n, &j) in removed.iter().enumerate() {
-            sum += w_r[(n, i)] * stats.mean(j);
+            sum += w_r[(n, i)].to_f64() * stats.mean(j);
         }
         bias.push(sum as f32);
     }

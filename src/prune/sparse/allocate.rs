@@ -9,7 +9,7 @@ use crate::kernels::Runtime;
 use crate::model::{Model, ModuleId};
 use crate::progress::{self, Progress};
 use crate::prune::collect::{Calibration, Curve};
-use crate::prune::curves::{LEAST_TOKENS, Slice};
+use crate::prune::curves::{LEAST_TOKENS, SEQUENCE, Slice};
 use crate::prune::error::{PruneError, PruneErrorKind};
 use crate::quant::{KeepMask, is_kept};
 
@@ -61,7 +61,7 @@ pub fn measure(
         }
         false => None,
     };
-    let mut slice = Slice::new(model, runtime, held_back)?;
+    let mut slice = Slice::new(model, runtime, held_back, SEQUENCE)?;
     slice.predict()?;
     let mut curves: Vec<Curve> = Vec::with_capacity(modules);
     for l in 0..model.layers.len() {
