@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::interrupt::Watch;
 use super::streams;
+pub use super::streams::set_quiet;
 use super::words::{log, megabytes, printable, seconds};
 
 /// Without a terminal: what takes less than this is not worth a line, and how long to wait before the next one.
@@ -23,16 +24,10 @@ const NEXT_LINE: Duration = Duration::from_secs(15);
 /// How often a bar moves by itself.
 const TICK: Duration = Duration::from_millis(100);
 
-static QUIET: AtomicBool = AtomicBool::new(false);
 /// The bars that are drawn, one below the other.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 /// How many they are.
 static DRAWN: AtomicUsize = AtomicUsize::new(0);
-
-/// Whether nothing is to be said about progress from now on.
-pub fn set_quiet(quiet: bool) {
-    QUIET.store(quiet, Ordering::Relaxed);
-}
 
 /// Writes lines above the bars that are drawn; says whether there are any.
 pub fn above_bars(lines: &str) -> bool {
@@ -64,7 +59,7 @@ enum Shown {
 impl Work {
     pub fn begin(title: impl Into<String>, unit: Unit) -> Self {
         let title = title.into();
-        Self(match (QUIET.load(Ordering::Relaxed), streams::is_drawn()) {
+        Self(match (streams::is_quiet(), streams::is_drawn()) {
             (true, _) => Shown::Nowhere,
             (false, true) => Shown::Drawn(Drawn::begin(title, unit)),
             (false, false) => Told::begin(title, unit).map_or(Shown::Nowhere, Shown::Told),

@@ -2,6 +2,7 @@
 //! where its reader has gone away, the end. What is said about it goes to standard error and need not.
 
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
@@ -76,6 +77,17 @@ pub fn reader_left(error: &anyhow::Error) -> bool {
 }
 
 // ---- standard error ----
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Whether nothing is to be said about progress from now on.
+pub fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
 
 /// Writes a line, or several, to standard error. Where that cannot be written, nobody reads it, and it is let go: the work and the
 /// text on standard output matter more.

@@ -18,6 +18,7 @@ use flapjack::hub::{HubError, Repository};
 use flapjack::model::ModelError;
 use flapjack::prune::{Effort, ProfileError, PruneErrorKind, Restore};
 
+use super::streams::is_quiet;
 pub use super::streams::say;
 
 // ---- quantities ----
@@ -195,7 +196,7 @@ pub fn log(notices: &[Notice]) {
                 curves,
                 restore,
                 less,
-            } => log_effort((*effort, *time), *tokens, *curves, *restore, *less),
+            } => say_effort((*effort, *time), *tokens, *curves, *restore, *less),
             Notice::InSequence { bytes } => tracing::info!(
                 "restoring in sequence: about three more passes over the text, whose streams take {}",
                 mebibytes(*bytes)
@@ -322,8 +323,8 @@ fn kept_words(kind: CacheKind) -> &'static str {
     }
 }
 
-/// What the notice of an effort says, without the effort.
-fn log_effort(
+/// Says what an effort has time for, as progress is: it stands before work that takes long.
+fn say_effort(
     (effort, time): (Effort, Duration),
     tokens: usize,
     curves: Option<(usize, usize)>,
@@ -348,11 +349,14 @@ fn log_effort(
         (true, Effort::Normal) => "; --effort best, which takes up to ten minutes, does more",
         _ => "",
     };
-    tracing::info!(
+    if is_quiet() {
+        return;
+    }
+    say(&format!(
         "--effort {effort}: about {:.0} s on two cores with AVX-512, for {}, {curves}, {restore}{more}",
         time.as_secs_f64(),
         plural(tokens, "token")
-    );
+    ));
 }
 
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";

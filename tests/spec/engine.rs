@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
+use crate::common::default_model;
 use crate::common::engine::{Workshop, break_at, by, flap, source, tokens};
 use crate::common::pruning::{assert_computes_the_same, assert_same};
 use flapjack::engine::{
@@ -476,6 +477,56 @@ fn more_text_than_the_effort_takes_is_noticed() {
             tokens: 4096
         }]
     );
+}
+
+#[test]
+fn what_an_effort_has_time_for_is_known_before_it_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = OpenOptions {
+        cache: Some(folder.path().to_owned()),
+        ..OpenOptions::default()
+    };
+    let engine = Engine::open(default_model(), options).unwrap();
+    let notice = |effort| {
+        let options = PruneOptions {
+            method: MethodOptions {
+                effort,
+                ..MethodOptions::default()
+            },
+            ..PruneOptions::default()
+        };
+        let prepared = engine.prepare(&options).unwrap();
+        let notices = prepared.notices().iter();
+        let mut efforts = notices.filter(|n| matches!(n, Notice::Effort { .. }));
+        efforts.next().cloned().expect("it takes a while")
+    };
+    for (wanted, expected) in [
+        (Effort::Fast, (4096, None, Restore::Auto, 10)),
+        (Effort::Normal, (24_576, Some((512, 2)), Restore::Auto, 60)),
+        (
+            Effort::Best,
+            (98_304, Some((4096, 1)), Restore::Sequential, 600),
+        ),
+    ] {
+        let Notice::Effort {
+            effort,
+            time,
+            tokens,
+            curves,
+            restore,
+            less,
+        } = notice(wanted)
+        else {
+            unreachable!("others were passed over");
+        };
+        let most = std::time::Duration::from_secs(expected.3);
+        assert!(time <= most && time > most / 3, "{effort:?}: {time:?}");
+        assert_eq!(
+            (tokens, curves, restore),
+            (expected.0, expected.1, expected.2)
+        );
+        assert!(!less && effort == wanted);
+    }
 }
 
 #[test]
