@@ -424,9 +424,9 @@ pub struct MethodArgs {
     /// How to make up for what goes [default: the method's]
     #[arg(long, value_parser = one_of(Restore::ALL, Restore::name))]
     restore: Option<Restore>,
-    /// How long to choose: fast 10 s, normal 1 min, best 10 min
+    /// How long to choose
     ///
-    /// On two cores with AVX-512, and longer on slower ones. The text, loss curves and least squares are chosen to fit into it, whatever
+    /// Fast takes ten seconds, normal a minute, best ten minutes, on two cores with AVX-512, and longer on slower ones. The text, loss curves and least squares are chosen to fit into it, whatever
     /// the model: the larger it is, the less of each. What is done is said before it begins.
     #[arg(long, value_parser = one_of(Effort::ALL, Effort::name), default_value_t = Effort::default())]
     effort: Effort,

@@ -382,7 +382,6 @@ mod tests {
             for effort in [Effort::Fast, Effort::Normal, Effort::Best] {
                 for method in [Method::Best, Method::Flap] {
                     let amounts = amounts(costs, method, effort, None);
-                    println!("{name} {method:?} {effort:?}: {amounts:?}");
                     // Ten seconds are not enough for a pass of the largest over the shortest text, and to move its weights.
                     let times = if (*name, effort) == ("7B", Effort::Fast) {
                         6
