@@ -117,9 +117,10 @@ impl Amounts {
             true => single,
             false => costs.solved / SOLVED,
         };
-        let least_squares = match method.restore {
-            Some(_) => can_solve,
-            None => enough(tokens),
+        // With a text of a length that was asked for, each projection is restored as that is enough for.
+        let least_squares = match (method.restore, asked.tokens) {
+            (None, None) => enough(tokens),
+            _ => can_solve,
         };
         let fixed = fixed + if least_squares { solving } else { 0.0 };
 
@@ -154,7 +155,7 @@ impl Amounts {
         let all = |tokens: usize| {
             fixed + measuring + tokens as f64 * costs.token(asked.written, least_squares)
         };
-        let in_sequence = all(tokens) + costs.in_sequence(tokens) <= time;
+        let in_sequence = asked.tokens.is_some() || all(tokens) + costs.in_sequence(tokens) <= time;
         let seconds = match in_sequence && effort == Effort::Best && method.method == Method::Best {
             true => all(tokens) + costs.in_sequence(tokens),
             false => all(tokens),
