@@ -426,8 +426,9 @@ pub struct MethodArgs {
     restore: Option<Restore>,
     /// How long to choose
     ///
-    /// Fast takes ten seconds, normal a minute, best ten minutes, on two cores with AVX-512, and longer on slower ones. The text, loss curves and least squares are chosen to fit into it, whatever
-    /// the model: the larger it is, the less of each. What is done is said before it begins.
+    /// Fast takes ten seconds, normal a minute, best ten minutes, on two cores with AVX-512, and longer on slower ones. The text, loss
+    /// curves and least squares are chosen to fit into it: the larger the model is, the less of each. What is done is said before it
+    /// begins.
     #[arg(long, value_parser = one_of(Effort::ALL, Effort::name), default_value_t = Effort::default())]
     effort: Effort,
     /// How long to search whole plans for a better one [default: six plans at --effort best, else none]

@@ -85,6 +85,7 @@ pub fn set_quiet(quiet: bool) {
     QUIET.store(quiet, Ordering::Relaxed);
 }
 
+/// Whether nothing is to be said about progress.
 pub fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }

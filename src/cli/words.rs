@@ -331,6 +331,9 @@ fn say_effort(
     restore: Restore,
     less: bool,
 ) {
+    if is_quiet() {
+        return;
+    }
     let curves = match curves {
         Some((tokens, 1)) => format!("loss curves on {tokens} of them"),
         Some((tokens, stride)) => {
@@ -349,9 +352,6 @@ fn say_effort(
         (true, Effort::Normal) => "; --effort best, which takes up to ten minutes, does more",
         _ => "",
     };
-    if is_quiet() {
-        return;
-    }
     say(&format!(
         "--effort {effort}: about {:.0} s on two cores with AVX-512, for {}, {curves}, {restore}{more}",
         time.as_secs_f64(),

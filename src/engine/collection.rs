@@ -85,6 +85,15 @@ pub(super) struct CalibrationText {
     cached: bool,
 }
 
+/// How many tokens are read.
+#[derive(Debug, Clone, Copy)]
+struct Most {
+    /// Those of the text, unless the options have another number.
+    tokens: usize,
+    /// Those behind it that effects are measured on.
+    effect: usize,
+}
+
 /// A text that is shared out.
 struct Parts<'a> {
     statistics: &'a [u32],
@@ -112,7 +121,10 @@ impl Collection {
         };
         let mix = mix_of(options, mix);
         let amounts = Amounts::that_fit(model, asked(method, options, mix));
-        let most = (amounts.tokens, amounts.effect);
+        let most = Most {
+            tokens: amounts.tokens,
+            effect: amounts.effect,
+        };
         let text = CalibrationText::read(engine, options, mix, most, cached, &mut notices)?;
         let recipe = method.recipe_with_text(model, text.tokens.len(), room.half());
         let recipe = amounts.change(recipe, method);
@@ -444,8 +456,10 @@ impl TextAlone {
         let start = Instant::now();
         let mut notices = Vec::new();
         let mix = mix_of(options, 0.0);
-        let most = effort::most_tokens(&options.source, effort);
-        let most = (most, effort::tokens_of_effect(&engine.model, effort));
+        let most = Most {
+            tokens: effort::most_tokens(&options.source, effort),
+            effect: effort::tokens_of_effect(&engine.model, effort),
+        };
         let text = CalibrationText::read(engine, options, mix, most, cached, &mut notices)?;
         Ok(Self {
             text,
@@ -496,25 +510,23 @@ impl TextAlone {
 }
 
 impl CalibrationText {
-    /// `mix` is the share of the mixture; `most` is how many tokens are used unless the options have another number, and on how many effects
-    /// are measured.
+    /// `mix` is the share of the mixture.
     fn read(
         engine: &Engine,
         options: &CalibrationOptions,
         mix: f64,
-        most: (usize, usize),
+        most: Most,
         cached: bool,
         notices: &mut Vec<Notice>,
     ) -> Result<Self, EngineError> {
         let source = &options.source;
         let bos = engine.bos();
-        let (most, effect) = most;
         let is_made = matches!(source, TextSource::Own(_)) || mix > 0.0;
         let limit = match source {
             TextSource::Own(written) => {
                 options.tokens.map_or(*written, |limit| limit.min(*written))
             }
-            _ => options.tokens.unwrap_or(most),
+            _ => options.tokens.unwrap_or(most.tokens),
         };
         let limit = if is_made { limit.min(MOST_MADE) } else { limit };
         // Tokens of the text that was named.
@@ -526,7 +538,7 @@ impl CalibrationText {
         let tokenizer = engine.tokenizer.as_deref();
         let all = match most_given {
             0 => 0,
-            most => most.saturating_add(effect),
+            given => given.saturating_add(most.effect),
         };
         let mut given = source.first_tokens(tokenizer, options.field.as_deref(), all)?;
         let read = given.len();
@@ -556,7 +568,7 @@ impl CalibrationText {
             is_there: !is_made,
             beyond,
             read,
-            effect,
+            effect: most.effect,
             held_back: Vec::new(),
             bos,
             hash: String::new(),

@@ -19,10 +19,10 @@ const READ: f64 = 2e11;
 const WRITTEN: f64 = 1.1e11;
 /// Those of covariances.
 const COVARIANCES: f64 = 1.7e11;
-/// Floating-point operations per second of least squares, and of those in single precision, which is enough where there are fewer tokens for each
-/// input than this.
+/// Floating-point operations per second of least squares in double and in single precision.
 const SOLVED: f64 = 7e10;
 const SOLVED_SINGLE: f64 = 1.2e11;
+/// Single precision is taken where a text has fewer tokens for each input than about this (`restore/restoration.rs`).
 const SINGLE_TOKENS: f64 = 2.5;
 /// Weights per second that are moved, and encoded anew, as matrices lose columns.
 const APPLIED: f64 = 3e8;
@@ -79,7 +79,7 @@ pub(super) struct Asked<'a> {
     pub written: f64,
 }
 
-/// The time that an effort stands for, on two cores.
+/// The time that an effort stands for, on two cores with AVX-512.
 pub(super) fn time_of(effort: Effort) -> Duration {
     Duration::from_secs(match effort {
         Effort::Fast => 10,
@@ -89,6 +89,7 @@ pub(super) fn time_of(effort: Effort) -> Duration {
 }
 
 impl Amounts {
+    /// As much of everything as fits into the time of the method's effort.
     pub fn that_fit(model: &Model, asked: Asked) -> Self {
         Self::of_costs(&Costs::of(model), asked)
     }
@@ -160,20 +161,22 @@ impl Amounts {
             true => all(tokens) + costs.in_sequence(tokens),
             false => all(tokens),
         };
+        // The built-in text is used whole where there is time, however long it is.
+        let shorter = asked.tokens.is_none() && tokens < most && most < usize::MAX;
+        let less = recipe.wants_curves() && curves.is_none() || can_solve && !least_squares;
         Self {
             tokens,
-            curves: curves.clone(),
+            curves,
             least_squares,
             in_sequence,
             effect,
             time: Duration::from_secs_f64(seconds),
-            less: recipe.wants_curves() && curves.is_none()
-                || can_solve && !least_squares
-                || asked.tokens.is_none() && tokens < most && most < usize::MAX,
+            less: less || shorter,
         }
     }
 
-    /// What is said before it begins, where it takes a while; `recipe` is what came of the method's.
+    /// What is said before it begins; `None` where it takes no time worth saying. `recipe` is the one that pruning follows, `origin` says of what
+    /// text the profile is.
     pub fn notice(&self, effort: Effort, recipe: Recipe, origin: &Origin) -> Option<Notice> {
         let curves = origin.collected.curves.as_ref();
         (self.time >= NOTABLE_TIME).then(|| Notice::Effort {
@@ -205,7 +208,7 @@ impl Amounts {
     }
 }
 
-/// Tokens that the effect of pruning a model is measured on.
+/// Tokens that the effect of pruning a model is measured on, as the effort has time for it.
 pub(super) fn tokens_of_effect(model: &Model, effort: Effort) -> usize {
     Costs::of(model).tokens_of_effect(time_of(effort).as_secs_f64())
 }

@@ -135,7 +135,7 @@ pub fn measure_onwards(
     Ok(curves)
 }
 
-/// The layers whose modules are not measured.
+/// The layers whose modules are not measured, as they lie between measured ones.
 struct Between {
     stride: usize,
     /// For each layer, whether it is passed over.
@@ -143,8 +143,9 @@ struct Between {
 }
 
 impl Between {
-    /// All but every `stride`th layer, the last, and those that are not as wide as the one that they would be likened to.
+    /// Passes over all layers but every `stride`th, the last, and those that are not as wide as the measured one before them.
     fn new(units: &[Units], stride: usize) -> Self {
+        let stride = stride.max(1);
         let layers: Vec<&[Units]> = units.chunks_exact(2).collect();
         let widths = |l: usize| [layers[l][0].len(), layers[l][1].len()];
         let passed_over = (0..layers.len()).map(|l| {
@@ -174,6 +175,7 @@ impl Between {
                     points.map(|(_, loss)| *loss).collect()
                 };
                 let (low, mut high) = (losses(before), losses(behind));
+                // The layer behind may have other widths.
                 if high.len() != low.len() {
                     high.clone_from(&low);
                 }

@@ -236,6 +236,7 @@ INLINE vi dot_codes(fk_type type, vi sum, const vw *codes, int words, const int8
 #if FK_VNNI && FK_LANES == 16
 #define TOKENS_SIDE_BY_SIDE 4
 #else
+/* More than a tile has: no tokens do. */
 #define TOKENS_SIDE_BY_SIDE (PACKED_TOKENS + 1)
 #endif
 

@@ -321,7 +321,7 @@ INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a
     }
 }
 
-/* The first 8 columns of one tile by one: out [16, 8] with its rows 16 values apart. */
+/* multiply_tiles for one tile of each, and only the first 8 rows of weights: out [16, 8] (+)= their products, its rows 16 values apart. */
 INLINE void multiply_half_tile(const uint16_t *a, const uint16_t *b, size_t steps, int fresh, float *out) {
     for (int t0 = 0; t0 < 16; t0 += PAIR_TOKENS) {
         const uint16_t *x = a + t0 * FK_TILE_COLS, *w = b;
