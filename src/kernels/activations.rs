@@ -89,26 +89,19 @@ struct SharedPlane<'a> {
 }
 
 impl SharedPlane<'_> {
-    /// Quantises whole blocks of values, the first of which is number `first`; returns their codes and scales.
-    ///
-    /// # Safety
-    /// No other thread may hold any of these values.
-    unsafe fn put(&self, kernels: Kernels, first: usize, x: &[f32]) -> (&[i8], &[f32]) {
-        let (begin, end) = (
-            first / ACTIVATION_BLOCK,
-            (first + x.len()) / ACTIVATION_BLOCK,
-        );
-        // SAFETY: the caller vouches for it.
-        let (codes, scales, block_sums, code_sums) = unsafe {
-            (
-                self.codes.range(first..first + x.len()),
-                self.scales.range(begin..end),
-                self.block_sums.range(begin..end),
-                self.code_sums.range(2 * begin..2 * end),
-            )
-        };
-        kernels.quantize(x, codes, scales, block_sums, code_sums);
-        (codes, scales)
+    /// The places of whole blocks from value `first` on, of which `len` values are to be written.
+    fn at(&self, first: usize, len: usize) -> sys::fk_plane {
+        assert!(first.is_multiple_of(ACTIVATION_BLOCK) && first + len <= self.codes.len());
+        let block = first / ACTIVATION_BLOCK;
+        // SAFETY: there are as many places as values, and for each block one scale, one sum and two sums of halves.
+        unsafe {
+            sys::fk_plane {
+                quantized: self.codes.as_mut_ptr().add(first),
+                scales: self.scales.as_mut_ptr().add(block),
+                block_sums: self.block_sums.as_mut_ptr().add(block),
+                code_sums: self.code_sums.as_mut_ptr().add(2 * block),
+            }
+        }
     }
 }
 
@@ -120,8 +113,11 @@ impl Forms {
             // SAFETY: the function has no preconditions.
             match unsafe { call!(kernels, activation_form(&reader.to_sys(), phase.to_sys())) } {
                 sys::fk_form::FK_FORM_FLOAT => forms.values = true,
-                // Rows that fill no group are multiplied by plain values.
-                sys::fk_form::FK_FORM_INT8 => (forms.values, forms.quantized) = (true, true),
+                sys::fk_form::FK_FORM_INT8 => {
+                    forms.quantized = true;
+                    // Rows that fill no group are multiplied by plain values.
+                    forms.values |= !reader.is_grouped_whole();
+                }
                 sys::fk_form::FK_FORM_BF16 => forms.tiles = true,
             }
         }
@@ -398,14 +394,18 @@ impl Sink<'_> {
             return;
         }
         if self.forms.quantized {
-            for (t, row) in tokens.clone().zip(x.chunks_exact(width)) {
-                let first = t * self.cols + cols.start;
-                // SAFETY: the caller vouches for it.
-                let (codes, scales) = unsafe { self.quantized.put(self.kernels, first, row) };
-                if self.forms.rest {
-                    // SAFETY: as above.
-                    unsafe { self.put_rest(first, row, codes, scales) };
-                }
+            debug_assert!(width.is_multiple_of(ACTIVATION_BLOCK), "whole blocks");
+            let first = tokens.start * self.cols + cols.start;
+            let len = (tokens.len().max(1) - 1) * self.cols + width;
+            let to = self.quantized.at(first, len);
+            let rest = self.forms.rest.then(|| self.rest.at(first, len));
+            let rest = rest.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+            // SAFETY: the planes have room for so many rows at this distance, which nobody else holds, as the caller vouches.
+            unsafe {
+                call!(
+                    self.kernels,
+                    quantize(x.as_ptr(), tokens.len(), width, self.cols, &to, rest)
+                );
             }
         }
         if self.forms.tiles {
@@ -418,26 +418,6 @@ impl Sink<'_> {
                 let tiles = unsafe { self.tiles.range(row..row + count) };
                 self.kernels.fill_tiles(x, width, tiles);
             }
-        }
-    }
-
-    /// Puts what codes and scales leave of a row, whose first value is number `first`, in its place.
-    ///
-    /// # Safety
-    /// The same as of [`Sink::put`].
-    unsafe fn put_rest(&self, first: usize, row: &[f32], codes: &[i8], scales: &[f32]) {
-        const SOME: usize = 8 * ACTIVATION_BLOCK;
-        let mut left = [0.0f32; SOME];
-        for (i, (x, codes)) in row.chunks(SOME).zip(codes.chunks(SOME)).enumerate() {
-            for (j, left) in left[..x.len()].iter_mut().enumerate() {
-                let scale = scales[(i * SOME + j) / ACTIVATION_BLOCK];
-                *left = x[j] - scale * f32::from(codes[j]);
-            }
-            // SAFETY: the caller vouches for it.
-            unsafe {
-                self.rest
-                    .put(self.kernels, first + i * SOME, &left[..x.len()])
-            };
         }
     }
 }

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::team::SharedSlice;
 use super::{
-    Activations, Keep, Kernels, MatrixView, Precision, TILE_COLS, Team, call, sys, with_scratch,
+    Activations, Keep, Kernels, MatrixView, Precision, Store, TILE_COLS, Team, call, sys,
+    with_scratch,
 };
 use crate::quant::GROUP;
 
@@ -101,9 +102,9 @@ pub fn matmul_then(
             let end = (row + height).min(jobs[j].stride);
             // SAFETY: every panel is handed out once.
             unsafe {
-                jobs[j].run(kernels, row, end, &x);
+                jobs[j].run(kernels, row..end, &x, Store::Replace);
                 if let Some(rest) = &rest {
-                    jobs[j].run_and_add(kernels, row, end, rest);
+                    jobs[j].run(kernels, row..end, rest, Store::Add);
                 }
             };
             hand_over(j, row..end);
@@ -145,19 +146,47 @@ pub fn matmul_add(
     out: &mut [f32],
 ) {
     let kernels = team.kernels();
-    let all = weights.rows();
-    assert_eq!(out.len(), x.tokens().count * all, "room for a product");
+    let (tokens, all) = (x.tokens(), weights.rows());
+    assert_eq!(out.len(), tokens.count * all, "room for a product");
     assert!(bias.is_none_or(|b| b.len() == all), "a bias for every row");
-    let out = SharedSlice::new(out);
-    by_panels(team, x, &[weights], 1, |rows, product| {
-        for (t, product) in product.chunks_exact(rows.len()).enumerate() {
-            // SAFETY: every panel of rows has one worker.
-            let out = unsafe { out.range(t * all + rows.start..t * all + rows.end) };
-            kernels.add(out, product);
+    let job = Job {
+        weights,
+        stride: all,
+        out: SharedSlice::new(out),
+    };
+    // What is there of these rows of token t.
+    let row = |t: usize, rows: Range<usize>| {
+        // SAFETY: every panel of rows has one worker.
+        unsafe { job.out.range(t * all + rows.start..t * all + rows.end) }
+    };
+    let add_bias = |rows: Range<usize>| {
+        for t in 0..tokens.count {
             if let Some(bias) = bias {
-                kernels.add(out, &bias[rows.clone()]);
+                kernels.add(row(t, rows.clone()), &bias[rows.clone()]);
             }
         }
+    };
+    if tokens.is_one_generated() || x.cols() == 0 {
+        by_panels(team, x, &[weights], 1, |rows, product| {
+            for (t, product) in product.chunks_exact(rows.len()).enumerate() {
+                kernels.add(row(t, rows.clone()), product);
+            }
+            add_bias(rows);
+        });
+        return;
+    }
+    if tokens.count == 0 || all == 0 {
+        return;
+    }
+    assert_eq!(weights.cols(), x.cols(), "columns of a matrix");
+    let activations = x.for_readers(team, &[weights]);
+    let x = SharedActivations(&activations);
+    let height = panel_height(team, all, kernels.table().row_granule);
+    team.items(all.div_ceil(height), |i| {
+        let rows = i * height..((i + 1) * height).min(all);
+        // SAFETY: every panel is handed out once.
+        unsafe { job.run(kernels, rows.clone(), &x, Store::Add) };
+        add_bias(rows);
     });
 }
 
@@ -290,7 +319,7 @@ fn by_panels(
         let views: Vec<sys::fk_weights> = views.collect();
         // SAFETY: the function has no preconditions.
         let needed =
-            |w: &sys::fk_weights| unsafe { call!(kernels, matmul_scratch(w, phase, tokens)) };
+            |w: &sys::fk_weights| unsafe { call!(kernels, matmul_scratch(w, phase, tokens, 0)) };
         let scratch_len = views.iter().map(needed).max().unwrap_or(0);
         with_scratch(weights.len() * slab + scratch_len, |scratch| {
             let (products, scratch) = scratch.split_at_mut(weights.len() * slab);
@@ -311,6 +340,7 @@ fn by_panels(
                             0,
                             view.rows,
                             x.get(),
+                            0,
                             out.as_mut_ptr(),
                             view.rows,
                             scratch.as_mut_ptr()
@@ -396,81 +426,35 @@ impl Job<'_, '_> {
         }
     }
 
-    /// # Safety
-    /// No other thread may compute any of these rows at the same time.
-    unsafe fn run(&self, kernels: Kernels, begin: usize, end: usize, x: &SharedActivations) {
-        with_scratch(self.scratch_len(kernels, x), |scratch| {
-            // SAFETY: the caller vouches for it, and the scratch is as long as asked for.
-            unsafe { self.run_with(kernels, begin, end, x, scratch) };
-        });
-    }
-
-    /// Computes rows as [`Job::run`] does, and adds them to what is there.
+    /// Computes the products of some rows.
     ///
     /// # Safety
-    /// The same as of [`Job::run`].
-    unsafe fn run_and_add(
-        &self,
-        kernels: Kernels,
-        begin: usize,
-        end: usize,
-        x: &SharedActivations,
-    ) {
-        let (rows, scratch_len) = (end - begin, self.scratch_len(kernels, x));
-        with_scratch(x.get().tokens * rows + scratch_len, |scratch| {
-            let (product, scratch) = scratch.split_at_mut(x.get().tokens * rows);
-            let job = Job {
-                weights: self.weights.rows_in(begin..end),
-                stride: rows,
-                out: SharedSlice::new(product),
-            };
-            // SAFETY: the product is ours, and these rows need no more scratch than all.
-            unsafe { job.run_with(kernels, 0, rows, x, scratch) };
-            for (t, product) in product.chunks_exact(rows).enumerate() {
-                let first = t * self.stride;
-                // SAFETY: the caller vouches for it.
-                let out = unsafe { self.out.range(first + begin..first + end) };
-                kernels.add(out, product);
+    /// No other thread may compute any of these rows at the same time.
+    unsafe fn run(&self, kernels: Kernels, rows: Range<usize>, x: &SharedActivations, into: Store) {
+        let (weights, x) = (self.weights.to_sys(), x.get());
+        let add = into == Store::Add;
+        let added = if add { rows.len() } else { 0 };
+        // SAFETY: the function has no preconditions.
+        let needed = unsafe { call!(kernels, matmul_scratch(&weights, x.phase, x.tokens, added)) };
+        with_scratch(needed, |scratch| {
+            // SAFETY: the weights' bytes, the activations (in the form that was asked for) and the output were checked against
+            // the shape by those who make jobs and by `MatrixView::new`; the scratch is as long as asked for, and nobody else
+            // holds these rows of the output, as the caller vouches.
+            unsafe {
+                call!(
+                    kernels,
+                    matmul(
+                        &weights,
+                        rows.start,
+                        rows.end,
+                        x,
+                        add.into(),
+                        self.out.as_mut_ptr(),
+                        self.stride,
+                        scratch.as_mut_ptr()
+                    )
+                );
             }
         });
-    }
-
-    /// Floats of scratch that [`Job::run_with`] needs.
-    fn scratch_len(&self, kernels: Kernels, x: &SharedActivations) -> usize {
-        // SAFETY: the function has no preconditions.
-        unsafe {
-            call!(
-                kernels,
-                matmul_scratch(&self.weights.to_sys(), x.get().phase, x.get().tokens)
-            )
-        }
-    }
-
-    /// # Safety
-    /// The same as of [`Job::run`], and the scratch must be as long as [`Job::scratch_len`] says.
-    unsafe fn run_with(
-        &self,
-        kernels: Kernels,
-        begin: usize,
-        end: usize,
-        x: &SharedActivations,
-        scratch: &mut [f32],
-    ) {
-        // SAFETY: the weights' bytes, the activations (in the form that was asked for) and the output were checked against the
-        // shape by `matmul` and `MatrixView::new`; scratch and rows [begin, end) of the output are as the caller vouches.
-        unsafe {
-            call!(
-                kernels,
-                matmul(
-                    &self.weights.to_sys(),
-                    begin,
-                    end,
-                    x.get(),
-                    self.out.as_mut_ptr(),
-                    self.stride,
-                    scratch.as_mut_ptr()
-                )
-            );
-        }
     }
 }

@@ -343,18 +343,17 @@ impl Kernels {
         assert!(x.len().is_multiple_of(ACTIVATION_BLOCK) && q.len() == x.len());
         assert!(scales.len() == x.len() / ACTIVATION_BLOCK && block_sums.len() == scales.len());
         assert_eq!(code_sums.len(), 2 * scales.len());
+        let to = sys::fk_plane {
+            quantized: q.as_mut_ptr(),
+            scales: scales.as_mut_ptr(),
+            block_sums: block_sums.as_mut_ptr(),
+            code_sums: code_sums.as_mut_ptr(),
+        };
         // SAFETY: the lengths are as the kernel needs them, as checked.
         unsafe {
             call!(
                 self,
-                quantize(
-                    x.as_ptr(),
-                    x.len(),
-                    q.as_mut_ptr(),
-                    scales.as_mut_ptr(),
-                    block_sums.as_mut_ptr(),
-                    code_sums.as_mut_ptr()
-                )
+                quantize(x.as_ptr(), 1, x.len(), x.len(), &to, std::ptr::null())
             )
         }
     }

@@ -11,6 +11,7 @@ pub const FK_SUPER: u32 = 256;
 pub const FK_TILE_TOKENS: u32 = 16;
 pub const FK_TILE_COLS: u32 = 32;
 pub const FK_TILE: u32 = 512;
+pub const FK_LEAST_PEAK: f64 = 0.000000000000000000000000000000000001;
 pub const FK_KV_BLOCK: u32 = 64;
 impl fk_type {
     pub const FK_TYPE_F32: fk_type = fk_type(0);
@@ -119,6 +120,14 @@ pub struct fk_activations {
 }
 #[repr(C)]
 #[derive(Copy, Clone)]
+pub struct fk_plane {
+    pub quantized: *mut i8,
+    pub scales: *mut f32,
+    pub block_sums: *mut f32,
+    pub code_sums: *mut i32,
+}
+#[repr(C)]
+#[derive(Copy, Clone)]
 pub struct fk_kv_head {
     pub type_: fk_type,
     pub blocks: *const *const u8,
@@ -151,11 +160,11 @@ pub struct fk_kernels {
     pub quantize: ::std::option::Option<
         unsafe extern "C" fn(
             x: *const f32,
+            tokens: usize,
             n: usize,
-            q: *mut i8,
-            scales: *mut f32,
-            block_sums: *mut f32,
-            code_sums: *mut i32,
+            cols: usize,
+            to: *const fk_plane,
+            rest: *const fk_plane,
         ),
     >,
     pub fill_tiles: ::std::option::Option<
@@ -172,7 +181,12 @@ pub struct fk_kernels {
         ),
     >,
     pub matmul_scratch: ::std::option::Option<
-        unsafe extern "C" fn(w: *const fk_weights, phase: fk_phase, tokens: usize) -> usize,
+        unsafe extern "C" fn(
+            w: *const fk_weights,
+            phase: fk_phase,
+            tokens: usize,
+            added: usize,
+        ) -> usize,
     >,
     pub matmul: ::std::option::Option<
         unsafe extern "C" fn(
@@ -180,6 +194,7 @@ pub struct fk_kernels {
             row_begin: usize,
             row_end: usize,
             x: *const fk_activations,
+            add: ::std::os::raw::c_int,
             out: *mut f32,
             out_stride: usize,
             scratch: *mut f32,

@@ -429,6 +429,10 @@ impl<'a, T> SharedSlice<'a, T> {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(super) fn as_mut_ptr(&self) -> *mut T {
         self.start
     }

@@ -166,6 +166,17 @@ typedef struct fk_activations {
     const uint16_t *tiles;    /* on a multiple of 64 bytes */
 } fk_activations;
 
+/* Blocks of activations whose largest value is below this become 0 in 8 bits: the inverse of their scale would overflow. */
+#define FK_LEAST_PEAK 1e-36f
+
+/* Where activations in 8 bits are written, in the form of fk_activations; pointers are to the places of the first value. */
+typedef struct fk_plane {
+    int8_t *quantized;
+    float *scales;
+    float *block_sums;
+    int32_t *code_sums;
+} fk_plane;
+
 /* Positions of a block of the KV cache. */
 #define FK_KV_BLOCK 64
 
@@ -205,9 +216,9 @@ typedef struct fk_kernels {
      * packed weights that fill no group. */
     fk_form (*activation_form)(const fk_weights *w, fk_phase phase);
 
-    /* x [n] to 8 bits; n is a multiple of FK_BLOCK. Writes q [n], scales and block_sums [n / FK_BLOCK],
-     * code_sums [n / 16]. */
-    void (*quantize)(const float *x, size_t n, int8_t *q, float *scales, float *block_sums, int32_t *code_sums);
+    /* x [tokens, n] to 8 bits, into a plane of `cols` columns; both widths are multiples of FK_BLOCK. What the codes leave of x goes
+     * into the plane `rest` in the same way, unless that is null. */
+    void (*quantize)(const float *x, size_t tokens, size_t n, size_t cols, const fk_plane *to, const fk_plane *rest);
 
     /* x [tokens, cols] of at most FK_TILE_TOKENS tokens to a row of bfloat16 tiles, rounded to nearest even. */
     void (*fill_tiles)(const float *x, size_t tokens, size_t cols, uint16_t *tiles);
@@ -216,12 +227,12 @@ typedef struct fk_kernels {
      * token of x, sums of x - near, and sums of (x - near)^2; [cols] each. */
     void (*moments)(const float *x, size_t tokens, size_t cols, float *near, float *sums, float *squares);
 
-    /* Floats of scratch that matmul needs for this matrix and so many tokens. */
-    size_t (*matmul_scratch)(const fk_weights *w, fk_phase phase, size_t tokens);
+    /* Floats of scratch that matmul needs for this matrix and so many tokens; `added` are the rows of a product that is added, else 0. */
+    size_t (*matmul_scratch)(const fk_weights *w, fk_phase phase, size_t tokens, size_t added);
 
-    /* out[t * out_stride + r] = W[r] . X[t] for rows r in [row_begin, row_end) and all tokens t. For types in blocks cols
-     * is a multiple of the block. row_begin of packed and sparse weights is a multiple of FK_GROUP. */
-    void (*matmul)(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+    /* out[t * out_stride + r] = (what is there if `add`, else 0) + W[r] . X[t] for rows r in [row_begin, row_end) and all tokens t. For
+     * types in blocks cols is a multiple of the block. row_begin of packed and sparse weights is a multiple of FK_GROUP. */
+    void (*matmul)(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, int add, float *out,
                    size_t out_stride, float *scratch);
 
     /* As matmul for one token in the decode phase and rows of several matrices that read it in the same forms; packed rows of

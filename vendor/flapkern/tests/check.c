@@ -466,20 +466,25 @@ static const char *layout_name(fk_layout layout) {
 #define MARGIN 3
 #define UNTOUCHED 12345.0f
 
-/* Calls matmul once for all rows (ends is 0) or for ranges that end at `ends` and at the last row. */
-static float *multiply(const fk_kernels *k, const fk_weights *w, const fk_activations *x, const size_t *ends, size_t n) {
+/* Calls matmul once for all rows (ends is 0) or for ranges that end at `ends` and at the last row. With `add`, products are added to
+ * UNTOUCHED, which stands everywhere before. */
+static float *multiply_into(const fk_kernels *k, const fk_weights *w, const fk_activations *x, const size_t *ends, size_t n, int add) {
     const size_t stride = w->rows + MARGIN;
     float *out = floats(x->tokens * stride);
-    float *scratch = floats(k->matmul_scratch(w, x->phase, x->tokens));
+    float *scratch = floats(k->matmul_scratch(w, x->phase, x->tokens, add ? w->rows : 0));
     for (size_t i = 0; i < x->tokens * stride; i++) out[i] = UNTOUCHED;
     size_t begin = 0;
     for (size_t i = 0; i <= n; i++) {
         size_t end = i < n ? ends[i] : w->rows;
         if (end <= begin || end > w->rows) continue;
-        k->matmul(w, begin, end, x, out, stride, scratch);
+        k->matmul(w, begin, end, x, add, out, stride, scratch);
         begin = end;
     }
     return out;
+}
+
+static float *multiply(const fk_kernels *k, const fk_weights *w, const fk_activations *x, const size_t *ends, size_t n) {
+    return multiply_into(k, w, x, ends, n, 0);
 }
 
 /* One token by rows of several matrices at once, of which `out` has what each makes by itself. */
@@ -501,7 +506,7 @@ static void check_together(struct table *table, const struct format *f, const fk
                              {*w, 0, w->rows, third}};
     /* The second asks for more streams than there are, the last for none. */
     const fk_reading readings[] = {{6, 1}, {99, 0}, {2, 0}, {1, 1}, {0, 0}};
-    if (both.values) table->kernels->matmul(&other, 0, 1, &both, &alone, 1, 0);
+    if (both.values) table->kernels->matmul(&other, 0, 1, &both, 0, &alone, 1, 0);
     for (size_t i = 0; i < COUNT(readings); i++) {
         table->kernels->matvec(parts, COUNT(parts), &both, &readings[i]);
         int same = !both.values || memcmp(&alone, &together, sizeof alone) == 0;
@@ -600,6 +605,13 @@ static void check_product(struct table *table, const struct format *f, fk_layout
     expect(table, memcmp(out, split, tokens * stride * sizeof *out) == 0 || !isfinite(p->value[form][0]),
            "matmul %s %s: %zu x %zu, %zu %s tokens: depends on how rows are split", f->name, layout_name(layout), rows,
            cols, tokens, phase_name(phase));
+    const float *added = layout != FK_LAYOUT_NATIVE
+                             ? multiply_into(table->kernels, &w, &x, packed_ends, COUNT(packed_ends), 1)
+                             : multiply_into(table->kernels, &w, &x, native_ends, COUNT(native_ends), 1);
+    for (size_t i = 0; i < tokens * stride && isfinite(p->value[form][0]); i++)
+        expect(table, added[i] == UNTOUCHED + (i % stride < rows ? out[i] : 0),
+               "matmul %s %s: %zu x %zu, %zu %s tokens: %g comes of adding %g to %g", f->name, layout_name(layout), rows, cols,
+               tokens, phase_name(phase), added[i], out[i], UNTOUCHED);
     if (tokens == 1 && phase == FK_PHASE_DECODE) check_together(table, f, &w, &x, out);
     release(mark);
 }
@@ -808,7 +820,8 @@ static void check_quantize(void) {
         int8_t *q = guarded(N, 0);
         float *scales = floats(BLOCKS), *block_sums = floats(BLOCKS);
         int32_t *code_sums = guarded(2 * BLOCKS * sizeof *code_sums, 0);
-        t->kernels->quantize(x, N, q, scales, block_sums, code_sums);
+        const fk_plane to = {q, scales, block_sums, code_sums};
+        t->kernels->quantize(x, 1, N, N, &to, 0);
         for (size_t b = 0; b < BLOCKS; b++) {
             const float peak = peak_of_block(x + b * FK_BLOCK);
             int32_t sum = 0;
@@ -828,6 +841,34 @@ static void check_quantize(void) {
                        "quantize: %g by %g is %d", x[i], scales[b], q[i]);
             }
         }
+        /* The same in three rows of a wider plane, and what it leaves. */
+        enum { TOKENS = 3, WIDE = N / TOKENS + 2 * FK_BLOCK, WIDE_BLOCKS = TOKENS * WIDE / FK_BLOCK };
+        const fk_plane first = {guarded(TOKENS * WIDE, 0), floats(WIDE_BLOCKS), floats(WIDE_BLOCKS),
+                                guarded(2 * WIDE_BLOCKS * sizeof(int32_t), 0)},
+                       second = {guarded(TOKENS * WIDE, 0), floats(WIDE_BLOCKS), floats(WIDE_BLOCKS),
+                                 guarded(2 * WIDE_BLOCKS * sizeof(int32_t), 0)};
+        memset(first.quantized, 99, TOKENS * WIDE);
+        t->kernels->quantize(x, TOKENS, N / TOKENS, WIDE, &first, &second);
+        for (size_t b = 0; b < BLOCKS; b++) {
+            const size_t row = b / (BLOCKS / TOKENS), at = row * WIDE / FK_BLOCK + b % (BLOCKS / TOKENS);
+            expect(t, memcmp(q + b * FK_BLOCK, first.quantized + at * FK_BLOCK, FK_BLOCK) == 0 &&
+                          memcmp(scales + b, first.scales + at, sizeof(float)) == 0 &&
+                          memcmp(block_sums + b, first.block_sums + at, sizeof(float)) == 0 &&
+                          memcmp(code_sums + 2 * b, first.code_sums + 2 * at, 2 * sizeof(int32_t)) == 0,
+                   "quantize: block %zu is another in a row of several", b);
+            if (isnan(scales[b])) {
+                expect(t, isnan(second.scales[at]), "quantize: what block %zu leaves passes for finite", b);
+                continue;
+            }
+            /* 127 times the scale of the greatest finite value may be none. */
+            for (size_t i = 0; i < FK_BLOCK && scales[b] < 2e36f; i++) {
+                const double left = x[b * FK_BLOCK + i] - (double)scales[b] * q[b * FK_BLOCK + i];
+                const double error = fabs(left - (double)second.scales[at] * second.quantized[at * FK_BLOCK + i]);
+                expect(t, error <= fmax(1e-36, scales[b] * 0.0021), "quantize: %g leaves %g, and then %g", x[b * FK_BLOCK + i], left, error);
+            }
+        }
+        for (size_t i = 0; i < 2 * FK_BLOCK; i++)
+            expect(t, first.quantized[WIDE - 1 - i] == 99, "quantize: writes beyond its columns");
         release(inner);
     }
     release(mark);

@@ -193,6 +193,60 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
     return sum_lanes(total) + offset;
 }
 
+/* Four blocks of activations in 8 bits; see ops/activations.h. Peaks of four, and the sums of halves, are found side by side. */
+#define FK_OWN_FOUR_BLOCKS
+INLINE int quantize_four(const float *x, const fk_plane *to) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512 values[8];
+    __m512i peaks[4];
+    UNROLL for (int i = 0; i < 8; i++) values[i] = _mm512_loadu_ps(x + 16 * i);
+    UNROLL for (int b = 0; b < 4; b++)
+        peaks[b] = _mm512_max_epi32(_mm512_and_si512((__m512i)values[2 * b], magnitude),
+                                    _mm512_and_si512((__m512i)values[2 * b + 1], magnitude));
+    /* The peaks of the four blocks side by side, in each quarter of a vector those of its lanes, and then of all. */
+    __m512i low = _mm512_max_epi32(_mm512_unpacklo_epi32(peaks[0], peaks[1]), _mm512_unpackhi_epi32(peaks[0], peaks[1]));
+    __m512i high = _mm512_max_epi32(_mm512_unpacklo_epi32(peaks[2], peaks[3]), _mm512_unpackhi_epi32(peaks[2], peaks[3]));
+    __m512i four = _mm512_max_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+    four = _mm512_max_epi32(four, _mm512_shuffle_i32x4(four, four, 0x4e));
+    four = _mm512_max_epi32(four, _mm512_shuffle_i32x4(four, four, 0xb1));
+    const __m128i bits = _mm512_castsi512_si128(four);
+    if (_mm_cmpge_epi32_mask(bits, _mm_set1_epi32(0x7f800000))) return 0;
+    const __m128 peak = _mm_castsi128_ps(bits);
+    const __mmask8 counts = _mm_cmp_ps_mask(peak, _mm_set1_ps(FK_LEAST_PEAK), _CMP_GE_OQ);
+    const __m128 scale = _mm_maskz_div_ps(counts, peak, _mm_set1_ps(127)), inverse = _mm_maskz_div_ps(counts, _mm_set1_ps(127), peak);
+    const __m512 inverses = _mm512_broadcast_f32x4(inverse);
+    __m512i codes[8];
+    /* As round_to_int rounds, of the product that is not rounded before. */
+    const __m512 rounder = _mm512_set1_ps(ROUNDER);
+    UNROLL for (int i = 0; i < 8; i++) {
+        const __m512 by = i < 2   ? _mm512_permute_ps(inverses, 0x00)
+                          : i < 4 ? _mm512_permute_ps(inverses, 0x55)
+                          : i < 6 ? _mm512_permute_ps(inverses, 0xaa)
+                                  : _mm512_permute_ps(inverses, 0xff);
+        codes[i] = _mm512_sub_epi32((__m512i)_mm512_fmadd_ps(values[i], by, rounder), (__m512i)rounder);
+    }
+    /* Narrowing leaves four bytes of each of four vectors in a quarter. */
+    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m128i halves[2];
+    UNROLL for (int pair = 0; pair < 2; pair++) {
+        const __m512i *c = codes + 4 * pair;
+        __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(c[0], c[1]), _mm512_packs_epi32(c[2], c[3]));
+        _mm512_storeu_si512(to->quantized + 64 * pair, _mm512_permutexvar_epi32(in_order, bytes));
+#if FK_VNNI
+        __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), bytes);
+#else
+        __m512i sums = _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_set1_epi8(1), bytes), _mm512_set1_epi16(1));
+#endif
+        sums = _mm512_add_epi32(sums, _mm512_shuffle_i32x4(sums, sums, 0x4e));
+        sums = _mm512_add_epi32(sums, _mm512_shuffle_i32x4(sums, sums, 0xb1));
+        halves[pair] = _mm512_castsi512_si128(sums);
+        _mm_storeu_si128((__m128i *)(to->code_sums + 4 * pair), halves[pair]);
+    }
+    _mm_storeu_ps(to->scales, scale);
+    _mm_storeu_ps(to->block_sums, _mm_mul_ps(scale, _mm_cvtepi32_ps(_mm_hadd_epi32(halves[0], halves[1]))));
+    return 1;
+}
+
 /* The same four activations in every lane. */
 INLINE __m512i four_of(const int8_t *x) {
     int32_t four;

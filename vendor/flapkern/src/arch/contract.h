@@ -3,7 +3,7 @@
  *
  * Optional are FK_BF16 and FK_AMX (1 for the products of ops/tiled.h, and for its AMX variant), and whatever lanes.h and
  * ops/packed.h have a plain version of: FK_OWN_WIDTHS, FK_OWN_REDUCTIONS, FK_OWN_SUM_EACH, FK_OWN_TRANSPOSE, FK_OWN_EXP,
- * FK_OWN_SPREAD; and what ops/expand.h makes of shuffle_bytes: FK_OWN_EXPAND_LINE, FK_OWN_MASK_LINE, FK_OWN_HALVES_LINE. And
+ * FK_OWN_SPREAD; FK_OWN_FOUR_BLOCKS of ops/activations.h; and what ops/expand.h makes of shuffle_bytes: FK_OWN_EXPAND_LINE, FK_OWN_MASK_LINE, FK_OWN_HALVES_LINE. And
  * FK_OWN_SETTLE of ops/sparse.h. */
 
 /* FK_LANES is the number of floats in a vector; lanes.h makes the vector types of it. */

@@ -18,7 +18,13 @@ static fk_form activation_form(const fk_weights *w, fk_phase phase) {
     return w->layout != FK_LAYOUT_NATIVE || has_native_dot(w->type) ? FK_FORM_INT8 : FK_FORM_FLOAT;
 }
 
-static size_t matmul_scratch(const fk_weights *w, fk_phase phase, size_t tokens) {
+/* Whether products of rows that end at `row_end` can be added as they come: of packed codes that are decoded at once. */
+static int adds_itself(const fk_weights *w, fk_phase phase, size_t row_end) {
+    const size_t packed_end = w->layout == FK_LAYOUT_PACKED ? w->rows / FK_GROUP * FK_GROUP : 0;
+    return activation_form(w, phase) == FK_FORM_INT8 && row_end <= packed_end && w->cols <= DECODED_COLS;
+}
+
+static size_t product_scratch(const fk_weights *w, fk_phase phase, size_t tokens) {
     if (phase == FK_PHASE_PREFILL) {
 #if FK_BF16
         if (wants_tiles(w)) return TILED_SCRATCH;
@@ -28,6 +34,10 @@ static size_t matmul_scratch(const fk_weights *w, fk_phase phase, size_t tokens)
     }
     if (is_sparse(w) && tokens > 1) return is_float(w->type) ? SPARSE_FLOAT_SCRATCH(tokens) : SPARSE_SCRATCH(tokens);
     return w->layout == FK_LAYOUT_PACKED && !is_float(w->type) && tokens > PACKED_TOKENS ? DECODED_SCRATCH : 0;
+}
+
+static size_t matmul_scratch(const fk_weights *w, fk_phase phase, size_t tokens, size_t added) {
+    return product_scratch(w, phase, tokens) + tokens * added;
 }
 
 static void matvec(const fk_rows *parts, size_t count, const fk_activations *x, const fk_reading *how) {
@@ -53,8 +63,8 @@ static void matvec(const fk_rows *parts, size_t count, const fk_activations *x, 
     }
 }
 
-/* Tokens of prompts. */
-static void prefill(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+/* Tokens of prompts; `add` as adds_itself allows. */
+static void prefill(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, int add, float *out,
                     size_t out_stride, float *scratch) {
 #if FK_BF16
     if (wants_tiles(w)) {
@@ -79,14 +89,14 @@ static void prefill(const fk_weights *w, size_t row_begin, size_t row_end, const
         if (is_float(w->type))
             gemm(w, row_begin, end, x, out, out_stride, scratch);
         else
-            packed_rows(w, row_begin, end, x, out, out_stride, scratch);
+            packed_rows(w, row_begin, end, x, add, out, out_stride, scratch);
     }
     /* The rows that fill no group are native. */
     native_rows(w, row_begin > packed_end ? row_begin : packed_end, row_end, x, out, out_stride);
 }
 
 /* Generated tokens of several texts: as matvec computes each of them, but the weights are read once for all. */
-static void decode(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+static void decode(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, int add, float *out,
                    size_t out_stride, float *scratch) {
     if (is_sparse(w)) {
         if (is_float(w->type))
@@ -101,20 +111,28 @@ static void decode(const fk_weights *w, size_t row_begin, size_t row_end, const 
         if (is_float(w->type))
             packed_floats(w, row_begin, end, x, out, out_stride);
         else
-            packed_rows(w, row_begin, end, x, out, out_stride, scratch);
+            packed_rows(w, row_begin, end, x, add, out, out_stride, scratch);
     }
     native_rows(w, row_begin > packed_end ? row_begin : packed_end, row_end, x, out, out_stride);
 }
 
-static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+static void matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, int add, float *out,
                    size_t out_stride, float *scratch) {
-    if (x->phase == FK_PHASE_PREFILL) {
-        prefill(w, row_begin, row_end, x, out, out_stride, scratch);
-    } else if (x->tokens == 1) {
+    const int one = x->phase == FK_PHASE_DECODE && x->tokens == 1;
+    if (add && (one || !adds_itself(w, x->phase, row_end))) {
+        const size_t rows = row_end - row_begin;
+        /* Row row_begin is the first of the product. */
+        float *product = (float *)((uintptr_t)scratch - row_begin * sizeof *scratch);
+        matmul(w, row_begin, row_end, x, 0, product, rows, scratch + x->tokens * rows);
+        for (size_t t = 0; t < x->tokens; t++)
+            for (size_t r = 0; r < rows; r++) out[t * out_stride + row_begin + r] += scratch[t * rows + r];
+    } else if (x->phase == FK_PHASE_PREFILL) {
+        prefill(w, row_begin, row_end, x, add, out, out_stride, scratch);
+    } else if (one) {
         const fk_rows rows = {*w, row_begin, row_end, out};
         const fk_reading how = {STREAMS, 1};
         matvec(&rows, 1, x, &how);
     } else {
-        decode(w, row_begin, row_end, x, out, out_stride, scratch);
+        decode(w, row_begin, row_end, x, add, out, out_stride, scratch);
     }
 }

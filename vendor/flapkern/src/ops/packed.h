@@ -293,8 +293,11 @@ INLINE void multiply_block(fk_type type, int tokens, const packed_block *w, cons
     }
 }
 
-/* out[t][0 .. FK_LANES) = the products of vector v of one group and token t0 + t, for t < `tokens` (a constant). */
-INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, const fk_activations *x, size_t t0,
+/* Puts sums in their place; with `add`, adds them to what is there. */
+INLINE void put_sums(float *out, vf sums, int add) { store(out, add ? load(out) + sums : sums); }
+
+/* out[t][0 .. FK_LANES) = the products of vector v of one group and token t0 + t, for t < `tokens` (a constant); or they are added. */
+INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, const fk_activations *x, size_t t0, int add,
                         float *out, size_t out_stride) {
     vf total[PACKED_TOKENS];
     UNROLL for (int t = 0; t < tokens; t++) total[t] = (vf){0};
@@ -312,7 +315,7 @@ INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, c
             block++;
         }
     }
-    UNROLL for (int t = 0; t < tokens; t++) store(out + t * out_stride, total[t]);
+    UNROLL for (int t = 0; t < tokens; t++) put_sums(out + t * out_stride, total[t], add);
 }
 
 /* The columns whose blocks are decoded together when they serve several tiles of tokens. */
@@ -324,8 +327,16 @@ INLINE size_t decoded_vectors(fk_type type) {
     return 8 + parts + (has_minimum(type) ? parts : 0);
 }
 
-/* Floats of scratch for the decoded blocks of a group, and room to align them. */
-#define DECODED_SCRATCH (DECODED_COLS / FK_BLOCK * GROUP_VECTORS * 12 * FK_LANES + 16)
+/* Whether blocks of two groups are multiplied by the same activations at a time: where a group is a vector and there are registers for
+ * it. */
+#if FK_VNNI && FK_LANES == 16
+#define PAIR_GROUPS 1
+#else
+#define PAIR_GROUPS 0
+#endif
+
+/* Floats of scratch for the decoded blocks of as many groups as are multiplied together, and room to align them. */
+#define DECODED_SCRATCH ((1 + PAIR_GROUPS) * DECODED_COLS / FK_BLOCK * GROUP_VECTORS * 12 * FK_LANES + 16)
 
 /* Keeps a decoded block. */
 INLINE void store_block(fk_type type, const packed_block *w, vf *to) {
@@ -346,9 +357,10 @@ INLINE void reload_block(fk_type type, const vf *from, packed_block *w) {
 }
 
 /* packed_tile for blocks [first, first + blocks), which are decoded, behind each of them `kept` vectors (0 or 8, a constant) of
- * the weights that there are. Adds to what out holds unless `first` is 0. */
+ * the weights that there are. Goes on with the sums that out holds unless `first` is 0; with `add`, which takes that these are all
+ * blocks, the sums are added to what is there. */
 INLINE void decoded_tile(fk_type type, int tokens, const vf *decoded, int kept, size_t first, size_t blocks,
-                         const fk_activations *x, size_t t0, float *out, size_t out_stride) {
+                         const fk_activations *x, size_t t0, int add, float *out, size_t out_stride) {
     vf total[PACKED_TOKENS];
     UNROLL for (int t = 0; t < tokens; t++) total[t] = first == 0 ? (vf){0} : load(out + t * out_stride);
     for (size_t block = first; block < first + blocks; block++, decoded += decoded_vectors(type) + kept) {
@@ -356,71 +368,144 @@ INLINE void decoded_tile(fk_type type, int tokens, const vf *decoded, int kept, 
         reload_block(type, decoded, &w);
         multiply_block(type, tokens, &w, kept ? (const vw *)(decoded + decoded_vectors(type)) : 0, x, t0, block, total);
     }
-    UNROLL for (int t = 0; t < tokens; t++) store(out + t * out_stride, total[t]);
+    UNROLL for (int t = 0; t < tokens; t++) put_sums(out + t * out_stride, total[t], add);
 }
 
 /* The products of one vector of rows and all tokens, tile by tile; see decoded_tile. */
 INLINE void decoded_vector(fk_type type, const vf *decoded, int kept, size_t first, size_t blocks, const fk_activations *x,
-                           float *out, size_t out_stride) {
+                           int add, float *out, size_t out_stride) {
     size_t t = 0;
     for (; t + PACKED_TOKENS <= x->tokens; t += PACKED_TOKENS)
-        decoded_tile(type, PACKED_TOKENS, decoded, kept, first, blocks, x, t, out + t * out_stride, out_stride);
+        decoded_tile(type, PACKED_TOKENS, decoded, kept, first, blocks, x, t, add, out + t * out_stride, out_stride);
 #if PACKED_TOKENS > 4
     for (; t + 4 <= x->tokens; t += 4)
-        decoded_tile(type, 4, decoded, kept, first, blocks, x, t, out + t * out_stride, out_stride);
+        decoded_tile(type, 4, decoded, kept, first, blocks, x, t, add, out + t * out_stride, out_stride);
 #endif
     for (; t < x->tokens; t++)
-        decoded_tile(type, 1, decoded, kept, first, blocks, x, t, out + t * out_stride, out_stride);
+        decoded_tile(type, 1, decoded, kept, first, blocks, x, t, add, out + t * out_stride, out_stride);
 }
 
-/* The products of one group and more tokens than fit in a tile: every block is decoded once for all of them. */
-INLINE void decoded_group(fk_type type, const uint8_t *group, const fk_activations *x, float *out, size_t out_stride,
-                          float *scratch) {
-    vf *decoded = (vf *)aligned(scratch);
-    const size_t all = x->cols / FK_BLOCK;
-    for (size_t first = 0; first < all; first += DECODED_COLS / FK_BLOCK) {
-        const size_t blocks = all - first < DECODED_COLS / FK_BLOCK ? all - first : DECODED_COLS / FK_BLOCK;
-        const size_t plane = blocks * decoded_vectors(type);
-        for (int v = 0; v < GROUP_VECTORS; v++) {
-            const uint8_t *from = group + first * FK_BLOCK / block_len(type) * block_bytes(type) * FK_GROUP;
-            vf *to = decoded + v * plane;
-            for (size_t block = 0; block < blocks; from += FK_GROUP * block_bytes(type)) {
-                packed_block w[8];
-                const int parts = (int)(block_len(type) / FK_BLOCK);
-                if (parts > 1)
-                    load_super_block(type, from, v, w);
-                else
-                    load_block(type, from, 0, v, w);
-                for (int s = 0; s < parts; s++, block++, to += decoded_vectors(type)) store_block(type, &w[s], to);
+#if PAIR_GROUPS
+/* Tokens whose sums with two groups stay in registers. */
+#define PAIRED_TOKENS 6
+
+/* decoded_tile for two groups, whose blocks are decoded in turns: what is read of a token serves both. */
+INLINE void paired_tile(fk_type type, int tokens, const vf *decoded, size_t first, size_t blocks, const fk_activations *x,
+                        size_t t0, int add, float *out, size_t out_stride) {
+    const size_t x_blocks = x->cols / FK_BLOCK;
+    const int parts = has_half_scales(type) ? 2 : 1, words = 8 / parts;
+    const int8_t *q = x->quantized + t0 * x->cols + first * FK_BLOCK;
+    const float *scales = x->scales + t0 * x_blocks + first, *block_sums = x->block_sums + t0 * x_blocks + first;
+    const int32_t *code_sums = x->code_sums + 2 * (t0 * x_blocks + first);
+    vf total[PAIRED_TOKENS][2];
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int g = 0; g < 2; g++)
+            total[t][g] = first == 0 ? (vf){0} : load(out + t * out_stride + g * FK_GROUP);
+    for (size_t block = 0; block < blocks; block++, decoded += 2 * decoded_vectors(type)) {
+        const vf *groups[2] = {decoded, decoded + decoded_vectors(type)};
+        UNROLL for (int i = 0; i < parts; i++) {
+            vi sum[PAIRED_TOKENS][2];
+            UNROLL for (int t = 0; t < tokens; t++) {
+                const int32_t *sums = code_sums + 2 * (t * x_blocks + block);
+                sum[t][0] = sum[t][1] = (vi){0} - code_offset(type) * (parts > 1 ? sums[i] : sums[0] + sums[1]);
+            }
+            UNROLL for (int j = words * i; j < words * (i + 1); j++) {
+                const vw codes[2] = {(vw)groups[0][j], (vw)groups[1][j]};
+                UNROLL for (int t = 0; t < tokens; t++)
+                    UNROLL for (int g = 0; g < 2; g++)
+                        sum[t][g] = dot_codes(type, sum[t][g], &codes[g], 1, q + t * x->cols + block * FK_BLOCK + 4 * j);
+            }
+            UNROLL for (int t = 0; t < tokens; t++) {
+                const float scale = scales[t * x_blocks + block];
+                UNROLL for (int g = 0; g < 2; g++) {
+                    total[t][g] += to_float(sum[t][g]) * (groups[g][8 + i] * scale);
+                    if (!has_minimum(type)) continue;
+                    const vf minimum = groups[g][8 + parts + i];
+                    if (parts > 1)
+                        total[t][g] += minimum * (scale * (float)code_sums[2 * (t * x_blocks + block) + i]);
+                    else
+                        total[t][g] += minimum * block_sums[t * x_blocks + block];
+                }
             }
         }
-        for (int v = 0; v < GROUP_VECTORS; v++)
-            decoded_vector(type, decoded + v * plane, 0, first, blocks, x, out + v * FK_LANES, out_stride);
+    }
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int g = 0; g < 2; g++) put_sums(out + t * out_stride + g * FK_GROUP, total[t][g], add);
+}
+
+/* The products of two groups and all tokens, tile by tile. */
+INLINE void paired_groups(fk_type type, const vf *decoded, size_t first, size_t blocks, const fk_activations *x, int add,
+                          float *out, size_t out_stride) {
+    size_t t = 0;
+    for (; t + PAIRED_TOKENS <= x->tokens; t += PAIRED_TOKENS)
+        paired_tile(type, PAIRED_TOKENS, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
+    for (; t + 2 <= x->tokens; t += 2)
+        paired_tile(type, 2, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
+    for (; t < x->tokens; t++) paired_tile(type, 1, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
+}
+#endif
+
+/* Decodes `blocks` blocks of 32 columns of vector v of a group from p on, `stride` vectors apart. */
+INLINE void decode_blocks(fk_type type, const uint8_t *p, int v, size_t blocks, vf *to, size_t stride) {
+    const int parts = (int)(block_len(type) / FK_BLOCK);
+    for (size_t block = 0; block < blocks; p += FK_GROUP * block_bytes(type)) {
+        packed_block w[8];
+        if (parts > 1)
+            load_super_block(type, p, v, w);
+        else
+            load_block(type, p, 0, v, w);
+        for (int s = 0; s < parts; s++, block++, to += stride) store_block(type, &w[s], to);
     }
 }
 
-/* The products of one group and any number of tokens. */
-INLINE void packed_group(fk_type type, const uint8_t *group, const fk_activations *x, float *out, size_t out_stride,
-                         float *scratch) {
+/* The products of `groups` groups that follow each other, one or two, and more tokens than fit in a tile: every block is decoded
+ * once for all of them. */
+INLINE void decoded_groups(fk_type type, int groups, const uint8_t *group, const fk_activations *x, int add, float *out,
+                           size_t out_stride, float *scratch) {
+    vf *decoded = (vf *)aligned(scratch);
+    const size_t all = x->cols / FK_BLOCK, vectors = decoded_vectors(type);
+    for (size_t first = 0; first < all; first += DECODED_COLS / FK_BLOCK) {
+        const size_t blocks = all - first < DECODED_COLS / FK_BLOCK ? all - first : DECODED_COLS / FK_BLOCK;
+        const uint8_t *from = group + first * FK_BLOCK / block_len(type) * block_bytes(type) * FK_GROUP;
+        (void)groups;
+#if PAIR_GROUPS
+        if (groups == 2) {
+            const size_t step = x->cols / block_len(type) * block_bytes(type) * FK_GROUP;
+            for (int g = 0; g < 2; g++) decode_blocks(type, from + g * step, 0, blocks, decoded + g * vectors, 2 * vectors);
+            paired_groups(type, decoded, first, blocks, x, add, out, out_stride);
+            continue;
+        }
+#endif
+        for (int v = 0; v < GROUP_VECTORS; v++)
+            decode_blocks(type, from, v, blocks, decoded + v * blocks * vectors, vectors);
+        for (int v = 0; v < GROUP_VECTORS; v++)
+            decoded_vector(type, decoded + v * blocks * vectors, 0, first, blocks, x, add, out + v * FK_LANES, out_stride);
+    }
+}
+
+/* The products of one group, or of two where PAIR_GROUPS is set and there are more than PACKED_TOKENS tokens, and any number of
+ * tokens. */
+INLINE void packed_groups(fk_type type, int groups, const uint8_t *group, const fk_activations *x, int add, float *out,
+                          size_t out_stride, float *scratch) {
     if (x->tokens > PACKED_TOKENS) {
-        decoded_group(type, group, x, out, out_stride, scratch);
+        decoded_groups(type, groups, group, x, add, out, out_stride, scratch);
         return;
     }
     for (int v = 0; v < GROUP_VECTORS; v++, out += FK_LANES) {
         size_t t = 0;
 #if PACKED_TOKENS > 4
         if (x->tokens == PACKED_TOKENS) {
-            packed_tile(type, PACKED_TOKENS, group, v, x, 0, out, out_stride);
+            packed_tile(type, PACKED_TOKENS, group, v, x, 0, add, out, out_stride);
             continue;
         }
 #endif
 #if PACKED_TOKENS > 8
-        for (; t + 8 <= x->tokens; t += 8) packed_tile(type, 8, group, v, x, t, out + t * out_stride, out_stride);
+        for (; t + 8 <= x->tokens; t += 8) packed_tile(type, 8, group, v, x, t, add, out + t * out_stride, out_stride);
 #endif
 #if PACKED_TOKENS >= 4
-        for (; t + 4 <= x->tokens; t += 4) packed_tile(type, 4, group, v, x, t, out + t * out_stride, out_stride);
+        for (; t + 4 <= x->tokens; t += 4) packed_tile(type, 4, group, v, x, t, add, out + t * out_stride, out_stride);
 #endif
-        for (; t < x->tokens; t++) packed_tile(type, 1, group, v, x, t, out + t * out_stride, out_stride);
+        for (; t < x->tokens; t++) packed_tile(type, 1, group, v, x, t, add, out + t * out_stride, out_stride);
     }
 }
 
@@ -523,24 +608,25 @@ static void in_streams(streams_function *multiply, const fk_reading *how, const 
     multiply_at(multiply, how->fetches, places, rest, end, x);
 }
 
-/* Two functions for each type, with the type as a constant: packed_streams, and packed_group. */
+/* Two functions for each type, with the type as a constant: packed_streams, and packed_groups. */
 #define PACKED(TYPE, ...)                                                                                             \
     static __attribute__((noinline)) void streams_##TYPE(int count, int fetches, const uint8_t *const *groups,       \
                                                          const fk_activations *x, float *const *out) {               \
         packed_streams(FK_TYPE_##TYPE, count, fetches, groups, x, out);                                              \
     }                                                                                                                \
-    static __attribute__((noinline)) void packed_##TYPE(const uint8_t *group, const fk_activations *x, float *out,   \
-                                                        size_t out_stride, float *scratch) {                         \
-        packed_group(FK_TYPE_##TYPE, group, x, out, out_stride, scratch);                                            \
+    static __attribute__((noinline)) void packed_##TYPE(int groups, const uint8_t *group, const fk_activations *x,   \
+                                                        int add, float *out, size_t out_stride, float *scratch) {    \
+        packed_groups(FK_TYPE_##TYPE, groups, group, x, add, out, out_stride, scratch);                              \
     }
 FK_BLOCK_TYPES(PACKED)
 #undef PACKED
 
-typedef void packed_function(const uint8_t *group, const fk_activations *x, float *out, size_t out_stride, float *scratch);
+typedef void packed_function(int groups, const uint8_t *group, const fk_activations *x, int add, float *out, size_t out_stride,
+                             float *scratch);
 
 typedef struct packed_functions {
     streams_function *streams;
-    packed_function *group;
+    packed_function *groups;
 } packed_functions;
 
 static packed_functions packed_functions_for(fk_type type) {
@@ -553,10 +639,14 @@ static packed_functions packed_functions_for(fk_type type) {
     }
 }
 
-/* Products of packed rows [begin, end), both multiples of FK_GROUP, and several tokens. */
-static void packed_rows(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
+/* Products of packed rows [begin, end), both multiples of FK_GROUP, and several tokens; `add` takes that all columns are decoded at
+ * once. */
+static void packed_rows(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, int add, float *out,
                         size_t out_stride, float *scratch) {
-    packed_function *multiply = packed_functions_for(w->type).group;
-    for (size_t row = begin; row < end; row += FK_GROUP)
-        multiply(w->data + row * w->row_bytes, x, out + row, out_stride, scratch);
+    packed_function *multiply = packed_functions_for(w->type).groups;
+    const int pairs = PAIR_GROUPS && x->tokens > PACKED_TOKENS;
+    for (size_t row = begin, groups; row < end; row += groups * FK_GROUP) {
+        groups = pairs && row + 2 * FK_GROUP <= end ? 2 : 1;
+        multiply((int)groups, w->data + row * w->row_bytes, x, add, out + row, out_stride, scratch);
+    }
 }

@@ -144,7 +144,7 @@ INLINE void sparse_group_times(fk_type type, const uint8_t *p, const uint8_t *li
         const size_t plane = blocks * (decoded_vectors(type) + kept_vectors(type));
         p = decode_sparse(type, p, limit, blocks, decoded, plane);
         for (int v = 0; v < GROUP_VECTORS; v++)
-            decoded_vector(type, decoded + v * plane, kept_vectors(type), first, blocks, x, to + v * FK_LANES, stride);
+            decoded_vector(type, decoded + v * plane, kept_vectors(type), first, blocks, x, 0, to + v * FK_LANES, stride);
     }
     if (rows < FK_GROUP)
         for (size_t t = 0; t < x->tokens; t++) memcpy(out + t * out_stride, edge + t * FK_GROUP, rows * sizeof *out);
