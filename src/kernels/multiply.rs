@@ -93,7 +93,7 @@ pub enum Store {
 /// # Panics
 /// If the shapes do not fit.
 pub fn multiply(team: &Team, a: Factor, b: Factor, into: Store, out: &mut [f32]) {
-    multiply_where(team, a, b, into, out, |_, _| true);
+    multiply_part(team, a, b, into, out, Part::All);
 }
 
 /// out += Xᵀ X of a matrix X `[n, c]`, with out `[c, c]`: its lower triangle. What comes above it is of no meaning.
@@ -101,34 +101,38 @@ pub fn multiply(team: &Team, a: Factor, b: Factor, into: Store, out: &mut [f32])
 /// # Panics
 /// If the shapes do not fit.
 pub fn add_gram(team: &Team, x: Factor, out: &mut [f32]) {
-    multiply_where(team, x.t(), x, Store::Add, out, |last_row, col| {
-        col <= last_row
-    });
+    multiply_part(team, x.t(), x, Store::Add, out, Part::Lower);
 }
 
-/// [`multiply`] of those pieces that are wanted, by their last row and their first column.
-fn multiply_where(
-    team: &Team,
-    a: Factor,
-    b: Factor,
-    into: Store,
-    out: &mut [f32],
-    wanted: impl Fn(usize, usize) -> bool,
-) {
+/// What is wanted of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    All,
+    /// The diagonal and what is below it, of a square.
+    Lower,
+}
+
+/// [`multiply`], as far as it is wanted.
+fn multiply_part(team: &Team, a: Factor, b: Factor, into: Store, out: &mut [f32], part: Part) {
     let (rows, cols) = (a.rows, b.cols);
     assert_eq!(out.len(), rows * cols, "room for a product");
     assert_eq!(a.cols, b.rows, "what the factors share");
     let (high, wide) = (piece(rows), piece(cols));
+    let wanted = |row: usize, col: usize| part == Part::All || col < (row + high).min(rows);
     let pieces: Vec<(usize, usize)> = (0..cols)
         .step_by(wide)
         .flat_map(|col| (0..rows).step_by(high).map(move |row| (row, col)))
-        .filter(|&(row, col)| wanted((row + high).min(rows) - 1, col))
+        .filter(|&(row, col)| wanted(row, col))
         .collect();
     let out = SharedSlice::new(out);
     let kernels = team.kernels();
     team.items(pieces.len(), |i| {
         let (row, col) = pieces[i];
         let (high, wide) = (high.min(rows - row), wide.min(cols - col));
+        let reach = match part {
+            Part::All => usize::MAX,
+            Part::Lower => row.saturating_sub(col),
+        };
         // SAFETY: the pieces of an output do not overlap, and every one is handed out once; this one lies in it.
         unsafe {
             let to = out.as_mut_ptr().add(row * cols + col);
@@ -137,6 +141,7 @@ fn multiply_where(
                 &a.left(row),
                 &b.right(col),
                 (high, wide, a.cols),
+                reach,
                 into,
                 to,
                 cols,
@@ -166,18 +171,33 @@ impl Kernels {
         assert!(stride >= cols && out.len() >= needed, "room for a product");
         let (shape, to) = ((rows, cols, a.cols), out.as_mut_ptr());
         // SAFETY: out has room for rows that do not overlap.
-        unsafe { run(*self, &a.left(0), &b.right(0), shape, into, to, stride) };
+        unsafe {
+            run(
+                *self,
+                &a.left(0),
+                &b.right(0),
+                shape,
+                usize::MAX,
+                into,
+                to,
+                stride,
+            )
+        };
     }
 }
 
+/// Elements whose column is by more than `reach` greater than their row may be left out.
+///
 /// # Safety
 /// `out` must have room for `rows` by `cols` values at this stride, which nobody else holds; the factors must have as many lines, and
 /// `depth` places of the sum.
+#[allow(clippy::too_many_arguments)] // two factors, a shape, an output, and who computes
 unsafe fn run(
     kernels: Kernels,
     a: &sys::fk_factor,
     b: &sys::fk_factor,
     (rows, cols, depth): (usize, usize, usize),
+    reach: usize,
     into: Store,
     out: *mut f32,
     stride: usize,
@@ -189,7 +209,7 @@ unsafe fn run(
         unsafe {
             call!(
                 kernels,
-                multiply(a, b, rows, cols, depth, add, out, stride, scratch)
+                multiply(a, b, rows, cols, depth, reach, add, out, stride, scratch)
             )
         };
     });

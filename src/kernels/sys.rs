@@ -216,6 +216,7 @@ pub struct fk_kernels {
             rows: usize,
             cols: usize,
             depth: usize,
+            reach: usize,
             add: ::std::os::raw::c_int,
             out: *mut f32,
             out_stride: usize,

@@ -110,8 +110,10 @@ fn a_gram_matrix_is_the_lower_triangle_of_the_product() {
                 let lower = row * c..row * c + row + 1;
                 assert_eq!(half[lower.clone()], whole[lower], "{kernels:?} {n}x{c}");
             }
-            let last = c - 1;
-            assert_eq!(half[last] == there[last], c > 256, "{c}: what is far above");
+            if c > 256 {
+                let last = c - 1;
+                assert_eq!(half[last], there[last], "{c}: what is far above");
+            }
         }
     }
 }

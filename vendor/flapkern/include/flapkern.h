@@ -244,9 +244,10 @@ typedef struct fk_kernels {
 
     /* out[i * out_stride + j] = (what is there if `add`, else 0) + the sum over k < depth of A(i, k) B(j, k) for i < rows, j < cols: a
      * product of floats for training, summed in float, with factors rounded to bfloat16 where there are instructions for it. An
-     * element's sum runs over k in an order that depends on nothing but depth. */
-    void (*multiply)(const fk_factor *a, const fk_factor *b, size_t rows, size_t cols, size_t depth, int add, float *out,
-                     size_t out_stride, float *scratch);
+     * element's sum runs over k in an order that depends on nothing but depth. Elements j > i + reach need not be computed: of a
+     * symmetric product half is enough. */
+    void (*multiply)(const fk_factor *a, const fk_factor *b, size_t rows, size_t cols, size_t depth, size_t reach, int add,
+                     float *out, size_t out_stride, float *scratch);
 
     /* Decodes n values (whole blocks) of a row. */
     void (*dequantize)(fk_type type, const uint8_t *src, size_t n, float *out);

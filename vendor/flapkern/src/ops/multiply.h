@@ -7,6 +7,9 @@
 #define MULTIPLY_COLS 256
 #define MULTIPLY_DEPTH 512
 
+/* The last column that is wanted of the rows before `end`. */
+INLINE size_t reach_of(size_t end, size_t reach) { return reach > SIZE_MAX - end ? SIZE_MAX : end - 1 + reach; }
+
 #if FK_BF16
 
 /* Lines of a factor that are packed together, and stay in the first-level cache. */
@@ -54,8 +57,8 @@ static void tiles_of_factor(const fk_factor *f, size_t line, size_t lines, size_
             tile_of_factor(f, line + i, lines - i, k + s, depth - s, pairs, tiles);
 }
 
-static void multiply(const fk_factor *a, const fk_factor *b, size_t rows, size_t cols, size_t depth, int add, float *out,
-                     size_t out_stride, float *scratch) {
+static void multiply(const fk_factor *a, const fk_factor *b, size_t rows, size_t cols, size_t depth, size_t reach, int add,
+                     float *out, size_t out_stride, float *scratch) {
     scratch = aligned(scratch);
     uint16_t *b_tiles = (uint16_t *)scratch, *a_tiles = b_tiles + MULTIPLY_COLS * MULTIPLY_DEPTH;
     float *edge = (float *)(a_tiles + MULTIPLY_ROWS * MULTIPLY_DEPTH);
@@ -71,7 +74,7 @@ static void multiply(const fk_factor *a, const fk_factor *b, size_t rows, size_t
                 const size_t high = rows - i < MULTIPLY_ROWS ? rows - i : MULTIPLY_ROWS;
                 const int blocks = high > FK_TILE_TOKENS ? 2 : 1;
                 tiles_of_factor(a, i, high, k, deep, 0, a_tiles);
-                for (size_t g = 0; g < wide; g += 2 * FK_GROUP) {
+                for (size_t g = 0; g < wide && j + g <= reach_of(i + high, reach); g += 2 * FK_GROUP) {
                     const size_t some = wide - g < 2 * FK_GROUP ? wide - g : 2 * FK_GROUP;
                     const int pair = some > FK_GROUP ? 2 : 1;
                     const uint16_t *these = b_tiles + g / FK_GROUP * stride;
@@ -115,8 +118,8 @@ static void panels_of_factor(const fk_factor *f, size_t line, size_t lines, size
     }
 }
 
-static void multiply(const fk_factor *a, const fk_factor *b, size_t rows, size_t cols, size_t depth, int add, float *out,
-                     size_t out_stride, float *scratch) {
+static void multiply(const fk_factor *a, const fk_factor *b, size_t rows, size_t cols, size_t depth, size_t reach, int add,
+                     float *out, size_t out_stride, float *scratch) {
     float *panels = scratch, *lines = panels + MULTIPLY_COLS * MULTIPLY_DEPTH, *block = lines + MULTIPLY_ROWS * MULTIPLY_DEPTH;
     for (size_t j = 0; j < cols; j += MULTIPLY_COLS) {
         const size_t wide = cols - j < MULTIPLY_COLS ? cols - j : MULTIPLY_COLS;
@@ -133,7 +136,7 @@ static void multiply(const fk_factor *a, const fk_factor *b, size_t rows, size_t
                         for (size_t r = 0; r < high; r++) lines[r * deep + s] = x[s * a->sum_stride + r];
                     x = lines, x_stride = deep;
                 }
-                for (size_t g = 0; g < wide; g += GEMM_ROWS)
+                for (size_t g = 0; g < wide && j + g <= reach_of(i + high, reach); g += GEMM_ROWS)
                     gemm_panel(high, x, x_stride, panels + g * deep, deep, fresh, wide - g < GEMM_ROWS ? wide - g : GEMM_ROWS,
                                out + i * out_stride + j + g, out_stride, block);
             }

@@ -433,12 +433,20 @@ INLINE void paired_tile(fk_type type, int tokens, const vf *decoded, size_t firs
         UNROLL for (int g = 0; g < 2; g++) put_sums(out + t * out_stride + g * FK_GROUP, total[t][g], add);
 }
 
-/* The products of two groups and all tokens, tile by tile. */
+/* The most tokens that wait for the weights that come next, unless these are asked for. */
+#define WAITING_TOKENS 128
+
+/* The products of two groups and all tokens, tile by tile. Meanwhile the `bytes` bytes from `next` on are brought into the second-level
+ * cache, if there are few tokens. */
 INLINE void paired_groups(fk_type type, const vf *decoded, size_t first, size_t blocks, const fk_activations *x, int add,
-                          float *out, size_t out_stride) {
+                          float *out, size_t out_stride, const uint8_t *next, size_t bytes) {
+    const size_t share = (bytes / (x->tokens / PAIRED_TOKENS + 1) + 64) / 64 * 64;
+    const uint8_t *end = next + (x->tokens <= WAITING_TOKENS ? bytes : 0);
     size_t t = 0;
-    for (; t + PAIRED_TOKENS <= x->tokens; t += PAIRED_TOKENS)
+    for (; t + PAIRED_TOKENS <= x->tokens; t += PAIRED_TOKENS) {
+        for (const uint8_t *upto = next + share; next < upto && next < end; next += 64) __builtin_prefetch(next, 0, 2);
         paired_tile(type, PAIRED_TOKENS, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
+    }
     for (; t + 2 <= x->tokens; t += 2)
         paired_tile(type, 2, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
     for (; t < x->tokens; t++) paired_tile(type, 1, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
@@ -472,7 +480,11 @@ INLINE void decoded_groups(fk_type type, int groups, const uint8_t *group, const
         if (groups == 2) {
             const size_t step = x->cols / block_len(type) * block_bytes(type) * FK_GROUP;
             for (int g = 0; g < 2; g++) decode_blocks(type, from + g * step, 0, blocks, decoded + g * vectors, 2 * vectors);
-            paired_groups(type, decoded, first, blocks, x, add, out, out_stride);
+            /* What is decoded next: the following columns of these groups, or else the next two groups. */
+            const size_t bytes = (size_t)(blocks * FK_BLOCK / block_len(type)) * block_bytes(type) * FK_GROUP;
+            const int last = first + blocks == all;
+            paired_groups(type, decoded, first, blocks, x, add, out, out_stride, last ? group + 2 * step : from + bytes,
+                          last ? 2 * step : bytes);
             continue;
         }
 #endif

@@ -201,6 +201,13 @@ INLINE __mmask16 sees(tile_sight sight, int p, int count, int whole) {
                        _mm512_cmplt_epi32_mask((__m512i)sight.begin, _mm512_set1_epi32(p + count));
 }
 
+/* The factor by which what the lanes summed before shrinks as their peaks rise to `peak`: 2 to the power of the difference of the two
+ * times `scale`. Exactly 1 for lanes that see nothing of these positions, since the compiler may round the two products differently:
+ * what comes out for a query must not depend on whether others in its tile see more. */
+INLINE vf shrink_of(vf before, vf peak, tile_sight sight, int whole, float scale) {
+    return (vf)_mm512_mask_mov_ps(_mm512_set1_ps(1), sees(sight, 0, ATTEND_TILE, whole), (__m512)rough_exp2(before * scale - peak * scale));
+}
+
 /* Turns one tile of scores into weights for the values, raises the lanes' peaks and adds to their sums. Returns the factor by
  * which what they summed before shrinks. `sight` counts from the tile's first position; `whole` says that every lane sees
  * every position. */
@@ -211,11 +218,7 @@ INLINE vf tile_softmax(const float *scores, int positions, tile_sight sight, int
     __m512 peak = (__m512)*peaks;
     for (int p = 0; p < positions; p++)
         peak = _mm512_max_ps(_mm512_mask_blend_ps(sees(sight, p, 1, whole), none, _mm512_load_ps(scores + 16 * p)), peak);
-    const vf offset = (vf)peak * scale;
-    /* Exactly 1 for lanes that see nothing here, since the compiler may round the two products differently: what comes out
-     * for a query must not depend on whether others in its tile see more. */
-    const vf shrink = (vf)_mm512_mask_mov_ps(_mm512_set1_ps(1), sees(sight, 0, ATTEND_TILE, whole),
-                                             (__m512)rough_exp2(*peaks * scale - offset));
+    const vf offset = (vf)peak * scale, shrink = shrink_of(*peaks, (vf)peak, sight, whole, scale);
     vf sum = *sums * shrink;
     for (int p = 0; p < positions; p += 2) {
         vf e[2];
@@ -233,9 +236,215 @@ INLINE vf tile_softmax(const float *scores, int positions, tile_sight sight, int
     return shrink;
 }
 
+#if !FK_AMX
+/* Queries whose sums stay in registers while positions, and then values, take the lanes. */
+#define FEW_QUERIES 4
+/* Tiles of 16 values whose sums do. */
+#define FEW_VALUE_TILES 4
+
+/* The keys of the first `tiles` tiles of 16 positions of a block, of which there are `count` positions, as second factors: [tiles,
+ * key_steps, 16 pairs of values, 16 positions, 2]. Their values are asked for meanwhile. */
+INLINE void pairs_of_keys(fk_type type, const fk_kv_head *kv, size_t block, size_t count, size_t steps, size_t tiles, uint16_t *to) {
+    for (size_t tile = 0; tile < tiles; tile++)
+        for (size_t s = 0; s < steps; s++, to += FK_TILE) {
+            vf words[16];
+            UNROLL for (size_t i = 0; i < 16; i++) {
+                const size_t p = 16 * tile + i, d = s * FK_TILE_COLS, dim = p < count ? kv->head_dim : 0;
+                const uint8_t *row = block_keys(kv, block) + p * kv->row_bytes;
+                if (s == 0 && p < count) fetch_row(kv, block_values(kv, block) + p * kv->row_bytes);
+                words[i] = (vf)to_bfloats(load_cached(type, row, d, dim), load_cached(type, row, d + 16, dim));
+            }
+            transpose(words);
+            UNROLL for (size_t i = 0; i < 16; i++) _mm512_store_si512(to + 32 * i, (__m512i)words[i]);
+        }
+}
+
+/* The values of the first `pairs` pairs of positions: [value_tiles, ATTEND_TILE / 2, 16 values, 2]. */
+INLINE void pairs_of_values(fk_type type, const fk_kv_head *kv, size_t block, size_t count, size_t value_tiles, size_t pairs,
+                            uint16_t *to) {
+    for (size_t pair = 0; pair < pairs; pair++) {
+        const uint8_t *row = block_values(kv, block) + 2 * pair * kv->row_bytes;
+        const size_t even = 2 * pair < count ? kv->head_dim : 0, odd = 2 * pair + 1 < count ? kv->head_dim : 0;
+        for (size_t d = 0; d < value_tiles; d++)
+            store_pairs(to + (d * ATTEND_TILE / 2 + pair) * 32, load_cached(type, row, 16 * d, even),
+                        load_cached(type, row + kv->row_bytes, 16 * d, odd));
+    }
+}
+
+/* Pair number `pair` of a row of bfloat16, in all lanes. */
+INLINE __m512bh pair_at(const uint16_t *row, size_t pair) {
+    int32_t two;
+    memcpy(&two, row + 2 * pair, sizeof two);
+    return (__m512bh)_mm512_set1_epi32(two);
+}
+
+/* total [n, value_tiles, 16] += weights [n, ATTEND_TILE] times the first `pairs` pairs of values, for `tiles` tiles from the first on (n
+ * and `tiles` are constants). */
+INLINE void add_few_values(int n, int tiles, const uint16_t *values, const uint16_t *weights, size_t pairs, float *total, size_t stride) {
+    __m512 sum[FEW_QUERIES][FEW_VALUE_TILES];
+    UNROLL for (int i = 0; i < n; i++)
+        UNROLL for (int d = 0; d < tiles; d++) sum[i][d] = (__m512)load(total + i * stride + 16 * d);
+    for (size_t pair = 0; pair < pairs; pair++) {
+        __m512bh by[FEW_QUERIES];
+        UNROLL for (int i = 0; i < n; i++) by[i] = pair_at(weights + i * ATTEND_TILE, pair);
+        UNROLL for (int d = 0; d < tiles; d++) {
+            const __m512bh two = (__m512bh)_mm512_load_si512(values + (d * ATTEND_TILE / 2 + pair) * 32);
+            UNROLL for (int i = 0; i < n; i++) sum[i][d] = _mm512_dpbf16_ps(sum[i][d], by[i], two);
+        }
+    }
+    UNROLL for (int i = 0; i < n; i++)
+        UNROLL for (int d = 0; d < tiles; d++) store(total + i * stride + 16 * d, (vf)sum[i][d]);
+}
+
+/* What attend_in_tiles computes for n <= FEW_QUERIES queries (a constant), to the bit: every sum runs in the same order, but lanes are
+ * positions, and then values of a head, where there a lane is a query and most of them would have none. */
+INLINE void attend_few_pairs(fk_type type, int n, const float *q, const fk_sight *sights, const fk_kv_head *kv, float scale, float cap,
+                             float *out, float *log_sums, float *scratch) {
+    const size_t dim = kv->head_dim;
+    const attend_shape shape = shape_of_attention(n, dim);
+    const size_t steps = shape.key_steps, value_tiles = shape.value_tiles, padded = 16 * value_tiles;
+    uint16_t *queries = (uint16_t *)aligned(scratch);
+    uint16_t *keys = queries + steps * FK_TILE;
+    uint16_t *values = keys + POSITION_TILES * steps * FK_TILE;
+    uint16_t *weights = values + POSITION_STEPS * value_tiles * FK_TILE;
+    float *total = (float *)(weights + POSITION_STEPS * FK_TILE);
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+
+    memset(total, 0, n * padded * sizeof *total);
+    vf peaks = splat(-INFINITY), sums = {0};
+    size_t last = 0;
+    tile_sight sight;
+    for (int i = 0; i < 16; i++) {
+        /* As there, lanes without a query see what the last query sees. */
+        const fk_sight one = sights[i < n ? i : n - 1];
+        sight.begin[i] = (int32_t)one.begin;
+        sight.end[i] = (int32_t)one.end;
+        last = one.end > last ? one.end : last;
+    }
+    for (int i = 0; i < n; i++)
+        for (size_t s = 0; s < steps; s++) {
+            const float *from = q + i * dim + s * FK_TILE_COLS;
+            const size_t left = dim - s * FK_TILE_COLS;
+            _mm512_store_si512(queries + (i * steps + s) * FK_TILE_COLS,
+                               to_bfloats(load_masked(from, left), load_masked(from + 16, left > 16 ? left - 16 : 0)));
+        }
+
+    const float plain_scale = scale;
+    scale *= 1.44269504f;
+    for (size_t from = 0; from < last; from += ATTEND_TILE) {
+        const size_t positions = last - from < ATTEND_TILE ? last - from : ATTEND_TILE, block = from / ATTEND_TILE;
+        const tile_sight seen = {sight.begin - (int32_t)from, sight.end - (int32_t)from};
+        const int most = (int)_mm512_reduce_max_epi32((__m512i)seen.end);
+        if (most <= 0 || (int)_mm512_reduce_min_epi32((__m512i)seen.begin) >= ATTEND_TILE) continue;
+        const int whole = _mm512_reduce_max_epi32((__m512i)seen.begin) <= 0 &&
+                          _mm512_reduce_min_epi32((__m512i)seen.end) >= ATTEND_TILE;
+        /* Steps of two tiles of positions. */
+        const size_t used = most > ATTEND_TILE ? POSITION_STEPS : (size_t)(most + FK_TILE_COLS - 1) / FK_TILE_COLS;
+        for (size_t p = from + ATTEND_TILE; p < last && p < from + 2 * ATTEND_TILE; p++) fetch_row(kv, key_at(kv, p));
+        pairs_of_keys(type, kv, block, positions, steps, 2 * used, keys);
+        pairs_of_values(type, kv, block, positions, value_tiles, 16 * used, values);
+
+        vf scores[FEW_QUERIES][POSITION_TILES];
+        for (size_t two = 0; two < used; two++) {
+            const uint16_t *tiles = keys + 2 * two * steps * FK_TILE;
+            __m512 sum[FEW_QUERIES][2];
+            UNROLL for (int i = 0; i < n; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+            for (size_t pair = 0; pair < steps * TILE_PAIRS; pair++) {
+                const __m512bh low = (__m512bh)_mm512_load_si512(tiles + 32 * pair);
+                const __m512bh high = (__m512bh)_mm512_load_si512(tiles + steps * FK_TILE + 32 * pair);
+                UNROLL for (int i = 0; i < n; i++) {
+                    const __m512bh by = pair_at(queries + i * steps * FK_TILE_COLS, pair);
+                    sum[i][0] = _mm512_dpbf16_ps(sum[i][0], by, low);
+                    sum[i][1] = _mm512_dpbf16_ps(sum[i][1], by, high);
+                }
+            }
+            UNROLL for (int i = 0; i < n; i++) scores[i][2 * two] = (vf)sum[i][0], scores[i][2 * two + 1] = (vf)sum[i][1];
+        }
+
+        vf peak = peaks;
+        for (int i = 0; i < n; i++) {
+            if (cap != 0) cap_scores((float *)scores[i], used * FK_TILE_COLS, plain_scale, cap);
+            __m512 top = _mm512_set1_ps(-INFINITY);
+            for (size_t tile = 0; tile < 2 * used; tile++) {
+                const vi place = lane + (int32_t)(16 * tile);
+                const __mmask16 there = _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(seen.end[i]), (__m512i)place) &
+                                        _mm512_cmple_epi32_mask(_mm512_set1_epi32(seen.begin[i]), (__m512i)place);
+                top = _mm512_mask_max_ps(top, there, (__m512)scores[i][tile], top);
+            }
+            const float highest = _mm512_reduce_max_ps(top);
+            peak[i] = highest > peaks[i] ? highest : peaks[i];
+        }
+        const vf offset = peak * scale, shrink = shrink_of(peaks, peak, seen, whole, scale);
+        peaks = peak;
+        sums *= shrink;
+        for (int i = 0; i < n; i++) {
+            const vf shift = splat(offset[i]);
+            for (size_t tile = 0; tile < 2 * used; tile++) {
+                const vi place = lane + (int32_t)(16 * tile);
+                const __mmask16 there = _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(seen.end[i]), (__m512i)place) &
+                                        _mm512_cmple_epi32_mask(_mm512_set1_epi32(seen.begin[i]), (__m512i)place);
+                scores[i][tile] = (vf)_mm512_maskz_mov_ps(there, (__m512)rough_exp2(scores[i][tile] * scale - shift));
+            }
+            for (size_t two = 0; two < used; two++)
+                _mm512_store_si512(weights + i * ATTEND_TILE + two * FK_TILE_COLS, to_bfloats(scores[i][2 * two], scores[i][2 * two + 1]));
+        }
+        /* Sums are of the rounded weights, since these are what the values are multiplied with. */
+        __m512 sum[FEW_QUERIES];
+        UNROLL for (int i = 0; i < n; i++) sum[i] = _mm512_set1_ps(sums[i]);
+        for (size_t pair = 0; pair < 16 * used; pair++)
+            UNROLL for (int i = 0; i < n; i++) sum[i] = _mm512_dpbf16_ps(sum[i], pair_at(weights + i * ATTEND_TILE, pair), ones);
+        for (int i = 0; i < n; i++) {
+            sums[i] = _mm512_cvtss_f32(sum[i]);
+            if (shrink[i] == 1) continue;
+            for (size_t d = 0; d < padded; d += 16) store(total + i * padded + d, load(total + i * padded + d) * shrink[i]);
+        }
+        size_t d = 0;
+        for (; d + FEW_VALUE_TILES <= value_tiles; d += FEW_VALUE_TILES)
+            add_few_values(n, FEW_VALUE_TILES, values + d * ATTEND_TILE / 2 * 32, weights, 16 * used, total + 16 * d, padded);
+        for (; d < value_tiles; d++) add_few_values(n, 1, values + d * ATTEND_TILE / 2 * 32, weights, 16 * used, total + 16 * d, padded);
+    }
+
+    for (int i = 0; i < n; i++) {
+        const float inverse = 1.0f / sums[i];
+        if (log_sums) log_sums[i] = 0.693147181f * (scale * peaks[i] + log2f(sums[i]));
+        for (size_t d = 0; d < dim; d += 16) {
+            const __mmask16 there = dim - d >= 16 ? 0xffff : (__mmask16)((1u << (dim - d)) - 1);
+            _mm512_mask_storeu_ps(out + i * dim + d, there, (__m512)(load(total + i * padded + d) * inverse));
+        }
+    }
+}
+
+#define FEW_PAIRS(TYPE, N)                                                                                                    \
+    static __attribute__((noinline)) void attend_##TYPE##_##N(const float *q, const fk_sight *sights, const fk_kv_head *kv,  \
+                                                              float scale, float cap, float *out, float *log_sums,          \
+                                                              float *scratch) {                                             \
+        attend_few_pairs(FK_TYPE_##TYPE, N, q, sights, kv, scale, cap, out, log_sums, scratch);                             \
+    }
+#define EACH_FEW_PAIRS(OF) OF(F16, 1) OF(F16, 2) OF(F16, 3) OF(F16, 4) OF(Q8_0, 1) OF(Q8_0, 2) OF(Q8_0, 3) OF(Q8_0, 4)
+EACH_FEW_PAIRS(FEW_PAIRS)
+#undef FEW_PAIRS
+
+/* attend_few_pairs for this type and number of queries; returns 0, and has done nothing, where there are more. */
+static int attend_pairs(const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv, float scale, float cap, float *out,
+                        float *log_sums, float *scratch) {
+#define FEW_PAIRS(TYPE, N)                                                             \
+    if (queries == N && kv->type == FK_TYPE_##TYPE) {                                  \
+        attend_##TYPE##_##N(q, sights, kv, scale, cap, out, log_sums, scratch);        \
+        return 1;                                                                      \
+    }
+    EACH_FEW_PAIRS(FEW_PAIRS)
+#undef FEW_PAIRS
+    return 0;
+}
+#endif
+
 /* attend for QUERY_TILE queries and more. */
 static void attend_in_tiles(const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv, float scale,
                             float cap, float *out, float *log_sums, float *scratch) {
+#if !FK_AMX
+    if (attend_pairs(q, queries, sights, kv, scale, cap, out, log_sums, scratch)) return;
+#endif
     const size_t dim = kv->head_dim;
     const attend_shape shape = shape_of_attention(queries, dim);
     const size_t steps = shape.key_steps, value_tiles = shape.value_tiles;
