@@ -160,10 +160,9 @@ pub fn matmul_add(
         unsafe { job.out.range(t * all + rows.start..t * all + rows.end) }
     };
     let add_bias = |rows: Range<usize>| {
+        let Some(bias) = bias else { return };
         for t in 0..tokens.count {
-            if let Some(bias) = bias {
-                kernels.add(row(t, rows.clone()), &bias[rows.clone()]);
-            }
+            kernels.add(row(t, rows.clone()), &bias[rows.clone()]);
         }
     };
     if tokens.is_one_generated() || x.cols() == 0 {

@@ -296,8 +296,16 @@ INLINE void add_few_values(int n, int tiles, const uint16_t *values, const uint1
         UNROLL for (int d = 0; d < tiles; d++) store(total + i * stride + 16 * d, (vf)sum[i][d]);
 }
 
-/* What attend_in_tiles computes for n <= FEW_QUERIES queries (a constant), to the bit: every sum runs in the same order, but lanes are
- * positions, and then values of a head, where there a lane is a query and most of them would have none. */
+/* Which of the 16 positions from p on query i sees, a bit for each. */
+INLINE __mmask16 positions_seen(tile_sight sight, int i, size_t p) {
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, place = lane + (int32_t)p;
+    return _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(sight.end[i]), (__m512i)place) &
+           _mm512_cmple_epi32_mask(_mm512_set1_epi32(sight.begin[i]), (__m512i)place);
+}
+
+/* attend for n <= FEW_QUERIES queries (a constant). In attend_in_tiles a lane is a query, so that most lanes would have none; here the
+ * lanes of scores are positions, and those of the output values of a head. Every sum runs in the same order as there, so that the
+ * results are the same to the bit. */
 INLINE void attend_few_pairs(fk_type type, int n, const float *q, const fk_sight *sights, const fk_kv_head *kv, float scale, float cap,
                              float *out, float *log_sums, float *scratch) {
     const size_t dim = kv->head_dim;
@@ -308,7 +316,6 @@ INLINE void attend_few_pairs(fk_type type, int n, const float *q, const fk_sight
     uint16_t *values = keys + POSITION_TILES * steps * FK_TILE;
     uint16_t *weights = values + POSITION_STEPS * value_tiles * FK_TILE;
     float *total = (float *)(weights + POSITION_STEPS * FK_TILE);
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
 
     memset(total, 0, n * padded * sizeof *total);
@@ -367,9 +374,7 @@ INLINE void attend_few_pairs(fk_type type, int n, const float *q, const fk_sight
             if (cap != 0) cap_scores((float *)scores[i], used * FK_TILE_COLS, plain_scale, cap);
             __m512 top = _mm512_set1_ps(-INFINITY);
             for (size_t tile = 0; tile < 2 * used; tile++) {
-                const vi place = lane + (int32_t)(16 * tile);
-                const __mmask16 there = _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(seen.end[i]), (__m512i)place) &
-                                        _mm512_cmple_epi32_mask(_mm512_set1_epi32(seen.begin[i]), (__m512i)place);
+                const __mmask16 there = positions_seen(seen, i, 16 * tile);
                 top = _mm512_mask_max_ps(top, there, (__m512)scores[i][tile], top);
             }
             const float highest = _mm512_reduce_max_ps(top);
@@ -381,9 +386,7 @@ INLINE void attend_few_pairs(fk_type type, int n, const float *q, const fk_sight
         for (int i = 0; i < n; i++) {
             const vf shift = splat(offset[i]);
             for (size_t tile = 0; tile < 2 * used; tile++) {
-                const vi place = lane + (int32_t)(16 * tile);
-                const __mmask16 there = _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(seen.end[i]), (__m512i)place) &
-                                        _mm512_cmple_epi32_mask(_mm512_set1_epi32(seen.begin[i]), (__m512i)place);
+                const __mmask16 there = positions_seen(seen, i, 16 * tile);
                 scores[i][tile] = (vf)_mm512_maskz_mov_ps(there, (__m512)rough_exp2(scores[i][tile] * scale - shift));
             }
             for (size_t two = 0; two < used; two++)
@@ -439,7 +442,7 @@ static int attend_pairs(const float *q, size_t queries, const fk_sight *sights, 
 }
 #endif
 
-/* attend for QUERY_TILE queries and more. */
+/* attend for tiles of QUERY_TILE queries. */
 static void attend_in_tiles(const float *q, size_t queries, const fk_sight *sights, const fk_kv_head *kv, float scale,
                             float cap, float *out, float *log_sums, float *scratch) {
 #if !FK_AMX
