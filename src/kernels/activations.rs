@@ -18,8 +18,6 @@ pub struct Activations {
     forms: Forms,
     values: Vec<f32>,
     quantized: Plane,
-    /// What `quantized` leaves of X, where that was asked for.
-    rest: Plane,
     /// bfloat16, `[tokens / TILE_TOKENS, cols / TILE_COLS]`, both rounded up.
     tiles: Vec<Tile>,
     moments: Moments,
@@ -39,17 +37,18 @@ pub enum Keep {
 struct Forms {
     values: bool,
     quantized: bool,
-    rest: bool,
+    /// Whether `quantized` has a scale for each half of a block.
+    halves: bool,
     tiles: bool,
     moments: bool,
 }
 
-/// How close 8-bit forms come to [`Activations`] in prefill; generated tokens are always in one plane.
+/// How close 8-bit forms come to [`Activations`] in prefill; generated tokens are always as with `Normal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// One plane of 8 bits.
+    /// A scale for each block of [`ACTIVATION_BLOCK`].
     Normal,
-    /// A second one for what the first leaves, by which [`super::matmul()`] multiplies too.
+    /// One for each half of it.
     High,
 }
 
@@ -58,7 +57,7 @@ pub enum Precision {
 struct Plane {
     codes: Vec<i8>,
     scales: Vec<f32>,
-    block_sums: Vec<f32>,
+    scaled_sums: Vec<f32>,
     code_sums: Vec<i32>,
 }
 
@@ -66,8 +65,8 @@ impl Plane {
     fn fit(&mut self, values: usize) {
         let blocks = values / ACTIVATION_BLOCK;
         grow(&mut self.codes, values, 0);
-        grow(&mut self.scales, blocks, 0.0);
-        grow(&mut self.block_sums, blocks, 0.0);
+        grow(&mut self.scales, 2 * blocks, 0.0);
+        grow(&mut self.scaled_sums, 2 * blocks, 0.0);
         grow(&mut self.code_sums, 2 * blocks, 0);
     }
 
@@ -75,7 +74,7 @@ impl Plane {
         SharedPlane {
             codes: SharedSlice::new(&mut self.codes),
             scales: SharedSlice::new(&mut self.scales),
-            block_sums: SharedSlice::new(&mut self.block_sums),
+            scaled_sums: SharedSlice::new(&mut self.scaled_sums),
             code_sums: SharedSlice::new(&mut self.code_sums),
         }
     }
@@ -84,21 +83,23 @@ impl Plane {
 struct SharedPlane<'a> {
     codes: SharedSlice<'a, i8>,
     scales: SharedSlice<'a, f32>,
-    block_sums: SharedSlice<'a, f32>,
+    scaled_sums: SharedSlice<'a, f32>,
     code_sums: SharedSlice<'a, i32>,
 }
 
 impl SharedPlane<'_> {
-    /// The places of whole blocks from value `first` on, of which `len` values are to be written.
-    fn at(&self, first: usize, len: usize) -> sys::fk_plane {
+    /// The places of whole blocks from value `first` on, of which `len` values are to be written, with a scale for each block or
+    /// for each half.
+    fn at(&self, first: usize, len: usize, halves: bool) -> sys::fk_plane {
         assert!(first.is_multiple_of(ACTIVATION_BLOCK) && first + len <= self.codes.len());
         let block = first / ACTIVATION_BLOCK;
-        // SAFETY: there are as many places as values, and for each block one scale, one sum and two sums of halves.
+        let scale = if halves { 2 * block } else { block };
+        // SAFETY: there are as many places as values, and for each block two of everything else.
         unsafe {
             sys::fk_plane {
                 quantized: self.codes.as_mut_ptr().add(first),
-                scales: self.scales.as_mut_ptr().add(block),
-                block_sums: self.block_sums.as_mut_ptr().add(block),
+                scales: self.scales.as_mut_ptr().add(scale),
+                scaled_sums: self.scaled_sums.as_mut_ptr().add(scale),
                 code_sums: self.code_sums.as_mut_ptr().add(2 * block),
             }
         }
@@ -185,10 +186,8 @@ impl Activations {
         let mut forms = Forms::wanted(kernels, readers, tokens.phase);
         forms.values |= keep == Keep::Values || readers.is_empty();
         forms.moments = keep == Keep::Moments;
-        forms.rest = forms.quantized
-            && tokens.phase == Phase::Prefill
-            && precision == Precision::High
-            && read_codes_alone(readers);
+        forms.halves =
+            forms.quantized && tokens.phase == Phase::Prefill && precision == Precision::High;
         self.tokens = tokens;
         self.cols = cols;
         self.forms = forms;
@@ -200,7 +199,6 @@ impl Activations {
             forms,
             values: SharedSlice::new(&mut self.values),
             quantized: self.quantized.share(),
-            rest: self.rest.share(),
             tiles: SharedSlice::new(&mut self.tiles),
             moments: forms
                 .moments
@@ -259,28 +257,12 @@ impl Activations {
             cols: self.cols,
             values: self.values.as_ptr(),
             quantized: self.quantized.codes.as_ptr(),
+            halves: self.forms.halves.into(),
             scales: self.quantized.scales.as_ptr(),
-            block_sums: self.quantized.block_sums.as_ptr(),
+            scaled_sums: self.quantized.scaled_sums.as_ptr(),
             code_sums: self.quantized.code_sums.as_ptr(),
             tiles: self.tiles.as_ptr().cast(),
         }
-    }
-
-    /// What the 8-bit form of `whole`, as [`Activations::for_readers`] gave it, leaves of X, if that is there and of use to all
-    /// of these matrices.
-    pub(super) fn rest(
-        &self,
-        whole: &sys::fk_activations,
-        readers: &[MatrixView],
-    ) -> Option<sys::fk_activations> {
-        let there = self.forms.rest && read_codes_alone(readers);
-        there.then_some(sys::fk_activations {
-            quantized: self.rest.codes.as_ptr(),
-            scales: self.rest.scales.as_ptr(),
-            block_sums: self.rest.block_sums.as_ptr(),
-            code_sums: self.rest.code_sums.as_ptr(),
-            ..*whole
-        })
     }
 
     /// Makes forms of the plain values.
@@ -296,7 +278,6 @@ impl Activations {
             forms: missing,
             values: SharedSlice::new(&mut []),
             quantized: self.quantized.share(),
-            rest: self.rest.share(),
             tiles: SharedSlice::new(&mut self.tiles),
             moments: None,
         };
@@ -321,20 +302,11 @@ impl Activations {
         if forms.quantized {
             self.quantized.fit(tokens * cols);
         }
-        if forms.rest {
-            self.rest.fit(tokens * cols);
-        }
         if forms.tiles {
             let count = tokens.div_ceil(TILE_TOKENS) * cols.div_ceil(TILE_COLS);
             grow(&mut self.tiles, count, Tile::ZERO);
         }
     }
-}
-
-/// Whether these matrices read 8-bit forms and nothing else: rows that fill no group of packed weights are multiplied by plain
-/// values, which leave nothing.
-fn read_codes_alone(readers: &[MatrixView]) -> bool {
-    readers.iter().all(MatrixView::is_grouped_whole)
 }
 
 /// Room for `len` values. Buffers never shrink: what is beyond a batch costs nothing, and growing again would.
@@ -352,7 +324,6 @@ pub(super) struct Sink<'a> {
     forms: Forms,
     values: SharedSlice<'a, f32>,
     quantized: SharedPlane<'a>,
-    rest: SharedPlane<'a>,
     tiles: SharedSlice<'a, Tile>,
     moments: Option<moments::Writer<'a>>,
 }
@@ -397,14 +368,20 @@ impl Sink<'_> {
             debug_assert!(width.is_multiple_of(ACTIVATION_BLOCK), "whole blocks");
             let first = tokens.start * self.cols + cols.start;
             let len = (tokens.len().max(1) - 1) * self.cols + width;
-            let to = self.quantized.at(first, len);
-            let rest = self.forms.rest.then(|| self.rest.at(first, len));
-            let rest = rest.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-            // SAFETY: the planes have room for so many rows at this distance, which nobody else holds, as the caller vouches.
+            let halves = self.forms.halves;
+            let to = self.quantized.at(first, len, halves);
+            // SAFETY: the plane has room for so many rows at this distance, which nobody else holds, as the caller vouches.
             unsafe {
                 call!(
                     self.kernels,
-                    quantize(x.as_ptr(), tokens.len(), width, self.cols, &to, rest)
+                    quantize(
+                        x.as_ptr(),
+                        tokens.len(),
+                        width,
+                        self.cols,
+                        halves.into(),
+                        &to
+                    )
                 );
             }
         }

@@ -68,9 +68,7 @@ pub fn matmul_then(
     }
     let weights: Vec<MatrixView> = products.iter().map(|p| p.weights).collect();
     let activations = x.for_readers(team, &weights);
-    let rest = x.rest(&activations, &weights);
     let x = SharedActivations(&activations);
-    let rest = rest.as_ref().map(SharedActivations);
     let jobs: Vec<Job> = products
         .iter_mut()
         .map(|p| Job {
@@ -101,12 +99,7 @@ pub fn matmul_then(
             let (j, row) = panels[i];
             let end = (row + height).min(jobs[j].stride);
             // SAFETY: every panel is handed out once.
-            unsafe {
-                jobs[j].run(kernels, row..end, &x, Store::Replace);
-                if let Some(rest) = &rest {
-                    jobs[j].run(kernels, row..end, rest, Store::Add);
-                }
-            };
+            unsafe { jobs[j].run(kernels, row..end, &x, Store::Replace) };
             hand_over(j, row..end);
         });
     } else {

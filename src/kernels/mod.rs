@@ -328,7 +328,7 @@ impl Kernels {
     }
 
     /// Quantises x to 8 bits in blocks of [`ACTIVATION_BLOCK`]: x = scale · q. For every block `scales` receives one value,
-    /// `block_sums` scale · Σ q, and `code_sums` two, Σ q of each half.
+    /// `scaled_sums` scale · Σ q, and `code_sums` two, Σ q of each half.
     ///
     /// # Panics
     /// If the lengths do not fit each other.
@@ -337,25 +337,20 @@ impl Kernels {
         x: &[f32],
         q: &mut [i8],
         scales: &mut [f32],
-        block_sums: &mut [f32],
+        scaled_sums: &mut [f32],
         code_sums: &mut [i32],
     ) {
         assert!(x.len().is_multiple_of(ACTIVATION_BLOCK) && q.len() == x.len());
-        assert!(scales.len() == x.len() / ACTIVATION_BLOCK && block_sums.len() == scales.len());
+        assert!(scales.len() == x.len() / ACTIVATION_BLOCK && scaled_sums.len() == scales.len());
         assert_eq!(code_sums.len(), 2 * scales.len());
         let to = sys::fk_plane {
             quantized: q.as_mut_ptr(),
             scales: scales.as_mut_ptr(),
-            block_sums: block_sums.as_mut_ptr(),
+            scaled_sums: scaled_sums.as_mut_ptr(),
             code_sums: code_sums.as_mut_ptr(),
         };
         // SAFETY: the lengths are as the kernel needs them, as checked.
-        unsafe {
-            call!(
-                self,
-                quantize(x.as_ptr(), 1, x.len(), x.len(), &to, std::ptr::null())
-            )
-        }
+        unsafe { call!(self, quantize(x.as_ptr(), 1, x.len(), x.len(), 0, &to)) }
     }
 
     /// Rounds x `[tokens, cols]` of at most [`TILE_TOKENS`] tokens to bfloat16, to nearest even, into a row of tiles; places

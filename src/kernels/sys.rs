@@ -113,8 +113,9 @@ pub struct fk_activations {
     pub cols: usize,
     pub values: *const f32,
     pub quantized: *const i8,
+    pub halves: ::std::os::raw::c_int,
     pub scales: *const f32,
-    pub block_sums: *const f32,
+    pub scaled_sums: *const f32,
     pub code_sums: *const i32,
     pub tiles: *const u16,
 }
@@ -123,7 +124,7 @@ pub struct fk_activations {
 pub struct fk_plane {
     pub quantized: *mut i8,
     pub scales: *mut f32,
-    pub block_sums: *mut f32,
+    pub scaled_sums: *mut f32,
     pub code_sums: *mut i32,
 }
 #[repr(C)]
@@ -163,8 +164,8 @@ pub struct fk_kernels {
             tokens: usize,
             n: usize,
             cols: usize,
+            halves: ::std::os::raw::c_int,
             to: *const fk_plane,
-            rest: *const fk_plane,
         ),
     >,
     pub fill_tiles: ::std::option::Option<

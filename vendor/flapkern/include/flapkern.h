@@ -152,7 +152,7 @@ typedef enum fk_form {
 #define FK_TILE (FK_TILE_TOKENS * FK_TILE_COLS)
 
 /* Activations X [tokens, cols], row-major, and their other forms, as far as fk_kernels.activation_form asks for them.
- * 8 bits: x = scale * q in blocks of FK_BLOCK, block_sum = scale * sum(q). bfloat16: tiles of FK_TILE_TOKENS tokens by
+ * 8 bits: x = scale * q in blocks of FK_BLOCK, or in halves of these, which lets a large value spoil less beside it. bfloat16: tiles of FK_TILE_TOKENS tokens by
  * FK_TILE_COLS columns, [tiles of tokens, tiles of columns, FK_TILE_TOKENS, FK_TILE_COLS]; what lies beyond X is 0. */
 typedef struct fk_activations {
     fk_phase phase;
@@ -160,8 +160,9 @@ typedef struct fk_activations {
     size_t cols;
     const float *values;     /* [tokens, cols] */
     const int8_t *quantized; /* [tokens, cols] */
-    const float *scales;     /* [tokens, cols / FK_BLOCK] */
-    const float *block_sums; /* [tokens, cols / FK_BLOCK] */
+    int halves;              /* whether each half of a block has a scale of its own; never where one token is generated */
+    const float *scales;     /* [tokens, cols / FK_BLOCK], or for halves [tokens, cols / 16] */
+    const float *scaled_sums; /* scale * sum(q), as many as there are scales */
     const int32_t *code_sums; /* [tokens, cols / 16]: sum(q) of each half of a block */
     const uint16_t *tiles;    /* on a multiple of 64 bytes */
 } fk_activations;
@@ -173,7 +174,7 @@ typedef struct fk_activations {
 typedef struct fk_plane {
     int8_t *quantized;
     float *scales;
-    float *block_sums;
+    float *scaled_sums;
     int32_t *code_sums;
 } fk_plane;
 
@@ -216,9 +217,9 @@ typedef struct fk_kernels {
      * packed weights that fill no group. */
     fk_form (*activation_form)(const fk_weights *w, fk_phase phase);
 
-    /* x [tokens, n] to 8 bits, into a plane of `cols` columns; both widths are multiples of FK_BLOCK. What the codes leave of x goes
-     * into the plane `rest` in the same way, unless that is null. */
-    void (*quantize)(const float *x, size_t tokens, size_t n, size_t cols, const fk_plane *to, const fk_plane *rest);
+    /* x [tokens, n] to 8 bits, into a plane of `cols` columns; both widths are multiples of FK_BLOCK. With `halves`, each half of a
+     * block has a scale of its own. */
+    void (*quantize)(const float *x, size_t tokens, size_t n, size_t cols, int halves, const fk_plane *to);
 
     /* x [tokens, cols] of at most FK_TILE_TOKENS tokens to a row of bfloat16 tiles, rounded to nearest even. */
     void (*fill_tiles)(const float *x, size_t tokens, size_t cols, uint16_t *tiles);

@@ -384,10 +384,10 @@ static int near(double got, double expected, double allowed) { return fabs(got -
 
 /* ---- matrix times activations ---- */
 
-/* The largest |x| of a block; NaN if there is one. */
-static float peak_of_block(const float *x) {
+/* The largest |x| of some values; NaN if there is one. */
+static float peak_of(const float *x, size_t n) {
     float peak = 0;
-    for (size_t i = 0; i < FK_BLOCK; i++) {
+    for (size_t i = 0; i < n; i++) {
         if (isnan(x[i])) return NAN;
         peak = fmaxf(peak, fabsf(x[i]));
     }
@@ -399,29 +399,34 @@ struct inputs {
     double *exact, *rounded; /* the values, and what is left of them in 8 bits */
 };
 
-/* Activations with their 8-bit form, by its definition. What `values` has beyond whole blocks goes unquantised. */
-static struct inputs inputs_of(const float *values, size_t tokens, size_t cols) {
-    const size_t blocks = cols / FK_BLOCK;
+/* Activations with their 8-bit form, by its definition, with a scale for each block or for each half. What `values` has beyond
+ * whole blocks goes unquantised. */
+static struct inputs inputs_in(const float *values, size_t tokens, size_t cols, int halves) {
+    const size_t len = halves ? FK_BLOCK / 2 : FK_BLOCK, parts = cols / len, sums = cols / 16;
     int8_t *q = guarded(tokens * cols, 0);
-    float *scales = floats(tokens * blocks), *block_sums = floats(tokens * blocks);
-    int32_t *code_sums = guarded(2 * tokens * blocks * sizeof *code_sums, 0);
-    struct inputs in = {{FK_PHASE_PREFILL, tokens, cols, values, q, scales, block_sums, code_sums, 0},
+    float *scales = floats(tokens * parts), *scaled_sums = floats(tokens * parts);
+    int32_t *code_sums = guarded(tokens * sums * sizeof *code_sums, 0);
+    struct inputs in = {{FK_PHASE_PREFILL, tokens, cols, values, q, halves, scales, scaled_sums, code_sums, 0},
                         guarded(tokens * cols * sizeof(double), 0),
                         guarded(tokens * cols * sizeof(double), 0)};
     for (size_t i = 0; i < tokens * cols; i++) in.exact[i] = values[i];
-    for (size_t b = 0; b < tokens * blocks && cols % FK_BLOCK == 0; b++) {
-        const float peak = peak_of_block(values + b * FK_BLOCK);
-        scales[b] = peak < 1e-36f ? 0 : isfinite(peak) ? peak / 127 : NAN;
-        code_sums[2 * b] = code_sums[2 * b + 1] = 0;
-        for (size_t i = b * FK_BLOCK; i < (b + 1) * FK_BLOCK; i++) {
-            q[i] = scales[b] > 0 ? (int8_t)rint((double)values[i] * 127 / peak) : 0;
+    for (size_t s = 0; s < tokens * sums; s++) code_sums[s] = 0;
+    for (size_t p = 0; p < tokens * parts && cols % FK_BLOCK == 0; p++) {
+        const float peak = peak_of(values + p * len, len);
+        int32_t sum = 0;
+        scales[p] = peak < 1e-36f ? 0 : isfinite(peak) ? peak / 127 : NAN;
+        for (size_t i = p * len; i < (p + 1) * len; i++) {
+            q[i] = scales[p] > 0 ? (int8_t)rint((double)values[i] * 127 / peak) : 0;
             code_sums[i / 16] += q[i];
-            in.rounded[i] = (double)scales[b] * q[i];
+            sum += q[i];
+            in.rounded[i] = (double)scales[p] * q[i];
         }
-        block_sums[b] = scales[b] * (float)(code_sums[2 * b] + code_sums[2 * b + 1]);
+        scaled_sums[p] = scales[p] * (float)sum;
     }
     return in;
 }
+
+static struct inputs inputs_of(const float *values, size_t tokens, size_t cols) { return inputs_in(values, tokens, cols, 0); }
 
 /* W X and the sum of the sizes of its terms for both forms of the activations, [tokens, rows] each. Weights that do not stay are
  * 0; all stay if `kept` is null. */
@@ -524,6 +529,7 @@ static void check_together(struct table *table, const struct format *f, const fk
 /* What comes out for a token is the same alone as among others, to the bit. */
 static void check_each_alone(struct table *table, const struct format *f, const fk_weights *w, const fk_activations *x) {
     const size_t mark = area_count, tokens = x->tokens, stride = w->rows + MARGIN, blocks = x->cols / FK_BLOCK;
+    const size_t parts = x->halves ? 2 * blocks : blocks;
     const size_t row_of_tiles = (x->cols + FK_TILE_COLS - 1) / FK_TILE_COLS * FK_TILE;
     const size_t tile_rows = (tokens + FK_TILE_TOKENS - 1) / FK_TILE_TOKENS;
     fk_activations together = *x;
@@ -543,8 +549,8 @@ static void check_each_alone(struct table *table, const struct format *f, const 
         one.tokens = 1;
         one.values += t * x->cols;
         one.quantized += t * x->cols;
-        one.scales += t * blocks;
-        one.block_sums += t * blocks;
+        one.scales += t * parts;
+        one.scaled_sums += t * parts;
         one.code_sums += 2 * t * blocks;
         if (tiles) {
             one.tiles = tiles + tile_rows * row_of_tiles;
@@ -573,14 +579,14 @@ static void check_product(struct table *table, const struct format *f, fk_layout
     if (asked == FK_FORM_BF16) return;
     const int form = asked == FK_FORM_INT8;
     /* The rows that fill no packed group are native ones, which of most types are decoded and not multiplied in 8 bits. */
-    const int has_dot = f->type == FK_TYPE_Q8_0 || f->type == FK_TYPE_Q4_0 || f->type == FK_TYPE_Q4_1;
+    const int has_dot = !x.halves && (f->type == FK_TYPE_Q8_0 || f->type == FK_TYPE_Q4_0 || f->type == FK_TYPE_Q4_1);
     const size_t decoded_from = layout == FK_LAYOUT_PACKED && !has_dot ? rows / FK_GROUP * FK_GROUP : rows;
     /* A kernel must not look at the form that it did not ask for. */
     if (form) {
         if (decoded_from == rows) x.values = 0;
     } else {
         x.quantized = 0;
-        x.scales = x.block_sums = 0;
+        x.scales = x.scaled_sums = 0;
         x.code_sums = 0;
     }
     const float *out = multiply(table->kernels, &w, &x, 0, 0);
@@ -639,34 +645,41 @@ static uint8_t *random_keep(size_t rows, size_t cols) {
 
 /* The same matrix without some of its weights. */
 static void check_sparse_matrix(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
-                                size_t cols, const char *what) {
+                                size_t cols, int halves, const char *what) {
     const size_t mark = area_count;
-    struct inputs in = inputs_of(values, tokens, cols);
+    struct inputs in = inputs_in(values, tokens, cols, halves);
     const struct kept kept = {random_keep(rows, cols), rows, cols};
     struct product p = product_of(f, native, rows, &in, &kept);
     size_t bytes;
     const uint8_t *sparse = sparse_of(f, native, &kept, &bytes);
     for EACH_TABLE (table)
-        for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++)
+        for (int phase = FK_PHASE_PREFILL; phase <= (halves ? FK_PHASE_PREFILL : FK_PHASE_DECODE); phase++)
             check_product(table, f, FK_LAYOUT_SPARSE, (fk_phase)phase, sparse, bytes, rows, &in, &p, what);
     release(mark);
 }
 
-/* One matrix in all of its layouts by all tables, in both phases. */
-static void check_matrix(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
-                         size_t cols, const char *what) {
+/* One matrix in all of its layouts by all tables, in both phases, or in that of prompts if halves of blocks have scales. */
+static void check_scales_of(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
+                            size_t cols, int halves, const char *what) {
     const size_t mark = area_count;
-    struct inputs in = inputs_of(values, tokens, cols);
+    struct inputs in = inputs_in(values, tokens, cols, halves);
     struct product p = product_of(f, native, rows, &in, 0);
     uint8_t *packed = guarded(rows * row_bytes(f, cols), tokens % 2);
     pack(f, rows, cols, native, packed);
     for EACH_TABLE (table)
-        for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++) {
+        for (int phase = FK_PHASE_PREFILL; phase <= (halves ? FK_PHASE_PREFILL : FK_PHASE_DECODE); phase++) {
             check_product(table, f, FK_LAYOUT_NATIVE, (fk_phase)phase, native, 0, rows, &in, &p, what);
             check_product(table, f, FK_LAYOUT_PACKED, (fk_phase)phase, packed, 0, rows, &in, &p, what);
         }
     release(mark);
-    if (has_sparse(f)) check_sparse_matrix(f, native, rows, values, tokens, cols, what);
+    if (has_sparse(f)) check_sparse_matrix(f, native, rows, values, tokens, cols, halves, what);
+}
+
+static void check_matrix(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
+                         size_t cols, const char *what) {
+    check_scales_of(f, native, rows, values, tokens, cols, 0, what);
+    /* Of every second number of tokens, so as to save time. */
+    if (is_blocked(f) && tokens % 2 == 1) check_scales_of(f, native, rows, values, tokens, cols, 1, what);
 }
 
 /* Widths, heights and numbers of tokens. Weights are bytes and may lie anywhere: every other matrix is at an odd address. */
@@ -818,57 +831,49 @@ static void check_quantize(void) {
     for EACH_TABLE (t) {
         const size_t inner = area_count;
         int8_t *q = guarded(N, 0);
-        float *scales = floats(BLOCKS), *block_sums = floats(BLOCKS);
+        float *scales = floats(2 * BLOCKS), *scaled_sums = floats(2 * BLOCKS);
         int32_t *code_sums = guarded(2 * BLOCKS * sizeof *code_sums, 0);
-        const fk_plane to = {q, scales, block_sums, code_sums};
-        t->kernels->quantize(x, 1, N, N, &to, 0);
-        for (size_t b = 0; b < BLOCKS; b++) {
-            const float peak = peak_of_block(x + b * FK_BLOCK);
-            int32_t sum = 0;
-            for (size_t i = b * FK_BLOCK; i < (b + 1) * FK_BLOCK; i++) sum += q[i];
-            if (!isfinite(peak)) {
-                expect(t, isnan(scales[b]) && isnan(block_sums[b]), "quantize: block %zu passes for finite", b);
-                continue;
+        const fk_plane to = {q, scales, scaled_sums, code_sums};
+        for (int parts = 1; parts <= 2; parts++) {
+            const size_t len = FK_BLOCK / parts;
+            t->kernels->quantize(x, 1, N, N, parts == 2, &to);
+            for (size_t p = 0; p < BLOCKS * parts; p++) {
+                const float peak = peak_of(x + p * len, len);
+                int32_t sum = 0;
+                for (size_t i = p * len; i < (p + 1) * len; i++) sum += q[i];
+                if (!isfinite(peak)) {
+                    expect(t, isnan(scales[p]) && isnan(scaled_sums[p]), "quantize: part %zu of %zu passes for finite", p, len);
+                    continue;
+                }
+                const int32_t *halves = code_sums + 2 * p / parts;
+                const int both = parts == 1 ? halves[0] + halves[1] : halves[0];
+                expect(t, both == sum, "quantize: part %zu of %zu: code sums %d for %d", p, len, both, sum);
+                expect(t, scaled_sums[p] == scales[p] * (float)sum, "quantize: part %zu of %zu: sum %g", p, len, scaled_sums[p]);
+                double step = peak < 1e-36f ? 0 : (double)peak / 127;
+                expect(t, near(scales[p], step, step * 2e-7), "quantize: part %zu of %zu: scale %g for %g", p, len, scales[p], step);
+                for (size_t i = p * len; i < (p + 1) * len; i++) {
+                    double error = fabs(x[i] - (double)scales[p] * q[i]);
+                    expect(t, step == 0 ? q[i] == 0 : error <= step * 0.50005 && q[i] >= -127,
+                           "quantize: %g by %g is %d", x[i], scales[p], q[i]);
+                }
             }
-            int both = code_sums[2 * b] + code_sums[2 * b + 1];
-            expect(t, both == sum, "quantize: block %zu: code sums %d for %d", b, both, sum);
-            expect(t, block_sums[b] == scales[b] * (float)sum, "quantize: block %zu: sum %g", b, block_sums[b]);
-            double step = peak < 1e-36f ? 0 : (double)peak / 127;
-            expect(t, near(scales[b], step, step * 2e-7), "quantize: block %zu: scale %g for %g", b, scales[b], step);
-            for (size_t i = b * FK_BLOCK; i < (b + 1) * FK_BLOCK; i++) {
-                double error = fabs(x[i] - (double)scales[b] * q[i]);
-                expect(t, step == 0 ? q[i] == 0 : error <= step * 0.50005 && q[i] >= -127,
-                       "quantize: %g by %g is %d", x[i], scales[b], q[i]);
+            /* The same in three rows of a wider plane. */
+            enum { TOKENS = 3, WIDE = N / TOKENS + 2 * FK_BLOCK, WIDE_BLOCKS = TOKENS * WIDE / FK_BLOCK };
+            const fk_plane wide = {guarded(TOKENS * WIDE, 0), floats(2 * WIDE_BLOCKS), floats(2 * WIDE_BLOCKS),
+                                   guarded(2 * WIDE_BLOCKS * sizeof(int32_t), 0)};
+            memset(wide.quantized, 99, TOKENS * WIDE);
+            t->kernels->quantize(x, TOKENS, N / TOKENS, WIDE, parts == 2, &wide);
+            for (size_t b = 0; b < BLOCKS; b++) {
+                const size_t row = b / (BLOCKS / TOKENS), at = row * WIDE / FK_BLOCK + b % (BLOCKS / TOKENS);
+                expect(t, memcmp(q + b * FK_BLOCK, wide.quantized + at * FK_BLOCK, FK_BLOCK) == 0 &&
+                              memcmp(scales + parts * b, wide.scales + parts * at, parts * sizeof(float)) == 0 &&
+                              memcmp(scaled_sums + parts * b, wide.scaled_sums + parts * at, parts * sizeof(float)) == 0 &&
+                              memcmp(code_sums + 2 * b, wide.code_sums + 2 * at, 2 * sizeof(int32_t)) == 0,
+                       "quantize: block %zu is another in a row of several", b);
             }
+            for (size_t i = 0; i < 2 * FK_BLOCK; i++)
+                expect(t, wide.quantized[WIDE - 1 - i] == 99, "quantize: writes beyond its columns");
         }
-        /* The same in three rows of a wider plane, and what it leaves. */
-        enum { TOKENS = 3, WIDE = N / TOKENS + 2 * FK_BLOCK, WIDE_BLOCKS = TOKENS * WIDE / FK_BLOCK };
-        const fk_plane first = {guarded(TOKENS * WIDE, 0), floats(WIDE_BLOCKS), floats(WIDE_BLOCKS),
-                                guarded(2 * WIDE_BLOCKS * sizeof(int32_t), 0)},
-                       second = {guarded(TOKENS * WIDE, 0), floats(WIDE_BLOCKS), floats(WIDE_BLOCKS),
-                                 guarded(2 * WIDE_BLOCKS * sizeof(int32_t), 0)};
-        memset(first.quantized, 99, TOKENS * WIDE);
-        t->kernels->quantize(x, TOKENS, N / TOKENS, WIDE, &first, &second);
-        for (size_t b = 0; b < BLOCKS; b++) {
-            const size_t row = b / (BLOCKS / TOKENS), at = row * WIDE / FK_BLOCK + b % (BLOCKS / TOKENS);
-            expect(t, memcmp(q + b * FK_BLOCK, first.quantized + at * FK_BLOCK, FK_BLOCK) == 0 &&
-                          memcmp(scales + b, first.scales + at, sizeof(float)) == 0 &&
-                          memcmp(block_sums + b, first.block_sums + at, sizeof(float)) == 0 &&
-                          memcmp(code_sums + 2 * b, first.code_sums + 2 * at, 2 * sizeof(int32_t)) == 0,
-                   "quantize: block %zu is another in a row of several", b);
-            if (isnan(scales[b])) {
-                expect(t, isnan(second.scales[at]), "quantize: what block %zu leaves passes for finite", b);
-                continue;
-            }
-            /* 127 times the scale of the greatest finite value may be none. */
-            for (size_t i = 0; i < FK_BLOCK && scales[b] < 2e36f; i++) {
-                const double left = x[b * FK_BLOCK + i] - (double)scales[b] * q[b * FK_BLOCK + i];
-                const double error = fabs(left - (double)second.scales[at] * second.quantized[at * FK_BLOCK + i]);
-                expect(t, error <= fmax(1e-36, scales[b] * 0.0021), "quantize: %g leaves %g, and then %g", x[b * FK_BLOCK + i], left, error);
-            }
-        }
-        for (size_t i = 0; i < 2 * FK_BLOCK; i++)
-            expect(t, first.quantized[WIDE - 1 - i] == 99, "quantize: writes beyond its columns");
         release(inner);
     }
     release(mark);
@@ -1136,7 +1141,8 @@ static struct cache random_cache(fk_type type, size_t head_dim, size_t positions
 
 /* Whether bfloat16 rounds scores and weights of what a table makes of these queries. */
 static int in_bfloats(const struct table *t, fk_phase phase, size_t queries) {
-    return strcmp(t->kernels->name, "amx") == 0 && (phase == FK_PHASE_PREFILL || queries >= 16);
+    const int has_bfloats = strcmp(t->kernels->name, "amx") == 0 || strcmp(t->kernels->name, "avx512-bf16") == 0;
+    return has_bfloats && (phase == FK_PHASE_PREFILL || queries >= 16);
 }
 
 /* Attends to the queries from `begin` on. */

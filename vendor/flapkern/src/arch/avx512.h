@@ -193,36 +193,55 @@ static float dot_q4_1(const uint8_t *row, const int8_t *q, const float *scales, 
     return sum_lanes(total) + offset;
 }
 
-/* Four blocks of activations in 8 bits; see ops/activations.h. Peaks of four, and the sums of halves, are found side by side. */
-#define FK_OWN_FOUR_BLOCKS
-INLINE int quantize_four(const float *x, const fk_plane *to) {
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    __m512 values[8];
-    __m512i peaks[4];
-    UNROLL for (int i = 0; i < 8; i++) values[i] = _mm512_loadu_ps(x + 16 * i);
-    UNROLL for (int b = 0; b < 4; b++)
-        peaks[b] = _mm512_max_epi32(_mm512_and_si512((__m512i)values[2 * b], magnitude),
-                                    _mm512_and_si512((__m512i)values[2 * b + 1], magnitude));
-    /* The peaks of the four blocks side by side, in each quarter of a vector those of its lanes, and then of all. */
-    __m512i low = _mm512_max_epi32(_mm512_unpacklo_epi32(peaks[0], peaks[1]), _mm512_unpackhi_epi32(peaks[0], peaks[1]));
-    __m512i high = _mm512_max_epi32(_mm512_unpacklo_epi32(peaks[2], peaks[3]), _mm512_unpackhi_epi32(peaks[2], peaks[3]));
+/* The greatest lane of each of four vectors. */
+INLINE __m128i peaks_of_four(const __m512i v[4]) {
+    /* Side by side, in each quarter of a vector those of its lanes, and then of all. */
+    __m512i low = _mm512_max_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+    __m512i high = _mm512_max_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
     __m512i four = _mm512_max_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
     four = _mm512_max_epi32(four, _mm512_shuffle_i32x4(four, four, 0x4e));
     four = _mm512_max_epi32(four, _mm512_shuffle_i32x4(four, four, 0xb1));
-    const __m128i bits = _mm512_castsi512_si128(four);
-    if (_mm_cmpge_epi32_mask(bits, _mm_set1_epi32(0x7f800000))) return 0;
-    const __m128 peak = _mm_castsi128_ps(bits);
-    const __mmask8 counts = _mm_cmp_ps_mask(peak, _mm_set1_ps(FK_LEAST_PEAK), _CMP_GE_OQ);
-    const __m128 scale = _mm_maskz_div_ps(counts, peak, _mm_set1_ps(127)), inverse = _mm_maskz_div_ps(counts, _mm_set1_ps(127), peak);
-    const __m512 inverses = _mm512_broadcast_f32x4(inverse);
+    return _mm512_castsi512_si128(four);
+}
+
+/* Lane i of a quarter in all lanes of it. */
+INLINE __m512 spread_lane(__m512 quarters, int i) {
+    switch (i) {
+    case 0: return _mm512_permute_ps(quarters, 0x00);
+    case 1: return _mm512_permute_ps(quarters, 0x55);
+    case 2: return _mm512_permute_ps(quarters, 0xaa);
+    default: return _mm512_permute_ps(quarters, 0xff);
+    }
+}
+
+/* Four blocks of activations in 8 bits; see ops/activations.h. Peaks of four, and the sums of halves, are found side by side. */
+#define FK_OWN_FOUR_BLOCKS
+INLINE int quantize_four(int parts, const float *x, const fk_plane *to) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512 values[8];
+    __m512i sizes[8];
+    __m512 inverses[2];
+    __m128 scales[2];
+    UNROLL for (int i = 0; i < 8; i++) {
+        values[i] = _mm512_loadu_ps(x + 16 * i);
+        sizes[i] = _mm512_and_si512((__m512i)values[i], magnitude);
+    }
+    /* The vectors that have a scale, four at a time. */
+    if (parts == 1)
+        UNROLL for (int b = 0; b < 4; b++) sizes[b] = _mm512_max_epi32(sizes[2 * b], sizes[2 * b + 1]);
+    UNROLL for (int some = 0; some < parts; some++) {
+        const __m128i bits = peaks_of_four(sizes + 4 * some);
+        if (_mm_cmpge_epi32_mask(bits, _mm_set1_epi32(0x7f800000))) return 0;
+        const __m128 peak = _mm_castsi128_ps(bits);
+        const __mmask8 counts = _mm_cmp_ps_mask(peak, _mm_set1_ps(FK_LEAST_PEAK), _CMP_GE_OQ);
+        scales[some] = _mm_maskz_div_ps(counts, peak, _mm_set1_ps(127));
+        inverses[some] = _mm512_broadcast_f32x4(_mm_maskz_div_ps(counts, _mm_set1_ps(127), peak));
+    }
     __m512i codes[8];
     /* As round_to_int rounds, of the product that is not rounded before. */
     const __m512 rounder = _mm512_set1_ps(ROUNDER);
     UNROLL for (int i = 0; i < 8; i++) {
-        const __m512 by = i < 2   ? _mm512_permute_ps(inverses, 0x00)
-                          : i < 4 ? _mm512_permute_ps(inverses, 0x55)
-                          : i < 6 ? _mm512_permute_ps(inverses, 0xaa)
-                                  : _mm512_permute_ps(inverses, 0xff);
+        const __m512 by = parts == 1 ? spread_lane(inverses[0], i / 2) : spread_lane(inverses[i / 4], i % 4);
         codes[i] = _mm512_sub_epi32((__m512i)_mm512_fmadd_ps(values[i], by, rounder), (__m512i)rounder);
     }
     /* Narrowing leaves four bytes of each of four vectors in a quarter. */
@@ -242,8 +261,11 @@ INLINE int quantize_four(const float *x, const fk_plane *to) {
         halves[pair] = _mm512_castsi512_si128(sums);
         _mm_storeu_si128((__m128i *)(to->code_sums + 4 * pair), halves[pair]);
     }
-    _mm_storeu_ps(to->scales, scale);
-    _mm_storeu_ps(to->block_sums, _mm_mul_ps(scale, _mm_cvtepi32_ps(_mm_hadd_epi32(halves[0], halves[1]))));
+    if (parts == 1) halves[0] = _mm_hadd_epi32(halves[0], halves[1]);
+    UNROLL for (int some = 0; some < parts; some++) {
+        _mm_storeu_ps(to->scales + 4 * some, scales[some]);
+        _mm_storeu_ps(to->scaled_sums + 4 * some, _mm_mul_ps(scales[some], _mm_cvtepi32_ps(halves[some])));
+    }
     return 1;
 }
 

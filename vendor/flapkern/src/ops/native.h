@@ -92,7 +92,12 @@ static void native_rows(const fk_weights *w, size_t row_begin, size_t row_end, c
         const uint8_t *row = w->data + r * w->row_bytes;                               \
         for (size_t t = 0; t < x->tokens; t++) out[t * out_stride + r] = DOT;          \
     }
-#define QUANTIZED x->quantized + t * x->cols, x->scales + t * blocks, x->block_sums + t * blocks, blocks
+#define QUANTIZED x->quantized + t * x->cols, x->scales + t * blocks, x->scaled_sums + t * blocks, blocks
+    /* Products in 8 bits know one scale for a block here. */
+    if (x->halves && has_native_dot(w->type)) {
+        for (size_t r = row_begin; r < row_end; r++) decoded_row(w, r, x, out + r, out_stride);
+        return;
+    }
     switch (w->type) {
 #define BLOCKS(TYPE, DOT) \
     case FK_TYPE_##TYPE: ROWS(DOT(row, QUANTIZED)) break;

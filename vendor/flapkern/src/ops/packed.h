@@ -240,57 +240,55 @@ INLINE vi dot_codes(fk_type type, vi sum, const vw *codes, int words, const int8
 #define TOKENS_SIDE_BY_SIDE (PACKED_TOKENS + 1)
 #endif
 
-/* multiply_block for TOKENS_SIDE_BY_SIDE tokens and blocks that have one scale. */
-INLINE void multiply_side_by_side(fk_type type, const packed_block *w, const fk_activations *x, size_t t0, size_t block, vf *total) {
+/* Scales of a block of weights. */
+INLINE int scales_of(fk_type type) { return has_half_scales(type) ? 2 : 1; }
+
+/* What the minimum of half i of a block of weights, or of the block, is multiplied by: half i of block `at` of the activations, or
+ * the block. */
+INLINE float sum_for_minimum(fk_type type, int x_parts, const fk_activations *x, size_t at, int i) {
+    if (scales_of(type) > x_parts) return x->scales[at] * (float)x->code_sums[2 * at + i];
+    return x->scaled_sums[x_parts * at + i];
+}
+
+/* total[t] += one block of weights times block `block` of token t0 + t, for t < `tokens`, in two halves if weights or activations
+ * have scales for these. `x_parts` is how many scales a block of activations has. `kept` is 0, or eight vectors of bytes that are 1
+ * where there is a weight, and 0 elsewhere: there the minimum does not count. (tokens and x_parts are constants.) */
+INLINE void multiply_tokens(fk_type type, int x_parts, int tokens, const packed_block *w, const vw *kept, const fk_activations *x,
+                            size_t t0, size_t block, vf *total) {
     const size_t blocks = x->cols / FK_BLOCK;
+    const int w_parts = scales_of(type), parts = w_parts > x_parts ? w_parts : x_parts, words = 8 / parts;
     const int8_t *q = x->quantized + t0 * x->cols + block * FK_BLOCK;
-    vi sum[TOKENS_SIDE_BY_SIDE];
-    UNROLL for (int t = 0; t < TOKENS_SIDE_BY_SIDE; t++) {
-        const int32_t *sums = x->code_sums + 2 * ((t0 + t) * blocks + block);
-        sum[t] = (vi){0} - code_offset(type) * (sums[0] + sums[1]);
-    }
-    UNROLL for (int j = 0; j < 8; j++)
-        UNROLL for (int t = 0; t < TOKENS_SIDE_BY_SIDE; t++)
-            sum[t] = dot_codes(type, sum[t], w->codes + j, 1, q + t * x->cols + 4 * j);
-    UNROLL for (int t = 0; t < TOKENS_SIDE_BY_SIDE; t++) {
-        const size_t at = (t0 + t) * blocks + block;
-        total[t] += to_float(sum[t]) * (w->scale[0] * x->scales[at]);
-        if (has_minimum(type)) total[t] += w->minimum[0] * x->block_sums[at];
+    /* Words that follow each other in one token's sum; where others take turns with it, one. */
+    const int run = tokens == 1 ? words : 1;
+    UNROLL for (int i = 0; i < parts; i++) {
+        vi sum[PACKED_TOKENS];
+        UNROLL for (int t = 0; t < tokens; t++) {
+            const int32_t *sums = x->code_sums + 2 * ((t0 + t) * blocks + block);
+            sum[t] = (vi){0} - code_offset(type) * (parts > 1 ? sums[i] : sums[0] + sums[1]);
+        }
+        UNROLL for (int j = words * i; j < words * (i + 1); j += run)
+            UNROLL for (int t = 0; t < tokens; t++)
+                sum[t] = dot_codes(type, sum[t], w->codes + j, run, q + t * x->cols + 4 * j);
+        UNROLL for (int t = 0; t < tokens; t++) {
+            const size_t at = (t0 + t) * blocks + block;
+            const float scale = x->scales[x_parts * at + (x_parts > 1 ? i : 0)];
+            total[t] += to_float(sum[t]) * (w->scale[w_parts > 1 ? i : 0] * scale);
+            if (!has_minimum(type)) continue;
+            if (kept)
+                total[t] += w->minimum[0] *
+                            (to_float(dot_unsigned((vi){0}, kept + words * i, words, 1, q + t * x->cols + 4 * words * i)) * scale);
+            else
+                total[t] += w->minimum[w_parts > 1 ? i : 0] * sum_for_minimum(type, x_parts, x, at, i);
+        }
     }
 }
 
-/* total[t] += one block of weights times block `block` of token t0 + t, for t < `tokens` (a constant). `kept` is 0, or eight
- * vectors of bytes that are 1 where there is a weight, and 0 elsewhere: there the minimum does not count. */
-INLINE void multiply_block(fk_type type, int tokens, const packed_block *w, const vw *kept, const fk_activations *x,
+/* multiply_tokens for as many tokens as a tile has, TOKENS_SIDE_BY_SIDE or one at a time. */
+INLINE void multiply_block(fk_type type, int x_parts, int tokens, const packed_block *w, const vw *kept, const fk_activations *x,
                            size_t t0, size_t block, vf *total) {
-    const size_t blocks = x->cols / FK_BLOCK;
-    if (!has_half_scales(type) && !kept && tokens % TOKENS_SIDE_BY_SIDE == 0) {
-        UNROLL for (int t = 0; t < tokens; t += TOKENS_SIDE_BY_SIDE)
-            multiply_side_by_side(type, w, x, t0 + t, block, total + t);
-        return;
-    }
-    UNROLL for (int t = 0; t < tokens; t++) {
-        const int8_t *q = x->quantized + (t0 + t) * x->cols + block * FK_BLOCK;
-        const size_t at = (t0 + t) * blocks + block;
-        const int32_t *sums = x->code_sums + 2 * at;
-        const float scale = x->scales[at];
-        if (has_half_scales(type)) {
-            UNROLL for (int i = 0; i < 2; i++) {
-                vi sum = (vi){0} - code_offset(type) * sums[i];
-                sum = dot_codes(type, sum, w->codes + 4 * i, 4, q + 16 * i);
-                total[t] += to_float(sum) * (w->scale[i] * scale);
-                if (has_minimum(type)) total[t] += w->minimum[i] * (scale * (float)sums[i]);
-            }
-        } else {
-            vi sum = (vi){0} - code_offset(type) * (sums[0] + sums[1]);
-            sum = dot_codes(type, sum, w->codes, 8, q);
-            total[t] += to_float(sum) * (w->scale[0] * scale);
-            if (has_minimum(type) && kept)
-                total[t] += w->minimum[0] * (to_float(dot_unsigned((vi){0}, kept, 8, 1, q)) * scale);
-            else if (has_minimum(type))
-                total[t] += w->minimum[0] * x->block_sums[at];
-        }
-    }
+    const int side_by_side = tokens % TOKENS_SIDE_BY_SIDE == 0 && !kept ? TOKENS_SIDE_BY_SIDE : 1;
+    UNROLL for (int t = 0; t < tokens; t += side_by_side)
+        multiply_tokens(type, x_parts, side_by_side, w, kept, x, t0 + t, block, total + t);
 }
 
 /* Puts sums in their place; with `add`, adds them to what is there. */
@@ -308,10 +306,10 @@ INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, c
             load_super_block(type, group, v, all);
             /* One copy of the multiplication: eight would only fill the instruction cache. */
             _Pragma("GCC unroll 1") for (int s = 0; s < 8; s++, block++)
-                multiply_block(type, tokens, &all[s], 0, x, t0, block, total);
+                multiply_block(type, 1, tokens, &all[s], 0, x, t0, block, total);
         } else {
             load_block(type, group, 0, v, &w);
-            multiply_block(type, tokens, &w, 0, x, t0, block, total);
+            multiply_block(type, 1, tokens, &w, 0, x, t0, block, total);
             block++;
         }
     }
@@ -323,7 +321,7 @@ INLINE void packed_tile(fk_type type, int tokens, const uint8_t *group, int v, c
 
 /* Vectors of a block that is kept decoded: its codes, and the scales and minima that its type has. */
 INLINE size_t decoded_vectors(fk_type type) {
-    const int parts = has_half_scales(type) ? 2 : 1;
+    const int parts = scales_of(type);
     return 8 + parts + (has_minimum(type) ? parts : 0);
 }
 
@@ -340,7 +338,7 @@ INLINE size_t decoded_vectors(fk_type type) {
 
 /* Keeps a decoded block. */
 INLINE void store_block(fk_type type, const packed_block *w, vf *to) {
-    const int parts = has_half_scales(type) ? 2 : 1;
+    const int parts = scales_of(type);
     UNROLL for (int j = 0; j < 8; j++) to[j] = (vf)w->codes[j];
     UNROLL for (int i = 0; i < parts; i++) to[8 + i] = w->scale[i];
     if (has_minimum(type))
@@ -349,7 +347,7 @@ INLINE void store_block(fk_type type, const packed_block *w, vf *to) {
 
 /* Takes a decoded block back. */
 INLINE void reload_block(fk_type type, const vf *from, packed_block *w) {
-    const int parts = has_half_scales(type) ? 2 : 1;
+    const int parts = scales_of(type);
     UNROLL for (int j = 0; j < 8; j++) w->codes[j] = (vw)from[j];
     UNROLL for (int i = 0; i < parts; i++) w->scale[i] = from[8 + i];
     if (has_minimum(type))
@@ -359,30 +357,39 @@ INLINE void reload_block(fk_type type, const vf *from, packed_block *w) {
 /* packed_tile for blocks [first, first + blocks), which are decoded, behind each of them `kept` vectors (0 or 8, a constant) of
  * the weights that there are. Goes on with the sums that out holds unless `first` is 0; with `add`, which takes that these are all
  * blocks, the sums are added to what is there. */
-INLINE void decoded_tile(fk_type type, int tokens, const vf *decoded, int kept, size_t first, size_t blocks,
+INLINE void decoded_tile(fk_type type, int x_parts, int tokens, const vf *decoded, int kept, size_t first, size_t blocks,
                          const fk_activations *x, size_t t0, int add, float *out, size_t out_stride) {
     vf total[PACKED_TOKENS];
     UNROLL for (int t = 0; t < tokens; t++) total[t] = first == 0 ? (vf){0} : load(out + t * out_stride);
     for (size_t block = first; block < first + blocks; block++, decoded += decoded_vectors(type) + kept) {
         packed_block w;
         reload_block(type, decoded, &w);
-        multiply_block(type, tokens, &w, kept ? (const vw *)(decoded + decoded_vectors(type)) : 0, x, t0, block, total);
+        multiply_block(type, x_parts, tokens, &w, kept ? (const vw *)(decoded + decoded_vectors(type)) : 0, x, t0, block, total);
     }
     UNROLL for (int t = 0; t < tokens; t++) put_sums(out + t * out_stride, total[t], add);
 }
 
 /* The products of one vector of rows and all tokens, tile by tile; see decoded_tile. */
-INLINE void decoded_vector(fk_type type, const vf *decoded, int kept, size_t first, size_t blocks, const fk_activations *x,
+INLINE void decoded_tiles(fk_type type, int x_parts, const vf *decoded, int kept, size_t first, size_t blocks, const fk_activations *x,
                            int add, float *out, size_t out_stride) {
     size_t t = 0;
     for (; t + PACKED_TOKENS <= x->tokens; t += PACKED_TOKENS)
-        decoded_tile(type, PACKED_TOKENS, decoded, kept, first, blocks, x, t, add, out + t * out_stride, out_stride);
+        decoded_tile(type, x_parts, PACKED_TOKENS, decoded, kept, first, blocks, x, t, add, out + t * out_stride, out_stride);
 #if PACKED_TOKENS > 4
     for (; t + 4 <= x->tokens; t += 4)
-        decoded_tile(type, 4, decoded, kept, first, blocks, x, t, add, out + t * out_stride, out_stride);
+        decoded_tile(type, x_parts, 4, decoded, kept, first, blocks, x, t, add, out + t * out_stride, out_stride);
 #endif
     for (; t < x->tokens; t++)
-        decoded_tile(type, 1, decoded, kept, first, blocks, x, t, add, out + t * out_stride, out_stride);
+        decoded_tile(type, x_parts, 1, decoded, kept, first, blocks, x, t, add, out + t * out_stride, out_stride);
+}
+
+/* decoded_tiles for activations as they come. */
+INLINE void decoded_vector(fk_type type, const vf *decoded, int kept, size_t first, size_t blocks, const fk_activations *x, int add,
+                           float *out, size_t out_stride) {
+    if (x->halves)
+        decoded_tiles(type, 2, decoded, kept, first, blocks, x, add, out, out_stride);
+    else
+        decoded_tiles(type, 1, decoded, kept, first, blocks, x, add, out, out_stride);
 }
 
 #if PAIR_GROUPS
@@ -390,12 +397,11 @@ INLINE void decoded_vector(fk_type type, const vf *decoded, int kept, size_t fir
 #define PAIRED_TOKENS 6
 
 /* decoded_tile for two groups, whose blocks are decoded in turns: what is read of a token serves both. */
-INLINE void paired_tile(fk_type type, int tokens, const vf *decoded, size_t first, size_t blocks, const fk_activations *x,
+INLINE void paired_tile(fk_type type, int x_parts, int tokens, const vf *decoded, size_t first, size_t blocks, const fk_activations *x,
                         size_t t0, int add, float *out, size_t out_stride) {
     const size_t x_blocks = x->cols / FK_BLOCK;
-    const int parts = has_half_scales(type) ? 2 : 1, words = 8 / parts;
+    const int w_parts = scales_of(type), parts = w_parts > x_parts ? w_parts : x_parts, words = 8 / parts;
     const int8_t *q = x->quantized + t0 * x->cols + first * FK_BLOCK;
-    const float *scales = x->scales + t0 * x_blocks + first, *block_sums = x->block_sums + t0 * x_blocks + first;
     const int32_t *code_sums = x->code_sums + 2 * (t0 * x_blocks + first);
     vf total[PAIRED_TOKENS][2];
     UNROLL for (int t = 0; t < tokens; t++)
@@ -416,15 +422,13 @@ INLINE void paired_tile(fk_type type, int tokens, const vf *decoded, size_t firs
                         sum[t][g] = dot_codes(type, sum[t][g], &codes[g], 1, q + t * x->cols + block * FK_BLOCK + 4 * j);
             }
             UNROLL for (int t = 0; t < tokens; t++) {
-                const float scale = scales[t * x_blocks + block];
+                const size_t at = (t0 + t) * x_blocks + first + block;
+                const float scale = x->scales[x_parts * at + (x_parts > 1 ? i : 0)];
+                const int of_weights = w_parts > 1 ? i : 0;
                 UNROLL for (int g = 0; g < 2; g++) {
-                    total[t][g] += to_float(sum[t][g]) * (groups[g][8 + i] * scale);
-                    if (!has_minimum(type)) continue;
-                    const vf minimum = groups[g][8 + parts + i];
-                    if (parts > 1)
-                        total[t][g] += minimum * (scale * (float)code_sums[2 * (t * x_blocks + block) + i]);
-                    else
-                        total[t][g] += minimum * block_sums[t * x_blocks + block];
+                    total[t][g] += to_float(sum[t][g]) * (groups[g][8 + of_weights] * scale);
+                    if (has_minimum(type))
+                        total[t][g] += groups[g][8 + w_parts + of_weights] * sum_for_minimum(type, x_parts, x, at, i);
                 }
             }
         }
@@ -438,18 +442,18 @@ INLINE void paired_tile(fk_type type, int tokens, const vf *decoded, size_t firs
 
 /* The products of two groups and all tokens, tile by tile. Meanwhile the `bytes` bytes from `next` on are brought into the second-level
  * cache, if there are few tokens. */
-INLINE void paired_groups(fk_type type, const vf *decoded, size_t first, size_t blocks, const fk_activations *x, int add,
+INLINE void paired_groups(fk_type type, int x_parts, const vf *decoded, size_t first, size_t blocks, const fk_activations *x, int add,
                           float *out, size_t out_stride, const uint8_t *next, size_t bytes) {
     const size_t share = (bytes / (x->tokens / PAIRED_TOKENS + 1) + 64) / 64 * 64;
     const uint8_t *end = next + (x->tokens <= WAITING_TOKENS ? bytes : 0);
     size_t t = 0;
     for (; t + PAIRED_TOKENS <= x->tokens; t += PAIRED_TOKENS) {
         for (const uint8_t *upto = next + share; next < upto && next < end; next += 64) __builtin_prefetch(next, 0, 2);
-        paired_tile(type, PAIRED_TOKENS, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
+        paired_tile(type, x_parts, PAIRED_TOKENS, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
     }
     for (; t + 2 <= x->tokens; t += 2)
-        paired_tile(type, 2, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
-    for (; t < x->tokens; t++) paired_tile(type, 1, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
+        paired_tile(type, x_parts, 2, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
+    for (; t < x->tokens; t++) paired_tile(type, x_parts, 1, decoded, first, blocks, x, t, add, out + t * out_stride, out_stride);
 }
 #endif
 
@@ -483,8 +487,11 @@ INLINE void decoded_groups(fk_type type, int groups, const uint8_t *group, const
             /* What is decoded next: the following columns of these groups, or else the next two groups. */
             const size_t bytes = (size_t)(blocks * FK_BLOCK / block_len(type)) * block_bytes(type) * FK_GROUP;
             const int last = first + blocks == all;
-            paired_groups(type, decoded, first, blocks, x, add, out, out_stride, last ? group + 2 * step : from + bytes,
-                          last ? 2 * step : bytes);
+            const uint8_t *next = last ? group + 2 * step : from + bytes;
+            if (x->halves)
+                paired_groups(type, 2, decoded, first, blocks, x, add, out, out_stride, next, last ? 2 * step : bytes);
+            else
+                paired_groups(type, 1, decoded, first, blocks, x, add, out, out_stride, next, last ? 2 * step : bytes);
             continue;
         }
 #endif
@@ -496,10 +503,10 @@ INLINE void decoded_groups(fk_type type, int groups, const uint8_t *group, const
 }
 
 /* The products of one group, or of two where PAIR_GROUPS is set and there are more than PACKED_TOKENS tokens, and any number of
- * tokens. */
+ * tokens. Scratch is for more tokens than that, and for halves. */
 INLINE void packed_groups(fk_type type, int groups, const uint8_t *group, const fk_activations *x, int add, float *out,
                           size_t out_stride, float *scratch) {
-    if (x->tokens > PACKED_TOKENS) {
+    if (x->tokens > PACKED_TOKENS || x->halves) {
         decoded_groups(type, groups, group, x, add, out, out_stride, scratch);
         return;
     }
@@ -551,7 +558,7 @@ INLINE void packed_streams(fk_type type, int count, int fetches, const uint8_t *
                     /* A part at a time, since many fetches at once would wait for each other. */
                     if (v == 0 && fetches) fetch(groups[g] + at + (parts > 1 ? 1 : AHEAD) * step + s * step / parts, step / parts);
                     load_block(type, groups[g] + at, (int)s, v, &w);
-                    multiply_block(type, 1, &w, 0, x, 0, block + s, &sum);
+                    multiply_block(type, 1, 1, &w, 0, x, 0, block + s, &sum);
                 }
                 total[g][v] = sum;
             }

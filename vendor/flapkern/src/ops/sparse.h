@@ -86,7 +86,7 @@ INLINE void sparse_streams(fk_type type, int count, const uint8_t *const *groups
     for (size_t block = 0; block < blocks; block += parts) {
         here.quantized = opaque(x->quantized + block * FK_BLOCK);
         here.scales = x->scales + block;
-        here.block_sums = x->block_sums + block;
+        here.scaled_sums = x->scaled_sums + block;
         here.code_sums = x->code_sums + 2 * block;
         _Pragma("GCC unroll 1") for (int g = 0; g < count; g++) {
             const uint8_t *fields = within(at[g], limits[g]), *p = fields + field_bytes(type);
@@ -98,7 +98,7 @@ INLINE void sparse_streams(fk_type type, int count, const uint8_t *const *groups
                 p = expand_codes(type, p, &b);
                 UNROLL for (int v = 0; v < GROUP_VECTORS; v++) settle(b.rows[v].codes);
                 UNROLL for (int v = 0; v < GROUP_VECTORS; v++)
-                    multiply_block(type, 1, &b.rows[v], b.kept[v], &here, 0, s, &total[g][v]);
+                    multiply_block(type, 1, 1, &b.rows[v], b.kept[v], &here, 0, s, &total[g][v]);
             }
             at[g] = p;
         }
