@@ -31,6 +31,8 @@ const MIX: f64 = 0.25;
 pub(super) struct Collection {
     /// What the text is enough for.
     pub recipe: Recipe,
+    /// Plans that a search tries without a budget; 0 for no search.
+    pub plans: usize,
     pub notices: Vec<Notice>,
     /// Whether packed weights must make room.
     pub unpack: bool,
@@ -165,6 +167,7 @@ impl Collection {
             recipe,
             notices,
             unpack: allotted.unpack.is_some(),
+            plans: amounts.plans,
             origin,
             text,
             needs,

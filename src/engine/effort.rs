@@ -10,15 +10,18 @@ use std::time::Duration;
 use super::options::MethodOptions;
 use super::report::Notice;
 use super::text::TextSource;
+use crate::heal::can_train;
 use crate::model::Model;
 use crate::prune::{CurveLevels, Effort, Method, Origin, Recipe, Restore, Structure, curves};
 
 /// Multiply-adds per second of a prompt.
 const READ: f64 = 2e11;
 /// Those of texts that the model writes, 64 at a time.
-const WRITTEN: f64 = 1.1e11;
+const WRITTEN: f64 = 1.4e11;
 /// Those of covariances.
-const COVARIANCES: f64 = 1.7e11;
+const COVARIANCES: f64 = 1.4e11;
+/// Weights times tokens per second of a plan that is tried: a pass forward and one back, in single precision.
+const SEARCHED: f64 = 3.2e10;
 /// Floating-point operations per second of least squares in double and in single precision.
 const SOLVED: f64 = 7e10;
 const SOLVED_SINGLE: f64 = 1.2e11;
@@ -28,8 +31,9 @@ const SINGLE_TOKENS: f64 = 2.5;
 const APPLIED: f64 = 3e8;
 /// The share of units that is taken to go, where the time of least squares depends on it.
 const GONE: f64 = 0.3;
-/// What may go into loss curves, and into measuring the effect, of the time of an effort.
+/// What may go into loss curves, into the search for a better plan, and into measuring the effect, of the time of an effort.
 const FOR_CURVES: f64 = 0.4;
+const FOR_SEARCH: f64 = 0.25;
 const FOR_EFFECT: f64 = 0.1;
 
 /// Tokens that are used of a text that is not the built-in one, at normal effort and at best. Least squares gain by more text
@@ -38,6 +42,10 @@ const TEXT_TOKENS: usize = 32_768;
 const BEST_TEXT_TOKENS: usize = 98_304;
 /// Tokens of the mixture alone at normal effort, which the model must write first.
 const MIXTURE_TOKENS: usize = 24_576;
+/// There is time for restoring in sequence if it leaves time for so many tokens at best effort.
+const SEQUENCE_TOKENS: usize = BEST_TEXT_TOKENS / 2;
+/// Plans that the search at best effort tries at the most.
+const PLANS: usize = 6;
 /// Tokens that are used of any text at fast effort.
 const FAST_TOKENS: usize = 4096;
 /// A text has a multiple of these, and at least as many, unless it is shorter.
@@ -58,6 +66,8 @@ pub(super) struct Amounts {
     pub curves: Option<CurveLevels>,
     /// Whether there is time for least squares, and text enough.
     pub least_squares: bool,
+    /// Plans that the search for a better one tries, without a budget of its own; 0 where there is no time for it, or it is not made.
+    pub plans: usize,
     /// Whether there is time for restoring in sequence.
     pub in_sequence: bool,
     /// Tokens that effects are measured on.
@@ -102,12 +112,19 @@ impl Amounts {
         let effect = costs.tokens_of_effect(time);
         let fixed = costs.applied + costs.effect(effect);
         let most = most_tokens(asked.source, effort);
-        let tokens_in = |seconds: f64, least_squares: bool| match asked.tokens {
+        let tokens_at = |seconds: f64, each: f64| match asked.tokens {
             Some(tokens) => tokens,
             None => {
-                let fit = (seconds / costs.token(asked.written, least_squares)).max(0.0) as usize;
+                let fit = (seconds / each).max(0.0) as usize;
                 (fit / STEP * STEP).clamp(STEP, most.max(STEP))
             }
+        };
+        let tokens_in = |seconds: f64, least_squares: bool| {
+            tokens_at(seconds, costs.token(asked.written, least_squares))
+        };
+        let plans = |levels: &CurveLevels| match effort == Effort::Best && costs.can_search {
+            true => costs.plans(levels, FOR_SEARCH * time),
+            false => 0,
         };
 
         let can_solve = recipe.wants_covariance() && costs.widest > 0;
@@ -130,7 +147,8 @@ impl Amounts {
             true => {
                 let fits = |levels: &CurveLevels| {
                     let seconds = costs.curves(levels, least_squares);
-                    let tokens = tokens_in(time - fixed - seconds, least_squares);
+                    let searching = costs.search(levels, plans(levels));
+                    let tokens = tokens_in(time - fixed - seconds - searching, least_squares);
                     let left = tokens.saturating_sub(levels.tokens);
                     let text_is_enough = match (asked.tokens, least_squares) {
                         (Some(_), _) => true,
@@ -149,18 +167,21 @@ impl Amounts {
                 }
             }
         };
-        let measuring = curves
-            .as_ref()
-            .map_or(0.0, |l| costs.curves(l, least_squares));
-        let tokens = tokens_in(time - fixed - measuring, least_squares);
-        let all = |tokens: usize| {
-            fixed + measuring + tokens as f64 * costs.token(asked.written, least_squares)
+        let plans = curves.as_ref().map_or(0, plans);
+        let fixed = fixed
+            + curves.as_ref().map_or(0.0, |levels| {
+                costs.curves(levels, least_squares) + costs.search(levels, plans)
+            });
+        let token = costs.token(asked.written, least_squares);
+        let with_sequence = token + costs.in_sequence();
+        let in_sequence = asked.tokens.is_some()
+            || tokens_at(time - fixed, with_sequence) >= SEQUENCE_TOKENS.min(most);
+        let token = match in_sequence && effort == Effort::Best && method.method == Method::Best {
+            true => with_sequence,
+            false => token,
         };
-        let in_sequence = asked.tokens.is_some() || all(tokens) + costs.in_sequence(tokens) <= time;
-        let seconds = match in_sequence && effort == Effort::Best && method.method == Method::Best {
-            true => all(tokens) + costs.in_sequence(tokens),
-            false => all(tokens),
-        };
+        let tokens = tokens_at(time - fixed, token);
+        let seconds = fixed + tokens as f64 * token;
         // The built-in text is used whole where there is time, however long it is.
         let shorter = asked.tokens.is_none() && tokens < most && most < usize::MAX;
         let less = recipe.wants_curves() && curves.is_none() || can_solve && !least_squares;
@@ -168,6 +189,7 @@ impl Amounts {
             tokens,
             curves,
             least_squares,
+            plans,
             in_sequence,
             effect,
             time: Duration::from_secs_f64(seconds),
@@ -260,6 +282,8 @@ struct Costs {
     solved: f64,
     solved_for_curves: f64,
     applied: f64,
+    /// Whether a search for plans can be made.
+    can_search: bool,
 }
 
 impl Costs {
@@ -267,12 +291,16 @@ impl Costs {
         let layers = model.layers.iter();
         let inputs = layers.map(|layer| [layer.o.weight.cols, layer.down.weight.cols]);
         let config = &model.config;
-        Self::of_shape(
+        let shape = Self::of_shape(
             &inputs.collect::<Vec<_>>(),
             config.embedding_length,
             model.layer_parameters(),
             config.vocabulary,
-        )
+        );
+        Self {
+            can_search: can_train(model),
+            ..shape
+        }
     }
 
     /// Of the inputs of the two projections of each layer that lose columns, the width, the weights of all layers, and the vocabulary.
@@ -295,6 +323,7 @@ impl Costs {
             solved: all(GONE),
             solved_for_curves: all(0.5) / layers.max(1.0),
             applied: weights / APPLIED,
+            can_search: true,
         }
     }
 
@@ -322,9 +351,25 @@ impl Costs {
         passes + solves
     }
 
-    /// Restoring in sequence, beyond restoring by least squares: about three passes, and covariances anew.
-    fn in_sequence(&self, tokens: usize) -> f64 {
-        tokens as f64 * (3.0 * self.weights / READ + self.covariances / COVARIANCES)
+    /// Plans that can be tried in some seconds, beside the one to begin with, which is measured too.
+    fn plans(&self, levels: &CurveLevels, seconds: f64) -> usize {
+        let measured = (seconds / self.plan(levels)) as usize;
+        measured.saturating_sub(1).min(PLANS)
+    }
+
+    /// A search that tries so many plans, on the text of loss curves; none for 0.
+    fn search(&self, levels: &CurveLevels, plans: usize) -> f64 {
+        let measured = if plans > 0 { plans + 1 } else { 0 };
+        measured as f64 * self.plan(levels)
+    }
+
+    fn plan(&self, levels: &CurveLevels) -> f64 {
+        levels.tokens as f64 * (self.weights + self.head) / SEARCHED
+    }
+
+    /// A token where it is restored in sequence, beyond restoring by least squares: between three and four passes, and covariances anew.
+    fn in_sequence(&self) -> f64 {
+        3.4 * self.weights / READ + self.covariances / COVARIANCES
     }
 
     /// Measuring the model on so many tokens before and after.
@@ -411,6 +456,26 @@ mod tests {
         assert_eq!(normal.effect, 1024);
         let fast = amounts(&small, Method::Best, Effort::Fast, None);
         assert_eq!((fast.tokens, fast.curves), (FAST_TOKENS, None));
+        assert_eq!((normal.plans, fast.plans), (0, 0));
+    }
+
+    #[test]
+    fn the_search_for_a_plan_and_restoring_in_sequence_are_of_the_time_of_best_effort() {
+        let [(_, small), .., (_, large)] = sizes();
+        let best = amounts(&small, Method::Best, Effort::Best, None);
+        assert_eq!(best.plans, PLANS);
+        assert!(best.in_sequence && (SEQUENCE_TOKENS..BEST_TEXT_TOKENS).contains(&best.tokens));
+        // What cannot be searched leaves its time to more text.
+        let fixed = Costs {
+            can_search: false,
+            ..small
+        };
+        let alone = amounts(&fixed, Method::Best, Effort::Best, None);
+        assert_eq!(alone.plans, 0);
+        assert!(alone.tokens > best.tokens);
+        // A single plan of the largest takes more than all of the time.
+        let best = amounts(&large, Method::Best, Effort::Best, None);
+        assert_eq!((best.plans, best.in_sequence), (0, false));
     }
 
     #[test]

@@ -10,20 +10,19 @@ use super::report::{Notice, PlanSearchReport};
 use super::{Engine, memory};
 use crate::heal::{Search, can_train, search_bytes};
 use crate::model::Model;
-use crate::prune::{Effort, Plan, Planner, Recipe, Target};
-
-/// Plans that are tried at best effort without a budget of time: as many for any machine, so that the same comes out.
-const PLANS: usize = 6;
+use crate::prune::{Plan, Planner, Recipe, Target};
 
 /// A search that is to be made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Searching {
-    /// How long it may take; `None` for [`PLANS`] plans.
+    /// How long it may take; `None` for `plans` plans.
     budget: Option<Duration>,
+    /// As many for any machine, so that the same comes out.
+    plans: usize,
 }
 
 impl Searching {
-    /// `None` where there is none: without a budget at less than best effort, and where nothing is to be searched.
+    /// `None` where there is none: without a budget where the effort has no time for `plans`, and where nothing is to be searched.
     ///
     /// # Errors
     /// If there is a budget, and nothing to spend it on.
@@ -31,6 +30,7 @@ impl Searching {
         model: &Model,
         options: &PruneOptions,
         recipe: Recipe,
+        plans: usize,
     ) -> Result<Option<Self>, EngineError> {
         let reason = match options.target {
             _ if options.profile.is_some() => Some(NoSearch::ProfileFile),
@@ -42,9 +42,9 @@ impl Searching {
         let reason = reason.or((!can_train(model)).then_some(NoSearch::Family));
         match (options.budget, reason) {
             (Some(_), Some(reason)) => Err(EngineError::NoSearch(reason)),
-            (None, _) if options.method.effort != Effort::Best => Ok(None),
             (None, Some(_)) => Ok(None),
-            (budget, None) => Ok(Some(Self { budget })),
+            (None, None) if plans == 0 => Ok(None),
+            (budget, None) => Ok(Some(Self { budget, plans })),
         }
     }
 
@@ -52,7 +52,7 @@ impl Searching {
     pub fn key(self) -> String {
         match self.budget {
             Some(budget) => format!("{} s", budget.as_secs_f64()),
-            None => format!("{PLANS} plans"),
+            None => format!("{} plans", self.plans),
         }
     }
 
@@ -86,7 +86,7 @@ impl Searching {
             shares: planner.shares(ratio)?,
             text: &calibrated.curves,
             bos: calibrated.bos,
-            plans: self.budget.map_or(PLANS, |_| usize::MAX),
+            plans: self.budget.map_or(self.plans, |_| usize::MAX),
             budget: self.budget,
         };
         let found = search.run(&mut Stage::Plans.progress(events))?;

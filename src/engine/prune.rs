@@ -149,7 +149,11 @@ impl Engine {
             Some(path) => self.profile_of_file(path, options)?,
             None => self.profile_of_text(options)?,
         };
-        let searching = Searching::new(&self.model, options, recipe)?;
+        let plans = match &source {
+            ProfileSource::Text(collection) => collection.plans,
+            ProfileSource::File(_) | ProfileSource::NotNeeded(_) => 0,
+        };
+        let searching = Searching::new(&self.model, options, recipe, plans)?;
         if let (Some(_), ProfileSource::Text(collection)) = (searching, &mut source) {
             collection.keep_text();
         }
