@@ -40,8 +40,9 @@ const FOR_EFFECT: f64 = 0.1;
 /// for long: with three times as much, 5 % of the perplexity (`docs/pruning.md`).
 const TEXT_TOKENS: usize = 32_768;
 const BEST_TEXT_TOKENS: usize = 98_304;
-/// Tokens of the mixture alone at normal effort, which the model must write first.
+/// Tokens of the mixture, which the model must write first, at normal effort and at best.
 const MIXTURE_TOKENS: usize = 24_576;
+const BEST_MIXTURE_TOKENS: usize = 73_728;
 /// There is time for restoring in sequence if it leaves time for so many tokens at best effort.
 const SEQUENCE_TOKENS: usize = BEST_TEXT_TOKENS / 2;
 /// Plans that the search at best effort tries at the most.
@@ -240,8 +241,9 @@ pub(super) fn most_tokens(source: &TextSource, effort: Effort) -> usize {
     match (source, effort) {
         (_, Effort::Fast) => FAST_TOKENS,
         (TextSource::BuiltIn, _) => usize::MAX,
-        (_, Effort::Best) => BEST_TEXT_TOKENS,
+        (TextSource::Mixture, Effort::Best) => BEST_MIXTURE_TOKENS,
         (TextSource::Mixture, Effort::Normal) => MIXTURE_TOKENS,
+        (_, Effort::Best) => BEST_TEXT_TOKENS,
         _ => TEXT_TOKENS,
     }
 }
@@ -464,15 +466,16 @@ mod tests {
         let [(_, small), .., (_, large)] = sizes();
         let best = amounts(&small, Method::Best, Effort::Best, None);
         assert_eq!(best.plans, PLANS);
-        assert!(best.in_sequence && (SEQUENCE_TOKENS..BEST_TEXT_TOKENS).contains(&best.tokens));
-        // What cannot be searched leaves its time to more text.
+        assert!(best.in_sequence && !best.less);
+        assert_eq!(best.tokens, BEST_MIXTURE_TOKENS);
+        // What cannot be searched takes less time.
         let fixed = Costs {
             can_search: false,
             ..small
         };
         let alone = amounts(&fixed, Method::Best, Effort::Best, None);
-        assert_eq!(alone.plans, 0);
-        assert!(alone.tokens > best.tokens);
+        assert_eq!((alone.plans, alone.tokens), (0, best.tokens));
+        assert!(alone.time < best.time);
         // A single plan of the largest takes more than all of the time.
         let best = amounts(&large, Method::Best, Effort::Best, None);
         assert_eq!((best.plans, best.in_sequence), (0, false));

@@ -53,7 +53,10 @@ impl SamplingFields {
     /// # Errors
     /// If a number is out of its range, or there are too many of something.
     pub fn read(self, model: &Model) -> Result<Sampling, ApiError> {
-        let mut config = model.sampling.clone();
+        let mut config = match self.temperature {
+            Some(0.0) => model.sampling.clone().without_penalties(),
+            _ => model.sampling.clone(),
+        };
         let within = |name: &'static str, value: Option<f32>, low: f32, high: f32| match value {
             Some(v) if !(v >= low && v <= high) => Err(ApiError::field(
                 name,

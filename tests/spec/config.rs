@@ -230,7 +230,7 @@ fn what_is_typed_may_need_what_the_file_has() {
     // An amount that must be there.
     let out = place.workshop.path("out.gguf");
     let report = place.succeed(&format!("prune -o {}", out.display())).1;
-    assert!(report.contains("removed 3"), "{report}");
+    assert!(report.contains("asked 30.0 %"), "{report}");
     // What is not in the file is still asked for.
     let none = Place::new("[run]\nmodel = 'MODEL'\nmethod = 'flap'\n");
     assert!(none.refused("run -p x --no-baseline").contains("--prune"));

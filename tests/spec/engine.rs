@@ -505,7 +505,7 @@ fn what_an_effort_has_time_for_is_known_before_it_begins() {
         (Effort::Normal, (24_576, Some((512, 2)), Restore::Auto, 60)),
         (
             Effort::Best,
-            (98_304, Some((4096, 1)), Restore::Sequential, 600),
+            (73_728, Some((4096, 1)), Restore::Sequential, 600),
         ),
     ] {
         let Notice::Effort {

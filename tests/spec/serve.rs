@@ -42,11 +42,21 @@ pub fn serve_engine(workshop: Workshop, mut engine: Engine, options: ServeOption
 
 /// With the chat template that the engine has, if any.
 fn serve_as_it_is(workshop: Workshop, engine: Engine, options: ServeOptions) -> Served {
+    serve_sampling(workshop, engine, options, SamplerConfig::greedy())
+}
+
+/// With settings for requests that have none of their own.
+fn serve_sampling(
+    workshop: Workshop,
+    engine: Engine,
+    options: ServeOptions,
+    sampling: SamplerConfig,
+) -> Served {
     let model = ServeModel {
         name: "tiny".to_owned(),
         engine,
         system: None,
-        sampling: SamplerConfig::greedy(),
+        sampling,
     };
     let server = Server::start(vec![model], options).expect("the server starts");
     Served {
@@ -277,6 +287,34 @@ fn a_stop_text_ends_an_answer_and_is_not_part_of_it() {
     let answer = served.post("/v1/chat/completions", request);
     assert_eq!(content(&answer), whole[..whole.find(&stop).unwrap()]);
     assert_eq!(answer.json()["choices"][0]["finish_reason"], "stop");
+}
+
+/// The server's penalties are for its temperature, as those of the configuration file are for `run`.
+#[test]
+fn who_asks_for_temperature_0_gets_the_most_likely_tokens() {
+    let ask = |served: &Served, sampling: Value| {
+        let mut request = json!({ "prompt": "Once upon", "max_tokens": 48, "ignore_eos": true });
+        let fields = request.as_object_mut().unwrap();
+        fields.extend(sampling.as_object().unwrap().clone());
+        let answer = served.post("/v1/completions", request);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.json()["choices"][0]["text"].clone()
+    };
+    let greedy = serve(options());
+    let workshop = Workshop::new();
+    let engine = workshop.open();
+    let penalty = SamplerConfig {
+        temperature: 0.8,
+        repetition_penalty: 8.0,
+        ..SamplerConfig::default()
+    };
+    let penalised = serve_sampling(workshop, engine, options(), penalty);
+    let expected = ask(&greedy, json!({}));
+    assert_eq!(ask(&penalised, json!({ "temperature": 0 })), expected);
+    // What a request asks for itself counts.
+    let asked = json!({ "temperature": 0, "repeat_penalty": 8 });
+    assert_eq!(ask(&penalised, asked.clone()), ask(&greedy, asked.clone()));
+    assert_ne!(ask(&greedy, asked), expected);
 }
 
 #[test]

@@ -115,6 +115,21 @@ impl SamplerConfig {
         }
     }
 
+    /// The same without what keeps text from repeating itself: for who asks for the most likely token, in the place of settings that
+    /// were meant for another temperature. [`SamplerOptions::or`] does so too.
+    #[must_use]
+    pub fn without_penalties(self) -> Self {
+        let none = Self::default();
+        Self {
+            repetition_penalty: none.repetition_penalty,
+            frequency_penalty: none.frequency_penalty,
+            presence_penalty: none.presence_penalty,
+            dry_multiplier: none.dry_multiplier,
+            no_repeat_ngram: none.no_repeat_ngram,
+            ..self
+        }
+    }
+
     /// Each token with the probability that the model gives it.
     pub fn plain(seed: u64) -> Self {
         Self {
