@@ -31,7 +31,7 @@ use crate::hub;
 use crate::model::Model;
 use crate::prune::store::Content;
 use crate::prune::{
-    Origin, Outcome, OutcomeError, OutcomeKey, Profile, ProfileError, Recipe, SingleRecord,
+    Effect, Origin, Outcome, OutcomeError, OutcomeKey, Profile, ProfileError, Recipe, SingleRecord,
     StoredProfile, Target, outcome, store,
 };
 
@@ -569,6 +569,20 @@ impl CacheFolder {
                 kind,
                 problem: error.to_string(),
             });
+        }
+    }
+
+    /// Keeps with an outcome what was only measured now. One with single weights stays as it is.
+    pub(super) fn add_effects(
+        &self,
+        effects: &[Effect],
+        key: &OutcomeKey,
+        model_name: &str,
+        notices: &mut Vec<Notice>,
+    ) {
+        if let Some(mut outcome) = self.find_outcome(key).filter(|o| o.single.is_none()) {
+            outcome.effects = effects.to_vec();
+            self.keep_outcome(&outcome, key, model_name, None, notices);
         }
     }
 

@@ -84,6 +84,15 @@ struct Keep {
     single: Option<SingleRecord>,
 }
 
+/// What an earlier run did, done again.
+struct Again {
+    report: PruneReport,
+    /// What measures its effects; `None` where they are known or not asked for.
+    probe: Option<Probe>,
+    /// What it is kept by, where its effects are only measured now.
+    without_effects: Option<OutcomeKey>,
+}
+
 impl Prepared {
     /// What whoever asked may want to know before it is done.
     pub fn notices(&self) -> &[Notice] {
@@ -245,9 +254,10 @@ impl Engine {
             true => (prepared.bits, Cache::Profiles),
             false => (prepared.bits, self.outcome_cache(&prepared)),
         };
+        let mut without_effects = None;
         let (mut report, probe, mut keep) = match structured {
             _ if all_again.is_some() => {
-                let (report, probe) = all_again.take().expect("it is there");
+                let Again { report, probe, .. } = all_again.take().expect("it is there");
                 (report, probe, None)
             }
             false => {
@@ -255,7 +265,10 @@ impl Engine {
                 (report, probe, None)
             }
             true => match self.repeat(&mut prepared, None, None, events)? {
-                Some((report, probe)) => (report, probe, None),
+                Some(again) => {
+                    without_effects = again.without_effects;
+                    (again.report, again.probe, None)
+                }
                 None => self.prune_anew(prepared, removing.as_ref(), events)?,
             },
         };
@@ -331,6 +344,12 @@ impl Engine {
         }
         if let Some(keep) = keep {
             self.keep(keep, &mut report);
+        }
+        if let Some(key) = without_effects.filter(|_| report.repeated && !report.effects.is_empty())
+        {
+            let (effects, notices) = (&report.effects, &mut report.notices);
+            self.cache
+                .add_effects(effects, &key, &self.file_name(), notices);
         }
         report.notices.extend(effect::notice(&report));
         self.pruned = Some(Box::new(report.clone()));
@@ -433,7 +452,7 @@ impl Engine {
         removing: Option<&Removing>,
         healing: Option<&Healing>,
         events: &mut Events,
-    ) -> Result<Option<(PruneReport, Option<Probe>)>, EngineError> {
+    ) -> Result<Option<Again>, EngineError> {
         let start = Instant::now();
         let calibration = match &prepared.source {
             ProfileSource::File(calibrated) => Some(calibrated.report.clone()),
@@ -459,7 +478,7 @@ impl Engine {
             healed: healing.map(Healing::key),
             ..key
         });
-        let Some(mut outcome) = key.and_then(|key| self.cache.find_outcome(&key)) else {
+        let Some(mut outcome) = key.as_ref().and_then(|key| self.cache.find_outcome(key)) else {
             return Ok(None);
         };
         // What fits the dense model.
@@ -532,7 +551,11 @@ impl Engine {
             repeated: true,
             notices,
         };
-        Ok(Some((report, probe)))
+        Ok(Some(Again {
+            report,
+            without_effects: key.filter(|_| probe.is_some()),
+            probe,
+        }))
     }
 
     /// Measures the dense model on what can be had without much work: the mixture only if it need not be written for it.

@@ -812,6 +812,41 @@ fn cancelling_when_all_is_pruned_leaves_effects_unmeasured() {
     assert!(engine.pruned().is_some());
 }
 
+/// An outcome of a run that asked for no effects gets them from the first that does.
+#[test]
+fn effects_that_are_measured_later_are_kept() {
+    let workshop = Workshop::new();
+    let file = workshop.write("own.txt", calibrate::TEXT.to_uppercase());
+    let asking = |effects| PruneOptions {
+        calibration: CalibrationOptions {
+            source: TextSource::Path(file.clone()),
+            ..tokens(512)
+        },
+        effects,
+        ..flap()
+    };
+    let prune = |effects| {
+        let mut measured = false;
+        let mut watch = |event: Event| {
+            measured |= event.stage == Stage::Effects;
+            std::ops::ControlFlow::Continue(())
+        };
+        let report = workshop.open().prune(&asking(effects), &mut watch);
+        (report.unwrap(), measured)
+    };
+    let (first, measured) = prune(false);
+    assert!(!first.repeated && !measured && first.effects.is_empty());
+    let (second, measured) = prune(true);
+    assert!(second.repeated && measured && !second.effects.is_empty());
+    let (third, measured) = prune(true);
+    assert!(third.repeated && !measured);
+    assert_eq!(third.effects, second.effects);
+    assert_eq!(third.plan, first.plan);
+    // Who asks for none gets none.
+    let (fourth, measured) = prune(false);
+    assert!(fourth.repeated && !measured && fourth.effects.is_empty());
+}
+
 // ---- reports, files and other models ----
 
 #[test]
