@@ -834,7 +834,7 @@ static void check_quantize(void) {
         float *scales = floats(2 * BLOCKS), *scaled_sums = floats(2 * BLOCKS);
         int32_t *code_sums = guarded(2 * BLOCKS * sizeof *code_sums, 0);
         const fk_plane to = {q, scales, scaled_sums, code_sums};
-        for (int parts = 1; parts <= 2; parts++) {
+        for (size_t parts = 1; parts <= 2; parts++) {
             const size_t len = FK_BLOCK / parts;
             t->kernels->quantize(x, 1, N, N, parts == 2, &to);
             for (size_t p = 0; p < BLOCKS * parts; p++) {
