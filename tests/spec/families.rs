@@ -1058,7 +1058,7 @@ fn real_models_predict_as_in_llama_cpp_and_begin_the_same_texts() {
             QWEN,
             QWEN_PERPLEXITY,
             [
-                // What follows is one of three tokens that are closer to each other than activations in 8 bits are exact.
+                // What follows is one of tokens that are closer to each other than activations in 8 bits are exact.
                 " Paris.",
                 ", in a small village, there",
                 "\n    if n <= 0:",
