@@ -18,12 +18,8 @@ static fk_form activation_form(const fk_weights *w, fk_phase phase) {
     return w->layout != FK_LAYOUT_NATIVE || has_native_dot(w->type) ? FK_FORM_INT8 : FK_FORM_FLOAT;
 }
 
-/* Whether products of rows that end at `row_end` can be added as they come: of packed codes that are decoded at once, and of tiles where all
- * columns are multiplied at once. */
+/* Whether products of rows that end at `row_end` can be added as they come: of packed codes that are decoded at once. */
 static int adds_itself(const fk_weights *w, fk_phase phase, size_t row_end) {
-#if FK_BF16
-    if (phase == FK_PHASE_PREFILL && wants_tiles(w)) return ADDS_TILES && w->cols <= TILED_DEPTH;
-#endif
     const size_t packed_end = w->layout == FK_LAYOUT_PACKED ? w->rows / FK_GROUP * FK_GROUP : 0;
     return activation_form(w, phase) == FK_FORM_INT8 && row_end <= packed_end && w->cols <= DECODED_COLS;
 }
@@ -74,7 +70,7 @@ static void prefill(const fk_weights *w, size_t row_begin, size_t row_end, const
                     size_t out_stride, float *scratch) {
 #if FK_BF16
     if (wants_tiles(w)) {
-        tiled_matmul(w, row_begin, row_end, x, add, out, out_stride, scratch);
+        tiled_matmul(w, row_begin, row_end, x, out, out_stride, scratch);
         return;
     }
 #endif

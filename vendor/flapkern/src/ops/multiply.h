@@ -68,7 +68,7 @@ static void multiply(const fk_factor *a, const fk_factor *b, size_t rows, size_t
         for (size_t k = 0; k < depth; k += MULTIPLY_DEPTH) {
             const size_t deep = depth - k < MULTIPLY_DEPTH ? depth - k : MULTIPLY_DEPTH;
             const size_t steps = (deep + FK_TILE_COLS - 1) / FK_TILE_COLS, stride = steps * FK_TILE;
-            const tile_sums sums = k == 0 && !add ? SUMS_ANEW : SUMS_ON;
+            const int fresh = k == 0 && !add;
             tiles_of_factor(b, j, wide, k, deep, 1, b_tiles);
             for (size_t i = 0; i < rows; i += MULTIPLY_ROWS) {
                 const size_t high = rows - i < MULTIPLY_ROWS ? rows - i : MULTIPLY_ROWS;
@@ -80,12 +80,12 @@ static void multiply(const fk_factor *a, const fk_factor *b, size_t rows, size_t
                     const uint16_t *these = b_tiles + g / FK_GROUP * stride;
                     float *to = out + i * out_stride + j + g;
                     if (some == (size_t)pair * FK_GROUP && high == (size_t)blocks * FK_TILE_TOKENS) {
-                        multiply_any_tiles(blocks, pair, a_tiles, stride, these, stride, steps, sums, to, out_stride);
+                        multiply_any_tiles(blocks, pair, a_tiles, stride, these, stride, steps, fresh, to, out_stride);
                         continue;
                     }
-                    if (sums == SUMS_ON)
+                    if (!fresh)
                         for (size_t r = 0; r < high; r++) memcpy(edge + r * EDGE_ROWS, to + r * out_stride, some * sizeof *to);
-                    multiply_any_tiles(blocks, pair, a_tiles, stride, these, stride, steps, sums, edge, EDGE_ROWS);
+                    multiply_any_tiles(blocks, pair, a_tiles, stride, these, stride, steps, fresh, edge, EDGE_ROWS);
                     for (size_t r = 0; r < high; r++) memcpy(to + r * out_stride, edge + r * EDGE_ROWS, some * sizeof *to);
                 }
             }

@@ -225,13 +225,9 @@ static void tiles_of_native(const fk_weights *w, size_t row, size_t count, size_
 
 /* ---- products ---- */
 
-/* What becomes of the sums of tiles: they replace what is there, go on from it, or are added to it at the end. */
-typedef enum tile_sums { SUMS_ANEW, SUMS_ON, SUMS_ADDED } tile_sums;
-
-/* multiply_tiles: out [16 a_count, 16 b_count] (+)= a_count tiles of tokens by b_count tiles of rows, over `steps` steps of 32
- * columns. Tiles of one block of tokens lie one after the other, and so do those of one group. */
+/* out [16 a_count, 16 b_count] (+)= a_count tiles of tokens by b_count tiles of rows, over `steps` steps of 32 columns. Adds to
+ * what out holds unless `fresh`. Tiles of one block of tokens lie one after the other, and so do those of one group. */
 #if FK_AMX
-#define ADDS_TILES 0 /* it knows no SUMS_ADDED */
 /* Tile registers 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights, each 16 rows of 64 bytes. Barriers keep the compiler
  * from moving stores past the instructions that load tiles from there, and from dropping stores to the configuration, of which
  * GCC 12 believes that only 8 bytes are read. */
@@ -254,11 +250,11 @@ static void begin_tiles(void) {
 static void end_tiles(void) { _tile_release(); }
 
 INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a_stride, const uint16_t *b,
-                           size_t b_stride, size_t steps, tile_sums sums, float *out, size_t out_stride) {
+                           size_t b_stride, size_t steps, int fresh, float *out, size_t out_stride) {
     const size_t pitch = out_stride * sizeof *out;
     float *low = out + 16 * out_stride;
     compiler_barrier();
-    if (sums == SUMS_ANEW) {
+    if (fresh) {
         _tile_zero(0);
         if (b_count > 1) _tile_zero(1);
         if (a_count > 1) _tile_zero(2);
@@ -292,8 +288,6 @@ INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a
     compiler_barrier();
 }
 #else
-#define ADDS_TILES 1
-
 static void begin_tiles(void) {}
 
 static void end_tiles(void) {}
@@ -302,14 +296,14 @@ static void end_tiles(void) {}
 #define PAIR_TOKENS 8
 
 INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a_stride, const uint16_t *b,
-                           size_t b_stride, size_t steps, tile_sums sums, float *out, size_t out_stride) {
+                           size_t b_stride, size_t steps, int fresh, float *out, size_t out_stride) {
     for (int t0 = 0; t0 < 16 * a_count; t0 += PAIR_TOKENS) {
         const uint16_t *x = a + t0 / 16 * a_stride + t0 % 16 * FK_TILE_COLS, *w = b;
         float *to = out + t0 * out_stride;
         __m512 sum[PAIR_TOKENS][2];
         UNROLL for (int t = 0; t < PAIR_TOKENS; t++)
             UNROLL for (int g = 0; g < b_count; g++)
-                sum[t][g] = sums == SUMS_ON ? _mm512_loadu_ps(to + t * out_stride + 16 * g) : _mm512_setzero_ps();
+                sum[t][g] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(to + t * out_stride + 16 * g);
         for (size_t s = 0; s < steps; s++, x += FK_TILE, w += FK_TILE)
             _Pragma("GCC unroll 4") for (int pair = 0; pair < TILE_PAIRS; pair++) {
                 __m512bh rows[2];
@@ -323,10 +317,7 @@ INLINE void multiply_tiles(int a_count, int b_count, const uint16_t *a, size_t a
                 }
             }
         UNROLL for (int t = 0; t < PAIR_TOKENS; t++)
-            UNROLL for (int g = 0; g < b_count; g++) {
-                float *at = to + t * out_stride + 16 * g;
-                _mm512_storeu_ps(at, sums == SUMS_ADDED ? _mm512_add_ps(_mm512_loadu_ps(at), sum[t][g]) : sum[t][g]);
-            }
+            UNROLL for (int g = 0; g < b_count; g++) _mm512_storeu_ps(to + t * out_stride + 16 * g, sum[t][g]);
     }
 }
 
@@ -353,15 +344,15 @@ INLINE void multiply_half_tile(const uint16_t *a, const uint16_t *b, size_t step
 
 /* multiply_tiles for counts that are not constants. */
 static void multiply_any_tiles(int a_count, int b_count, const uint16_t *a, size_t a_stride, const uint16_t *b,
-                               size_t b_stride, size_t steps, tile_sums sums, float *out, size_t out_stride) {
+                               size_t b_stride, size_t steps, int fresh, float *out, size_t out_stride) {
     if (a_count > 1 && b_count > 1)
-        multiply_tiles(2, 2, a, a_stride, b, b_stride, steps, sums, out, out_stride);
+        multiply_tiles(2, 2, a, a_stride, b, b_stride, steps, fresh, out, out_stride);
     else if (a_count > 1)
-        multiply_tiles(2, 1, a, a_stride, b, b_stride, steps, sums, out, out_stride);
+        multiply_tiles(2, 1, a, a_stride, b, b_stride, steps, fresh, out, out_stride);
     else if (b_count > 1)
-        multiply_tiles(1, 2, a, a_stride, b, b_stride, steps, sums, out, out_stride);
+        multiply_tiles(1, 2, a, a_stride, b, b_stride, steps, fresh, out, out_stride);
     else
-        multiply_tiles(1, 1, a, a_stride, b, b_stride, steps, sums, out, out_stride);
+        multiply_tiles(1, 1, a, a_stride, b, b_stride, steps, fresh, out, out_stride);
 }
 
 /* Rows of scratch for sums at the edge of the output. */
@@ -371,8 +362,7 @@ static void multiply_any_tiles(int a_count, int b_count, const uint16_t *a, size
 #define TILED_SCRATCH \
     (TILED_ROWS * TILED_DEPTH / 2 + EDGE_ROWS * 2 * FK_TILE_TOKENS + FK_GROUP * TILED_DEPTH / 2 + TILED_DEPTH + 16)
 
-/* `add` takes that all columns are one piece. */
-static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, int add, float *out,
+static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                          size_t out_stride, float *scratch) {
     scratch = aligned(scratch);
     uint16_t *panel = (uint16_t *)scratch;
@@ -411,7 +401,6 @@ static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, 
                     tiles_of_native(w, first, row_end - first < FK_GROUP ? row_end - first : FK_GROUP, k, depth, tiles,
                                     rows, line);
             }
-            const tile_sums sums = k != 0 ? SUMS_ON : add ? SUMS_ADDED : SUMS_ANEW;
             for (size_t t = 0; t < x->tokens; t += 2 * FK_TILE_TOKENS) {
                 const size_t tokens = x->tokens - t < 2 * FK_TILE_TOKENS ? x->tokens - t : 2 * FK_TILE_TOKENS;
                 const int blocks = tokens > FK_TILE_TOKENS ? 2 : 1;
@@ -422,13 +411,13 @@ static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, 
                     const uint16_t *b = panel + g * steps * FK_TILE;
                     float *to = out + t * out_stride + row + first;
                     if (wide == (size_t)pair * FK_GROUP && tokens == (size_t)blocks * FK_TILE_TOKENS) {
-                        multiply_any_tiles(blocks, pair, a, token_stride, b, steps * FK_TILE, steps, sums, to, out_stride);
+                        multiply_any_tiles(blocks, pair, a, token_stride, b, steps * FK_TILE, steps, k == 0, to, out_stride);
                         continue;
                     }
-                    if (sums != SUMS_ANEW)
+                    if (k != 0)
                         for (size_t i = 0; i < tokens; i++)
                             memcpy(edge + i * EDGE_ROWS, to + i * out_stride, wide * sizeof *to);
-                    multiply_any_tiles(blocks, pair, a, token_stride, b, steps * FK_TILE, steps, sums, edge, EDGE_ROWS);
+                    multiply_any_tiles(blocks, pair, a, token_stride, b, steps * FK_TILE, steps, k == 0, edge, EDGE_ROWS);
                     for (size_t i = 0; i < tokens; i++) memcpy(to + i * out_stride, edge + i * EDGE_ROWS, wide * sizeof *to);
                 }
             }

@@ -174,7 +174,7 @@ static void tile_scores(const uint16_t *keys, const uint16_t *queries, size_t st
         if (few)
             multiply_half_tile(keys, queries, steps, 1, scores);
         else
-            multiply_tiles(1, 1, keys, stride, queries, stride, steps, SUMS_ANEW, scores, QUERY_TILE);
+            multiply_tiles(1, 1, keys, stride, queries, stride, steps, 1, scores, QUERY_TILE);
     memset(scores, 0, (size_t)(POSITION_TILES - tiles) * 256 * sizeof *scores);
 }
 
@@ -185,7 +185,7 @@ static void tile_output(const uint16_t *values, const uint16_t *weights, size_t 
         if (few)
             multiply_half_tile(values, weights, steps, fresh, total);
         else
-            multiply_tiles(1, 1, values, stride, weights, stride, steps, fresh ? SUMS_ANEW : SUMS_ON, total, QUERY_TILE);
+            multiply_tiles(1, 1, values, stride, weights, stride, steps, fresh, total, QUERY_TILE);
 }
 #endif
 
