@@ -476,7 +476,7 @@ pub struct CalibrationArgs {
     #[arg(long, value_name = "SHARE", value_parser = parse_mix, requires = "calib")]
     calib_mix: Option<f64>,
     /// Calibrate on N tokens, however long that takes [default: what the effort has time for, at most 24576 of the mixture, 32768 of
-    /// another text, all of self; 73728 and 98304 at --effort best, 4096 at --effort fast]
+    /// another text, all of self; at --effort best 73728 and 98304 of these two, at --effort fast 4096]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=u64::MAX))]
     calib_tokens: Option<usize>,
     /// Memory for the covariances of least squares, for example 2GB; where those of all layers take more, they are collected in

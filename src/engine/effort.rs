@@ -43,7 +43,7 @@ const BEST_TEXT_TOKENS: usize = 98_304;
 /// Tokens of the mixture, which the model must write first, at normal effort and at best.
 const MIXTURE_TOKENS: usize = 24_576;
 const BEST_MIXTURE_TOKENS: usize = 73_728;
-/// There is time for restoring in sequence if it leaves time for so many tokens at best effort.
+/// Best effort restores in sequence if that leaves time for at least so many tokens.
 const SEQUENCE_TOKENS: usize = BEST_TEXT_TOKENS / 2;
 /// Plans that the search at best effort tries at the most.
 const PLANS: usize = 6;
@@ -284,7 +284,7 @@ struct Costs {
     solved: f64,
     solved_for_curves: f64,
     applied: f64,
-    /// Whether a search for plans can be made.
+    /// Whether plans can be searched for: whether the model can be trained.
     can_search: bool,
 }
 
@@ -365,6 +365,7 @@ impl Costs {
         measured as f64 * self.plan(levels)
     }
 
+    /// Measuring one plan, on that text.
     fn plan(&self, levels: &CurveLevels) -> f64 {
         levels.tokens as f64 * (self.weights + self.head) / SEARCHED
     }

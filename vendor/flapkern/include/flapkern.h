@@ -152,8 +152,9 @@ typedef enum fk_form {
 #define FK_TILE (FK_TILE_TOKENS * FK_TILE_COLS)
 
 /* Activations X [tokens, cols], row-major, and their other forms, as far as fk_kernels.activation_form asks for them.
- * 8 bits: x = scale * q in blocks of FK_BLOCK, or in halves of these, which lets a large value spoil less beside it. bfloat16: tiles of FK_TILE_TOKENS tokens by
- * FK_TILE_COLS columns, [tiles of tokens, tiles of columns, FK_TILE_TOKENS, FK_TILE_COLS]; what lies beyond X is 0. */
+ * 8 bits: x = scale * q, with a scale for each block of FK_BLOCK values, or for each half of one, so that a large value takes
+ * precision from fewer others. bfloat16: tiles of FK_TILE_TOKENS tokens by FK_TILE_COLS columns, [tiles of tokens, tiles of
+ * columns, FK_TILE_TOKENS, FK_TILE_COLS]; what lies beyond X is 0. */
 typedef struct fk_activations {
     fk_phase phase;
     size_t tokens;

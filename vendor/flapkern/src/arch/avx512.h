@@ -204,7 +204,7 @@ INLINE __m128i peaks_of_four(const __m512i v[4]) {
     return _mm512_castsi512_si128(four);
 }
 
-/* Lane i of a quarter in all lanes of it. */
+/* Lane i of each quarter in all lanes of that quarter. */
 INLINE __m512 spread_lane(__m512 quarters, int i) {
     switch (i) {
     case 0: return _mm512_permute_ps(quarters, 0x00);

@@ -49,6 +49,7 @@ INLINE void quantize_block(int parts, const float *x, const fk_plane *to) {
  * does as quantize_block does; it returns 0, and has written nothing, if there is an infinity or a NaN. */
 #define BLOCKS_TOGETHER 4
 
+/* n values of one token, whole blocks; see quantize_block. */
 INLINE void quantize_row(int parts, const float *x, size_t n, const fk_plane *to) {
     size_t i = 0;
 #ifdef FK_OWN_FOUR_BLOCKS

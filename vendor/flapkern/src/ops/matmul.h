@@ -33,7 +33,7 @@ static size_t product_scratch(const fk_weights *w, fk_phase phase, size_t tokens
         if (is_sparse(w)) return SPARSE_SCRATCH(tokens);
     }
     if (is_sparse(w) && tokens > 1) return is_float(w->type) ? SPARSE_FLOAT_SCRATCH(tokens) : SPARSE_SCRATCH(tokens);
-    /* Prompts may come in halves of blocks, for which weights are decoded. */
+    /* A prompt's activations may have scales for halves of blocks; then weights are decoded however few tokens there are. */
     const int decodes = phase == FK_PHASE_PREFILL || tokens > PACKED_TOKENS;
     return w->layout == FK_LAYOUT_PACKED && !is_float(w->type) && decodes ? DECODED_SCRATCH : 0;
 }

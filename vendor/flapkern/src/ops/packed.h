@@ -383,7 +383,7 @@ INLINE void decoded_tiles(fk_type type, int x_parts, const vf *decoded, int kept
         decoded_tile(type, x_parts, 1, decoded, kept, first, blocks, x, t, add, out + t * out_stride, out_stride);
 }
 
-/* decoded_tiles for activations as they come. */
+/* decoded_tiles with as many scales for a block as the activations have. */
 INLINE void decoded_vector(fk_type type, const vf *decoded, int kept, size_t first, size_t blocks, const fk_activations *x, int add,
                            float *out, size_t out_stride) {
     if (x->halves)
