@@ -147,6 +147,7 @@ impl Engine {
                 return Err(EngineError::DenseMemory { shortage });
             }
             model.pack(&self.runtime);
+            model.narrow(&self.runtime);
         }
         Ok(model)
     }

@@ -41,6 +41,7 @@ impl Engine {
         let written = self.write_file(path.as_ref(), events);
         if self.pack_time.is_some() {
             self.model.pack(&self.runtime);
+            self.settle();
         }
         written
     }

@@ -292,6 +292,7 @@ impl Engine {
             None => {
                 let start = Instant::now();
                 self.model.pack(&self.runtime);
+                self.model.narrow(&self.runtime);
                 self.pack_time = Some(start.elapsed());
                 if self.options.tune == Tune::Auto {
                     let reading = tuning::reading(&self.model, &self.runtime, &self.cache);
@@ -299,6 +300,13 @@ impl Engine {
                     self.runtime.kernels = self.runtime.kernels.reading(reading);
                 }
             }
+        }
+    }
+
+    /// Brings weights that are packed, and were changed since, into the form in which a token reads the fewest bytes.
+    fn settle(&mut self) {
+        if self.pack_time.is_some() {
+            self.model.narrow(&self.runtime);
         }
     }
 

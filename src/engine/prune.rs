@@ -207,8 +207,9 @@ impl Engine {
     ) -> Result<PruneReport, EngineError> {
         self.must_be_dense()?;
         let unpack = prepared.unpack;
-        if unpack {
-            self.unpack();
+        match unpack {
+            true => self.unpack(),
+            false => self.model.widen(&self.runtime),
         }
         let removing = match prepared.sparse {
             // The dense model writes the text, where it is its own.
@@ -353,9 +354,10 @@ impl Engine {
         }
         report.notices.extend(effect::notice(&report));
         self.pruned = Some(Box::new(report.clone()));
-        // Pruned weights may fit packed.
-        if unpack {
-            self.pack();
+        match unpack {
+            // Pruned weights may fit packed.
+            true => self.pack(),
+            false => self.settle(),
         }
         Ok(report)
     }

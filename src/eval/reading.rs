@@ -25,7 +25,7 @@ fn main_type(model: &Model) -> Option<(BlockType, Vec<&Weight>)> {
     let linears = model.layers.iter().flat_map(|layer| layer.linears());
     let packed: Vec<&Weight> = linears
         .map(|linear| &linear.weight)
-        .filter(|weight| weight.layout == Layout::Packed)
+        .filter(|weight| matches!(weight.layout, Layout::Packed | Layout::Narrow))
         .collect();
     let bytes = |t: BlockType| -> usize {
         let these = packed.iter().filter(|weight| weight.block_type == t);

@@ -202,7 +202,7 @@ impl TensorInfo {
     pub fn type_name(&self) -> String {
         match self.layout {
             Layout::Sparse => format!("{} sparse", self.block_type.name()),
-            Layout::Native | Layout::Packed => self.block_type.name().to_owned(),
+            Layout::Native | Layout::Packed | Layout::Narrow => self.block_type.name().to_owned(),
         }
     }
 }

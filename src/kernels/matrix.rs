@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{sys, type_of};
-use crate::quant::{BlockType, GROUP, Layout, index_entry, least_sparse_len};
+use crate::quant::{BlockType, GROUP, Layout, can_be_narrow, index_entry, least_indexed_len};
 
 /// A stored weight matrix W `[rows, cols]`, row-major: a view on bytes that lie elsewhere.
 #[derive(Debug, Clone, Copy)]
@@ -13,17 +13,17 @@ pub struct MatrixView<'a> {
     rows: usize,
     cols: usize,
     data: &'a [u8],
-    /// The first group in `data`, of sparse weights.
+    /// The first group in `data`, of sparse and of narrow weights.
     first_group: usize,
 }
 
 impl<'a> MatrixView<'a> {
-    /// Of sparse weights nothing is looked at but the length: the kernels read nothing beyond `data`, whatever it holds, and
-    /// [`check_sparse`](crate::quant::check_sparse) tells what does not hold a matrix.
+    /// Of sparse and narrow weights nothing is looked at but the length: the kernels read nothing beyond `data`, whatever it holds, and
+    /// [`check_sparse`](crate::quant::check_sparse) tells what does not hold a sparse matrix.
     ///
     /// # Panics
-    /// If `data` is not exactly the bytes of such a matrix; of sparse weights, if it is too short for their index, or weights of
-    /// this type cannot be sparse.
+    /// If `data` is not exactly the bytes of such a matrix; of sparse and narrow weights, if it is too short for their index, or weights of
+    /// this type and width cannot be such.
     pub fn new(
         block_type: BlockType,
         layout: Layout,
@@ -34,9 +34,13 @@ impl<'a> MatrixView<'a> {
         let dense = rows * block_type.row_bytes(cols);
         let fits = match layout {
             Layout::Native | Layout::Packed => data.len() == dense,
-            Layout::Sparse => {
-                let least = least_sparse_len(rows).unwrap_or(usize::MAX);
-                block_type.has_sparse() && data.len() >= least
+            Layout::Sparse | Layout::Narrow => {
+                let least = least_indexed_len(rows).unwrap_or(usize::MAX);
+                let possible = match layout {
+                    Layout::Narrow => can_be_narrow(block_type, cols),
+                    _ => block_type.has_sparse(),
+                };
+                possible && data.len() >= least
             }
         };
         assert!(
@@ -72,9 +76,14 @@ impl<'a> MatrixView<'a> {
         self.cols
     }
 
-    /// Bytes of all rows, about as many if they are sparse and their index is damaged.
+    /// Whether an index says where its groups are.
+    fn is_indexed(&self) -> bool {
+        matches!(self.layout, Layout::Sparse | Layout::Narrow)
+    }
+
+    /// Bytes of all rows, about as many if an index says where they are and is damaged.
     pub(super) fn bytes(&self) -> usize {
-        if self.layout != Layout::Sparse {
+        if !self.is_indexed() {
             return self.data.len();
         }
         let offset = |group| index_entry(self.data, self.first_group + group);
@@ -82,14 +91,14 @@ impl<'a> MatrixView<'a> {
         usize::try_from(bytes).map_or(self.data.len(), |bytes| bytes.min(self.data.len()))
     }
 
-    /// Some of its rows. Of packed and sparse rows they must begin at a group, and end at one or with the matrix.
+    /// Some of its rows. If they are not native they must begin at a group, and end at one or with the matrix.
     pub(super) fn rows_in(self, rows: Range<usize>) -> Self {
         assert!(
             rows.start <= rows.end && rows.end <= self.rows,
             "rows of a matrix"
         );
         let len = rows.len();
-        if self.layout == Layout::Sparse {
+        if self.is_indexed() {
             assert!(rows.start.is_multiple_of(GROUP), "groups begin at {GROUP}");
             return Self {
                 rows: len,
@@ -110,7 +119,7 @@ impl<'a> MatrixView<'a> {
         match self.layout {
             Layout::Native => false,
             Layout::Packed => self.rows.is_multiple_of(GROUP),
-            Layout::Sparse => true,
+            Layout::Sparse | Layout::Narrow => true,
         }
     }
 
@@ -121,6 +130,7 @@ impl<'a> MatrixView<'a> {
                 Layout::Native => sys::fk_layout::FK_LAYOUT_NATIVE,
                 Layout::Packed => sys::fk_layout::FK_LAYOUT_PACKED,
                 Layout::Sparse => sys::fk_layout::FK_LAYOUT_SPARSE,
+                Layout::Narrow => sys::fk_layout::FK_LAYOUT_NARROW,
             },
             data: self.data.as_ptr(),
             row_bytes: self.block_type.row_bytes(self.cols),

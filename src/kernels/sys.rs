@@ -6,6 +6,7 @@
 
 pub const FK_GROUP: u32 = 16;
 pub const FK_SPARSE_TAIL: u32 = 1152;
+pub const FK_NARROW_COLS: u32 = 65536;
 pub const FK_BLOCK: u32 = 32;
 pub const FK_SUPER: u32 = 256;
 pub const FK_TILE_TOKENS: u32 = 16;
@@ -50,6 +51,7 @@ pub enum fk_layout {
     FK_LAYOUT_NATIVE = 0,
     FK_LAYOUT_PACKED = 1,
     FK_LAYOUT_SPARSE = 2,
+    FK_LAYOUT_NARROW = 3,
 }
 #[repr(u32)]
 #[derive(Copy, Clone, Hash, PartialEq, Eq)]

@@ -15,6 +15,7 @@ mod kind;
 mod load;
 mod loss;
 mod module;
+mod narrow;
 mod pack;
 mod retype;
 mod rope;

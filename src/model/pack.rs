@@ -19,6 +19,7 @@ impl Model {
 
     /// Brings every weight matrix that is not sparse back into the native layout, in place too. Returns the bytes unpacked.
     pub fn unpack(&mut self, runtime: &Runtime) -> usize {
+        self.widen(runtime);
         self.arrange(runtime, false)
     }
 
@@ -29,6 +30,7 @@ impl Model {
         debug_assert!(!sparse, "a sparse weight is not as its file has it");
         if !sparse && self.map.reset().is_ok() {
             for weight in self.multiplied_weights() {
+                weight.range.end = weight.range.start + weight.bytes();
                 weight.layout = Layout::Native;
             }
         } else {
@@ -45,7 +47,8 @@ impl Model {
         let mut ranges: Vec<Range<usize>> = Vec::new();
         let mut shapes: Vec<(BlockType, usize)> = Vec::new();
         for weight in self.multiplied_weights() {
-            if weight.layout == layout || weight.is_sparse() || !weight.block_type.packs() {
+            let stays = matches!(weight.layout, Layout::Sparse | Layout::Narrow);
+            if weight.layout == layout || stays || !weight.block_type.packs() {
                 continue;
             }
             weight.layout = layout;
@@ -76,7 +79,7 @@ impl Model {
     }
 
     /// The layers' projections and the output head.
-    fn multiplied_weights(&mut self) -> impl Iterator<Item = &mut Weight> {
+    pub(super) fn multiplied_weights(&mut self) -> impl Iterator<Item = &mut Weight> {
         let head = match &mut self.output {
             Some(output) => output,
             None => &mut self.embedding,

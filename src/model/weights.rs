@@ -8,7 +8,8 @@ use super::{Config, Module, ModuleId, Rope};
 use crate::gguf::{Map, MetadataWarning};
 use crate::kernels::MatrixView;
 use crate::quant::{
-    BlockType, Layout, decode_packed_row, decode_row, decode_sparse_row, sparse_kept,
+    BlockType, Layout, decode_narrow_row, decode_packed_row, decode_row, decode_sparse_row,
+    sparse_kept,
 };
 
 /// A weight matrix `[rows, cols]` = `[out_features, in_features]`: where and how it lies in the map.
@@ -38,9 +39,10 @@ impl Weight {
     /// Bytes of a row.
     ///
     /// # Panics
-    /// If the weight is sparse, since its rows differ.
+    /// If the weight is sparse or narrow, since its rows differ.
     pub fn row_bytes(&self) -> usize {
-        assert!(!self.is_sparse(), "{} is sparse", self.name);
+        let rows_differ = matches!(self.layout, Layout::Sparse | Layout::Narrow);
+        assert!(!rows_differ, "{} is {:?}", self.name, self.layout);
         self.block_type.row_bytes(self.cols)
     }
 
@@ -67,6 +69,7 @@ impl Weight {
             ),
             Layout::Packed => decode_packed_row(self.block_type, bytes, row, out),
             Layout::Sparse => decode_sparse_row(self.block_type, self.rows, bytes, row, out),
+            Layout::Narrow => decode_narrow_row(self.block_type, bytes, row, out),
         }
     }
 
@@ -89,7 +92,7 @@ impl Weight {
     /// The values that there are: all, unless it is sparse.
     pub fn kept(&self, map: &Map) -> usize {
         match self.layout {
-            Layout::Native | Layout::Packed => self.parameters(),
+            Layout::Native | Layout::Packed | Layout::Narrow => self.parameters(),
             Layout::Sparse => {
                 let bytes = &map.bytes()[self.range.clone()];
                 sparse_kept(self.block_type, self.rows, self.cols, bytes)
@@ -97,7 +100,16 @@ impl Weight {
         }
     }
 
+    /// The bytes that it takes: of a narrow weight those that it takes in files.
     pub fn bytes(&self) -> usize {
+        match self.layout {
+            Layout::Narrow => self.rows * self.block_type.row_bytes(self.cols),
+            Layout::Native | Layout::Packed | Layout::Sparse => self.range.len(),
+        }
+    }
+
+    /// The bytes that a product with it reads.
+    pub fn bytes_read(&self) -> usize {
         self.range.len()
     }
 }
@@ -279,6 +291,8 @@ impl Model {
 
     /// Bytes of weights that generating one token reads.
     pub fn bytes_per_token(&self) -> usize {
-        self.layers.iter().map(Layer::bytes).sum::<usize>() + self.head().bytes()
+        let linears = self.layers.iter().flat_map(Layer::linears);
+        let layers: usize = linears.map(|l| l.weight.bytes_read()).sum();
+        layers + self.head().bytes_read()
     }
 }

@@ -8,20 +8,26 @@ mod blocks;
 mod encode;
 mod grid;
 mod grids;
+mod index;
 mod iq4;
 mod keep;
 mod kquants;
+mod narrow;
 mod packed;
 mod small;
 mod sparse;
 
 pub use blocks::{decode_row, encode_row, encode_row_by_importance};
+pub(crate) use index::{index_entry, least_indexed_len, write_index};
 pub use keep::KeepMask;
 pub(crate) use keep::{is_kept, remove_from};
+pub use narrow::{can_be_narrow, decode_narrow_row, encode_narrow};
+pub(crate) use narrow::{
+    narrow_bytes_of, narrow_group, narrow_groups, narrow_len, packed_group, widen_group,
+};
 pub use packed::{GROUP, decode_packed_row, pack, unpack};
 pub(crate) use sparse::{
-    SPARSE_VERSION, SparseType, encode_group, expected_sparse_len, index_entry, least_sparse_len,
-    sparse_to_native, told_len, write_index,
+    SPARSE_VERSION, SparseType, encode_group, expected_sparse_len, sparse_to_native, told_len,
 };
 pub use sparse::{
     SparseError, check_sparse, decode_sparse_row, encode_sparse, sparse_groups, sparse_kept,
@@ -264,4 +270,6 @@ pub enum Layout {
     Packed,
     /// The same without the weights that were removed; see [`encode_sparse`].
     Sparse,
+    /// Packed 16-bit floats in 12 bits; see [`encode_narrow`]. It is in memory only, and in no file.
+    Narrow,
 }

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::index::{ENTRY, LINE, TAIL, index_entry, index_len, least_indexed_len, write_index};
 use super::packed::take_fields;
 use super::{BlockType, GROUP, KeepMask, decode_row, pack};
 
@@ -40,18 +41,12 @@ impl SparseType {
     }
 }
 
-/// Zeros at the end, which vector units may read, and which the last block cannot outgrow.
-const TAIL: usize = 1152;
-/// What groups are aligned to: a line of the cache.
-const LINE: usize = 64;
 /// Columns whose masks lie together.
 const PART: usize = 32;
 /// Lines of 64 weights in as many columns.
 const LINES: usize = 8;
 /// Bytes of their masks.
 const MASKS: usize = 8 * LINES;
-/// Bytes of an entry of the index.
-const ENTRY: usize = 8;
 
 /// Why bytes are no sparse matrix of a type and shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -198,18 +193,6 @@ impl Form {
     }
 }
 
-/// Bytes of the index of a matrix, up to where the first group begins; `None` if there is no such number.
-fn index_len(rows: usize) -> Option<usize> {
-    let entries = rows.div_ceil(GROUP).checked_add(1)?;
-    entries.checked_mul(ENTRY)?.checked_next_multiple_of(LINE)
-}
-
-/// The least bytes that a sparse matrix can take: an index and what comes behind the last group; `None` if no number is as
-/// large.
-pub(crate) fn least_sparse_len(rows: usize) -> Option<usize> {
-    index_len(rows)?.checked_add(TAIL)
-}
-
 /// How long a sparse matrix says that it is, of which these are the first bytes; `None` if they end within its index, or there is no
 /// such length.
 pub(crate) fn told_len(rows: usize, bytes: &[u8]) -> Option<usize> {
@@ -218,15 +201,6 @@ pub(crate) fn told_len(rows: usize, bytes: &[u8]) -> Option<usize> {
     }
     let end = usize::try_from(index_entry(bytes, rows.div_ceil(GROUP))).ok()?;
     end.checked_add(TAIL)
-}
-
-/// An entry of the index.
-///
-/// # Panics
-/// If there is no such entry.
-pub(crate) fn index_entry(bytes: &[u8], entry: usize) -> u64 {
-    let bytes = &bytes[ENTRY * entry..][..ENTRY];
-    u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
 }
 
 /// Where the groups of a sparse matrix lie in its bytes.
@@ -285,21 +259,7 @@ pub(crate) fn expected_sparse_len(
     let parts = (blocks * form.parts()) as f64;
     let group = (GROUP * form.fields * blocks) as f64 + parts * (MASKS as f64 + values);
     let line = (LINE / 2) as f64;
-    Some(least_sparse_len(rows)? + (groups as f64 * (group + line)) as usize)
-}
-
-/// Writes the index of groups that lie there.
-///
-/// # Panics
-/// If `bytes` is not the bytes before the first of them.
-pub(crate) fn write_index(groups: &[Range<usize>], bytes: &mut [u8]) {
-    let first = groups.first().map_or(bytes.len(), |group| group.start);
-    assert_eq!(bytes.len(), first, "an index lies before the groups");
-    bytes.fill(0);
-    let entries = std::iter::once(first).chain(groups.iter().map(|group| group.end));
-    for (place, offset) in bytes.as_chunks_mut::<ENTRY>().0.iter_mut().zip(entries) {
-        *place = (offset as u64).to_le_bytes();
-    }
+    Some(least_indexed_len(rows)? + (groups as f64 * (group + line)) as usize)
 }
 
 /// Encodes one group. `rows` are the bytes of its rows, of which the last group may have fewer, in the native layout; or all of
@@ -679,7 +639,7 @@ fn walk_groups(
     if block_type.checked_row_bytes(cols).is_none() {
         return Err(SparseError::Columns { block_type, cols });
     }
-    let least = least_sparse_len(rows).unwrap_or(usize::MAX);
+    let least = least_indexed_len(rows).unwrap_or(usize::MAX);
     if bytes.len() < least {
         return Err(SparseError::Short {
             rows,

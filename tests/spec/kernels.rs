@@ -794,7 +794,7 @@ fn halves_of_blocks_have_scales_of_their_own_where_more_precision_is_asked_for()
                         Layout::Native => 0,
                         Layout::Packed if !block_type.packs() => 0,
                         Layout::Packed => rows / GROUP * GROUP,
-                        Layout::Sparse => rows,
+                        Layout::Sparse | Layout::Narrow => rows,
                     };
                     let exact = |x: &[f32]| -> Vec<f64> {
                         let rows = |t| {

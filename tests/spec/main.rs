@@ -42,6 +42,7 @@ mod mixture;
 mod model;
 mod models;
 mod multiply;
+mod narrow;
 mod odd_files;
 mod outcome;
 mod overrides;

@@ -15,8 +15,9 @@ use crate::kernels::{Kernels, Runtime, Team};
 use crate::model::{Layer, Model, SparseWeightError, Weight};
 use crate::prune::error::PruneErrorKind;
 use crate::quant::{
-    BlockType, GROUP, KeepMask, Layout, decode_packed_row, decode_row, decode_sparse_row,
-    encode_row, encode_row_by_importance, expected_sparse_len, is_kept, pack, unpack,
+    BlockType, GROUP, KeepMask, Layout, decode_narrow_row, decode_packed_row, decode_row,
+    decode_sparse_row, encode_row, encode_row_by_importance, expected_sparse_len, is_kept, pack,
+    unpack,
 };
 
 /// The type of projections whose own has no code for 0.
@@ -377,6 +378,7 @@ fn decode(weight: &Weight, bytes: &[u8], row: usize, out: &mut [f32]) {
         }
         Layout::Packed => decode_packed_row(weight.block_type, bytes, row, out),
         Layout::Sparse => decode_sparse_row(weight.block_type, weight.rows, bytes, row, out),
+        Layout::Narrow => decode_narrow_row(weight.block_type, bytes, row, out),
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Shape {
     pub rope_dim: usize,
     pub rope_scale: Option<f32>,
     pub rope_factors: bool,
+    /// Whether weights are numbers of bfloat16, as those of most models are, in whatever type.
+    pub from_bfloat16: bool,
     pub seed: u64,
 }
 
@@ -44,6 +46,7 @@ impl Default for Shape {
             rope_dim: 16,
             rope_scale: None,
             rope_factors: false,
+            from_bfloat16: false,
             seed: 1,
         }
     }
@@ -66,7 +69,12 @@ impl Synthetic {
         write_metadata(&mut writer, &shape);
 
         let mut matrix = |writer: &mut Writer, name: &str, rows: usize, cols: usize| {
-            let values = random.normals(rows * cols, 1.0 / (cols.max(1) as f64).sqrt());
+            let mut values = random.normals(rows * cols, 1.0 / (cols.max(1) as f64).sqrt());
+            if shape.from_bfloat16 {
+                for value in &mut values {
+                    *value = half::bf16::from_f32(*value).to_f32();
+                }
+            }
             store(writer, name, &[rows, cols], shape.block_type, &values)
         };
         let embedding = matrix(&mut writer, "token_embd.weight", shape.vocabulary, d);

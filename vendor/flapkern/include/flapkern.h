@@ -51,7 +51,8 @@ typedef enum fk_type {
 typedef enum fk_layout {
     FK_LAYOUT_NATIVE = 0, /* row after row, as GGUF stores it */
     FK_LAYOUT_PACKED = 1, /* groups of FK_GROUP rows interleaved, block by block; see below */
-    FK_LAYOUT_SPARSE = 2  /* the same without the weights that were removed; see below */
+    FK_LAYOUT_SPARSE = 2, /* the same without the weights that were removed; see below */
+    FK_LAYOUT_NARROW = 3  /* packed 16-bit floats in fewer bits; see below */
 } fk_layout;
 
 /* Rows of a packed group. A matrix has rows / FK_GROUP groups; the rows that are left over follow in native form.
@@ -82,6 +83,22 @@ typedef enum fk_layout {
  * fewer; bit 16 i + r of the mask of line j is column 4 j + i of row r, and values take 2 bytes each. docs/format.md has more. */
 #define FK_SPARSE_TAIL 1152
 
+/* Narrow weights are of the types F16 and BF16, and all of their bits are there. Most models come from bfloat16, and nearly all of their
+ * weights are numbers of that between 2^-15 and 2, in F16 too: these differ in a sign, four bits of the exponent and seven of the
+ * fraction. Of eight columns, the numbers of two lie in bits that those of the other six do not need. Rows lie in groups,
+ * behind an index and before a tail, as those of sparse weights do.
+ *
+ * A group begins with its columns in eights, as far as they fill blocks of 32 columns. Eight columns are three lines of 64 bytes: a
+ * number of 4 bytes for each of 16 rows, little-endian, whose lower half is for column 2 j and whose upper half for column 2 j + 1,
+ * j = 0, 1, 2. Bit 15 of a half is the sign, bits 0 to 10 are bits 0 to 10 of the number in bfloat16, whose bits 11 to 14 are 1, 1, 1, 0.
+ * Bits 11 to 14 of the halves of lines 0 and 1 are bits 0 to 3 and 4 to 7 of columns 6 and 7; those of line 2 are bits 8 to 10, and
+ * the sign. The columns that fill no block follow, as packed ones.
+ *
+ * Then come those numbers of blocks that are no such ones, in whose place there are 2^-15: how many, in 4 bytes, and four zeros; and for
+ * each, ordered by columns, the column, the row of the group, the number in the type of the weights, and zeros, 2 bytes each.
+ * Then zeros up to a multiple of 64. Rows have at most FK_NARROW_COLS columns. */
+#define FK_NARROW_COLS 65536
+
 typedef enum fk_isa {
     FK_ISA_GENERIC = 0,
     FK_ISA_AVX2 = 1,         /* AVX2, FMA, F16C */
@@ -109,14 +126,14 @@ typedef struct fk_weights {
     size_t row_bytes; /* of native and packed rows */
     size_t rows;
     size_t cols;
-    /* Of sparse weights: all bytes that begin at `data`, and the entry of the index for the group of row 0. Whatever these bytes
+    /* Of sparse and narrow weights: all bytes that begin at `data`, and the entry of the index for the group of row 0. Whatever these bytes
      * are, kernels read nothing beyond them. */
     size_t bytes;
     const uint8_t *index;
 } fk_weights;
 
-/* Rows [begin, end) of a matrix, and where their products with a token go: out[r] for row r. begin of packed and sparse weights
- * is a multiple of FK_GROUP, and so is end unless it is the last row's. */
+/* Rows [begin, end) of a matrix, and where their products with a token go: out[r] for row r. begin of packed, sparse and narrow
+ * weights is a multiple of FK_GROUP, and so is end unless it is the last row's. */
 typedef struct fk_rows {
     fk_weights weights;
     size_t begin;
@@ -233,12 +250,12 @@ typedef struct fk_kernels {
     size_t (*matmul_scratch)(const fk_weights *w, fk_phase phase, size_t tokens, size_t added);
 
     /* out[t * out_stride + r] = (what is there if `add`, else 0) + W[r] . X[t] for rows r in [row_begin, row_end) and all tokens t. For
-     * types in blocks cols is a multiple of the block. row_begin of packed and sparse weights is a multiple of FK_GROUP. */
+     * types in blocks cols is a multiple of the block. row_begin of weights that are not native is a multiple of FK_GROUP. */
     void (*matmul)(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, int add, float *out,
                    size_t out_stride, float *scratch);
 
     /* As matmul for one token in the decode phase and rows of several matrices that read it in the same forms; packed rows of
-     * one type are read side by side, and so are sparse ones. */
+     * one type are read side by side, and so are sparse and narrow ones. */
     void (*matvec)(const fk_rows *parts, size_t count, const fk_activations *x, const fk_reading *how);
 
     /* Floats of scratch that multiply needs. */

@@ -55,6 +55,9 @@
 #define FK_SPARSE_BLOCK_TYPES(X) X(Q8_0) X(Q4_0) X(Q4_1) X(IQ4_NL) X(Q4_K)
 #define FK_SPARSE_FLOAT_TYPES(X) X(F16) X(BF16)
 
+/* X(TYPE) for the types that weights can be narrow in. */
+#define FK_NARROW_TYPES(X) X(F16) X(BF16)
+
 /* Values of a block. */
 static inline size_t block_len(fk_type type) {
     switch (type) {

@@ -354,6 +354,90 @@ static uint8_t *sparse_of(const struct format *f, const uint8_t *native, const s
     return out;
 }
 
+/* ---- narrow weights, as the header describes them ---- */
+
+static int has_narrow(const struct format *f) { return f->type == FK_TYPE_F16 || f->type == FK_TYPE_BF16; }
+
+static uint16_t number_at(const uint8_t *native, size_t rows, size_t cols, size_t r, size_t c) {
+    const uint8_t *p = native + 2 * (r * cols + c);
+    return r < rows ? (uint16_t)(p[0] | p[1] << 8) : 0;
+}
+
+/* The number in bfloat16, if it is one there that narrow weights have in their place; else 0. */
+static uint16_t narrow_number(const struct format *f, uint16_t number) {
+    if (f->type == FK_TYPE_BF16) return (number & 0x7800) == 0x3800 ? number : 0;
+    const double value = half_value(number), size = fabs(value);
+    if (!(size >= 0x1p-15 && size < 2)) return 0;
+    const float single = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &single, sizeof bits);
+    return bits & 0xffff ? 0 : (uint16_t)(bits >> 16);
+}
+
+/* Makes most of the numbers of a matrix such as fit. */
+static void make_narrow(const struct format *f, uint8_t *native, size_t rows, size_t cols) {
+    const size_t some = random_below(3) == 0 ? 3 : 100;
+    for (size_t i = 0; i < rows * cols; i++) {
+        uint16_t number = number_at(native, rows, cols, i / cols, i % cols);
+        if (random_below(some) == 0) continue;
+        if (random_below(50) == 0)
+            /* Below the smallest normal number of F16, and of eight digits all the same. */
+            number = f->type == FK_TYPE_F16 ? (number & 0x81fc) | 0x200 : (number & 0x807f) | 0x3800;
+        else
+            number = f->type == FK_TYPE_F16 ? (number & 0xb7f8) | 0x0400 : (number & 0x87ff) | 0x3800;
+        put_u16(native + 2 * i, number);
+    }
+}
+
+static uint8_t *narrow_of(const struct format *f, const uint8_t *native, size_t rows, size_t cols, size_t *bytes) {
+    const size_t groups = (rows + FK_GROUP - 1) / FK_GROUP, in_blocks = cols / 32 * 32;
+    uint8_t *all = calloc(1, 64 * (groups + 2) + groups * (64 + 32 * cols + 8 * 16 * cols) + FK_SPARSE_TAIL + 8 * groups);
+    uint8_t *to = put_zeros(all, all + 8 * (groups + 1));
+    for (size_t g = 0; g < groups; g++) {
+        put_u64(all + 8 * g, (uint64_t)(to - all));
+        uint8_t *others = to + in_blocks / 8 * 192 + (cols - in_blocks) * 32, *next = others + 8;
+        uint32_t count = 0;
+        for (size_t c = 0; c < in_blocks; c++)
+            for (size_t r = 0; r < FK_GROUP; r++) {
+                const uint16_t number = number_at(native, rows, cols, g * FK_GROUP + r, c);
+                uint16_t in_place = narrow_number(f, number);
+                if (in_place == 0) {
+                    in_place = 0x3800;
+                    if (g * FK_GROUP + r < rows) {
+                        put_u16(next, (uint16_t)c);
+                        put_u16(next + 2, (uint16_t)r);
+                        put_u16(next + 4, number);
+                        put_u16(next + 6, 0);
+                        next += 8, count++;
+                    }
+                }
+                /* Bits to where the header says. */
+                uint8_t *lines = to + c / 8 * 192;
+                for (int bit = 0; bit < 16; bit++) {
+                    if (bit >= 11 && bit < 15) continue;
+                    size_t line = c % 8 / 2, at = (size_t)bit;
+                    if (line == 3) {
+                        line = bit < 4 ? 0 : bit < 8 ? 1 : 2;
+                        at = bit == 15 ? 14 : 11 + (size_t)bit % 4;
+                    }
+                    at += 16 * (c % 2);
+                    lines[64 * line + 4 * r + at / 8] |= (uint8_t)((in_place >> bit & 1) << at % 8);
+                }
+            }
+        to += in_blocks / 8 * 192;
+        for (size_t c = in_blocks; c < cols; c++)
+            for (size_t r = 0; r < FK_GROUP; r++, to += 2) put_u16(to, number_at(native, rows, cols, g * FK_GROUP + r, c));
+        for (int i = 0; i < 4; i++) others[i] = (uint8_t)(count >> 8 * i);
+        to = put_zeros(all, next);
+    }
+    put_u64(all + 8 * groups, (uint64_t)(to - all));
+    *bytes = (size_t)(to - all) + FK_SPARSE_TAIL;
+    uint8_t *out = guarded(*bytes, 0);
+    memcpy(out, all, *bytes);
+    free(all);
+    return out;
+}
+
 /* ---- the tables and what they got wrong ---- */
 
 static struct table {
@@ -464,7 +548,12 @@ static struct product product_of(const struct format *f, const uint8_t *native, 
 static const char *phase_name(fk_phase phase) { return phase == FK_PHASE_PREFILL ? "prompt" : "generated"; }
 
 static const char *layout_name(fk_layout layout) {
-    return layout == FK_LAYOUT_PACKED ? "packed" : layout == FK_LAYOUT_SPARSE ? "sparse" : "native";
+    switch (layout) {
+    case FK_LAYOUT_PACKED: return "packed";
+    case FK_LAYOUT_SPARSE: return "sparse";
+    case FK_LAYOUT_NARROW: return "narrow";
+    default: return "native";
+    }
 }
 
 /* Columns of the output that are not the product's. */
@@ -658,6 +747,50 @@ static void check_sparse_matrix(const struct format *f, const uint8_t *native, s
     release(mark);
 }
 
+/* The same matrix with numbers that fit in fewer bits. Prompts make of it what they make of it packed, to the bit, where all rows are in
+ * groups; a generated token adds what is not in its place at the end. */
+static void check_narrow_matrix(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
+                                size_t cols, const char *what) {
+    const size_t mark = area_count, all = rows * row_bytes(f, cols);
+    uint8_t *these = guarded(all, 0), *packed = guarded(all, tokens % 2);
+    memcpy(these, native, all);
+    make_narrow(f, these, rows, cols);
+    pack(f, rows, cols, these, packed);
+    struct inputs in = inputs_in(values, tokens, cols, 0);
+    struct product p = product_of(f, these, rows, &in, 0);
+    size_t bytes;
+    const uint8_t *narrow = narrow_of(f, these, rows, cols, &bytes);
+    for EACH_TABLE (table)
+        for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++) {
+            check_product(table, f, FK_LAYOUT_NARROW, (fk_phase)phase, narrow, bytes, rows, &in, &p, what);
+            const fk_weights as_packed = {f->type, FK_LAYOUT_PACKED, packed, row_bytes(f, cols), rows, cols, all, packed};
+            fk_weights as_narrow = as_packed;
+            as_narrow.layout = FK_LAYOUT_NARROW;
+            as_narrow.data = as_narrow.index = narrow;
+            as_narrow.bytes = bytes;
+            if (phase == FK_PHASE_DECODE) continue;
+            fk_activations x = in.x;
+            x.phase = (fk_phase)phase;
+            const size_t inner = area_count, row_of_tiles = (cols + FK_TILE_COLS - 1) / FK_TILE_COLS * FK_TILE;
+            const size_t tile_rows = (tokens + FK_TILE_TOKENS - 1) / FK_TILE_TOKENS;
+            uint16_t *tiles = guarded(tile_rows * row_of_tiles * sizeof *tiles, 0);
+            for (size_t i = 0; i < tile_rows; i++) {
+                const size_t t = i * FK_TILE_TOKENS, count = tokens - t < FK_TILE_TOKENS ? tokens - t : FK_TILE_TOKENS;
+                table->kernels->fill_tiles(x.values + t * cols, count, cols, tiles + i * row_of_tiles);
+            }
+            x.tiles = tiles;
+            const float *a = multiply(table->kernels, &as_packed, &x, 0, 0), *b = multiply(table->kernels, &as_narrow, &x, 0, 0);
+            for (size_t t = 0; t < tokens; t++)
+                expect(table,
+                       memcmp(a + t * (rows + MARGIN), b + t * (rows + MARGIN), rows / FK_GROUP * FK_GROUP * sizeof *a) == 0 ||
+                           !isfinite(p.value[0][t * rows]),
+                       "matmul %s narrow: %zu x %zu, %s token %zu of %zu differs from packed", f->name, rows, cols,
+                       phase_name(x.phase), t, tokens);
+            release(inner);
+        }
+    release(mark);
+}
+
 /* One matrix in all of its layouts by all tables, in both phases, or in that of prompts if halves of blocks have scales. */
 static void check_scales_of(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
                             size_t cols, int halves, const char *what) {
@@ -673,6 +806,7 @@ static void check_scales_of(const struct format *f, const uint8_t *native, size_
         }
     release(mark);
     if (has_sparse(f)) check_sparse_matrix(f, native, rows, values, tokens, cols, halves, what);
+    if (has_narrow(f)) check_narrow_matrix(f, native, rows, values, tokens, cols, what);
 }
 
 static void check_matrix(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
@@ -705,7 +839,7 @@ static void check_products(void) {
         }
 }
 
-/* Sparse bytes that are damaged anywhere: masks that say more than there is, offsets beyond the end. Something comes out, and
+/* Sparse and narrow bytes that are damaged anywhere: masks and forms that say more than there is, offsets beyond the end. Something comes out, and
  * nothing beyond the bytes is read, which would end the program. */
 static void check_damaged(void) {
     enum { ROWS = 35, COLS = 256, TOKENS = 3 };
@@ -716,7 +850,9 @@ static void check_damaged(void) {
             for (size_t r = 0; r < ROWS; r++) random_row(f, native + r * row_bytes(f, COLS), COLS);
             const struct kept kept = {random_keep(ROWS, COLS), ROWS, COLS};
             size_t bytes;
-            uint8_t *sparse = sparse_of(f, native, &kept, &bytes);
+            const int narrow = has_narrow(f) && round % 2;
+            if (narrow) make_narrow(f, native, ROWS, COLS);
+            uint8_t *sparse = narrow ? narrow_of(f, native, ROWS, COLS, &bytes) : sparse_of(f, native, &kept, &bytes);
             const size_t from = round < 8 ? random_below(32) : random_below(bytes), rest = bytes - from;
             const size_t len = round % 4 == 0 ? 1 : round % 4 == 1 ? random_below(rest) : random_below(rest < 99 ? rest : 99);
             for (size_t i = from; i < from + len; i++) sparse[i] = round % 3 == 0 ? 0xff : (uint8_t)random_bits();
@@ -724,7 +860,7 @@ static void check_damaged(void) {
             fill_normal(x, TOKENS * COLS, 1);
             const struct inputs in = inputs_of(x, TOKENS, COLS);
             uint16_t *tiles = guarded(COLS / FK_TILE_COLS * FK_TILE * sizeof *tiles, 0);
-            const fk_weights w = {f->type, FK_LAYOUT_SPARSE, sparse, 0, ROWS, COLS, bytes, sparse};
+            const fk_weights w = {f->type, narrow ? FK_LAYOUT_NARROW : FK_LAYOUT_SPARSE, sparse, 0, ROWS, COLS, bytes, sparse};
             for EACH_TABLE (table)
                 for (size_t tokens = 1; tokens <= TOKENS; tokens += 2)
                     for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++) {
@@ -735,7 +871,8 @@ static void check_damaged(void) {
                         table->kernels->fill_tiles(x, tokens, COLS, tiles);
                         some.tiles = tiles;
                         const float *out = multiply(table->kernels, &w, &some, 0, 0);
-                        expect(table, out[ROWS] == UNTOUCHED, "matmul %s sparse, damaged: writes beyond the last row", f->name);
+                        expect(table, out[ROWS] == UNTOUCHED, "matmul %s %s, damaged: writes beyond the last row", f->name,
+                               layout_name(w.layout));
                         release(inner);
                     }
             release(mark);

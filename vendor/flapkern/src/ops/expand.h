@@ -4,12 +4,6 @@
  * An instruction set that has instructions for it has its own functions, as contract.h says. The others look up, for eight bits
  * of a mask at a time, which byte comes to which place, and move sixteen bytes at once by shuffle_bytes. */
 
-INLINE uint64_t load_u64(const uint8_t *p) {
-    uint64_t v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
 /* The bits that are set in a mask. Processors that count bits with an instruction of their own are told from others by the
  * compiler's flags. */
 #if defined(__POPCNT__)

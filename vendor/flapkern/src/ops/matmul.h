@@ -5,8 +5,6 @@ static int is_float(fk_type type) { return block_len(type) == 1; }
 /* In prefill, weights that are decoded to panels of single precision; packed codes are multiplied as they are. */
 static int wants_panels(const fk_weights *w) { return w->layout == FK_LAYOUT_NATIVE || is_float(w->type); }
 
-static int is_sparse(const fk_weights *w) { return w->layout == FK_LAYOUT_SPARSE; }
-
 static fk_form activation_form(const fk_weights *w, fk_phase phase) {
     if (phase == FK_PHASE_PREFILL) {
 #if FK_BF16
@@ -29,10 +27,10 @@ static size_t product_scratch(const fk_weights *w, fk_phase phase, size_t tokens
 #if FK_BF16
         if (wants_tiles(w)) return TILED_SCRATCH;
 #endif
-        if (wants_panels(w)) return is_sparse(w) ? SPARSE_GEMM_SCRATCH : GEMM_SCRATCH;
-        if (is_sparse(w)) return SPARSE_SCRATCH(tokens);
+        if (wants_panels(w)) return is_indexed(w) ? INDEXED_GEMM_SCRATCH : GEMM_SCRATCH;
+        if (is_indexed(w)) return SPARSE_SCRATCH(tokens);
     }
-    if (is_sparse(w) && tokens > 1) return is_float(w->type) ? SPARSE_FLOAT_SCRATCH(tokens) : SPARSE_SCRATCH(tokens);
+    if (is_indexed(w) && tokens > 1) return is_float(w->type) ? INDEXED_FLOAT_SCRATCH(tokens) : SPARSE_SCRATCH(tokens);
     /* A prompt's activations may have scales for halves of blocks; then weights are decoded however few tokens there are. */
     const int decodes = phase == FK_PHASE_PREFILL || tokens > PACKED_TOKENS;
     return w->layout == FK_LAYOUT_PACKED && !is_float(w->type) && decodes ? DECODED_SCRATCH : 0;
@@ -47,9 +45,10 @@ static void matvec(const fk_rows *parts, size_t count, const fk_activations *x, 
     while (parts < all) {
         const fk_type type = parts->weights.type;
         const fk_rows *end = parts;
-        while (end < all && is_sparse(&end->weights) && end->weights.type == type) end++;
+        const fk_layout layout = parts->weights.layout;
+        while (end < all && is_indexed(&end->weights) && end->weights.type == type && end->weights.layout == layout) end++;
         if (end > parts) {
-            in_sparse_streams(type, how, parts, end, x);
+            in_indexed_streams(how, parts, end, x);
             parts = end;
             continue;
         }
@@ -74,9 +73,9 @@ static void prefill(const fk_weights *w, size_t row_begin, size_t row_end, const
         return;
     }
 #endif
-    if (is_sparse(w)) {
+    if (is_indexed(w)) {
         if (is_float(w->type))
-            sparse_gemm(w, row_begin, row_end, x, out, out_stride, scratch);
+            indexed_gemm(w, row_begin, row_end, x, out, out_stride, scratch);
         else
             sparse_rows(w, row_begin, row_end, x, out, out_stride, scratch);
         return;
@@ -100,9 +99,9 @@ static void prefill(const fk_weights *w, size_t row_begin, size_t row_end, const
 /* Generated tokens of several texts: as matvec computes each of them, but the weights are read once for all. */
 static void decode(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, int add, float *out,
                    size_t out_stride, float *scratch) {
-    if (is_sparse(w)) {
+    if (is_indexed(w)) {
         if (is_float(w->type))
-            sparse_floats(w, row_begin, row_end, x, out, out_stride, scratch);
+            indexed_floats(w, row_begin, row_end, x, out, out_stride, scratch);
         else
             sparse_rows(w, row_begin, row_end, x, out, out_stride, scratch);
         return;

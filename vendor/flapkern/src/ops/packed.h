@@ -587,7 +587,7 @@ typedef struct place {
 /* Groups of a part; packed rows that are left over are native. */
 static size_t groups_of(const fk_rows *part) {
     const size_t rows = part->end - part->begin;
-    return (part->weights.layout == FK_LAYOUT_SPARSE ? rows + FK_GROUP - 1 : rows) / FK_GROUP;
+    return (is_indexed(&part->weights) ? rows + FK_GROUP - 1 : rows) / FK_GROUP;
 }
 
 /* The place `by` groups further on. Behind the last group there is a place too, but nothing at it. */

@@ -125,21 +125,21 @@ static void gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk
     }
 }
 
-/* Rows whose sparse groups are decoded together, to one panel or to several. */
-#define SPARSE_ROWS (GEMM_ROWS > FK_GROUP ? GEMM_ROWS : FK_GROUP)
+/* Rows whose groups are decoded together, to one panel or to several, where an index finds them. */
+#define INDEXED_ROWS (GEMM_ROWS > FK_GROUP ? GEMM_ROWS : FK_GROUP)
 
-#define SPARSE_GEMM_SCRATCH (GEMM_DEPTH * SPARSE_ROWS + GEMM_TOKENS * GEMM_ROWS)
+#define INDEXED_GEMM_SCRATCH (GEMM_DEPTH * INDEXED_ROWS + GEMM_TOKENS * GEMM_ROWS)
 
-/* gemm for sparse plain floats. */
-static void sparse_gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
+/* gemm for sparse and narrow floats. */
+static void indexed_gemm(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, float *out,
                         size_t out_stride, float *scratch) {
-    enum { GROUPS = SPARSE_ROWS / FK_GROUP };
-    float *block = scratch + GEMM_DEPTH * SPARSE_ROWS;
-    for (size_t row = row_begin; row < row_end; row += SPARSE_ROWS) {
-        const size_t count = row_end - row < SPARSE_ROWS ? row_end - row : SPARSE_ROWS;
+    enum { GROUPS = INDEXED_ROWS / FK_GROUP };
+    float *block = scratch + GEMM_DEPTH * INDEXED_ROWS;
+    for (size_t row = row_begin; row < row_end; row += INDEXED_ROWS) {
+        const size_t count = row_end - row < INDEXED_ROWS ? row_end - row : INDEXED_ROWS;
         const size_t groups = (count + FK_GROUP - 1) / FK_GROUP;
-        const uint8_t *at[GROUPS] = {0};
-        for (size_t g = 0; g < groups; g++) at[g] = sparse_group(w, row / FK_GROUP + g);
+        progress at[GROUPS] = {0};
+        for (size_t g = 0; g < groups; g++) at[g] = begin_columns(w, row / FK_GROUP + g);
         for (size_t k = 0; k < w->cols; k += GEMM_DEPTH) {
             const size_t depth = w->cols - k < GEMM_DEPTH ? w->cols - k : GEMM_DEPTH;
             for (size_t g = 0; g < GROUPS; g++) {
@@ -149,7 +149,7 @@ static void sparse_gemm(const fk_weights *w, size_t row_begin, size_t row_end, c
                     to[v] = scratch + r / GEMM_ROWS * (GEMM_DEPTH * GEMM_ROWS) + r % GEMM_ROWS;
                 }
                 if (g < groups)
-                    at[g] = decode_any_columns(w->type, at[g], limit_of(w), depth, to, GEMM_ROWS);
+                    decode_any_columns(w, &at[g], depth, to, GEMM_ROWS);
                 else
                     for (size_t i = 0; i < depth; i++)
                         for (int v = 0; v < GROUP_VECTORS; v++) store(to[v] + i * GEMM_ROWS, (vf){0});

@@ -1,20 +1,8 @@
 /* Products of sparse groups: a lane is a row, as in packed.h, and blocks are computed by the same arithmetic. So a weight that
- * was removed gives what a packed weight of 0 gives, to the bit. Included by table.h.
- *
- * Where a block begins follows from the masks of the block before, so that groups are read from their beginnings on. Masks are
- * trusted with nothing but results: no block is read from beyond a limit, from where the longest block ends inside the bytes. */
+ * was removed gives what a packed weight of 0 gives, to the bit. Included by table.h. */
 
 /* Bytes of the masks of 32 columns. */
 #define MASKS 64
-
-/* How many bytes ahead of a block is fetched, and the most lines of 64 bytes of each. */
-#define SPARSE_AHEAD 1024
-#define MOST_AHEAD 32
-
-/* Where the last block of sound bytes ends, and no block may begin behind. */
-INLINE const uint8_t *limit_of(const fk_weights *w) { return w->data + (w->bytes - FK_SPARSE_TAIL); }
-
-INLINE const uint8_t *within(const uint8_t *p, const uint8_t *limit) { return p < limit ? p : limit; }
 
 /* The same address, of which the compiler does not know where it comes from, where registers are few: it would keep one address for
  * each four activations of a block. */
@@ -28,12 +16,6 @@ INLINE const int8_t *opaque(const int8_t *p) {
  * wait for each other, and when the compiler puts them between the codes, those of later blocks wait behind them. */
 INLINE void settle(vw *codes) { (void)codes; }
 #endif
-
-/* Where group `group` begins, or the last but one ends. */
-static const uint8_t *sparse_group(const fk_weights *w, size_t group) {
-    const uint64_t offset = load_u64(w->index + 8 * group), last = w->bytes - FK_SPARSE_TAIL;
-    return w->data + (offset < last ? offset : last);
-}
 
 /* ---- types in blocks ---- */
 
@@ -90,7 +72,7 @@ INLINE void sparse_streams(fk_type type, int count, const uint8_t *const *groups
         here.code_sums = x->code_sums + 2 * block;
         _Pragma("GCC unroll 1") for (int g = 0; g < count; g++) {
             const uint8_t *fields = within(at[g], limits[g]), *p = fields + field_bytes(type);
-            for (size_t i = 0; i < ahead; i++) __builtin_prefetch(fields + SPARSE_AHEAD + 64 * i);
+            for (size_t i = 0; i < ahead; i++) __builtin_prefetch(fields + INDEXED_AHEAD + 64 * i);
             UNROLL for (size_t s = 0; s < parts; s++) {
                 sparse_block b;
                 if (parts > 1) p = within(p, limits[g]);
@@ -174,7 +156,7 @@ INLINE void sparse_float_streams(fk_type type, int count, const uint8_t *const *
             const uint8_t *p = within(at[g], limits[g]);
             const float *values = x->values + k;
             vf sum[GROUP_VECTORS][FLOAT_CHAINS];
-            for (size_t i = 0; i < ahead; i++) __builtin_prefetch(p + SPARSE_AHEAD + 64 * i);
+            for (size_t i = 0; i < ahead; i++) __builtin_prefetch(p + INDEXED_AHEAD + 64 * i);
             memcpy(sum, total[g], sizeof sum);
             const uint8_t *from = p + MASKS;
             _Pragma("GCC unroll 1") for (size_t j = 0; j < 8; j++) {
@@ -238,23 +220,34 @@ INLINE const uint8_t *decode_columns(fk_type type, const uint8_t *p, const uint8
 FK_SPARSE_FLOAT_TYPES(FLOATS)
 #undef FLOATS
 
-/* decode_columns for a type that is not a constant. */
-static const uint8_t *decode_any_columns(fk_type type, const uint8_t *p, const uint8_t *limit, size_t depth,
-                                         float *const *to, size_t stride) {
-    switch (type) {
-#define FLOATS(TYPE) \
-    case FK_TYPE_##TYPE: return columns_##TYPE(p, limit, depth, to, stride);
+/* Where the first columns of a group of plain floats are. */
+static progress begin_columns(const fk_weights *w, size_t group) {
+    if (w->layout == FK_LAYOUT_NARROW) return begin_narrow(w, group);
+    return (progress){.p = indexed_group(w, group)};
+}
+
+/* Decodes the `depth` columns that come next; see decode_columns and decode_narrow. */
+static void decode_any_columns(const fk_weights *w, progress *at, size_t depth, float *const *to, size_t stride) {
+    const int narrow = w->layout == FK_LAYOUT_NARROW;
+    switch (w->type) {
+#define FLOATS(TYPE)                                                             \
+    case FK_TYPE_##TYPE:                                                         \
+        if (narrow)                                                              \
+            narrow_columns_##TYPE(at, limit_of(w), depth, to, stride);           \
+        else                                                                     \
+            at->p = columns_##TYPE(at->p, limit_of(w), depth, to, stride);       \
+        break;
         FK_SPARSE_FLOAT_TYPES(FLOATS)
 #undef FLOATS
-    default: return p;
+    default: break;
     }
 }
 
 /* Columns that are decoded together for several generated tokens. */
-#define SPARSE_DEPTH 256
+#define INDEXED_DEPTH 256
 
 /* Floats of scratch for these columns, and for each token the sums of a group so far and its products. */
-#define SPARSE_FLOAT_SCRATCH(TOKENS) (SPARSE_DEPTH * FK_GROUP + (TOKENS) * (FLOAT_CHAINS + 1) * FK_GROUP)
+#define INDEXED_FLOAT_SCRATCH(TOKENS) (INDEXED_DEPTH * FK_GROUP + (TOKENS) * (FLOAT_CHAINS + 1) * FK_GROUP)
 
 /* total[t][v][c] += the products of columns c, c + FLOAT_CHAINS and so on, as far as there are `depth` (the rest of which go to
  * chain 0), for `tokens` tokens (a constant). The columns are decoded, [depth, FK_GROUP]. */
@@ -290,17 +283,19 @@ INLINE void add_chains(size_t tokens, float *total, int fresh, float *out) {
         }
 }
 
-/* Rows [begin, end) for several generated tokens, summed as sparse_float_streams sums one. */
-static void sparse_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
+/* Rows [begin, end) of sparse or narrow floats for several generated tokens, summed as one token's are. */
+static void indexed_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                           size_t out_stride, float *scratch) {
-    float *columns = scratch, *total = columns + SPARSE_DEPTH * FK_GROUP;
+    float *columns = scratch, *total = columns + INDEXED_DEPTH * FK_GROUP;
     float *sums = total + x->tokens * FLOAT_CHAINS * FK_GROUP;
     const size_t whole = x->cols / FLOAT_STEP * FLOAT_STEP;
     float *to[GROUP_VECTORS];
     for (int v = 0; v < GROUP_VECTORS; v++) to[v] = columns + v * FK_LANES;
     for (size_t row = begin; row < end; row += FK_GROUP) {
         const size_t rows = end - row < FK_GROUP ? end - row : FK_GROUP;
-        const uint8_t *p = sparse_group(w, row / FK_GROUP);
+        progress at = begin_columns(w, row / FK_GROUP);
+        /* Numbers that are not in their place are added at the end, as one token's are. */
+        at.count = 0;
         memset(total, 0, x->tokens * FLOAT_CHAINS * FK_GROUP * sizeof *total);
         for (size_t k = 0, depth; k < x->cols; k += depth) {
             /* What is left of whole steps is summed by itself. */
@@ -309,8 +304,8 @@ static void sparse_floats(const fk_weights *w, size_t begin, size_t end, const f
                 memset(total, 0, x->tokens * FLOAT_CHAINS * FK_GROUP * sizeof *total);
             }
             depth = (k < whole ? whole : x->cols) - k;
-            if (depth > SPARSE_DEPTH) depth = SPARSE_DEPTH;
-            p = decode_any_columns(w->type, p, limit_of(w), depth, to, FK_GROUP);
+            if (depth > INDEXED_DEPTH) depth = INDEXED_DEPTH;
+            decode_any_columns(w, &at, depth, to, FK_GROUP);
             size_t t = 0;
             for (; t + FLOAT_TOKENS <= x->tokens; t += FLOAT_TOKENS)
                 add_columns(FLOAT_TOKENS, columns, depth, x->values + t * x->cols + k, x->cols,
@@ -319,6 +314,7 @@ static void sparse_floats(const fk_weights *w, size_t begin, size_t end, const f
                 add_columns(1, columns, depth, x->values + t * x->cols + k, x->cols, total + t * FLOAT_CHAINS * FK_GROUP);
         }
         add_chains(x->tokens, total, whole == x->cols, sums);
+        if (w->layout == FK_LAYOUT_NARROW) add_others_of(w, row / FK_GROUP, x, sums);
         for (size_t t = 0; t < x->tokens; t++)
             memcpy(out + t * out_stride + row, sums + t * FK_GROUP, rows * sizeof *out);
     }
@@ -326,7 +322,7 @@ static void sparse_floats(const fk_weights *w, size_t begin, size_t end, const f
 
 /* ---- one token ---- */
 
-typedef void sparse_streams_function(int count, const uint8_t *const *groups, const uint8_t *const *limits, size_t ahead,
+typedef void indexed_streams_function(int count, const uint8_t *const *groups, const uint8_t *const *limits, size_t ahead,
                                      const fk_activations *x, float *const *out);
 typedef void sparse_group_function(const uint8_t *p, const uint8_t *limit, size_t rows, const fk_activations *x, float *out,
                                    size_t out_stride, float *scratch);
@@ -353,7 +349,8 @@ FK_SPARSE_FLOAT_TYPES(FLOATS)
 #undef BLOCKS
 #undef FLOATS
 
-static sparse_streams_function *sparse_streams_for(fk_type type) {
+static indexed_streams_function *indexed_streams_for(fk_type type, fk_layout layout) {
+    if (layout == FK_LAYOUT_NARROW) return type == FK_TYPE_F16 ? narrow_streams_F16 : narrow_streams_BF16;
     switch (type) {
 #define FUNCTION(TYPE) \
     case FK_TYPE_##TYPE: return sparse_streams_##TYPE;
@@ -375,7 +372,7 @@ static sparse_group_function *sparse_group_for(fk_type type) {
 }
 
 /* Calls `multiply`, which goes on by `step` columns, for the groups at `count` places, and moves each place on by one. */
-static void multiply_sparse_at(sparse_streams_function *multiply, int fetches, place *places, size_t count, size_t step,
+static void multiply_indexed_at(indexed_streams_function *multiply, int fetches, place *places, size_t count, size_t step,
                                const fk_rows *end, const fk_activations *x) {
     const uint8_t *groups[STREAMS] = {0}, *limits[STREAMS] = {0};
     float *out[STREAMS] = {0}, *to[STREAMS], edge[STREAMS][FK_GROUP];
@@ -385,9 +382,9 @@ static void multiply_sparse_at(sparse_streams_function *multiply, int fetches, p
         const fk_rows *part = places[g].part;
         const size_t row = part->begin + places[g].group * FK_GROUP;
         rows[g] = part->end - row < FK_GROUP ? part->end - row : FK_GROUP;
-        groups[g] = sparse_group(&part->weights, row / FK_GROUP);
+        groups[g] = indexed_group(&part->weights, row / FK_GROUP);
         limits[g] = limit_of(&part->weights);
-        bytes += (size_t)(sparse_group(&part->weights, row / FK_GROUP + 1) - groups[g]);
+        bytes += (size_t)(indexed_group(&part->weights, row / FK_GROUP + 1) - groups[g]);
         to[g] = part->out + row;
         out[g] = rows[g] < FK_GROUP ? edge[g] : to[g];
         places[g] = move_on(places[g], 1, end);
@@ -399,28 +396,29 @@ static void multiply_sparse_at(sparse_streams_function *multiply, int fetches, p
         if (rows[g] < FK_GROUP) memcpy(to[g], out[g], rows[g] * sizeof *to[g]);
 }
 
-/* How sparse groups of a type are read where packed groups are read as `how` says. Plain floats are always asked for, at four places or
+/* How groups of a type are read where packed groups are read as `how` says. Sparse floats are always asked for, at four places or
  * more: each of their lines takes so many instructions that the processor does not see the next ones in time by itself. */
-static fk_reading sparse_reading(fk_type type, const fk_reading *how) {
-    if (block_len(type) > 1) return *how;
+static fk_reading indexed_reading(fk_type type, fk_layout layout, const fk_reading *how) {
+    if (block_len(type) > 1 || layout == FK_LAYOUT_NARROW) return *how;
     return (fk_reading){how->streams < 4 ? 4 : how->streams, 1};
 }
 
-/* As in_streams, for sparse groups. */
-static void in_sparse_streams(fk_type type, const fk_reading *packed, const fk_rows *parts, const fk_rows *end,
-                              const fk_activations *x) {
-    const fk_reading how = sparse_reading(type, packed);
-    sparse_streams_function *multiply = sparse_streams_for(type);
+/* As in_streams, for groups that an index finds, all of one layout. */
+static void in_indexed_streams(const fk_reading *packed, const fk_rows *parts, const fk_rows *end, const fk_activations *x) {
+    const fk_type type = parts->weights.type;
+    const fk_layout layout = parts->weights.layout;
+    const fk_reading how = indexed_reading(type, layout, packed);
+    indexed_streams_function *multiply = indexed_streams_for(type, layout);
     const size_t step = block_len(type) > FLOAT_STEP ? block_len(type) : FLOAT_STEP;
     size_t count = 0;
     for (const fk_rows *part = parts; part < end; part++) count += groups_of(part);
     const size_t streams = even_streams(count, streams_of(type, &how)), length = count / streams;
     place places[STREAMS], next = move_on((place){parts, 0}, 0, end);
     for (size_t g = 0; g < streams; g++, next = move_on(next, length, end)) places[g] = next;
-    for (size_t i = 0; i < length; i++) multiply_sparse_at(multiply, how.fetches, places, streams, step, end, x);
+    for (size_t i = 0; i < length; i++) multiply_indexed_at(multiply, how.fetches, places, streams, step, end, x);
     const size_t rest = count - streams * length;
     for (size_t g = 0; g < rest; g++, next = move_on(next, 1, end)) places[g] = next;
-    multiply_sparse_at(multiply, how.fetches, places, rest, step, end, x);
+    multiply_indexed_at(multiply, how.fetches, places, rest, step, end, x);
 }
 
 /* Products of rows [begin, end) of a type in blocks and several tokens, or tokens of a prompt. */
@@ -428,6 +426,6 @@ static void sparse_rows(const fk_weights *w, size_t begin, size_t end, const fk_
                         size_t out_stride, float *scratch) {
     sparse_group_function *multiply = sparse_group_for(w->type);
     for (size_t row = begin; row < end; row += FK_GROUP)
-        multiply(sparse_group(w, row / FK_GROUP), limit_of(w), end - row < FK_GROUP ? end - row : FK_GROUP, x, out + row,
+        multiply(indexed_group(w, row / FK_GROUP), limit_of(w), end - row < FK_GROUP ? end - row : FK_GROUP, x, out + row,
                  out_stride, scratch);
 }

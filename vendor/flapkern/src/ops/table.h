@@ -6,8 +6,10 @@
 #include "../half.h"
 
 #include "native.h"
+#include "indexed.h"
 #include "packed.h"
 #include "packed_floats.h"
+#include "narrow.h"
 #include "expand.h"
 #include "sparse.h"
 #include "panels.h"

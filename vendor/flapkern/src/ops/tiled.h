@@ -196,6 +196,42 @@ static const uint8_t *tiles_of_sparse(fk_type type, const uint8_t *p, const uint
     }
 }
 
+/* The tiles of the `depth` columns of a narrow group that come next: numbers lie in words as in tiles. */
+INLINE void tiles_of_narrow_floats(fk_type type, progress *at, const uint8_t *limit, size_t depth, uint16_t *tiles) {
+    const size_t whole = in_blocks(depth);
+    for (size_t k = 0; k < whole; k += EIGHT_COLUMNS, at->p += EIGHT_BYTES) {
+        vu words[4];
+        load_eight(within(at->p, limit), 0, words);
+        UNROLL for (int i = 0; i < 4; i++)
+            _mm512_store_si512(tiles + (k + 2 * i) * FK_GROUP, (__m512i)((words[i] & OWN_BITS) | COMMON_BITS));
+    }
+    for (const uint8_t *p; (p = next_other(at, at->column + whole)) != 0;) {
+        const size_t column = column_of_other(p) - at->column, place = column / 2 * 2 * FK_GROUP + 2 * row_of_other(p) + column % 2;
+        const vf value = splat(value_of_other(type, p));
+        if (column < whole) tiles[place] = (uint16_t)_mm_cvtsi128_si32(_mm512_castsi512_si128(to_bfloats(value, value)));
+    }
+    at->column += depth;
+    if (whole < depth) tiles_of_floats(type, within(at->p, limit), depth - whole, tiles + whole * FK_GROUP);
+}
+
+#define FLOATS(TYPE)                                                                                               \
+    static __attribute__((noinline)) void narrow_tiles_##TYPE(progress *at, const uint8_t *limit, size_t depth,    \
+                                                              uint16_t *tiles) {                                   \
+        tiles_of_narrow_floats(FK_TYPE_##TYPE, at, limit, depth, tiles);                                           \
+    }
+FK_NARROW_TYPES(FLOATS)
+#undef FLOATS
+
+/* The tiles of the `depth` columns that come next of a group that an index finds. */
+static void tiles_of_indexed(const fk_weights *w, progress *at, size_t depth, uint16_t *tiles) {
+    if (w->layout == FK_LAYOUT_SPARSE)
+        at->p = tiles_of_sparse(w->type, at->p, limit_of(w), depth, tiles);
+    else if (w->type == FK_TYPE_F16)
+        narrow_tiles_F16(at, limit_of(w), depth, tiles);
+    else
+        narrow_tiles_BF16(at, limit_of(w), depth, tiles);
+}
+
 /* Transposes 16 by 16 words of 4 bytes from rows at `from`, `stride` bytes apart, to a tile. */
 INLINE void transpose_words(const void *from, size_t stride, uint16_t *tile) {
     vf words[FK_LANES];
@@ -382,16 +418,16 @@ static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, 
     for (size_t row = row_begin; row < row_end; row += TILED_ROWS) {
         const size_t count = row_end - row < TILED_ROWS ? row_end - row : TILED_ROWS;
         const int groups = (int)((count + FK_GROUP - 1) / FK_GROUP);
-        const uint8_t *sparse[TILED_ROWS / FK_GROUP];
-        for (int g = 0; g < groups && w->layout == FK_LAYOUT_SPARSE; g++) sparse[g] = sparse_group(w, row / FK_GROUP + g);
+        progress at[TILED_ROWS / FK_GROUP];
+        for (int g = 0; g < groups && is_indexed(w); g++) at[g] = begin_columns(w, row / FK_GROUP + g);
         for (size_t k = 0; k < w->cols; k += piece) {
             const size_t depth = w->cols - k < piece ? w->cols - k : piece;
             const size_t steps = (depth + FK_TILE_COLS - 1) / FK_TILE_COLS;
             for (int g = 0; g < groups; g++) {
                 const size_t first = row + g * FK_GROUP;
                 uint16_t *tiles = panel + g * steps * FK_TILE;
-                if (w->layout == FK_LAYOUT_SPARSE)
-                    sparse[g] = tiles_of_sparse(w->type, sparse[g], limit_of(w), depth, tiles);
+                if (is_indexed(w))
+                    tiles_of_indexed(w, &at[g], depth, tiles);
                 else if (first < packed_end)
                     tiles_of_packed(w->type,
                                     w->data + first * w->row_bytes +

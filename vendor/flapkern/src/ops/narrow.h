@@ -1,0 +1,168 @@
+/* Products of narrow groups: 16-bit floats in 12 bits, but for those that need more. A lane is a row, as in packed.h. Included by table.h. */
+
+/* Columns that lie together, and bytes and lines of them. */
+#define EIGHT_COLUMNS 8
+#define EIGHT_LINES 3
+#define EIGHT_BYTES (64 * EIGHT_LINES)
+
+/* Bytes of a block of FLOAT_STEP columns. */
+#define NARROW_BYTES (FLOAT_STEP / EIGHT_COLUMNS * EIGHT_BYTES)
+
+/* The bits of a number of bfloat16 that narrow numbers have of their own, and those that all of them share; in both halves of a word. */
+#define OWN_BITS 0x87ff87ffu
+#define COMMON_BITS 0x38003800u
+
+INLINE vu load_words(const uint8_t *p) {
+    vu words;
+    memcpy(&words, p, sizeof words);
+    return words;
+}
+
+/* Vector v of eight columns at p, as four words of two numbers each, of which the own bits count. */
+INLINE void load_eight(const uint8_t *p, int v, vu words[4]) {
+    UNROLL for (int line = 0; line < EIGHT_LINES; line++) words[line] = load_words(p + 64 * line + 4 * FK_LANES * v);
+    words[3] = (words[0] >> 11 & 0x000f000f) | (words[1] >> 7 & 0x00f000f0) | (words[2] >> 3 & 0x07000700) |
+               (words[2] << 1 & 0x80008000);
+}
+
+INLINE vf upper_number(vu words) { return (vf)((words & (OWN_BITS & 0xffff0000u)) | (COMMON_BITS & 0xffff0000u)); }
+INLINE vf lower_number(vu words) { return upper_number(words << 16); }
+
+/* Columns of rows that lie in blocks. */
+INLINE size_t in_blocks(size_t cols) { return cols / FLOAT_STEP * FLOAT_STEP; }
+
+/* The numbers of a group that are not in their place. */
+typedef struct others {
+    const uint8_t *p;
+    size_t count;
+} others;
+
+#define OTHER_BYTES 8
+
+/* Those of the group that begins at p; no more than lie before `end`. */
+INLINE others others_of(const uint8_t *p, const uint8_t *end, size_t cols) {
+    const size_t before = in_blocks(cols) / FLOAT_STEP * NARROW_BYTES + cols % FLOAT_STEP * 2 * FK_GROUP;
+    if ((size_t)(end - p) < before + OTHER_BYTES) return (others){end, 0};
+    p += before;
+    uint32_t count;
+    memcpy(&count, p, sizeof count);
+    const size_t most = (size_t)(end - p) / OTHER_BYTES - 1;
+    return (others){p + OTHER_BYTES, count < most ? count : most};
+}
+
+INLINE size_t column_of_other(const uint8_t *p) { return load_u16(p); }
+INLINE size_t row_of_other(const uint8_t *p) { return load_u16(p + 2) % FK_GROUP; }
+
+INLINE float value_of_other(fk_type type, const uint8_t *p) {
+    return type == FK_TYPE_F16 ? half_at(p + 4) : bfloat_to_float(load_u16(p + 4));
+}
+
+/* What stands in the place of those, 2^-15. */
+#define IN_PLACE 0x1p-15f
+
+/* out[0 .. FK_GROUP) += the products of one token with the numbers that are not in their place. */
+static __attribute__((noinline)) void add_others(fk_type type, others these, const float *x, size_t cols, float *out) {
+    for (const uint8_t *p = these.p; these.count > 0; these.count--, p += OTHER_BYTES) {
+        const size_t column = column_of_other(p);
+        if (column < cols) out[row_of_other(p)] += (value_of_other(type, p) - IN_PLACE) * x[column];
+    }
+}
+
+/* The same for each of several tokens, to out [tokens, FK_GROUP]. */
+static void add_others_of(const fk_weights *w, size_t group, const fk_activations *x, float *out) {
+    const others these = others_of(indexed_group(w, group), limit_of(w), w->cols);
+    for (size_t t = 0; t < x->tokens; t++)
+        add_others(w->type, these, x->values + t * x->cols, in_blocks(w->cols), out + t * FK_GROUP);
+}
+
+/* out[g][0 .. FK_GROUP) = the products of `count` <= STREAMS groups and one token; `ahead` lines are fetched for every block. */
+INLINE void narrow_float_streams(fk_type type, int count, const uint8_t *const *groups, const uint8_t *const *limits, size_t ahead,
+                                 const fk_activations *x, float *const *out) {
+    vf total[STREAMS][GROUP_VECTORS][FLOAT_CHAINS] = {0};
+    const size_t whole = in_blocks(x->cols);
+    for (size_t k = 0, at = 0; k < whole; k += FLOAT_STEP, at += NARROW_BYTES)
+        _Pragma("GCC unroll 1") for (int g = 0; g < count; g++) {
+            const uint8_t *p = within(groups[g] + at, limits[g]);
+            for (size_t i = 0; i < ahead; i++) __builtin_prefetch(p + INDEXED_AHEAD + 64 * i);
+            UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
+                vf sum[FLOAT_CHAINS];
+                memcpy(sum, total[g][v], sizeof sum);
+                UNROLL for (int eight = 0; eight < FLOAT_STEP / EIGHT_COLUMNS; eight++) {
+                    const float *values = x->values + k + EIGHT_COLUMNS * eight;
+                    vu words[4];
+                    load_eight(p + EIGHT_BYTES * eight, v, words);
+                    UNROLL for (int i = 0; i < 4; i++) {
+                        sum[2 * i % FLOAT_CHAINS] += lower_number(words[i]) * values[2 * i];
+                        sum[(2 * i + 1) % FLOAT_CHAINS] += upper_number(words[i]) * values[2 * i + 1];
+                    }
+                }
+                memcpy(total[g][v], sum, sizeof sum);
+            }
+        }
+    for (int g = 0; g < count; g++) {
+        UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
+            vf sum = total[g][v][0], rest;
+            UNROLL for (int c = 1; c < FLOAT_CHAINS; c++) sum += total[g][v][c];
+            if (whole < x->cols) {
+                const uint8_t *p = within(groups[g] + whole / FLOAT_STEP * NARROW_BYTES, limits[g]);
+                sum_columns(type, 1, p, v, x->values + whole, 0, 0, x->cols - whole, &rest);
+                sum += rest;
+            }
+            store(out[g] + v * FK_LANES, sum);
+        }
+        add_others(type, others_of(groups[g], limits[g], x->cols), x->values, whole, out[g]);
+    }
+}
+
+/* Where the columns of a group begin. */
+static progress begin_narrow(const fk_weights *w, size_t group) {
+    const uint8_t *p = indexed_group(w, group);
+    const others these = others_of(p, limit_of(w), w->cols);
+    return (progress){p, 0, these.p, these.count};
+}
+
+/* Goes past the columns before `end`. The next number that is not in its place and belongs to them, or 0. */
+INLINE const uint8_t *next_other(progress *at, size_t end) {
+    if (at->count == 0 || column_of_other(at->others) >= end) return 0;
+    at->count--;
+    at->others += OTHER_BYTES;
+    return at->others - OTHER_BYTES;
+}
+
+/* Decodes the `depth` columns of a group that come next. Vector v of column i comes to `to[v] + i * stride`. */
+INLINE void decode_narrow(fk_type type, progress *at, const uint8_t *limit, size_t depth, float *const *to, size_t stride) {
+    const size_t whole = in_blocks(depth);
+    for (size_t k = 0; k < whole; k += EIGHT_COLUMNS, at->p += EIGHT_BYTES) {
+        const uint8_t *p = within(at->p, limit);
+        UNROLL for (int v = 0; v < GROUP_VECTORS; v++) {
+            vu words[4];
+            load_eight(p, v, words);
+            UNROLL for (int i = 0; i < 4; i++) {
+                store(to[v] + (k + 2 * i) * stride, lower_number(words[i]));
+                store(to[v] + (k + 2 * i + 1) * stride, upper_number(words[i]));
+            }
+        }
+    }
+    for (const uint8_t *p; (p = next_other(at, at->column + whole)) != 0;) {
+        const size_t column = column_of_other(p) - at->column, row = row_of_other(p);
+        if (column < whole) to[row / FK_LANES][column * stride + row % FK_LANES] = value_of_other(type, p);
+    }
+    at->column += depth;
+    if (whole == depth) return;
+    const uint8_t *p = within(at->p, limit);
+    for (size_t i = 0; whole + i < depth; i++)
+        for (int v = 0; v < GROUP_VECTORS; v++) store(to[v] + (whole + i) * stride, load_column(type, p, i, v));
+}
+
+#define FLOATS(TYPE)                                                                                                             \
+    static __attribute__((noinline)) void narrow_streams_##TYPE(int count, const uint8_t *const *groups,                         \
+                                                                const uint8_t *const *limits, size_t ahead,                      \
+                                                                const fk_activations *x, float *const *out) {                    \
+        narrow_float_streams(FK_TYPE_##TYPE, count, groups, limits, ahead, x, out);                                              \
+    }                                                                                                                            \
+    static __attribute__((noinline)) void narrow_columns_##TYPE(progress *at, const uint8_t *limit, size_t depth,                \
+                                                                float *const *to, size_t stride) {                               \
+        decode_narrow(FK_TYPE_##TYPE, at, limit, depth, to, stride);                                                             \
+    }
+FK_NARROW_TYPES(FLOATS)
+#undef FLOATS
