@@ -132,15 +132,18 @@ fn misfits(block_type: BlockType, eight: &PackedEight) -> u16 {
     fits.map(|fits| u16::from(!fits)).sum()
 }
 
-/// The own bits of eight columns, 0 where a number does not fit.
+/// The own bits of eight columns, 0 where a number does not fit, and whether all of them do.
 #[inline(always)]
-fn own_of(block_type: BlockType, eight: &PackedEight) -> Eight {
+fn own_of(block_type: BlockType, eight: &PackedEight) -> (Eight, bool) {
     let mut own = [[0; GROUP]; EIGHT];
+    let mut all = u16::MAX;
     for (own, bytes) in own.as_flattened_mut().iter_mut().zip(eight.as_chunks().0) {
         let (bits, fits) = block_type.to_own(u16::from_le_bytes(*bytes));
-        *own = bits & if fits { u16::MAX } else { 0 };
+        let mask = if fits { u16::MAX } else { 0 };
+        *own = bits & mask;
+        all &= mask;
     }
-    own
+    (own, all != 0)
 }
 
 /// The numbers of the first `rows` rows of eight columns that do not fit: column, row and number.
@@ -198,12 +201,13 @@ pub(crate) fn narrow_group(
     let mut listed = 0;
     let to = lines.as_chunks_mut::<EIGHT_BYTES>().0;
     for (i, (eight, to)) in eights.iter().zip(to).enumerate() {
-        let words = to_words(&with_constant!(block_type, own_of(eight)));
+        let (own, all_fit) = with_constant!(block_type, own_of(eight));
+        let words = to_words(&own);
         let places = to.as_chunks_mut::<4>().0.iter_mut();
         for (place, word) in places.zip(words.as_flattened()) {
             *place = word.to_le_bytes();
         }
-        if with_constant!(block_type, misfits(eight)) == 0 {
+        if all_fit {
             continue;
         }
         for (column, row, number) in others_in(block_type, rows, eight) {

@@ -30,7 +30,8 @@ static size_t product_scratch(const fk_weights *w, fk_phase phase, size_t tokens
         if (wants_panels(w)) return is_indexed(w) ? INDEXED_GEMM_SCRATCH : GEMM_SCRATCH;
         if (is_indexed(w)) return SPARSE_SCRATCH(tokens);
     }
-    if (is_indexed(w) && tokens > 1) return is_float(w->type) ? INDEXED_FLOAT_SCRATCH(tokens) : SPARSE_SCRATCH(tokens);
+    if (w->layout == FK_LAYOUT_SPARSE && tokens > 1)
+        return is_float(w->type) ? SPARSE_FLOAT_SCRATCH(tokens) : SPARSE_SCRATCH(tokens);
     /* A prompt's activations may have scales for halves of blocks; then weights are decoded however few tokens there are. */
     const int decodes = phase == FK_PHASE_PREFILL || tokens > PACKED_TOKENS;
     return w->layout == FK_LAYOUT_PACKED && !is_float(w->type) && decodes ? DECODED_SCRATCH : 0;
@@ -100,8 +101,10 @@ static void prefill(const fk_weights *w, size_t row_begin, size_t row_end, const
 static void decode(const fk_weights *w, size_t row_begin, size_t row_end, const fk_activations *x, int add, float *out,
                    size_t out_stride, float *scratch) {
     if (is_indexed(w)) {
-        if (is_float(w->type))
-            indexed_floats(w, row_begin, row_end, x, out, out_stride, scratch);
+        if (w->layout == FK_LAYOUT_NARROW)
+            narrow_floats(w, row_begin, row_end, x, out, out_stride);
+        else if (is_float(w->type))
+            sparse_floats(w, row_begin, row_end, x, out, out_stride, scratch);
         else
             sparse_rows(w, row_begin, row_end, x, out, out_stride, scratch);
         return;

@@ -68,13 +68,6 @@ static __attribute__((noinline)) void add_others(fk_type type, others these, con
     }
 }
 
-/* The same for each of several tokens, to out [tokens, FK_GROUP]. */
-static void add_others_of(const fk_weights *w, size_t group, const fk_activations *x, float *out) {
-    const others these = others_of(indexed_group(w, group), limit_of(w), w->cols);
-    for (size_t t = 0; t < x->tokens; t++)
-        add_others(w->type, these, x->values + t * x->cols, in_blocks(w->cols), out + t * FK_GROUP);
-}
-
 /* out[g][0 .. FK_GROUP) = the products of `count` <= STREAMS groups and one token; `ahead` lines are fetched for every block. */
 INLINE void narrow_float_streams(fk_type type, int count, const uint8_t *const *groups, const uint8_t *const *limits, size_t ahead,
                                  const fk_activations *x, float *const *out) {
@@ -111,6 +104,58 @@ INLINE void narrow_float_streams(fk_type type, int count, const uint8_t *const *
             store(out[g] + v * FK_LANES, sum);
         }
         add_others(type, others_of(groups[g], limits[g], x->cols), x->values, whole, out[g]);
+    }
+}
+
+/* out[t][0 .. FK_GROUP) for the group at p and `tokens` tokens (a constant) from x on, summed as narrow_float_streams sums one. */
+INLINE void narrow_float_tile(fk_type type, int tokens, const uint8_t *p, const uint8_t *limit, const float *x, size_t cols, float *out) {
+    const size_t whole = in_blocks(cols);
+    for (int v = 0; v < GROUP_VECTORS; v++) {
+        vf total[FLOAT_TOKENS][FLOAT_CHAINS], sums[FLOAT_TOKENS], rest[FLOAT_TOKENS];
+        const uint8_t *block = p;
+        UNROLL for (int t = 0; t < tokens; t++)
+            UNROLL for (int c = 0; c < FLOAT_CHAINS; c++) total[t][c] = (vf){0};
+        for (size_t k = 0; k < whole; k += EIGHT_COLUMNS, block += EIGHT_BYTES) {
+            vu words[4];
+            load_eight(within(block, limit), v, words);
+            UNROLL for (int i = 0; i < 4; i++) {
+                const vf column[2] = {lower_number(words[i]), upper_number(words[i])};
+                UNROLL for (int c = 0; c < 2; c++)
+                    UNROLL for (int t = 0; t < tokens; t++)
+                        total[t][(2 * i + c) % FLOAT_CHAINS] += column[c] * x[t * cols + k + 2 * i + c];
+            }
+        }
+        UNROLL for (int t = 0; t < tokens; t++) {
+            sums[t] = total[t][0];
+            UNROLL for (int c = 1; c < FLOAT_CHAINS; c++) sums[t] += total[t][c];
+        }
+        if (whole < cols) {
+            sum_columns(type, tokens, within(block, limit), v, x + whole, cols, 0, cols - whole, rest);
+            UNROLL for (int t = 0; t < tokens; t++) sums[t] += rest[t];
+        }
+        UNROLL for (int t = 0; t < tokens; t++) store(out + t * FK_GROUP + v * FK_LANES, sums[t]);
+    }
+    const others these = others_of(p, limit, cols);
+    for (int t = 0; t < tokens; t++) add_others(type, these, x + t * cols, whole, out + t * FK_GROUP);
+}
+
+/* Rows [begin, end) for several generated tokens. */
+INLINE void narrow_float_rows(fk_type type, const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
+                              size_t out_stride) {
+    for (size_t row = begin; row < end; row += FK_GROUP) {
+        const size_t rows = end - row < FK_GROUP ? end - row : FK_GROUP;
+        const uint8_t *p = indexed_group(w, row / FK_GROUP);
+        for (size_t t = 0, some; t < x->tokens; t += some) {
+            float products[FLOAT_TOKENS * FK_GROUP];
+            const float *values = x->values + t * x->cols;
+            some = x->tokens - t < FLOAT_TOKENS ? 1 : FLOAT_TOKENS;
+            if (some == FLOAT_TOKENS)
+                narrow_float_tile(type, FLOAT_TOKENS, p, limit_of(w), values, x->cols, products);
+            else
+                narrow_float_tile(type, 1, p, limit_of(w), values, x->cols, products);
+            for (size_t i = 0; i < some; i++)
+                memcpy(out + (t + i) * out_stride + row, products + i * FK_GROUP, rows * sizeof *out);
+        }
     }
 }
 
@@ -166,3 +211,10 @@ INLINE void decode_narrow(fk_type type, progress *at, const uint8_t *limit, size
     }
 FK_NARROW_TYPES(FLOATS)
 #undef FLOATS
+
+static void narrow_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out, size_t out_stride) {
+    if (w->type == FK_TYPE_F16)
+        narrow_float_rows(FK_TYPE_F16, w, begin, end, x, out, out_stride);
+    else
+        narrow_float_rows(FK_TYPE_BF16, w, begin, end, x, out, out_stride);
+}

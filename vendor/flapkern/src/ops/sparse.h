@@ -244,10 +244,10 @@ static void decode_any_columns(const fk_weights *w, progress *at, size_t depth, 
 }
 
 /* Columns that are decoded together for several generated tokens. */
-#define INDEXED_DEPTH 256
+#define SPARSE_DEPTH 256
 
 /* Floats of scratch for these columns, and for each token the sums of a group so far and its products. */
-#define INDEXED_FLOAT_SCRATCH(TOKENS) (INDEXED_DEPTH * FK_GROUP + (TOKENS) * (FLOAT_CHAINS + 1) * FK_GROUP)
+#define SPARSE_FLOAT_SCRATCH(TOKENS) (SPARSE_DEPTH * FK_GROUP + (TOKENS) * (FLOAT_CHAINS + 1) * FK_GROUP)
 
 /* total[t][v][c] += the products of columns c, c + FLOAT_CHAINS and so on, as far as there are `depth` (the rest of which go to
  * chain 0), for `tokens` tokens (a constant). The columns are decoded, [depth, FK_GROUP]. */
@@ -283,10 +283,10 @@ INLINE void add_chains(size_t tokens, float *total, int fresh, float *out) {
         }
 }
 
-/* Rows [begin, end) of sparse or narrow floats for several generated tokens, summed as one token's are. */
-static void indexed_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
+/* Rows [begin, end) for several generated tokens, summed as sparse_float_streams sums one. */
+static void sparse_floats(const fk_weights *w, size_t begin, size_t end, const fk_activations *x, float *out,
                           size_t out_stride, float *scratch) {
-    float *columns = scratch, *total = columns + INDEXED_DEPTH * FK_GROUP;
+    float *columns = scratch, *total = columns + SPARSE_DEPTH * FK_GROUP;
     float *sums = total + x->tokens * FLOAT_CHAINS * FK_GROUP;
     const size_t whole = x->cols / FLOAT_STEP * FLOAT_STEP;
     float *to[GROUP_VECTORS];
@@ -294,8 +294,6 @@ static void indexed_floats(const fk_weights *w, size_t begin, size_t end, const 
     for (size_t row = begin; row < end; row += FK_GROUP) {
         const size_t rows = end - row < FK_GROUP ? end - row : FK_GROUP;
         progress at = begin_columns(w, row / FK_GROUP);
-        /* Numbers that are not in their place are added at the end, as one token's are. */
-        at.count = 0;
         memset(total, 0, x->tokens * FLOAT_CHAINS * FK_GROUP * sizeof *total);
         for (size_t k = 0, depth; k < x->cols; k += depth) {
             /* What is left of whole steps is summed by itself. */
@@ -304,7 +302,7 @@ static void indexed_floats(const fk_weights *w, size_t begin, size_t end, const 
                 memset(total, 0, x->tokens * FLOAT_CHAINS * FK_GROUP * sizeof *total);
             }
             depth = (k < whole ? whole : x->cols) - k;
-            if (depth > INDEXED_DEPTH) depth = INDEXED_DEPTH;
+            if (depth > SPARSE_DEPTH) depth = SPARSE_DEPTH;
             decode_any_columns(w, &at, depth, to, FK_GROUP);
             size_t t = 0;
             for (; t + FLOAT_TOKENS <= x->tokens; t += FLOAT_TOKENS)
@@ -314,7 +312,6 @@ static void indexed_floats(const fk_weights *w, size_t begin, size_t end, const 
                 add_columns(1, columns, depth, x->values + t * x->cols + k, x->cols, total + t * FLOAT_CHAINS * FK_GROUP);
         }
         add_chains(x->tokens, total, whole == x->cols, sums);
-        if (w->layout == FK_LAYOUT_NARROW) add_others_of(w, row / FK_GROUP, x, sums);
         for (size_t t = 0; t < x->tokens; t++)
             memcpy(out + t * out_stride + row, sums + t * FK_GROUP, rows * sizeof *out);
     }
