@@ -83,6 +83,9 @@ fn compile(file: &str, flags: &[&[&str]]) {
     for flag in flags.iter().copied().flatten() {
         build.flag(flag);
     }
+    if std::env::var_os("CARGO_FEATURE_EMULATED_AMX").is_some() {
+        build.define("FK_EMULATED_AMX", None);
+    }
     let stem = Path::new(file).file_stem().expect("a unit is a file");
     build.compile(&format!("flapkern_{}", stem.display()));
 }

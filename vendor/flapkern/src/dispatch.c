@@ -22,6 +22,10 @@ static int has_avx_vnni(void) { return has_extension(1, EAX, 4); }
 
 static int has_avx512_bf16(void) { return has_extension(1, EAX, 5); }
 
+#ifdef FK_EMULATED_AMX
+static int has_amx_bf16(void) { return 1; }
+#else
+
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -36,6 +40,7 @@ static int may_use_tiles(void) { return 0; }
 #endif
 
 static int has_amx_bf16(void) { return has_extension(0, EDX, 22) && has_extension(0, EDX, 24) && may_use_tiles(); }
+#endif
 #elif defined(__aarch64__)
 extern const fk_kernels fk_table_neon, fk_table_neon_dotprod, fk_table_neon_i8mm;
 

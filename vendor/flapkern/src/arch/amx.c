@@ -4,4 +4,7 @@
 #define FK_AMX 1
 #define FK_TABLE fk_table_amx
 #define FK_NAME "amx"
+#ifdef FK_EMULATED_AMX
+#include "emulated_amx.h"
+#endif
 #include "avx512.h"
