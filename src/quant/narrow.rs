@@ -42,11 +42,11 @@ impl BlockType {
     /// # Panics
     /// If weights of this type cannot be narrow.
     #[inline(always)]
-    fn to_own(self, number: u16) -> (u16, bool) {
+    fn own_bits(self, number: u16) -> (u16, bool) {
         match self {
             BlockType::F16 => {
                 let normal = number & 0x3c00 != 0;
-                // Without a leading one it must be the bit that is told from 2⁻¹⁵ on.
+                // Below 2⁻¹⁴ no leading one is told: it must be the bit of 2⁻¹⁵, behind which there are seven of the fraction.
                 let below = (number & 0x1ff) >> 2;
                 let own = if normal {
                     (number & 0x3fff) >> 3
@@ -62,8 +62,8 @@ impl BlockType {
         }
     }
 
-    /// The reverse of [`to_own`](Self::to_own).
-    fn from_own(self, own: u16) -> u16 {
+    /// The reverse of [`own_bits`](Self::own_bits).
+    fn with_own(self, own: u16) -> u16 {
         let (sign, bits) = (own & 0x8000, own & 0x7ff);
         match self {
             BlockType::F16 if bits & 0x780 == 0 => sign | 0x200 | bits << 2,
@@ -128,7 +128,7 @@ macro_rules! with_constant {
 #[inline(always)]
 fn misfits(block_type: BlockType, eight: &PackedEight) -> u16 {
     let numbers = eight.as_chunks().0.iter();
-    let fits = numbers.map(|bytes| block_type.to_own(u16::from_le_bytes(*bytes)).1);
+    let fits = numbers.map(|bytes| block_type.own_bits(u16::from_le_bytes(*bytes)).1);
     fits.map(|fits| u16::from(!fits)).sum()
 }
 
@@ -138,7 +138,7 @@ fn own_of(block_type: BlockType, eight: &PackedEight) -> (Eight, bool) {
     let mut own = [[0; GROUP]; EIGHT];
     let mut all = u16::MAX;
     for (own, bytes) in own.as_flattened_mut().iter_mut().zip(eight.as_chunks().0) {
-        let (bits, fits) = block_type.to_own(u16::from_le_bytes(*bytes));
+        let (bits, fits) = block_type.own_bits(u16::from_le_bytes(*bytes));
         let mask = if fits { u16::MAX } else { 0 };
         *own = bits & mask;
         all &= mask;
@@ -157,7 +157,7 @@ fn others_in(
         let number = u16::from_le_bytes(*bytes);
         (place / GROUP, place % GROUP, number)
     });
-    placed.filter(move |&(_, row, number)| row < rows && !block_type.to_own(number).1)
+    placed.filter(move |&(_, row, number)| row < rows && !block_type.own_bits(number).1)
 }
 
 /// The columns of a packed group that lie in blocks, in eights, and the others.
@@ -257,7 +257,7 @@ pub(crate) fn widen_group(block_type: BlockType, cols: usize, group: &[u8], pack
         for row in 0..GROUP {
             let own = from_words(words_of(eight, row));
             for (column, own) in own.into_iter().enumerate() {
-                let number = block_type.from_own(own).to_le_bytes();
+                let number = block_type.with_own(own).to_le_bytes();
                 place[2 * (GROUP * column + row)..][..2].copy_from_slice(&number);
             }
         }
@@ -355,7 +355,7 @@ pub fn decode_narrow_row(block_type: BlockType, bytes: &[u8], row: usize, out: &
     let (rest_from, others_from) = places(cols);
     let eights = group[..rest_from].as_chunks::<EIGHT_BYTES>().0.iter();
     let own = eights.flat_map(|eight| from_words(words_of(eight, row)));
-    let mut numbers: Vec<u16> = own.map(|own| block_type.from_own(own)).collect();
+    let mut numbers: Vec<u16> = own.map(|own| block_type.with_own(own)).collect();
     for (column, _, number) in others_of(cols, group).filter(|other| other.1 == row) {
         numbers[column] = number;
     }
@@ -387,7 +387,7 @@ mod tests {
                 let any = random(&mut state) as u16;
                 let number = match random(&mut state) % 1000 < odd {
                     true => any,
-                    false => block_type.from_own(any & OWN),
+                    false => block_type.with_own(any & OWN),
                 };
                 number.to_le_bytes()
             })
@@ -403,11 +403,11 @@ mod tests {
                 let [value] = value;
                 let is_one = value.to_bits() & 0xffff == 0;
                 let inside = (2f32.powi(-15)..2.0).contains(&value.abs());
-                let (own, fits) = block_type.to_own(number);
+                let (own, fits) = block_type.own_bits(number);
                 assert_eq!(fits, is_one && inside, "{block_type:?} {number:#x} {value}");
                 if fits {
                     assert_eq!(own, (value.to_bits() >> 16) as u16 & OWN);
-                    assert_eq!(block_type.from_own(own), number, "{block_type:?} {value}");
+                    assert_eq!(block_type.with_own(own), number, "{block_type:?} {value}");
                 }
             }
         }

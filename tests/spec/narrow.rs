@@ -208,7 +208,7 @@ fn file_of(folder: &Path, file_type: FileType) -> PathBuf {
             importance: None,
             open: OpenOptions::default(),
         };
-        convert(&path(from), &options, Some(&path(to)), &mut ignore).expect("it is converted");
+        convert(path(from), &options, Some(&path(to)), &mut ignore).expect("it is converted");
     };
     // Through bfloat16, as what was trained in it.
     to("Q8_0", FileType::BF16, "BF16");
@@ -258,7 +258,7 @@ fn an_opened_model_is_narrow_also_when_it_is_pruned_and_files_have_all_of_its_bi
         let pruned = read(&narrow);
         // Single matrices may be too small now.
         let report = narrow.report();
-        assert!(pruned < report.bytes as usize * 97 / 100, "behind pruning");
+        assert!(pruned < report.bytes * 97 / 100, "behind pruning");
         // What the exported file has is what was computed with.
         let tokens = Random::new(4).tokens(30, 320);
         let logits = |engine: &Engine| {
