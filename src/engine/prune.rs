@@ -202,7 +202,7 @@ impl Engine {
     /// Those of [`Engine::prune`].
     pub fn prune_prepared(
         &mut self,
-        mut prepared: Prepared,
+        prepared: Prepared,
         events: &mut Events,
     ) -> Result<PruneReport, EngineError> {
         self.must_be_dense()?;
@@ -211,6 +211,21 @@ impl Engine {
             true => self.unpack(),
             false => self.model.widen(&self.runtime),
         }
+        let report = self.prune_wide(prepared, events);
+        match unpack && report.is_ok() {
+            // Pruned weights may fit packed.
+            true => self.pack(),
+            false => self.settle(),
+        }
+        report
+    }
+
+    /// [`Engine::prune_prepared`] of a model none of whose weights are narrow.
+    fn prune_wide(
+        &mut self,
+        mut prepared: Prepared,
+        events: &mut Events,
+    ) -> Result<PruneReport, EngineError> {
         let removing = match prepared.sparse {
             // The dense model writes the text, where it is its own.
             Some(sparse) if sparse::reads_text(sparse) => {
@@ -354,11 +369,6 @@ impl Engine {
         }
         report.notices.extend(effect::notice(&report));
         self.pruned = Some(Box::new(report.clone()));
-        match unpack {
-            // Pruned weights may fit packed.
-            true => self.pack(),
-            false => self.settle(),
-        }
         Ok(report)
     }
 
