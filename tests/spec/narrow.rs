@@ -1,13 +1,14 @@
 //! Narrow weights: 16-bit floats in fewer bits, which change no result and come back to the bit.
 
-use crate::common::synthetic::{Shape, Synthetic, each_runtime, logits_in_pieces, runtime};
 use std::path::{Path, PathBuf};
 
+use crate::common::engine::break_at;
+use crate::common::synthetic::{Shape, Synthetic, each_runtime, logits_in_pieces, runtime};
 use crate::common::{Random, doubles, relative_error};
 use flapjack::convert::{FileType, Mixture, Types};
 use flapjack::engine::{
-    CalibrationOptions, ConvertOptions, Engine, OpenOptions, Pack, PruneOptions, SyntheticType,
-    TINY, TextSource, convert, ignore, write_synthetic,
+    Cache, CalibrationOptions, ConvertOptions, Engine, OpenOptions, Pack, PruneOptions, Stage,
+    SyntheticType, TINY, TextSource, convert, ignore, write_synthetic,
 };
 use flapjack::kernels::{
     Activations, Isa, Kernels, MatrixView, Phase, Product, Runtime, Team, Tokens, matmul,
@@ -248,12 +249,18 @@ fn an_opened_model_is_narrow_also_when_it_is_pruned_and_files_have_all_of_its_bi
 
         let prune = PruneOptions {
             target: Target::Ratio(0.3),
+            cache: Cache::Nothing,
             calibration: CalibrationOptions {
                 source: TextSource::Tokens(Random::new(3).tokens(700, 320).into()),
                 ..CalibrationOptions::default()
             },
             ..PruneOptions::default()
         };
+        let mut stop = break_at(Stage::Calibrating, 1);
+        narrow
+            .prune(&prune, &mut stop)
+            .expect_err("it is called off");
+        assert!(all_narrow(&narrow), "behind what broke off");
         narrow.prune(&prune, &mut ignore).expect("it is pruned");
         let pruned = read(&narrow);
         // Single matrices may be too small now.
