@@ -303,7 +303,7 @@ impl Engine {
         }
     }
 
-    /// Brings weights that are packed, and were changed since, into the form in which a token reads the fewest bytes.
+    /// Narrows packed weights, behind what has changed or widened them; does nothing where weights are not packed.
     fn settle(&mut self) {
         if self.pack_time.is_some() {
             self.model.narrow(&self.runtime);

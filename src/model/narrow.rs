@@ -41,61 +41,34 @@ impl Model {
         these.map(|weight| weight.clone()).collect()
     }
 
-    /// As [`narrow`](Self::narrow), one weight. `scratch` is kept from one to the next.
+    /// [`narrow`](Self::narrow) for one weight. `scratch` is kept from one to the next.
     fn narrow_one(&mut self, runtime: &Runtime, weight: &Weight, scratch: &mut Vec<u8>) -> usize {
         let (block_type, cols) = (weight.block_type, weight.cols);
         let group_bytes = GROUP * weight.row_bytes();
         let all = weight.rows.div_ceil(GROUP);
-        let rows_of = |g: usize| (weight.rows - GROUP * g).min(GROUP);
         let bytes = &self.map.bytes()[weight.range.clone()];
-        let lens: Vec<usize> = runtime.region(|team| {
+        let lens = runtime.region(|team| {
             team.map(all, |g| {
-                narrow_len(block_type, cols, rows_of(g), &packed_rows(weight, bytes, g))
+                let group = packed_rows(weight, bytes, g);
+                narrow_len(block_type, cols, rows_of(weight, g), &group)
             })
         });
         let Some((groups, len)) = narrow_groups(block_type, (weight.rows, cols), lens) else {
             return 0;
         };
-        // Some groups at a time take the place of packed ones that were read before.
+        // A wave of groups takes the place of packed ones that were read before or with it.
         let wave = (WAVE / group_bytes).max(1);
-        let ends = (wave..all).step_by(wave);
-        if ends
-            .into_iter()
-            .any(|end| groups[end - 1].end > end * group_bytes)
-        {
+        let overtakes = |end: usize| groups[end - 1].end > end * group_bytes;
+        if (wave..all).step_by(wave).any(overtakes) {
             return 0;
         }
-        for first in (0..all).step_by(wave) {
-            let these = &groups[first..(first + wave).min(all)];
-            let place = these[0].start..these[these.len() - 1].end;
-            scratch.resize(place.len().max(scratch.len()), 0);
-            let mut parts: Vec<&mut [u8]> = Vec::with_capacity(these.len());
-            let mut rest = &mut scratch[..place.len()];
-            for group in these {
-                let (part, after) = rest.split_at_mut(group.len());
-                parts.push(part);
-                rest = after;
-            }
-            let bytes = &mut self.map.bytes_mut()[weight.range.clone()];
-            let before = &*bytes;
-            runtime.region(|team| {
-                team.chunks_mut(&mut parts, 1, |i, part| {
-                    let g = first + i;
-                    let group = packed_rows(weight, before, g);
-                    narrow_group(block_type, cols, rows_of(g), &group, part[0]);
-                });
-            });
-            let (to, from) = (&mut bytes[place.clone()], &scratch[..place.len()]);
-            runtime.region(|team| {
-                team.chunks_mut(to, COPIED, |i, to| {
-                    to.copy_from_slice(&from[COPIED * i..][..to.len()]);
-                });
-            });
+        let bytes = &mut self.map.bytes_mut()[weight.range.clone()];
+        for (i, groups) in groups.chunks(wave).enumerate() {
+            narrow_wave(runtime, weight, bytes, wave * i, groups, scratch);
         }
+        write_index(&groups, &mut bytes[..groups[0].start]);
         let start = weight.range.start;
         let new = start..start + len;
-        let bytes = &mut self.map.bytes_mut()[new.clone()];
-        write_index(&groups, &mut bytes[..groups[0].start]);
         self.put(weight, Layout::Narrow, new.clone());
         // Memory that the system does not take back is no reason to stop.
         if let Err(error) = self.map.release(new.end..weight.range.end) {
@@ -137,7 +110,46 @@ impl Model {
     }
 }
 
-/// A group of packed rows. Those that fill no group are native in the packed layout.
+/// Makes the groups from number `first` on narrow, of a weight whose bytes are `bytes`. They lie at `groups` afterwards.
+fn narrow_wave(
+    runtime: &Runtime,
+    weight: &Weight,
+    bytes: &mut [u8],
+    first: usize,
+    groups: &[Range<usize>],
+    scratch: &mut Vec<u8>,
+) {
+    let place = groups[0].start..groups[groups.len() - 1].end;
+    scratch.resize(place.len().max(scratch.len()), 0);
+    let mut parts: Vec<&mut [u8]> = Vec::with_capacity(groups.len());
+    let mut rest = &mut scratch[..place.len()];
+    for group in groups {
+        let (part, after) = rest.split_at_mut(group.len());
+        parts.push(part);
+        rest = after;
+    }
+    let packed = &*bytes;
+    runtime.region(|team| {
+        team.chunks_mut(&mut parts, 1, |i, part| {
+            let (g, rows) = (first + i, rows_of(weight, first + i));
+            let group = packed_rows(weight, packed, g);
+            narrow_group(weight.block_type, weight.cols, rows, &group, part[0]);
+        });
+    });
+    let (to, from) = (&mut bytes[place.clone()], &scratch[..place.len()]);
+    runtime.region(|team| {
+        team.chunks_mut(to, COPIED, |i, to| {
+            to.copy_from_slice(&from[COPIED * i..][..to.len()]);
+        });
+    });
+}
+
+/// Rows of a group.
+fn rows_of(weight: &Weight, group: usize) -> usize {
+    (weight.rows - GROUP * group).min(GROUP)
+}
+
+/// A whole packed group of a weight whose bytes are `bytes`. Rows that fill no group are native there, and are packed for it.
 fn packed_rows<'b>(weight: &Weight, bytes: &'b [u8], group: usize) -> Cow<'b, [u8]> {
     let (block_type, cols) = (weight.block_type, weight.cols);
     let group_bytes = GROUP * block_type.row_bytes(cols);

@@ -1,8 +1,8 @@
 //! The narrow layout: packed 16-bit floats in 12 bits, all of their bits included.
 //!
-//! Most models were trained in bfloat16, and nearly all of their weights are numbers of that between 2⁻¹⁵ and 2, in F16 too. The layout,
-//! defined in `vendor/flapkern/include/flapkern.h`, leaves out the bits that these have in common and lists the few other numbers by
-//! themselves: nothing is lost, and a generated token reads a quarter fewer bytes.
+//! Most models were trained in bfloat16, and nearly all of their weights are bfloat16 numbers between 2⁻¹⁵ and 2, also where a file has
+//! them in F16. The layout, defined in `vendor/flapkern/include/flapkern.h`, leaves out the bits that all such numbers share and lists the few
+//! other numbers: nothing is lost, and a generated token reads a quarter fewer bytes.
 
 use std::ops::Range;
 
@@ -16,16 +16,16 @@ const EIGHT: usize = 8;
 const EIGHT_BYTES: usize = 3 * 4 * GROUP;
 /// Columns of a word.
 const TWO: usize = 2;
-/// Bytes of a number that is listed by itself, and those before the first.
-const OTHER: usize = 8;
+/// Bytes of a listed number, and of what comes before the first.
+const LISTED: usize = 8;
 /// Rows have no more columns than this.
 const MOST_COLS: usize = 65536;
 
 /// How much of the bytes must be spared for it to be worth the while.
 const LEAST_GAIN: f64 = 0.05;
 
-/// The bits of a number of bfloat16 that are its own here, and those that all have in common.
-const OWN: u16 = 0x87ff;
+/// Of a number in bfloat16 the bits that are stored in a block, and the others, as all of them have them.
+const STORED: u16 = 0x87ff;
 const COMMON: u16 = 0x3800;
 
 /// Numbers of eight columns: of the 16 rows in each.
@@ -36,59 +36,59 @@ impl BlockType {
     pub const fn has_narrow(self) -> bool {
         matches!(self, BlockType::F16 | BlockType::BF16)
     }
+}
 
-    /// The bits of a number's own in bfloat16, and whether it can be brought back from them.
-    ///
-    /// # Panics
-    /// If weights of this type cannot be narrow.
-    #[inline(always)]
-    fn own_bits(self, number: u16) -> (u16, bool) {
-        match self {
-            BlockType::F16 => {
-                let normal = number & 0x3c00 != 0;
-                // Below 2⁻¹⁴ no leading one is told: it must be the bit of 2⁻¹⁵, behind which there are seven of the fraction.
-                let below = (number & 0x1ff) >> 2;
-                let own = if normal {
-                    (number & 0x3fff) >> 3
-                } else {
-                    below
-                };
-                let mask = if normal { 0x4007 } else { 0x4203 };
-                let wanted = if normal { 0 } else { 0x200 };
-                (number & 0x8000 | own, number & mask == wanted)
-            }
-            BlockType::BF16 => (number & OWN, number & !OWN == COMMON),
-            _ => panic!("weights of type {} have no narrow form", self.name()),
+/// The bits of a number that are stored in a block, and whether it can be brought back from them.
+///
+/// # Panics
+/// If weights of this type cannot be narrow.
+#[inline(always)]
+fn stored_bits(block_type: BlockType, number: u16) -> (u16, bool) {
+    match block_type {
+        BlockType::F16 => {
+            // Numbers from 2⁻¹⁵ to 2⁻¹⁴ are subnormal in F16: their leading one is the first bit of the fraction. Smaller ones do not fit.
+            let normal = number & 0x3c00 != 0;
+            let bits = if normal {
+                (number & 0x3fff) >> 3
+            } else {
+                (number & 0x1ff) >> 2
+            };
+            let mask = if normal { 0x4007 } else { 0x4203 };
+            let wanted = if normal { 0 } else { 0x200 };
+            (number & 0x8000 | bits, number & mask == wanted)
         }
-    }
-
-    /// The reverse of [`own_bits`](Self::own_bits).
-    fn with_own(self, own: u16) -> u16 {
-        let (sign, bits) = (own & 0x8000, own & 0x7ff);
-        match self {
-            BlockType::F16 if bits & 0x780 == 0 => sign | 0x200 | bits << 2,
-            BlockType::F16 => sign | bits << 3,
-            _ => sign | COMMON | bits,
-        }
+        BlockType::BF16 => (number & STORED, number & !STORED == COMMON),
+        _ => panic!("weights of type {} have no narrow form", block_type.name()),
     }
 }
 
-/// Columns of rows that lie in blocks.
+/// The number of this type whose [`stored_bits`] these are.
+fn number_of(block_type: BlockType, stored: u16) -> u16 {
+    let (sign, bits) = (stored & 0x8000, stored & 0x7ff);
+    match block_type {
+        BlockType::F16 if bits & 0x780 == 0 => sign | 0x200 | bits << 2,
+        BlockType::F16 => sign | bits << 3,
+        _ => sign | COMMON | bits,
+    }
+}
+
+/// The columns of a row that fill blocks.
 fn in_blocks(cols: usize) -> usize {
     cols / BLOCK * BLOCK
 }
 
-/// Where in a group the columns behind blocks begin, and the numbers that are listed by themselves.
+/// Where in a group the columns begin that fill no block, and where the list does.
 fn places(cols: usize) -> (usize, usize) {
     let rest = in_blocks(cols) / EIGHT * EIGHT_BYTES;
     (rest, rest + 2 * GROUP * (cols % BLOCK))
 }
 
-/// The words of eight columns' own bits: the last two columns lie in what the others leave free.
-fn to_words(own: &Eight) -> [[u32; GROUP]; 3] {
+/// The words of eight columns' stored bits: those of the last two columns lie in bits that the other six leave free.
+fn to_words(stored: &Eight) -> [[u32; GROUP]; 3] {
     let mut words = [[0; GROUP]; 3];
     for row in 0..GROUP {
-        let two = |first: usize| u32::from(own[first][row]) | u32::from(own[first + 1][row]) << 16;
+        let two =
+            |first: usize| u32::from(stored[first][row]) | u32::from(stored[first + 1][row]) << 16;
         let last = two(6);
         words[0][row] = two(0) | (last & 0x000f_000f) << 11;
         words[1][row] = two(2) | (last & 0x00f0_00f0) << 7;
@@ -103,51 +103,45 @@ fn from_words([a, b, c]: [u32; 3]) -> [u16; EIGHT] {
         | b >> 7 & 0x00f0_00f0
         | c >> 3 & 0x0700_0700
         | (c & 0x4000_4000) << 1;
-    let mut own = [0; EIGHT];
-    for (two, word) in own.chunks_exact_mut(TWO).zip([a, b, c, last]) {
-        two[0] = word as u16 & OWN;
-        two[1] = (word >> 16) as u16 & OWN;
+    let mut stored = [0; EIGHT];
+    for (two, word) in stored.chunks_exact_mut(TWO).zip([a, b, c, last]) {
+        two[0] = word as u16 & STORED;
+        two[1] = (word >> 16) as u16 & STORED;
     }
-    own
+    stored
 }
 
 /// The numbers of eight packed columns.
 type PackedEight = [u8; 2 * GROUP * EIGHT];
 
-/// Calls `of` with a type that is a constant there, so that numbers need not ask for it one by one.
-macro_rules! with_constant {
-    ($block_type:expr, $of:ident($($argument:expr),*)) => {
-        match $block_type {
-            BlockType::F16 => $of(BlockType::F16, $($argument),*),
-            other => $of(other, $($argument),*),
-        }
-    };
-}
-
 /// How many numbers of eight columns do not fit.
 #[inline(always)]
 fn misfits(block_type: BlockType, eight: &PackedEight) -> u16 {
     let numbers = eight.as_chunks().0.iter();
-    let fits = numbers.map(|bytes| block_type.own_bits(u16::from_le_bytes(*bytes)).1);
+    let fits = numbers.map(|bytes| stored_bits(block_type, u16::from_le_bytes(*bytes)).1);
     fits.map(|fits| u16::from(!fits)).sum()
 }
 
-/// The own bits of eight columns, 0 where a number does not fit, and whether all of them do.
+/// The stored bits of eight columns, those of the placeholder where a number does not fit, and whether all of them do.
 #[inline(always)]
-fn own_of(block_type: BlockType, eight: &PackedEight) -> (Eight, bool) {
-    let mut own = [[0; GROUP]; EIGHT];
+fn stored_of(block_type: BlockType, eight: &PackedEight) -> (Eight, bool) {
+    let mut stored = [[0; GROUP]; EIGHT];
     let mut all = u16::MAX;
-    for (own, bytes) in own.as_flattened_mut().iter_mut().zip(eight.as_chunks().0) {
-        let (bits, fits) = block_type.own_bits(u16::from_le_bytes(*bytes));
+    for (stored, bytes) in stored
+        .as_flattened_mut()
+        .iter_mut()
+        .zip(eight.as_chunks().0)
+    {
+        let (bits, fits) = stored_bits(block_type, u16::from_le_bytes(*bytes));
         let mask = if fits { u16::MAX } else { 0 };
-        *own = bits & mask;
+        *stored = bits & mask;
         all &= mask;
     }
-    (own, all != 0)
+    (stored, all != 0)
 }
 
-/// The numbers of the first `rows` rows of eight columns that do not fit: column, row and number.
-fn others_in(
+/// The numbers of the first `rows` rows of eight packed columns that do not fit: column, row and number.
+fn listed_in(
     block_type: BlockType,
     rows: usize,
     eight: &PackedEight,
@@ -157,7 +151,7 @@ fn others_in(
         let number = u16::from_le_bytes(*bytes);
         (place / GROUP, place % GROUP, number)
     });
-    placed.filter(move |&(_, row, number)| row < rows && !block_type.own_bits(number).1)
+    placed.filter(move |&(_, row, number)| row < rows && !stored_bits(block_type, number).1)
 }
 
 /// The columns of a packed group that lie in blocks, in eights, and the others.
@@ -174,13 +168,13 @@ pub(crate) fn narrow_len(block_type: BlockType, cols: usize, rows: usize, packed
     assert_eq!(packed.len(), GROUP * block_type.row_bytes(cols), "a group");
     let mut listed = 0;
     for eight in split(cols, packed).0 {
-        let all = with_constant!(block_type, misfits(eight));
+        let all = misfits(block_type, eight);
         listed += match all == 0 || rows == GROUP {
             true => usize::from(all),
-            false => others_in(block_type, rows, eight).count(),
+            false => listed_in(block_type, rows, eight).count(),
         };
     }
-    (places(cols).1 + OTHER * (1 + listed)).next_multiple_of(LINE)
+    (places(cols).1 + LISTED * (1 + listed)).next_multiple_of(LINE)
 }
 
 /// Writes one group in the narrow layout, given in the packed one, of whose rows the first `rows` exist.
@@ -194,15 +188,15 @@ pub(crate) fn narrow_group(
     packed: &[u8],
     group: &mut [u8],
 ) {
-    let (rest_from, others_from) = places(cols);
+    let (rest_from, list_from) = places(cols);
     let (eights, rest) = split(cols, packed);
-    let (lines, others) = group.split_at_mut(others_from);
-    let (count, others) = others.split_at_mut(OTHER);
+    let (lines, others) = group.split_at_mut(list_from);
+    let (count, others) = others.split_at_mut(LISTED);
     let mut listed = 0;
     let to = lines.as_chunks_mut::<EIGHT_BYTES>().0;
     for (i, (eight, to)) in eights.iter().zip(to).enumerate() {
-        let (own, all_fit) = with_constant!(block_type, own_of(eight));
-        let words = to_words(&own);
+        let (stored, all_fit) = stored_of(block_type, eight);
+        let words = to_words(&stored);
         let places = to.as_chunks_mut::<4>().0.iter_mut();
         for (place, word) in places.zip(words.as_flattened()) {
             *place = word.to_le_bytes();
@@ -210,9 +204,9 @@ pub(crate) fn narrow_group(
         if all_fit {
             continue;
         }
-        for (column, row, number) in others_in(block_type, rows, eight) {
+        for (column, row, number) in listed_in(block_type, rows, eight) {
             let other = [(EIGHT * i + column) as u16, row as u16, number, 0];
-            let place = others[OTHER * listed..][..OTHER].as_chunks_mut::<2>().0;
+            let place = others[LISTED * listed..][..LISTED].as_chunks_mut::<2>().0;
             for (place, part) in place.iter_mut().zip(other) {
                 *place = part.to_le_bytes();
             }
@@ -221,16 +215,16 @@ pub(crate) fn narrow_group(
     }
     lines[rest_from..].copy_from_slice(rest);
     count.copy_from_slice(&(listed as u64).to_le_bytes());
-    let unused = &mut others[OTHER * listed..];
+    let unused = &mut others[LISTED * listed..];
     assert!(unused.len() < LINE, "bytes of a narrow group");
     unused.fill(0);
 }
 
-/// The numbers of a group that are listed by themselves: column, row and number.
-fn others_of(cols: usize, group: &[u8]) -> impl Iterator<Item = (usize, usize, u16)> {
-    let (head, others) = group[places(cols).1..].split_at(OTHER);
+/// The listed numbers of a narrow group: column, row and number.
+fn listed_of(cols: usize, group: &[u8]) -> impl Iterator<Item = (usize, usize, u16)> {
+    let (head, others) = group[places(cols).1..].split_at(LISTED);
     let count = u32::from_le_bytes(head[..4].try_into().expect("four bytes"));
-    let numbers = others.as_chunks::<OTHER>().0.iter().take(count as usize);
+    let numbers = others.as_chunks::<LISTED>().0.iter().take(count as usize);
     numbers.map(|bytes| {
         let at = |i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
         (usize::from(at(0)), usize::from(at(1)), at(2))
@@ -249,23 +243,23 @@ fn words_of(bytes: &[u8; EIGHT_BYTES], row: usize) -> [u32; 3] {
 /// If weights of this type cannot be narrow, `packed` is not a group of rows of `cols` values, or `group` is damaged.
 pub(crate) fn widen_group(block_type: BlockType, cols: usize, group: &[u8], packed: &mut [u8]) {
     assert_eq!(packed.len(), GROUP * block_type.row_bytes(cols), "a group");
-    let (rest_from, others_from) = places(cols);
+    let (rest_from, list_from) = places(cols);
     let (whole, rest) = packed.split_at_mut(2 * GROUP * in_blocks(cols));
     let eights = group.as_chunks::<EIGHT_BYTES>().0.iter();
     let places = whole.as_chunks_mut::<{ 2 * GROUP * EIGHT }>().0;
     for (place, eight) in places.iter_mut().zip(eights) {
         for row in 0..GROUP {
-            let own = from_words(words_of(eight, row));
-            for (column, own) in own.into_iter().enumerate() {
-                let number = block_type.with_own(own).to_le_bytes();
+            let stored = from_words(words_of(eight, row));
+            for (column, stored) in stored.into_iter().enumerate() {
+                let number = number_of(block_type, stored).to_le_bytes();
                 place[2 * (GROUP * column + row)..][..2].copy_from_slice(&number);
             }
         }
     }
-    for (column, row, number) in others_of(cols, group) {
+    for (column, row, number) in listed_of(cols, group) {
         whole[2 * (GROUP * column + row)..][..2].copy_from_slice(&number.to_le_bytes());
     }
-    rest.copy_from_slice(&group[rest_from..others_from]);
+    rest.copy_from_slice(&group[rest_from..list_from]);
 }
 
 /// Whether a matrix of this type and shape can be narrow.
@@ -351,16 +345,15 @@ pub(crate) fn narrow_bytes_of(bytes: &[u8], group: usize) -> &[u8] {
 /// If there is no such row, or the bytes are not those of such a matrix.
 pub fn decode_narrow_row(block_type: BlockType, bytes: &[u8], row: usize, out: &mut [f32]) {
     let (group, row) = (narrow_bytes_of(bytes, row / GROUP), row % GROUP);
-    let (cols, whole) = (out.len(), in_blocks(out.len()));
-    let (rest_from, others_from) = places(cols);
+    let cols = out.len();
+    let (rest_from, list_from) = places(cols);
     let eights = group[..rest_from].as_chunks::<EIGHT_BYTES>().0.iter();
-    let own = eights.flat_map(|eight| from_words(words_of(eight, row)));
-    let mut numbers: Vec<u16> = own.map(|own| block_type.with_own(own)).collect();
-    for (column, _, number) in others_of(cols, group).filter(|other| other.1 == row) {
+    let stored = eights.flat_map(|eight| from_words(words_of(eight, row)));
+    let mut numbers: Vec<u16> = stored.map(|stored| number_of(block_type, stored)).collect();
+    for (column, _, number) in listed_of(cols, group).filter(|listed| listed.1 == row) {
         numbers[column] = number;
     }
-    debug_assert_eq!(numbers.len(), whole);
-    let rest = group[rest_from..others_from].as_chunks::<2>().0.iter();
+    let rest = group[rest_from..list_from].as_chunks::<2>().0.iter();
     let rest = rest.skip(row).step_by(GROUP);
     numbers.extend(rest.map(|bytes| u16::from_le_bytes(*bytes)));
     let native: Vec<u8> = numbers.into_iter().flat_map(u16::to_le_bytes).collect();
@@ -387,7 +380,7 @@ mod tests {
                 let any = random(&mut state) as u16;
                 let number = match random(&mut state) % 1000 < odd {
                     true => any,
-                    false => block_type.with_own(any & OWN),
+                    false => number_of(block_type, any & STORED),
                 };
                 number.to_le_bytes()
             })
@@ -403,11 +396,15 @@ mod tests {
                 let [value] = value;
                 let is_one = value.to_bits() & 0xffff == 0;
                 let inside = (2f32.powi(-15)..2.0).contains(&value.abs());
-                let (own, fits) = block_type.own_bits(number);
+                let (stored, fits) = stored_bits(block_type, number);
                 assert_eq!(fits, is_one && inside, "{block_type:?} {number:#x} {value}");
                 if fits {
-                    assert_eq!(own, (value.to_bits() >> 16) as u16 & OWN);
-                    assert_eq!(block_type.with_own(own), number, "{block_type:?} {value}");
+                    assert_eq!(stored, (value.to_bits() >> 16) as u16 & STORED);
+                    assert_eq!(
+                        number_of(block_type, stored),
+                        number,
+                        "{block_type:?} {value}"
+                    );
                 }
             }
         }

@@ -1,8 +1,10 @@
-//! Narrow weights: 16-bit floats in fewer bits, which change no result and come back to the bit.
+//! Narrow weights: 16-bit floats in 12 bits. Prompts compute the same with them, generated tokens the same up to rounding, and the weights
+//! come back to the bit.
 
 use std::path::{Path, PathBuf};
 
 use crate::common::engine::break_at;
+use crate::common::products::product;
 use crate::common::synthetic::{Shape, Synthetic, each_runtime, logits_in_pieces, runtime};
 use crate::common::{Random, doubles, relative_error};
 use flapjack::convert::{FileType, Mixture, Types};
@@ -10,9 +12,7 @@ use flapjack::engine::{
     Cache, CalibrationOptions, ConvertOptions, Engine, OpenOptions, Pack, PruneOptions, Stage,
     SyntheticType, TINY, TextSource, convert, ignore, write_synthetic,
 };
-use flapjack::kernels::{
-    Activations, Isa, Kernels, MatrixView, Phase, Product, Runtime, Team, Tokens, matmul,
-};
+use flapjack::kernels::{Isa, Kernels, MatrixView, Phase, Runtime, Team};
 use flapjack::model::{self, Model};
 use flapjack::prune::Target;
 use flapjack::quant::{BlockType, Layout, encode_narrow, pack};
@@ -36,23 +36,6 @@ fn random_rows(
     };
     let numbers = (0..rows * cols).map(|_| number(random));
     numbers.flat_map(u16::to_le_bytes).collect()
-}
-
-/// W X, `[tokens, rows]`.
-fn product(team: &Team, weights: MatrixView, x: &[f32], phase: Phase) -> Vec<f32> {
-    let tokens = Tokens {
-        count: x.len() / weights.cols(),
-        phase,
-    };
-    let mut input = Activations::default();
-    input.begin(tokens, weights.cols()).copy_from_slice(x);
-    let mut out = vec![f32::NAN; tokens.count * weights.rows()];
-    let product = Product {
-        weights,
-        out: &mut out,
-    };
-    matmul(team, &mut input, &mut [product]);
-    out
 }
 
 fn same(a: &[f32], b: &[f32]) -> bool {
@@ -173,16 +156,25 @@ fn a_model_computes_the_same_with_fewer_bytes_and_takes_its_weights_back() {
 #[test]
 fn weights_that_gain_nothing_stay_as_they_are() {
     let runtime = runtime(2);
-    // Too small for an index, and of a type that is narrow already.
-    for (block_type, embedding) in [(BlockType::F16, 64), (BlockType::Q8_0, 256)] {
+    for (why, block_type, embedding, from_bfloat16) in [
+        (
+            "what lies around the groups takes what is gained",
+            BlockType::F16,
+            32,
+            true,
+        ),
+        ("most numbers need 16 bits", BlockType::F16, 256, false),
+        ("the type has no narrow form", BlockType::Q8_0, 256, true),
+    ] {
         let synthetic = Synthetic::new(Shape {
             embedding,
             block_type,
+            from_bfloat16,
             ..Shape::default()
         });
         let mut model = synthetic.load();
         model.pack(&runtime);
-        assert_eq!(model.narrow(&runtime), 0, "{block_type:?}");
+        assert_eq!(model.narrow(&runtime), 0, "{why}");
         assert!(layouts(&model).iter().all(|l| *l == Layout::Packed));
     }
 }

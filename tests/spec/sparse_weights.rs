@@ -1,13 +1,11 @@
 //! Sparse weights: the layout, what of it is refused, products on every instruction set, and models that have some.
 
+use crate::common::products::product;
 use crate::common::synthetic::{
     Shape, Synthetic, each_runtime, logits_in_batches, logits_in_pieces, logits_of_rows, runtime,
 };
 use crate::common::{Random, doubles, relative_error};
-use flapjack::kernels::{
-    ACTIVATION_BLOCK, Activations, Isa, Kernels, MatrixView, Phase, Pool, Product, Runtime, Team,
-    Tokens, matmul,
-};
+use flapjack::kernels::{ACTIVATION_BLOCK, Isa, Kernels, MatrixView, Phase, Pool, Runtime, Team};
 use flapjack::model::{Batch, CacheType, KvCache, KvPool, Model, SparseWeightError};
 use flapjack::prune::{LayerPlan, LayerRestoration, PruneErrorKind, apply_layer};
 use flapjack::quant::{
@@ -358,23 +356,6 @@ fn what_is_wrong_is_said() {
             at: 64 + 64 + 64 + 2
         })
     );
-}
-
-/// W X, `[tokens, rows]`.
-fn product(team: &Team, weights: MatrixView, x: &[f32], phase: Phase) -> Vec<f32> {
-    let tokens = Tokens {
-        count: x.len() / weights.cols(),
-        phase,
-    };
-    let mut input = Activations::default();
-    input.begin(tokens, weights.cols()).copy_from_slice(x);
-    let mut out = vec![f32::NAN; tokens.count * weights.rows()];
-    let product = Product {
-        weights,
-        out: &mut out,
-    };
-    matmul(team, &mut input, &mut [product]);
-    out
 }
 
 fn every_isa() -> impl Iterator<Item = Kernels> {

@@ -5,6 +5,7 @@
 pub mod blocks;
 pub mod browser;
 pub mod engine;
+pub mod products;
 pub mod program;
 pub mod pruning;
 pub mod python;

@@ -52,7 +52,7 @@ typedef enum fk_layout {
     FK_LAYOUT_NATIVE = 0, /* row after row, as GGUF stores it */
     FK_LAYOUT_PACKED = 1, /* groups of FK_GROUP rows interleaved, block by block; see below */
     FK_LAYOUT_SPARSE = 2, /* the same without the weights that were removed; see below */
-    FK_LAYOUT_NARROW = 3  /* packed 16-bit floats in fewer bits; see below */
+    FK_LAYOUT_NARROW = 3  /* packed 16-bit floats in 12 bits; see below */
 } fk_layout;
 
 /* Rows of a packed group. A matrix has rows / FK_GROUP groups; the rows that are left over follow in native form.
@@ -83,20 +83,23 @@ typedef enum fk_layout {
  * fewer; bit 16 i + r of the mask of line j is column 4 j + i of row r, and values take 2 bytes each. docs/format.md has more. */
 #define FK_SPARSE_TAIL 1152
 
-/* Narrow weights are of the types F16 and BF16, and all of their bits are there. Most models come from bfloat16, and nearly all of their
- * weights are numbers of that between 2^-15 and 2, in F16 too: these differ in a sign, four bits of the exponent and seven of the
- * fraction. Of eight columns, the numbers of two lie in bits that those of the other six do not need. Rows lie in groups,
- * behind an index and before a tail, as those of sparse weights do.
+/* Narrow weights are F16 or BF16 weights without loss in 12 bits each. They suit models that were trained in bfloat16: nearly all weights
+ * of these are bfloat16 numbers between 2^-15 and 2, also where a file has them in F16. Such numbers differ only in the sign, four bits
+ * of the exponent and seven of the fraction. Rows lie in groups, behind an index and before a tail, as those of sparse weights do.
  *
- * A group begins with its columns in eights, as far as they fill blocks of 32 columns. Eight columns are three lines of 64 bytes: a
- * number of 4 bytes for each of 16 rows, little-endian, whose lower half is for column 2 j and whose upper half for column 2 j + 1,
- * j = 0, 1, 2. Bit 15 of a half is the sign, bits 0 to 10 are bits 0 to 10 of the number in bfloat16, whose bits 11 to 14 are 1, 1, 1, 0.
- * Bits 11 to 14 of the halves of lines 0 and 1 are bits 0 to 3 and 4 to 7 of columns 6 and 7; those of line 2 are bits 8 to 10, and
- * the sign. The columns that fill no block follow, as packed ones.
+ * A group has, in this order:
+ *   Columns in eights, as far as columns fill blocks of 32. Eight columns are three lines of 64 bytes, and a line is a word of 4 bytes
+ *   for each of 16 rows, little-endian. Line j = 0, 1, 2 has column 2 j in the lower halves of its words and column 2 j + 1 in the
+ *   upper halves. Bit 15 of a half is the sign, bits 0 to 10 are bits 0 to 10 of the number in bfloat16; that number's bits 11 to 14 are
+ *   1, 1, 1, 0 and not stored. In their place the halves have the bits of columns 6 and 7: lines 0 and 1 bits 0 to 3 and 4 to 7, line 2
+ *   bits 8 to 10 and the sign.
+ *   The columns that fill no block, as packed ones.
+ *   A list of those numbers in blocks that are not such numbers; where they belong, the block has 2^-15 in their stead. First how many,
+ *   in 4 bytes, and four zeros; then for each, ordered by columns: the column, the row of the group, the number in the type of the
+ *   weights, and zeros, 2 bytes each.
+ *   Zeros up to a multiple of 64.
  *
- * Then come those numbers of blocks that are no such ones, in whose place there are 2^-15: how many, in 4 bytes, and four zeros; and for
- * each, ordered by columns, the column, the row of the group, the number in the type of the weights, and zeros, 2 bytes each.
- * Then zeros up to a multiple of 64. Rows have at most FK_NARROW_COLS columns. */
+ * Rows have at most FK_NARROW_COLS columns. */
 #define FK_NARROW_COLS 65536
 
 typedef enum fk_isa {

@@ -363,7 +363,7 @@ static uint16_t number_at(const uint8_t *native, size_t rows, size_t cols, size_
     return r < rows ? (uint16_t)(p[0] | p[1] << 8) : 0;
 }
 
-/* The number in bfloat16, if it is one there that narrow weights have in their place; else 0. */
+/* The number in bfloat16, if narrow weights have it in its block; 0 if they list it. */
 static uint16_t narrow_number(const struct format *f, uint16_t number) {
     if (f->type == FK_TYPE_BF16) return (number & 0x7800) == 0x3800 ? number : 0;
     const double value = half_value(number), size = fabs(value);
@@ -374,7 +374,7 @@ static uint16_t narrow_number(const struct format *f, uint16_t number) {
     return bits & 0xffff ? 0 : (uint16_t)(bits >> 16);
 }
 
-/* Makes most of the numbers of a matrix such as fit. */
+/* Changes most numbers of a matrix to such as need not be listed. */
 static void make_narrow(const struct format *f, uint8_t *native, size_t rows, size_t cols) {
     const size_t some = random_below(3) == 0 ? 3 : 100;
     for (size_t i = 0; i < rows * cols; i++) {
@@ -615,6 +615,18 @@ static void check_together(struct table *table, const struct format *f, const fk
     }
 }
 
+/* The activations in tiles, with room for one more token behind them. */
+static uint16_t *tiles_of(const fk_kernels *k, const fk_activations *x) {
+    const size_t row_of_tiles = (x->cols + FK_TILE_COLS - 1) / FK_TILE_COLS * FK_TILE;
+    const size_t tile_rows = (x->tokens + FK_TILE_TOKENS - 1) / FK_TILE_TOKENS;
+    uint16_t *tiles = guarded((tile_rows + 1) * row_of_tiles * sizeof *tiles, 0);
+    for (size_t i = 0; i < tile_rows; i++) {
+        const size_t t = i * FK_TILE_TOKENS, count = x->tokens - t < FK_TILE_TOKENS ? x->tokens - t : FK_TILE_TOKENS;
+        k->fill_tiles(x->values + t * x->cols, count, x->cols, tiles + i * row_of_tiles);
+    }
+    return tiles;
+}
+
 /* What comes out for a token is the same alone as among others, to the bit. */
 static void check_each_alone(struct table *table, const struct format *f, const fk_weights *w, const fk_activations *x) {
     const size_t mark = area_count, tokens = x->tokens, stride = w->rows + MARGIN, blocks = x->cols / FK_BLOCK;
@@ -624,11 +636,7 @@ static void check_each_alone(struct table *table, const struct format *f, const 
     fk_activations together = *x;
     uint16_t *tiles = 0;
     if (table->kernels->activation_form(w, x->phase) == FK_FORM_BF16) {
-        tiles = guarded((tile_rows + 1) * row_of_tiles * sizeof *tiles, 0);
-        for (size_t i = 0; i < tile_rows; i++) {
-            const size_t t = i * FK_TILE_TOKENS, count = tokens - t < FK_TILE_TOKENS ? tokens - t : FK_TILE_TOKENS;
-            table->kernels->fill_tiles(x->values + t * x->cols, count, x->cols, tiles + i * row_of_tiles);
-        }
+        tiles = tiles_of(table->kernels, x);
         together.tiles = tiles;
     }
     const float *out = multiply(table->kernels, w, &together, 0, 0);
@@ -747,11 +755,11 @@ static void check_sparse_matrix(const struct format *f, const uint8_t *native, s
     release(mark);
 }
 
-/* The same matrix with numbers that fit in fewer bits. Prompts make of it what they make of it packed, to the bit, where all rows are in
- * groups; a generated token adds what is not in its place at the end. */
+/* The same matrix with numbers of which most need not be listed. Prompts make of it what they make of it packed, to the bit, where all rows are
+ * in groups; a generated token adds what is listed at the end. */
 static void check_narrow_matrix(const struct format *f, const uint8_t *native, size_t rows, const float *values, size_t tokens,
                                 size_t cols, const char *what) {
-    const size_t mark = area_count, all = rows * row_bytes(f, cols);
+    const size_t mark = area_count, all = rows * row_bytes(f, cols), stride = rows + MARGIN;
     uint8_t *these = guarded(all, 0), *packed = guarded(all, tokens % 2);
     memcpy(these, native, all);
     make_narrow(f, these, rows, cols);
@@ -760,34 +768,23 @@ static void check_narrow_matrix(const struct format *f, const uint8_t *native, s
     struct product p = product_of(f, these, rows, &in, 0);
     size_t bytes;
     const uint8_t *narrow = narrow_of(f, these, rows, cols, &bytes);
-    for EACH_TABLE (table)
-        for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++) {
+    const fk_weights as_packed = {f->type, FK_LAYOUT_PACKED, packed, row_bytes(f, cols), rows, cols, all, packed};
+    const fk_weights as_narrow = {f->type, FK_LAYOUT_NARROW, narrow, row_bytes(f, cols), rows, cols, bytes, narrow};
+    for EACH_TABLE (table) {
+        for (int phase = FK_PHASE_PREFILL; phase <= FK_PHASE_DECODE; phase++)
             check_product(table, f, FK_LAYOUT_NARROW, (fk_phase)phase, narrow, bytes, rows, &in, &p, what);
-            const fk_weights as_packed = {f->type, FK_LAYOUT_PACKED, packed, row_bytes(f, cols), rows, cols, all, packed};
-            fk_weights as_narrow = as_packed;
-            as_narrow.layout = FK_LAYOUT_NARROW;
-            as_narrow.data = as_narrow.index = narrow;
-            as_narrow.bytes = bytes;
-            if (phase == FK_PHASE_DECODE) continue;
-            fk_activations x = in.x;
-            x.phase = (fk_phase)phase;
-            const size_t inner = area_count, row_of_tiles = (cols + FK_TILE_COLS - 1) / FK_TILE_COLS * FK_TILE;
-            const size_t tile_rows = (tokens + FK_TILE_TOKENS - 1) / FK_TILE_TOKENS;
-            uint16_t *tiles = guarded(tile_rows * row_of_tiles * sizeof *tiles, 0);
-            for (size_t i = 0; i < tile_rows; i++) {
-                const size_t t = i * FK_TILE_TOKENS, count = tokens - t < FK_TILE_TOKENS ? tokens - t : FK_TILE_TOKENS;
-                table->kernels->fill_tiles(x.values + t * cols, count, cols, tiles + i * row_of_tiles);
-            }
-            x.tiles = tiles;
-            const float *a = multiply(table->kernels, &as_packed, &x, 0, 0), *b = multiply(table->kernels, &as_narrow, &x, 0, 0);
-            for (size_t t = 0; t < tokens; t++)
-                expect(table,
-                       memcmp(a + t * (rows + MARGIN), b + t * (rows + MARGIN), rows / FK_GROUP * FK_GROUP * sizeof *a) == 0 ||
-                           !isfinite(p.value[0][t * rows]),
-                       "matmul %s narrow: %zu x %zu, %s token %zu of %zu differs from packed", f->name, rows, cols,
-                       phase_name(x.phase), t, tokens);
-            release(inner);
-        }
+        const size_t inner = area_count;
+        fk_activations x = in.x;
+        x.phase = FK_PHASE_PREFILL;
+        x.tiles = tiles_of(table->kernels, &x);
+        const float *a = multiply(table->kernels, &as_packed, &x, 0, 0), *b = multiply(table->kernels, &as_narrow, &x, 0, 0);
+        for (size_t t = 0; t < tokens; t++)
+            expect(table,
+                   memcmp(a + t * stride, b + t * stride, rows / FK_GROUP * FK_GROUP * sizeof *a) == 0 ||
+                       !isfinite(p.value[0][t * rows]),
+                   "matmul %s narrow: %zu x %zu, token %zu of %zu of a prompt differs from packed", f->name, rows, cols, t, tokens);
+        release(inner);
+    }
     release(mark);
 }
 
@@ -839,8 +836,8 @@ static void check_products(void) {
         }
 }
 
-/* Sparse and narrow bytes that are damaged anywhere: masks and forms that say more than there is, offsets beyond the end. Something comes out, and
- * nothing beyond the bytes is read, which would end the program. */
+/* Sparse and narrow bytes that are damaged anywhere: masks and lists that say more than there is, offsets beyond the end. Something comes
+ * out, and nothing beyond the bytes is read, which would end the program. */
 static void check_damaged(void) {
     enum { ROWS = 35, COLS = 256, TOKENS = 3 };
     for (const struct format *f = formats; f < formats + COUNT(formats); f++)

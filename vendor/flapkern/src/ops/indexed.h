@@ -27,11 +27,11 @@ static const uint8_t *indexed_group(const fk_weights *w, size_t group) {
 }
 
 /* How far a group has been read. */
-typedef struct progress {
+typedef struct cursor {
     /* Where what comes next begins. */
     const uint8_t *p;
-    /* Of narrow groups: columns that were read, and the numbers that are not in their place and come next, and how many. */
+    /* Of narrow groups: the columns that were read, the listed numbers that come next, and how many. */
     size_t column;
-    const uint8_t *others;
+    const uint8_t *listed;
     size_t count;
-} progress;
+} cursor;

@@ -1,4 +1,5 @@
-/* Products of narrow groups: 16-bit floats in 12 bits, but for those that need more. A lane is a row, as in packed.h. Included by table.h. */
+/* Products of narrow groups: 16-bit floats in 12 bits, and a list of those that need more. A lane is a row, as in packed.h. Included by
+ * table.h. */
 
 /* Columns that lie together, and bytes and lines of them. */
 #define EIGHT_COLUMNS 8
@@ -8,7 +9,7 @@
 /* Bytes of a block of FLOAT_STEP columns. */
 #define NARROW_BYTES (FLOAT_STEP / EIGHT_COLUMNS * EIGHT_BYTES)
 
-/* The bits of a number of bfloat16 that narrow numbers have of their own, and those that all of them share; in both halves of a word. */
+/* Of a number in bfloat16 the bits that are stored, and the others, which are the same in all numbers; in both halves of a word. */
 #define OWN_BITS 0x87ff87ffu
 #define COMMON_BITS 0x38003800u
 
@@ -18,7 +19,7 @@ INLINE vu load_words(const uint8_t *p) {
     return words;
 }
 
-/* Vector v of eight columns at p, as four words of two numbers each, of which the own bits count. */
+/* Vector v of eight columns at p, as four words of two numbers each, of which the bits of OWN_BITS count. */
 INLINE void load_eight(const uint8_t *p, int v, vu words[4]) {
     UNROLL for (int line = 0; line < EIGHT_LINES; line++) words[line] = load_words(p + 64 * line + 4 * FK_LANES * v);
     words[3] = (words[0] >> 11 & 0x000f000f) | (words[1] >> 7 & 0x00f000f0) | (words[2] >> 3 & 0x07000700) |
@@ -28,43 +29,43 @@ INLINE void load_eight(const uint8_t *p, int v, vu words[4]) {
 INLINE vf upper_number(vu words) { return (vf)((words & (OWN_BITS & 0xffff0000u)) | (COMMON_BITS & 0xffff0000u)); }
 INLINE vf lower_number(vu words) { return upper_number(words << 16); }
 
-/* Columns of rows that lie in blocks. */
+/* The columns of a row that fill blocks. */
 INLINE size_t in_blocks(size_t cols) { return cols / FLOAT_STEP * FLOAT_STEP; }
 
-/* The numbers of a group that are not in their place. */
-typedef struct others {
+/* The numbers of a group that its list has, one after the other. */
+typedef struct listed {
     const uint8_t *p;
     size_t count;
-} others;
+} listed;
 
-#define OTHER_BYTES 8
+#define LISTED_BYTES 8
 
-/* Those of the group that begins at p; no more than lie before `end`. */
-INLINE others others_of(const uint8_t *p, const uint8_t *end, size_t cols) {
+/* The list of the group that begins at p; no more of it than lies before `end`. */
+INLINE listed listed_in(const uint8_t *p, const uint8_t *end, size_t cols) {
     const size_t before = in_blocks(cols) / FLOAT_STEP * NARROW_BYTES + cols % FLOAT_STEP * 2 * FK_GROUP;
-    if ((size_t)(end - p) < before + OTHER_BYTES) return (others){end, 0};
+    if ((size_t)(end - p) < before + LISTED_BYTES) return (listed){end, 0};
     p += before;
     uint32_t count;
     memcpy(&count, p, sizeof count);
-    const size_t most = (size_t)(end - p) / OTHER_BYTES - 1;
-    return (others){p + OTHER_BYTES, count < most ? count : most};
+    const size_t most = (size_t)(end - p) / LISTED_BYTES - 1;
+    return (listed){p + LISTED_BYTES, count < most ? count : most};
 }
 
-INLINE size_t column_of_other(const uint8_t *p) { return load_u16(p); }
-INLINE size_t row_of_other(const uint8_t *p) { return load_u16(p + 2) % FK_GROUP; }
+INLINE size_t listed_column(const uint8_t *p) { return load_u16(p); }
+INLINE size_t listed_row(const uint8_t *p) { return load_u16(p + 2) % FK_GROUP; }
 
-INLINE float value_of_other(fk_type type, const uint8_t *p) {
+INLINE float listed_value(fk_type type, const uint8_t *p) {
     return type == FK_TYPE_F16 ? half_at(p + 4) : bfloat_to_float(load_u16(p + 4));
 }
 
-/* What stands in the place of those, 2^-15. */
-#define IN_PLACE 0x1p-15f
+/* What stands in a block where the list has the number. */
+#define PLACEHOLDER 0x1p-15f
 
-/* out[0 .. FK_GROUP) += the products of one token with the numbers that are not in their place. */
-static __attribute__((noinline)) void add_others(fk_type type, others these, const float *x, size_t cols, float *out) {
-    for (const uint8_t *p = these.p; these.count > 0; these.count--, p += OTHER_BYTES) {
-        const size_t column = column_of_other(p);
-        if (column < cols) out[row_of_other(p)] += (value_of_other(type, p) - IN_PLACE) * x[column];
+/* out[0 .. FK_GROUP) += the products of one token with listed numbers, less those with the placeholders that it was multiplied with. */
+static __attribute__((noinline)) void add_listed(fk_type type, listed these, const float *x, size_t cols, float *out) {
+    for (const uint8_t *p = these.p; these.count > 0; these.count--, p += LISTED_BYTES) {
+        const size_t column = listed_column(p);
+        if (column < cols) out[listed_row(p)] += (listed_value(type, p) - PLACEHOLDER) * x[column];
     }
 }
 
@@ -103,7 +104,7 @@ INLINE void narrow_float_streams(fk_type type, int count, const uint8_t *const *
             }
             store(out[g] + v * FK_LANES, sum);
         }
-        add_others(type, others_of(groups[g], limits[g], x->cols), x->values, whole, out[g]);
+        add_listed(type, listed_in(groups[g], limits[g], x->cols), x->values, whole, out[g]);
     }
 }
 
@@ -135,8 +136,8 @@ INLINE void narrow_float_tile(fk_type type, int tokens, const uint8_t *p, const 
         }
         UNROLL for (int t = 0; t < tokens; t++) store(out + t * FK_GROUP + v * FK_LANES, sums[t]);
     }
-    const others these = others_of(p, limit, cols);
-    for (int t = 0; t < tokens; t++) add_others(type, these, x + t * cols, whole, out + t * FK_GROUP);
+    const listed these = listed_in(p, limit, cols);
+    for (int t = 0; t < tokens; t++) add_listed(type, these, x + t * cols, whole, out + t * FK_GROUP);
 }
 
 /* Rows [begin, end) for several generated tokens. */
@@ -160,22 +161,22 @@ INLINE void narrow_float_rows(fk_type type, const fk_weights *w, size_t begin, s
 }
 
 /* Where the columns of a group begin. */
-static progress begin_narrow(const fk_weights *w, size_t group) {
+static cursor begin_narrow(const fk_weights *w, size_t group) {
     const uint8_t *p = indexed_group(w, group);
-    const others these = others_of(p, limit_of(w), w->cols);
-    return (progress){p, 0, these.p, these.count};
+    const listed these = listed_in(p, limit_of(w), w->cols);
+    return (cursor){p, 0, these.p, these.count};
 }
 
-/* Goes past the columns before `end`. The next number that is not in its place and belongs to them, or 0. */
-INLINE const uint8_t *next_other(progress *at, size_t end) {
-    if (at->count == 0 || column_of_other(at->others) >= end) return 0;
+/* The next listed number, which it goes past, if its column is before `end`; else 0. */
+INLINE const uint8_t *next_listed(cursor *at, size_t end) {
+    if (at->count == 0 || listed_column(at->listed) >= end) return 0;
     at->count--;
-    at->others += OTHER_BYTES;
-    return at->others - OTHER_BYTES;
+    at->listed += LISTED_BYTES;
+    return at->listed - LISTED_BYTES;
 }
 
 /* Decodes the `depth` columns of a group that come next. Vector v of column i comes to `to[v] + i * stride`. */
-INLINE void decode_narrow(fk_type type, progress *at, const uint8_t *limit, size_t depth, float *const *to, size_t stride) {
+INLINE void decode_narrow(fk_type type, cursor *at, const uint8_t *limit, size_t depth, float *const *to, size_t stride) {
     const size_t whole = in_blocks(depth);
     for (size_t k = 0; k < whole; k += EIGHT_COLUMNS, at->p += EIGHT_BYTES) {
         const uint8_t *p = within(at->p, limit);
@@ -188,9 +189,9 @@ INLINE void decode_narrow(fk_type type, progress *at, const uint8_t *limit, size
             }
         }
     }
-    for (const uint8_t *p; (p = next_other(at, at->column + whole)) != 0;) {
-        const size_t column = column_of_other(p) - at->column, row = row_of_other(p);
-        if (column < whole) to[row / FK_LANES][column * stride + row % FK_LANES] = value_of_other(type, p);
+    for (const uint8_t *p; (p = next_listed(at, at->column + whole)) != 0;) {
+        const size_t column = listed_column(p) - at->column, row = listed_row(p);
+        if (column < whole) to[row / FK_LANES][column * stride + row % FK_LANES] = listed_value(type, p);
     }
     at->column += depth;
     if (whole == depth) return;
@@ -205,7 +206,7 @@ INLINE void decode_narrow(fk_type type, progress *at, const uint8_t *limit, size
                                                                 const fk_activations *x, float *const *out) {                    \
         narrow_float_streams(FK_TYPE_##TYPE, count, groups, limits, ahead, x, out);                                              \
     }                                                                                                                            \
-    static __attribute__((noinline)) void narrow_columns_##TYPE(progress *at, const uint8_t *limit, size_t depth,                \
+    static __attribute__((noinline)) void narrow_columns_##TYPE(cursor *at, const uint8_t *limit, size_t depth,                \
                                                                 float *const *to, size_t stride) {                               \
         decode_narrow(FK_TYPE_##TYPE, at, limit, depth, to, stride);                                                             \
     }

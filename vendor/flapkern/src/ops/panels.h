@@ -138,7 +138,7 @@ static void indexed_gemm(const fk_weights *w, size_t row_begin, size_t row_end, 
     for (size_t row = row_begin; row < row_end; row += INDEXED_ROWS) {
         const size_t count = row_end - row < INDEXED_ROWS ? row_end - row : INDEXED_ROWS;
         const size_t groups = (count + FK_GROUP - 1) / FK_GROUP;
-        progress at[GROUPS] = {0};
+        cursor at[GROUPS] = {0};
         for (size_t g = 0; g < groups; g++) at[g] = begin_columns(w, row / FK_GROUP + g);
         for (size_t k = 0; k < w->cols; k += GEMM_DEPTH) {
             const size_t depth = w->cols - k < GEMM_DEPTH ? w->cols - k : GEMM_DEPTH;

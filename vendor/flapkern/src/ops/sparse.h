@@ -221,13 +221,13 @@ FK_SPARSE_FLOAT_TYPES(FLOATS)
 #undef FLOATS
 
 /* Where the first columns of a group of plain floats are. */
-static progress begin_columns(const fk_weights *w, size_t group) {
+static cursor begin_columns(const fk_weights *w, size_t group) {
     if (w->layout == FK_LAYOUT_NARROW) return begin_narrow(w, group);
-    return (progress){.p = indexed_group(w, group)};
+    return (cursor){.p = indexed_group(w, group)};
 }
 
 /* Decodes the `depth` columns that come next; see decode_columns and decode_narrow. */
-static void decode_any_columns(const fk_weights *w, progress *at, size_t depth, float *const *to, size_t stride) {
+static void decode_any_columns(const fk_weights *w, cursor *at, size_t depth, float *const *to, size_t stride) {
     const int narrow = w->layout == FK_LAYOUT_NARROW;
     switch (w->type) {
 #define FLOATS(TYPE)                                                             \
@@ -293,7 +293,7 @@ static void sparse_floats(const fk_weights *w, size_t begin, size_t end, const f
     for (int v = 0; v < GROUP_VECTORS; v++) to[v] = columns + v * FK_LANES;
     for (size_t row = begin; row < end; row += FK_GROUP) {
         const size_t rows = end - row < FK_GROUP ? end - row : FK_GROUP;
-        progress at = begin_columns(w, row / FK_GROUP);
+        cursor at = begin_columns(w, row / FK_GROUP);
         memset(total, 0, x->tokens * FLOAT_CHAINS * FK_GROUP * sizeof *total);
         for (size_t k = 0, depth; k < x->cols; k += depth) {
             /* What is left of whole steps is summed by itself. */

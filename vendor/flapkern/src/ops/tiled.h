@@ -197,7 +197,7 @@ static const uint8_t *tiles_of_sparse(fk_type type, const uint8_t *p, const uint
 }
 
 /* The tiles of the `depth` columns of a narrow group that come next: numbers lie in words as in tiles. */
-INLINE void tiles_of_narrow_floats(fk_type type, progress *at, const uint8_t *limit, size_t depth, uint16_t *tiles) {
+INLINE void tiles_of_narrow_floats(fk_type type, cursor *at, const uint8_t *limit, size_t depth, uint16_t *tiles) {
     const size_t whole = in_blocks(depth);
     for (size_t k = 0; k < whole; k += EIGHT_COLUMNS, at->p += EIGHT_BYTES) {
         vu words[4];
@@ -205,9 +205,9 @@ INLINE void tiles_of_narrow_floats(fk_type type, progress *at, const uint8_t *li
         UNROLL for (int i = 0; i < 4; i++)
             _mm512_store_si512(tiles + (k + 2 * i) * FK_GROUP, (__m512i)((words[i] & OWN_BITS) | COMMON_BITS));
     }
-    for (const uint8_t *p; (p = next_other(at, at->column + whole)) != 0;) {
-        const size_t column = column_of_other(p) - at->column, place = column / 2 * 2 * FK_GROUP + 2 * row_of_other(p) + column % 2;
-        const vf value = splat(value_of_other(type, p));
+    for (const uint8_t *p; (p = next_listed(at, at->column + whole)) != 0;) {
+        const size_t column = listed_column(p) - at->column, place = column / 2 * 2 * FK_GROUP + 2 * listed_row(p) + column % 2;
+        const vf value = splat(listed_value(type, p));
         if (column < whole) tiles[place] = (uint16_t)_mm_cvtsi128_si32(_mm512_castsi512_si128(to_bfloats(value, value)));
     }
     at->column += depth;
@@ -215,7 +215,7 @@ INLINE void tiles_of_narrow_floats(fk_type type, progress *at, const uint8_t *li
 }
 
 #define FLOATS(TYPE)                                                                                               \
-    static __attribute__((noinline)) void narrow_tiles_##TYPE(progress *at, const uint8_t *limit, size_t depth,    \
+    static __attribute__((noinline)) void narrow_tiles_##TYPE(cursor *at, const uint8_t *limit, size_t depth,    \
                                                               uint16_t *tiles) {                                   \
         tiles_of_narrow_floats(FK_TYPE_##TYPE, at, limit, depth, tiles);                                           \
     }
@@ -223,7 +223,7 @@ FK_NARROW_TYPES(FLOATS)
 #undef FLOATS
 
 /* The tiles of the `depth` columns that come next of a group that an index finds. */
-static void tiles_of_indexed(const fk_weights *w, progress *at, size_t depth, uint16_t *tiles) {
+static void tiles_of_indexed(const fk_weights *w, cursor *at, size_t depth, uint16_t *tiles) {
     if (w->layout == FK_LAYOUT_SPARSE)
         at->p = tiles_of_sparse(w->type, at->p, limit_of(w), depth, tiles);
     else if (w->type == FK_TYPE_F16)
@@ -418,7 +418,7 @@ static void tiled_matmul(const fk_weights *w, size_t row_begin, size_t row_end, 
     for (size_t row = row_begin; row < row_end; row += TILED_ROWS) {
         const size_t count = row_end - row < TILED_ROWS ? row_end - row : TILED_ROWS;
         const int groups = (int)((count + FK_GROUP - 1) / FK_GROUP);
-        progress at[TILED_ROWS / FK_GROUP];
+        cursor at[TILED_ROWS / FK_GROUP];
         for (int g = 0; g < groups && is_indexed(w); g++) at[g] = begin_columns(w, row / FK_GROUP + g);
         for (size_t k = 0; k < w->cols; k += piece) {
             const size_t depth = w->cols - k < piece ? w->cols - k : piece;
